@@ -1,0 +1,1 @@
+"""The tests; ``tests.oracles`` and ``tests.tolerances`` are imported by name."""
