@@ -1,0 +1,213 @@
+r"""Candidate: a pretrained language model that may be chosen for the task.
+
+It is a pure function ``apply_fn(params, batch) -> logits`` with its parameters, and what is
+needed to feed it text.
+
+Example:
+    >>> import numpy as np, lensllm_jax as lens
+    >>> c = lens.load_candidate(lens.list_zoo()[0])
+    >>> ids = np.ones((2, 5), np.int32)
+    >>> c.apply_fn(c.params, {"input_ids": ids, "attention_mask": ids}).shape[:2]
+    (2, 5)
+"""
+
+import dataclasses
+import functools
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lensllm_jax import checks
+from lensllm_jax.checkpoints.tensors import SINGLE, TensorFiles
+from lensllm_jax.checkpoints.weights import checkpoint_tensors, load_params
+from lensllm_jax.models.decoder import Decoder, DecoderConfig
+from lensllm_jax.models.families import FAMILIES
+from lensllm_jax.models.family import Family
+from lensllm_jax.typing import Batch, Params
+
+CONFIG = "config.json"
+
+
+def transformers() -> Any:
+    """Hugging Face's library, imported late (it is slow) and without its advice on PyTorch.
+
+    Returns:
+        The module.
+    """
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+    import transformers
+
+    return transformers
+
+
+@dataclasses.dataclass(frozen=True)
+class Candidate:
+    """A pretrained language model.
+
+    Attributes:
+        name: what the user calls it.
+        family: the tables that loaded it.
+        config: shape and variants.
+        params: the parameter tree.
+        hf_config: the checkpoint's own config, kept for saving.
+        folder: where it was loaded from; the tokenizer is read from there.
+    """
+
+    name: str
+    family: Family
+    config: DecoderConfig
+    params: Params = dataclasses.field(repr=False)
+    hf_config: Mapping[str, Any] = dataclasses.field(repr=False)
+    folder: Path
+
+    @property
+    def is_encoder_decoder(self) -> bool:
+        """Whether logits at a position predict that position's label (else the next one's)."""
+        return False
+
+    @property
+    def num_params(self) -> int:
+        """Number of parameters, a shared one counted once."""
+        return sum(leaf.size for leaf in jax.tree.leaves(self.params))
+
+    @functools.cached_property
+    def module(self) -> Decoder:
+        """The Flax module that ``apply_fn`` applies."""
+        return Decoder(self.config)
+
+    def apply_fn(self, params: Params, batch: Batch) -> jax.Array:
+        """Logits (b, s, v) of the model with ``params``.
+
+        Args:
+            params: a tree like ``self.params``.
+            batch: ``input_ids`` and ``attention_mask``, each (b, s); other keys are left
+                alone.
+
+        Returns:
+            Logits; at position i they predict token i + 1.
+        """
+        return self.module.apply({"params": params}, batch["input_ids"], batch["attention_mask"])
+
+    @functools.cached_property
+    def tokenizer(self) -> Any:
+        """The checkpoint's tokenizer, read when first asked for.
+
+        Raises:
+            UserError: if the folder has none, or one with more tokens than the embedding
+                has rows.
+        """
+        try:
+            tokenizer = transformers().AutoTokenizer.from_pretrained(self.folder)
+        except (OSError, ValueError) as error:
+            raise checks.UserError(
+                f"`{self.folder}` must hold a tokenizer to read text, got none that loads "
+                f"({str(error).splitlines()[0]}): save it with tokenizer.save_pretrained(folder)"
+            ) from error
+        if len(tokenizer) > self.config.vocab_size:
+            raise checks.UserError(
+                f"tokenizer of `{self.folder}` must have at most {self.config.vocab_size} tokens "
+                f"(rows of the embedding), got {len(tokenizer)}"
+            )
+        return tokenizer
+
+    def save(self, folder: str | Path, *, params: Params | None = None, dtype: str = "float32"):
+        """Writes a folder that Hugging Face and ``load_folder`` read.
+
+        Args:
+            folder: where to; made if absent.
+            params: what to write (default: the candidate's own).
+            dtype: type of the stored tensors.
+
+        Raises:
+            UserError: if ``dtype`` is not a floating type.
+        """
+        from safetensors.numpy import save_file
+
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        stored = _floating(dtype)
+        tree = self.params if params is None else params
+        tensors = {
+            name: values.astype(stored)
+            for name, values in checkpoint_tensors(tree, self.family, self.config)
+        }
+        save_file(tensors, folder / SINGLE, metadata={"format": "pt"})
+        config = {**self.hf_config, "architectures": [self.family.architecture], "dtype": dtype}
+        (folder / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+
+
+def load_folder(
+    folder: str | Path, *, name: str | None = None, dtype: str = "float32"
+) -> Candidate:
+    """Reads a Hugging Face checkpoint folder.
+
+    Args:
+        folder: holds config.json and safetensors weights.
+        name: what to call the candidate (default: the folder's name).
+        dtype: type of the parameters; "float64" needs JAX's x64 mode.
+
+    Returns:
+        The candidate.
+
+    Raises:
+        UserError: if the folder is no checkpoint, its family or a setting of it is not
+            supported, or its weights are damaged or do not fit its config.
+    """
+    folder = Path(folder)
+    if not (folder / CONFIG).is_file():
+        raise checks.UserError(f"`{folder}` must be a checkpoint folder with {CONFIG}, got none")
+    family, hf = _read_config(folder / CONFIG)
+    config = family.config(hf)
+    params = load_params(TensorFiles.of_folder(folder), family, config, dtype=_floating(dtype))
+    return Candidate(
+        name=name or folder.name,
+        family=family,
+        config=config,
+        params=jax.tree.map(jnp.asarray, params),
+        hf_config=hf,
+        folder=folder,
+    )
+
+
+def _read_config(path: Path) -> tuple[Family, dict[str, Any]]:
+    """The family of a config.json, and its attributes completed by Hugging Face's defaults."""
+    try:
+        stored = json.loads(path.read_text())
+        model_type = stored["model_type"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise checks.UserError(
+            f"`{path}` must be JSON with a `model_type`, got {type(error).__name__}: {error}"
+        ) from error
+    if model_type not in FAMILIES:
+        raise checks.UserError(
+            f"`model_type` in {path} must be one of {', '.join(sorted(FAMILIES))}, "
+            f"got {model_type!r}"
+        )
+    family = FAMILIES[model_type]
+    config_class = type(transformers().AutoConfig.for_model(model_type))
+    defaults = config_class().to_dict()
+    try:
+        attributes = {**defaults, **config_class.from_dict(stored).to_dict()}
+    except Exception as error:  # transformers validates with classes of its own
+        raise checks.UserError(
+            f"`{path}` must be a valid {model_type} config, got {str(error).splitlines()[-1]}"
+        ) from error
+    family.refuse_unknown(attributes, defaults)
+    return family, attributes
+
+
+def _floating(dtype: str) -> np.dtype:
+    """The numpy type called ``dtype``, if parameters can have it here."""
+    checks.one_of("dtype", dtype, ("float16", "bfloat16", "float32", "float64"))
+    if dtype == "float64" and not jax.config.jax_enable_x64:
+        raise checks.UserError(
+            "`dtype` must be at most float32 while JAX's x64 mode is off, got 'float64': "
+            "set JAX_ENABLE_X64=1"
+        )
+    return np.dtype(jnp.dtype(dtype))

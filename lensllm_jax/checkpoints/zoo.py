@@ -1,0 +1,64 @@
+"""Zoo: the small, really pretrained candidates that come with the package.
+
+``experiments/pretrain_zoo.py`` made them; each folder's ``pretraining.json`` says from
+which text, for how many steps and to which loss.
+
+Example:
+    >>> import lensllm_jax as lens
+    >>> lens.list_zoo()[0]
+    'zoo/gpt2-...'
+"""
+
+from pathlib import Path
+
+from lensllm_jax import checks
+from lensllm_jax.checkpoints.candidate import CONFIG, Candidate, load_folder
+
+FOLDER = Path(__file__).parent.parent / "zoo"
+PREFIX = "zoo/"
+HUB_PATTERNS = ["*.json", "*.safetensors", "*.model", "*.txt"]
+
+
+def list_zoo() -> tuple[str, ...]:
+    """Names of the bundled candidates.
+
+    Returns:
+        Names that ``load_candidate`` takes, in alphabetical order.
+    """
+    return tuple(PREFIX + path.parent.name for path in sorted(FOLDER.glob(f"*/{CONFIG}")))
+
+
+def load_candidate(name: str, *, dtype: str = "float32") -> Candidate:
+    """Loads a candidate by whatever names it.
+
+    Args:
+        name: "zoo/..." for a bundled one, a path to a checkpoint folder, or the id of a
+            model on the Hugging Face hub.
+        dtype: type of the parameters.
+
+    Returns:
+        The candidate.
+
+    Raises:
+        UserError: if there is no such candidate or it does not load.
+    """
+    if name.startswith(PREFIX):
+        checks.one_of("candidate", name, list_zoo())
+        return load_folder(FOLDER / name.removeprefix(PREFIX), name=name, dtype=dtype)
+    if Path(name).is_dir():
+        return load_folder(name, name=name, dtype=dtype)
+    return load_folder(_download(name), name=name, dtype=dtype)
+
+
+def _download(hub_id: str) -> str:
+    """Folder of a hub model, fetched unless the cache has it."""
+    import huggingface_hub
+
+    try:
+        return huggingface_hub.snapshot_download(hub_id, allow_patterns=HUB_PATTERNS)
+    except Exception as error:  # every network and hub failure ends in the same advice
+        raise checks.UserError(
+            f"`candidate` must be one of {', '.join(list_zoo())}, a checkpoint folder, or a model "
+            f"that the Hugging Face hub lets us fetch, got {hub_id!r} ({type(error).__name__}): "
+            "check the spelling and the network, or give the path of a downloaded folder"
+        ) from error

@@ -1,0 +1,91 @@
+"""GPT-2 (Radford et al., 2019), also the class of Cerebras-GPT and LaMini-GPT.
+
+Pre-norm blocks, learned absolute positions that count padding, query, key and value in one
+tensor, weights stored (in, out), head tied to the embedding.
+
+Example:
+    >>> from lensllm_jax.models.families import FAMILIES
+    >>> FAMILIES["gpt2"].architecture
+    'GPT2LMHeadModel'
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from lensllm_jax.models.decoder import DecoderConfig
+from lensllm_jax.models.family import Family, Weight, norm_weights
+
+
+def config(hf: Mapping[str, Any]) -> DecoderConfig:
+    """Our config from the attributes of a GPT-2 config.
+
+    Args:
+        hf: the attributes.
+
+    Returns:
+        The decoder that they describe.
+    """
+    return DecoderConfig(
+        vocab_size=hf["vocab_size"],
+        max_positions=hf["n_positions"],
+        d_model=hf["n_embd"],
+        num_layers=hf["n_layer"],
+        num_heads=hf["n_head"],
+        d_ff=hf["n_inner"] or 4 * hf["n_embd"],
+        activation=hf["activation_function"],
+        norm_epsilon=hf["layer_norm_epsilon"],
+        tied_head=hf["tie_word_embeddings"],
+    )
+
+
+def weights(config: DecoderConfig) -> tuple[Weight, ...]:
+    """The weight table.
+
+    Args:
+        config: the decoder to fill.
+
+    Returns:
+        One entry a checkpoint tensor.
+    """
+    block, ours = "h.{layer}", "blocks"
+    query_key_value = tuple(f"{ours}/attention/{name}" for name in ("query", "key", "value"))
+    table = [
+        Weight("wte.weight", "embed/embedding"),
+        Weight("wpe.weight", "positions/embedding"),
+        *norm_weights(f"{block}.ln_1", f"{ours}/attention_norm"),
+        *norm_weights(f"{block}.ln_2", f"{ours}/feed_forward_norm"),
+        *norm_weights("ln_f", "final_norm"),
+    ]
+    for kind, leaf in (("weight", "kernel"), ("bias", "bias")):
+        table += [
+            Weight(f"{block}.attn.c_attn.{kind}", tuple(f"{q}/{leaf}" for q in query_key_value)),
+            Weight(f"{block}.attn.c_proj.{kind}", f"{ours}/attention/out/{leaf}"),
+            Weight(f"{block}.mlp.c_fc.{kind}", f"{ours}/feed_forward/up/{leaf}"),
+            Weight(f"{block}.mlp.c_proj.{kind}", f"{ours}/feed_forward/down/{leaf}"),
+        ]
+    if not config.tied_head:
+        table.append(Weight("lm_head.weight", "head/kernel", transpose=True))
+    return tuple(table)
+
+
+FAMILY = Family(
+    name="gpt2",
+    config=config,
+    weights=weights,
+    read=frozenset(
+        """vocab_size n_positions n_embd n_layer n_head n_inner activation_function
+        layer_norm_epsilon tie_word_embeddings""".split()
+    ),
+    harmless=frozenset(
+        """resid_pdrop embd_pdrop attn_pdrop summary_type summary_use_proj summary_activation
+        summary_proj_to_labels summary_first_dropout n_ctx reorder_and_upcast_attn""".split()
+    ),
+    required={
+        "scale_attn_weights": True,
+        "scale_attn_by_inverse_layer_idx": False,
+        "add_cross_attention": False,
+    },
+    prefixes=("transformer.", ""),
+    ignored=(r"h\.\d+\.attn\.(masked_)?bias",),
+    architecture="GPT2LMHeadModel",
+)

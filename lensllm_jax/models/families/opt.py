@@ -1,0 +1,96 @@
+"""OPT (Zhang et al., 2022).
+
+Learned positions that count real tokens only, two rows in; ReLU; all sizes pre-norm but the
+350M form, which normalises after each sub-layer, has no final norm, and projects narrower
+embeddings in and out.
+
+Example:
+    >>> from lensllm_jax.models.families import FAMILIES
+    >>> FAMILIES["opt"].prefixes[0]
+    'model.decoder.'
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from lensllm_jax.models.decoder import DecoderConfig
+from lensllm_jax.models.family import Family, Weight, linear_weights, norm_weights
+
+
+def config(hf: Mapping[str, Any]) -> DecoderConfig:
+    """Our config from the attributes of an OPT config.
+
+    Args:
+        hf: the attributes.
+
+    Returns:
+        The decoder that they describe.
+    """
+    return DecoderConfig(
+        vocab_size=hf["vocab_size"],
+        max_positions=hf["max_position_embeddings"],
+        d_model=hf["hidden_size"],
+        num_layers=hf["num_hidden_layers"],
+        num_heads=hf["num_attention_heads"],
+        d_ff=hf["ffn_dim"],
+        activation=hf["activation_function"],
+        pre_norm=hf["do_layer_norm_before"],
+        final_norm=hf["do_layer_norm_before"] and not hf["_remove_final_layer_norm"],
+        use_bias=hf["enable_bias"],
+        d_embedding=hf["word_embed_proj_dim"],
+        position_offset=2,
+        positions_from_mask=True,
+        tied_head=hf["tie_word_embeddings"],
+    )
+
+
+def weights(config: DecoderConfig) -> tuple[Weight, ...]:
+    """The weight table.
+
+    Args:
+        config: the decoder to fill.
+
+    Returns:
+        One entry a checkpoint tensor.
+    """
+    block, ours = "layers.{layer}", "blocks"
+    table = [
+        Weight("embed_tokens.weight", "embed/embedding"),
+        Weight("embed_positions.weight", "positions/embedding"),
+        *norm_weights(f"{block}.self_attn_layer_norm", f"{ours}/attention_norm"),
+        *norm_weights(f"{block}.final_layer_norm", f"{ours}/feed_forward_norm"),
+    ]
+    for theirs, name in (
+        ("self_attn.q_proj", "attention/query"),
+        ("self_attn.k_proj", "attention/key"),
+        ("self_attn.v_proj", "attention/value"),
+        ("self_attn.out_proj", "attention/out"),
+        ("fc1", "feed_forward/up"),
+        ("fc2", "feed_forward/down"),
+    ):
+        table += linear_weights(f"{block}.{theirs}", f"{ours}/{name}", use_bias=config.use_bias)
+    if config.final_norm:
+        table += norm_weights("final_layer_norm", "final_norm")
+    if config.embedding_width != config.d_model:
+        table += linear_weights("project_in", "project_in", use_bias=False)
+        table += linear_weights("project_out", "project_out", use_bias=False)
+    if not config.tied_head:
+        table += linear_weights("lm_head", "head", use_bias=False)
+    return tuple(table)
+
+
+FAMILY = Family(
+    name="opt",
+    config=config,
+    weights=weights,
+    read=frozenset(
+        """vocab_size max_position_embeddings hidden_size num_hidden_layers num_attention_heads
+        ffn_dim activation_function do_layer_norm_before _remove_final_layer_norm enable_bias
+        word_embed_proj_dim tie_word_embeddings""".split()
+    ),
+    harmless=frozenset("dropout attention_dropout activation_dropout layerdrop".split()),
+    required={"layer_norm_elementwise_affine": True},
+    prefixes=("model.decoder.", "decoder.", ""),
+    ignored=(),
+    architecture="OPTForCausalLM",
+)

@@ -1,0 +1,140 @@
+r"""Family: how one kind of Hugging Face checkpoint maps onto our models.
+
+A family is three tables: which config attributes it reads (everything else must be at its
+default or be known not to matter), how they make our config, and which checkpoint tensor
+fills which parameter.  Loading and saving only interpret these tables.
+
+Example:
+    >>> from lensllm_jax.models.family import Weight
+    >>> Weight("h.{layer}.mlp.c_fc.weight", "blocks/feed_forward/up/kernel").source(3)
+    'h.3.mlp.c_fc.weight'
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from lensllm_jax import checks
+from lensllm_jax.models.decoder import DecoderConfig
+
+# Attributes that every Hugging Face config may carry and that change no logit of a plain
+# forward pass: identity, bookkeeping, generation, training-time regularisation.
+HARMLESS = frozenset(
+    """
+    _name_or_path architectures model_type transformers_version torch_dtype dtype use_cache
+    bos_token_id eos_token_id pad_token_id sep_token_id decoder_start_token_id prefix
+    task_specific_params initializer_range init_std chunk_size_feed_forward id2label label2id problem_type
+    output_attentions output_hidden_states return_dict torchscript is_decoder is_encoder_decoder
+    attn_implementation _attn_implementation use_bfloat16 gradient_checkpointing
+    """.split()
+)  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Weight:
+    """One tensor of a checkpoint and the parameter(s) that it fills.
+
+    Attributes:
+        hf: its name there; ``{layer}`` stands for the number of a block.
+        ours: slash-joined path in our tree; several where one tensor holds several
+            parameters side by side along its last (our) axis, as GPT-2's ``c_attn``.
+        transpose: whether the checkpoint stores (out, in), as ``torch.nn.Linear`` does.
+    """
+
+    hf: str
+    ours: str | tuple[str, ...]
+    transpose: bool = False
+
+    @property
+    def stacked(self) -> bool:
+        """Whether there is one such tensor a block."""
+        return "{layer}" in self.hf
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        """The parameters filled, always as a tuple."""
+        return (self.ours,) if isinstance(self.ours, str) else self.ours
+
+    def source(self, layer: int) -> str:
+        """Name of the tensor of block ``layer``."""
+        return self.hf.replace("{layer}", str(layer))
+
+
+@dataclasses.dataclass(frozen=True)
+class Family:
+    """One kind of checkpoint.
+
+    Attributes:
+        name: Hugging Face's ``model_type``.
+        config: our config from the attributes of theirs.
+        weights: the weight table for one of our configs.
+        read: config attributes that ``config`` reads.
+        harmless: further attributes that change no logit.
+        required: attribute -> the only value supported (the mathematics of others is not
+            implemented).
+        prefixes: what may stand before every tensor name, most usual first.
+        ignored: regular expressions of tensors that hold no parameter (mask buffers).
+        architecture: Hugging Face's class, written when saving.
+    """
+
+    name: str
+    config: Callable[[Mapping[str, Any]], DecoderConfig]
+    weights: Callable[[DecoderConfig], tuple[Weight, ...]]
+    read: frozenset[str]
+    harmless: frozenset[str]
+    required: Mapping[str, Any]
+    prefixes: tuple[str, ...]
+    ignored: tuple[str, ...]
+    architecture: str
+
+    def refuse_unknown(self, attributes: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
+        """Stops at config attributes whose effect on the logits is not implemented.
+
+        Args:
+            attributes: the checkpoint's config.
+            defaults: Hugging Face's default of each attribute.
+
+        Raises:
+            UserError: listing every such attribute, its value and what is supported.
+        """
+        problems = []
+        known = self.read | self.harmless | HARMLESS
+        for name, value in attributes.items():
+            if name in self.required:
+                if value != self.required[name]:
+                    problems.append(f"{name}={value!r} (only {self.required[name]!r})")
+            elif name not in known and (name not in defaults or value != defaults[name]):
+                problems.append(f"{name}={value!r} (unknown attribute)")
+        if problems:
+            raise checks.UserError(
+                f"config of a {self.name} checkpoint must use supported settings, got "
+                + "; ".join(sorted(problems))
+            )
+
+
+def norm_weights(hf: str, ours: str) -> tuple[Weight, Weight]:
+    """The two tensors of a layer norm.
+
+    Args:
+        hf: its module there.
+        ours: its path in our tree.
+
+    Returns:
+        Scale and bias.
+    """
+    return Weight(f"{hf}.weight", f"{ours}/scale"), Weight(f"{hf}.bias", f"{ours}/bias")
+
+
+def linear_weights(hf: str, ours: str, *, use_bias: bool) -> tuple[Weight, ...]:
+    """The tensors of a ``torch.nn.Linear``.
+
+    Args:
+        hf: its module there.
+        ours: its path in our tree.
+        use_bias: whether it has a bias.
+
+    Returns:
+        Kernel, and bias where there is one.
+    """
+    kernel = Weight(f"{hf}.weight", f"{ours}/kernel", transpose=True)
+    return (kernel, Weight(f"{hf}.bias", f"{ours}/bias")) if use_bias else (kernel,)
