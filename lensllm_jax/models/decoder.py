@@ -24,7 +24,7 @@ import dataclasses
 
 import flax.linen as nn
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Float, Int
 
 from lensllm_jax import checks
 from lensllm_jax.models.layers import (
@@ -35,6 +35,7 @@ from lensllm_jax.models.layers import (
     embedding,
     layer_norm,
 )
+from lensllm_jax.typing import Array
 
 
 @dataclasses.dataclass(frozen=True)

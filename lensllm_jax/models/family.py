@@ -23,7 +23,8 @@ HARMLESS = frozenset(
     """
     _name_or_path architectures model_type transformers_version torch_dtype dtype use_cache
     bos_token_id eos_token_id pad_token_id sep_token_id decoder_start_token_id prefix
-    task_specific_params initializer_range init_std chunk_size_feed_forward id2label label2id problem_type
+    task_specific_params initializer_range init_std chunk_size_feed_forward id2label
+    label2id problem_type
     output_attentions output_hidden_states return_dict torchscript is_decoder is_encoder_decoder
     attn_implementation _attn_implementation use_bfloat16 gradient_checkpointing
     """.split()

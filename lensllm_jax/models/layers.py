@@ -26,9 +26,10 @@ from functools import partial
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Bool, Float, Int
 
 from lensllm_jax import checks
+from lensllm_jax.typing import Array
 
 # Hugging Face's name -> function.  "gelu" there is the exact one, "gelu_new" the tanh form.
 ACTIVATIONS: Mapping[str, Callable] = {
