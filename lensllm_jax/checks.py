@@ -45,6 +45,24 @@ def positive(name: str, value: Number) -> Number:
     return value
 
 
+def not_negative(name: str, value: Number) -> Number:
+    """``value``, if it is a finite number, zero or above.
+
+    Args:
+        name: what the caller calls it.
+        value: the number to check.
+
+    Returns:
+        ``value`` unchanged.
+
+    Raises:
+        UserError: if it is negative, infinite or NaN.
+    """
+    if not (math.isfinite(value) and value >= 0):
+        raise UserError(f"`{name}` must be zero or positive and finite, got {value!r}")
+    return value
+
+
 def one_of(name: str, value: T, options: Collection[T]) -> T:
     """``value``, if it is among ``options``.
 

@@ -1,0 +1,1 @@
+"""The binaries: each module runs as ``python -m experiments.<name> --help``."""

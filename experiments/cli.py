@@ -1,0 +1,78 @@
+"""Command line manners shared by every binary.
+
+Bad input ends in one line on stderr and exit code 2; an interruption says how to resume
+and exits with 130; ``--help`` shows the module's docstring, which holds the command.
+
+Example:
+    >>> from experiments import cli
+    >>> cli.names("zoo/gpt2-xs, my/model,")
+    ('zoo/gpt2-xs', 'my/model')
+"""
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+
+from absl import app, flags
+
+from lensllm_jax import checks
+
+BAD_INPUT = 2
+INTERRUPTED = 130
+
+
+def names(text: str) -> tuple[str, ...]:
+    """The entries of a comma-separated flag.
+
+    Args:
+        text: what the user gave.
+
+    Returns:
+        The entries, stripped, empty ones dropped.
+    """
+    return tuple(entry.strip() for entry in text.split(",") if entry.strip())
+
+
+def run(main: Callable[[Sequence[str]], int | None]) -> None:
+    """Runs a binary and exits with its code.
+
+    Args:
+        main: takes the arguments left over by the flags; returns an exit code or None.
+    """
+
+    def guarded(argv: Sequence[str]) -> int:
+        if len(argv) > 1:
+            return _fail(f"arguments must be flags (--name=value), got {argv[1]!r}")
+        try:
+            return main(argv) or 0
+        except checks.UserError as error:
+            return _fail(str(error))
+        except FloatingPointError as error:
+            return _fail(str(error), code=1)
+        except BrokenPipeError:
+            # the reader of our output went away; stdout must not complain again at exit
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 1
+        except KeyboardInterrupt:
+            return _fail("interrupted: the same command resumes", code=INTERRUPTED)
+
+    app.run(guarded, flags_parser=_parse)
+
+
+def _parse(argv: Sequence[str]) -> list[str]:
+    """Like absl's own parser, but a wrong flag ends in one line and exit code 2."""
+    try:
+        return app.parse_flags_with_usage(list(argv))
+    except flags.Error as error:  # some absl versions let it through
+        sys.exit(_fail(str(error)))
+    except SystemExit as stop:
+        sys.exit(BAD_INPUT if stop.code == 1 and not _help_was_asked(argv) else stop.code)
+
+
+def _help_was_asked(argv: Sequence[str]) -> bool:
+    return any(arg.lstrip("-").split("=")[0].startswith("help") for arg in argv[1:])
+
+
+def _fail(message: str, *, code: int = BAD_INPUT) -> int:
+    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    return code

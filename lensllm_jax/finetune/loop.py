@@ -1,0 +1,174 @@
+r"""Loop: optax AdamW (Loshchilov and Hutter, 2019) on token-weighted minibatches.
+
+One compiled call makes several steps.  Its shapes are those of a minibatch, never those of
+the data, so that a candidate compiles once whatever the subset.
+
+Example:
+    >>> import lensllm_jax as lens, numpy as np
+    >>> from lensllm_jax.finetune.loop import Loop, OptimizerConfig
+    >>> c = lens.load_candidate(lens.list_zoo()[0])
+    >>> loop = Loop(c.apply_fn, OptimizerConfig(learning_rate=1e-3), shift=True)
+    >>> ids = np.arange(10, dtype=np.int32)[None, None]  # (steps, b, s)
+    >>> batches = {"input_ids": ids, "attention_mask": np.ones_like(ids), "labels": ids}
+    >>> state, losses = loop.train(loop.start(c.params), batches)
+    >>> losses.shape
+    (1,)
+"""
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import traverse_util
+from jaxtyping import Float
+
+from lensllm_jax import checks
+from lensllm_jax.finetune.objective import NatsAndCount, batch_nats_and_count
+from lensllm_jax.typing import ApplyFn, Array, Batch, Params
+
+DECAYED = ("kernel", "embedding")  # matrices; biases and norms are never decayed
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig:
+    """Settings of AdamW.
+
+    Attributes:
+        learning_rate: after warm-up.
+        weight_decay: of matrices, decoupled.
+        warmup_steps: steps of linear rise.
+        decay_steps: where the cosine decay ends, in steps; None keeps the rate constant,
+            as early stopping without a known end needs.
+        clip_norm: largest global gradient norm.
+        b2: decay of the second moment.
+    """
+
+    learning_rate: float
+    weight_decay: float = 0.01
+    warmup_steps: int = 10
+    decay_steps: int | None = None
+    clip_norm: float = 1.0
+    b2: float = 0.999
+
+    def __post_init__(self):
+        checks.positive("learning_rate", self.learning_rate)
+        checks.positive("clip_norm", self.clip_norm)
+        checks.not_negative("weight_decay", self.weight_decay)
+
+    def schedule(self) -> optax.Schedule:
+        """Learning rate at a step."""
+        if self.decay_steps is None:
+            return optax.linear_schedule(0.0, self.learning_rate, max(self.warmup_steps, 1))
+        return optax.warmup_cosine_decay_schedule(
+            0.0, self.learning_rate, self.warmup_steps, self.decay_steps
+        )
+
+    def optimizer(self) -> optax.GradientTransformation:
+        """The optax transformation."""
+
+        def decayed(params: Params) -> Params:
+            flat = traverse_util.flatten_dict(params)
+            return traverse_util.unflatten_dict({path: path[-1] in DECAYED for path in flat})
+
+        return optax.chain(
+            optax.clip_by_global_norm(self.clip_norm),
+            optax.adamw(self.schedule(), b2=self.b2, weight_decay=self.weight_decay, mask=decayed),
+        )
+
+
+class TrainState(NamedTuple):
+    """What a step changes."""
+
+    params: Params
+    optimizer_state: Any
+
+
+class Loop:
+    """Compiled training and evaluation of one candidate.
+
+    Attributes:
+        apply_fn: ``(params, batch) -> logits``.
+        config: settings of the optimiser.
+        shift: whether logits predict the next position's label.
+    """
+
+    def __init__(self, apply_fn: ApplyFn, config: OptimizerConfig, *, shift: bool):
+        self.apply_fn, self.config, self.shift = apply_fn, config, shift
+        self._optimizer = config.optimizer()
+        self._train = jax.jit(self._steps, donate_argnums=0)
+        self._evaluate = jax.jit(self._nats)
+
+    def start(self, params: Params) -> TrainState:
+        """The state before the first step.
+
+        Args:
+            params: where to start; copied, since training reuses its state's memory.
+
+        Returns:
+            The state.
+        """
+        params = jax.tree.map(lambda leaf: jnp.array(leaf, copy=True), params)
+        return TrainState(params, self._optimizer.init(params))
+
+    def train(self, state: TrainState, batches: Batch) -> tuple[TrainState, Float[Array, " t"]]:
+        """Several steps in one call.
+
+        Args:
+            state: where to go on; consumed.
+            batches: arrays (steps, b, s).
+
+        Returns:
+            The state after them, and the loss before each, in nats per target token.
+
+        Raises:
+            FloatingPointError: if a loss is not finite.
+        """
+        state, losses = self._train(state, dict(batches))
+        losses = np.asarray(losses)
+        if not np.isfinite(losses).all():
+            raise FloatingPointError(
+                f"training loss must stay finite, got {losses[~np.isfinite(losses)][0]} at step "
+                f"{int(np.argmin(np.isfinite(losses)))} of this call: lower `learning_rate` "
+                f"({self.config.learning_rate})"
+            )
+        return state, losses
+
+    def evaluate(self, params: Params, batches: list[Batch]) -> float:
+        """Mean loss over every target token of ``batches``.
+
+        Args:
+            params: the parameters.
+            batches: each of arrays (b, s), all of one shape.
+
+        Returns:
+            Nats per target token.
+
+        Raises:
+            FloatingPointError: if the loss is not finite.
+        """
+        sums = [self._evaluate(params, dict(batch)) for batch in batches]
+        nats = sum(float(s.nats) for s in sums)
+        count = sum(int(s.count) for s in sums)
+        if not np.isfinite(nats):
+            raise FloatingPointError(f"evaluation loss must be finite, got {nats}")
+        return nats / count
+
+    def _nats(self, params: Params, batch: Batch) -> NatsAndCount:
+        return batch_nats_and_count(self.apply_fn, params, batch, shift=self.shift)
+
+    def _steps(self, state: TrainState, batches: Batch):
+        def mean_loss(params, batch):
+            nats, count = self._nats(params, batch)
+            return nats / jnp.maximum(count, 1)
+
+        def step(state, batch):
+            loss, gradient = jax.value_and_grad(mean_loss)(state.params, batch)
+            updates, optimizer_state = self._optimizer.update(
+                gradient, state.optimizer_state, state.params
+            )
+            return TrainState(optax.apply_updates(state.params, updates), optimizer_state), loss
+
+        return jax.lax.scan(step, state, batches)

@@ -1,0 +1,78 @@
+r"""Objective: the loss of a language model on its target tokens.
+
+For one example with logits :math:`z \in R^{s \times v}` and labels :math:`c \in N^s`
+(-100 where a token is no target),
+
+.. math:: \ell = \sum_{i : c_i \ge 0} \big( \log \sum_j e^{z_{ij}} - z_{i c_i} \big)
+   \quad \text{nats.}
+
+Batches report the sum and the number of target tokens, never a mean: sums add up to the
+same total however a batch is split, means do not.
+
+Example:
+    >>> import jax.numpy as jnp
+    >>> from lensllm_jax.finetune.objective import nats_and_count
+    >>> nats, count = nats_and_count(jnp.zeros((3, 4)), jnp.array([-100, 2, 1]), shift=True)
+    >>> round(float(nats), 4), int(count)  # two targets, each log 4
+    (2.7726, 2)
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Float, Int
+
+from lensllm_jax.typing import ApplyFn, Array, Batch, Params
+
+IGNORE = -100  # Hugging Face's label of a token that is no target
+
+
+class NatsAndCount(NamedTuple):
+    """A summed loss and what to divide it by."""
+
+    nats: Float[Array, ""]  # summed over target tokens
+    count: Int[Array, ""]  # target tokens
+
+
+def nats_and_count(
+    logits: Float[Array, "s v"], labels: Int[Array, " s"], *, shift: bool
+) -> NatsAndCount:
+    """Summed cross entropy of one example.
+
+    Args:
+        logits: one row a position.
+        labels: target ids, -100 where there is none.
+        shift: whether logits at a position predict the next position's label (causal
+            models) or their own (encoder-decoders).
+
+    Returns:
+        Nats and number of target tokens.
+    """
+    if shift:
+        logits, labels = logits[:-1], labels[1:]
+    is_target = labels != IGNORE
+    picked = jnp.take_along_axis(logits, jnp.where(is_target, labels, 0)[:, None], axis=1)[:, 0]
+    # log sum_j exp z_ij - z_ic, without an array of log-probabilities
+    nats = jax.nn.logsumexp(logits.astype(jnp.promote_types(logits.dtype, jnp.float32)), axis=1)
+    nats = jnp.where(is_target, nats - picked, 0.0)
+    return NatsAndCount(jnp.sum(nats), jnp.sum(is_target))
+
+
+def batch_nats_and_count(
+    apply_fn: ApplyFn, params: Params, batch: Batch, *, shift: bool
+) -> NatsAndCount:
+    """Summed cross entropy of a batch.
+
+    Args:
+        apply_fn: ``(params, batch) -> logits (b, s, v)``.
+        params: the parameters.
+        batch: what ``apply_fn`` needs, and ``labels`` (b, s).
+        shift: see ``nats_and_count``.
+
+    Returns:
+        Nats and number of target tokens.
+    """
+    logits = apply_fn(params, batch)
+    each = jax.vmap(lambda z, c: nats_and_count(z, c, shift=shift))(logits, batch["labels"])
+    return NatsAndCount(jnp.sum(each.nats), jnp.sum(each.count))
