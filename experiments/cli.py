@@ -13,7 +13,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 
-from absl import app, flags
+from absl import app, flags, logging
 
 from lensllm_jax import checks
 
@@ -41,6 +41,7 @@ def run(main: Callable[[Sequence[str]], int | None]) -> None:
     """
 
     def guarded(argv: Sequence[str]) -> int:
+        logging.set_verbosity(logging.WARNING)  # JAX reports absent accelerators as INFO
         if len(argv) > 1:
             return _fail(f"arguments must be flags (--name=value), got {argv[1]!r}")
         try:
