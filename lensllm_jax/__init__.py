@@ -18,7 +18,7 @@ _HOME = {
     "Candidate": "lensllm_jax.checkpoints.candidate",
     "list_zoo": "lensllm_jax.checkpoints.zoo",
     "load_candidate": "lensllm_jax.checkpoints.zoo",
-    "candidate_ntk": "lensllm_jax.selection.kernel",
+    "candidate_ntk": "lensllm_jax.ntk.candidate",
     "empirical_ntk": "lensllm_jax.ntk.gram",
     "ntk_loss": "lensllm_jax.ntk.loss",
     "fit_law": "lensllm_jax.scaling.fit",

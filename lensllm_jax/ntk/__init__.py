@@ -1,0 +1,1 @@
+"""The empirical neural tangent kernel: its matrix and what it predicts."""

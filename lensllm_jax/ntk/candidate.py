@@ -1,0 +1,257 @@
+r"""The kernel of a candidate: a language model, a read-out, and batches of text.
+
+.. math:: \Theta_{ij} = \nabla_\theta f(x_i; \theta)^\top \nabla_\theta f(x_j; \theta),
+          \qquad f = \text{read-out of the logits}
+
+Example:
+    >>> import dataclasses, jax.numpy as jnp, numpy as np
+    >>> from lensllm_jax.ntk.candidate import candidate_ntk
+    >>> @dataclasses.dataclass(frozen=True)
+    ... class Bigram:  # any object with these three attributes is a candidate
+    ...     params: object
+    ...     is_encoder_decoder: bool = False
+    ...     def apply_fn(self, params, batch):
+    ...         return params[batch["input_ids"]]
+    >>> ids = np.array([[1, 2, 0], [1, 0, 2]])
+    >>> batch = {"input_ids": ids, "attention_mask": np.ones_like(ids), "labels": ids}
+    >>> k = candidate_ntk(Bigram(jnp.zeros((3, 3))), batch)
+    >>> k.theta.shape, k.outputs.round(3).tolist(), k.targets.tolist()
+    ((2, 2), [[-1.099], [-1.099]], [[0.0], [0.0]])
+"""
+
+import dataclasses
+import resource
+import sys
+import time
+from collections.abc import Mapping
+from typing import Any, Protocol, runtime_checkable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float
+
+from lensllm_jax import checks
+from lensllm_jax.ntk import readout as readouts
+from lensllm_jax.ntk.gram import NtkMethod, OutputReduction, empirical_ntk, num_examples
+from lensllm_jax.ntk.readout import IGNORE, Readout
+from lensllm_jax.typing import ApplyFn, Array, Batch, Params
+
+
+@runtime_checkable
+class LanguageModel(Protocol):
+    """What a candidate must offer."""
+
+    @property
+    def params(self) -> Params:
+        """Its parameter tree."""
+        ...
+
+    @property
+    def is_encoder_decoder(self) -> bool:
+        """Whether logits at a position predict that position's label (else the next one's)."""
+        ...
+
+    def apply_fn(self, params: Params, batch: Batch, /) -> Any:
+        """Logits (b, s, v)."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class CandidateNtk:
+    """A candidate's kernel with all that the NTK loss needs; rows are ``batch``."""
+
+    theta: np.ndarray  # (n, m), or (n, m, k, k) where k > 1 outputs are not reduced
+    outputs: np.ndarray  # f_0 of the rows (n, k)
+    targets: np.ndarray  # y of the rows (n, k)
+    readout: Readout  # what f is
+    method: NtkMethod  # how theta was computed
+    output_reduction: OutputReduction  # what became of the k x k outputs of a pair
+    num_examples: int  # n, rows
+    num_columns: int  # m
+    seconds: float  # wall time, compilation included
+    peak_bytes: int  # largest resident memory of the process so far
+
+    @property
+    def residual(self) -> np.ndarray:
+        """f_0 - y, (n,) for one output and (n, k) for more."""
+        difference = self.outputs - self.targets
+        return difference[:, 0] if difference.shape[1] == 1 else difference
+
+
+@dataclasses.dataclass(frozen=True)
+class ReadoutFn:
+    """``f(params, batch) -> (n,) | (n, k)``: a read-out after a model.
+
+    Two of them are equal where their fields are, so that a program compiled for one serves
+    the other.
+    """
+
+    apply_fn: ApplyFn  # params, batch -> logits
+    readout: Readout
+    shift: bool  # logits at position i predict label i + 1
+    label_tokens: tuple[int, ...] = ()  # of label_logits
+
+    def __call__(self, params: Params, batch: Batch) -> Array:
+        """The outputs of each example of ``batch``."""
+        logits = self.apply_fn(params, batch)
+        return jax.vmap(self.of_one)(logits, batch["labels"])
+
+    def of_one(self, logits: Array, labels: Array) -> Array:
+        """The outputs of one example from its logits (s, v) and labels (s,)."""
+        if self.readout is Readout.LABEL_LOGITS:
+            tokens = jnp.asarray(self.label_tokens)
+            return readouts.label_logits(logits, labels, tokens, shift=self.shift)
+        scalar = {Readout.LOSS: readouts.loss, Readout.TARGET_LOGPROB: readouts.target_logprob}
+        return scalar[self.readout](logits, labels, shift=self.shift)
+
+    def targets(self, batch: Batch, dtype: np.dtype) -> Float[np.ndarray, "n k"]:
+        """The y of each example."""
+        if self.readout is Readout.LABEL_LOGITS:
+            tokens = np.asarray(self.label_tokens)
+            labels = np.asarray(batch["labels"])
+            return readouts.one_hot_targets(labels, tokens, shift=self.shift).astype(dtype)
+        return np.zeros((num_examples("batch", batch), 1), dtype)
+
+
+def candidate_ntk(
+    c: LanguageModel,
+    batch: Batch,
+    batch2: Batch | None = None,
+    *,
+    readout: Readout | str = Readout.TARGET_LOGPROB,
+    label_tokens: tuple[int, ...] | list[int] = (),
+    method: NtkMethod | str = NtkMethod.JACOBIAN_CONTRACTION,
+    output_reduction: OutputReduction | str = OutputReduction.NONE,
+    block_size: int | None = None,
+    params: Params | None = None,
+) -> CandidateNtk:
+    r"""The exact kernel of a language model's read-out on batches of text.
+
+    Args:
+        c: the model.
+        batch: int arrays (n, s): ``input_ids``, ``attention_mask``, ``labels`` (-100 = ignore,
+            aligned with ``input_ids`` in a causal model: the shift happens here), and
+            ``decoder_input_ids`` for an encoder-decoder.
+        batch2: the columns' texts; ``None`` stands for ``batch``.
+        readout: which outputs the kernel is of.
+        label_tokens: for "label_logits", the tokens that name the classes.
+        method: the algorithm.
+        output_reduction: what becomes of the k x k outputs of a pair of examples.
+        block_size: examples in memory at once, a side; ``None`` takes all.
+        params: another state of the model, such as a step of its training (default: ``c.params``).
+
+    Returns:
+        The kernel with f_0, y and what it cost.
+
+    Raises:
+        UserError: if a batch lacks a key, has unequal shapes, a label outside the vocabulary
+            or an example without target; if ``label_tokens`` do not fit the read-out; or if
+            the kernel is not finite.
+    """
+    start = time.perf_counter()
+    readout = Readout(checks.one_of("readout", readout, list(Readout)))
+    params = c.params if params is None else params
+    f = ReadoutFn(c.apply_fn, readout, not c.is_encoder_decoder, tuple(map(int, label_tokens)))
+    for name, texts in (("batch", batch), ("batch2", batch2)):
+        if texts is not None:
+            _check_batch(name, texts, c.is_encoder_decoder)
+            _check_labels(name, texts, f, params)
+    batch = dict(batch)
+    theta = empirical_ntk(
+        f,
+        params,
+        batch,
+        None if batch2 is None else dict(batch2),
+        method=method,
+        output_reduction=output_reduction,
+        block_size=block_size,
+    )
+    outputs = _outputs(f, params, batch, block_size)
+    return CandidateNtk(
+        theta=theta,
+        outputs=outputs,
+        targets=f.targets(batch, outputs.dtype),
+        readout=readout,
+        method=NtkMethod(method),
+        output_reduction=OutputReduction(output_reduction),
+        num_examples=theta.shape[0],
+        num_columns=theta.shape[1],
+        seconds=time.perf_counter() - start,
+        peak_bytes=peak_bytes(),
+    )
+
+
+def peak_bytes() -> int:
+    """Largest resident memory of this process since it started, in bytes.
+
+    Returns:
+        The operating system's own figure.
+    """
+    unit = 1 if sys.platform == "darwin" else 1024  # getrusage(2): bytes there, KiB on Linux
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def _outputs(f: ReadoutFn, params: Params, batch: Batch, block_size: int | None) -> np.ndarray:
+    """f_0 (n, k), block by block."""
+    n = num_examples("batch", batch)
+    block = n if block_size is None else block_size
+    parts = [
+        np.asarray(_jitted(f, params, {key: value[i : i + block] for key, value in batch.items()}))
+        for i in range(0, n, block)
+    ]
+    return checks.finite("outputs", np.concatenate(parts).reshape(n, -1))
+
+
+def _call(f: ReadoutFn, params: Params, batch: Batch) -> Array:
+    return f(params, batch)
+
+
+_jitted = jax.jit(_call, static_argnums=0)
+
+
+def _check_batch(name: str, batch: Mapping, is_encoder_decoder: bool) -> None:
+    wanted = {"input_ids", "attention_mask", "labels"}
+    wanted |= {"decoder_input_ids"} if is_encoder_decoder else set()
+    if missing := sorted(wanted - set(batch)):
+        raise checks.UserError(
+            f"`{name}` must have the keys {', '.join(sorted(wanted))}, got none named "
+            f"{', '.join(missing)}"
+        )
+    for key in wanted:
+        if np.ndim(batch[key]) != 2 or not np.issubdtype(batch[key].dtype, np.integer):
+            raise checks.UserError(
+                f"`{name}[{key!r}]` must be integers (b, s), got {batch[key].dtype} "
+                f"{np.shape(batch[key])}"
+            )
+    for key, like in (("attention_mask", "input_ids"), ("labels", _labels_like(wanted))):
+        checks.shape(f"{name}[{key!r}]", batch[key], np.shape(batch[like]))
+
+
+def _labels_like(keys: set[str]) -> str:
+    return "decoder_input_ids" if "decoder_input_ids" in keys else "input_ids"
+
+
+def _check_labels(name: str, batch: Batch, f: ReadoutFn, params: Params) -> None:
+    labels = np.asarray(batch["labels"])
+    vocabulary = jax.eval_shape(f.apply_fn, params, dict(batch)).shape[-1]
+    for what, tokens in (
+        (f"{name}['labels']", labels[labels != IGNORE]),
+        ("label_tokens", np.asarray(f.label_tokens, int)),
+    ):
+        if outside := tokens[(tokens < 0) | (tokens >= vocabulary)].tolist():
+            raise checks.UserError(
+                f"`{what}` must be tokens below {vocabulary} (the vocabulary) or {IGNORE}, got "
+                f"{outside[0]}"
+            )
+    if (f.readout is Readout.LABEL_LOGITS) != bool(f.label_tokens):
+        raise checks.UserError(
+            "`label_tokens` must name the classes' tokens for readout 'label_logits' and stay "
+            f"empty for the others, got {f.label_tokens} for {f.readout.value!r}"
+        )
+    without = np.flatnonzero(np.all(labels[:, int(f.shift) :] == IGNORE, axis=1))
+    if len(without):
+        raise checks.UserError(
+            f"`{name}['labels']` must hold a target token in every example, got none in example "
+            f"{without[0]}: drop it, or truncate the input less"
+        )

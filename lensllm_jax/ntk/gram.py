@@ -1,0 +1,266 @@
+r"""Gram matrix of the Jacobian: the exact empirical neural tangent kernel.
+
+For outputs :math:`f_a(x; \theta)`, :math:`a = 1..k`, the kernel of two examples is
+
+.. math:: \Theta_{ab}(x, x') = \nabla_\theta f_a(x)^\top\, \nabla_\theta f_b(x')
+
+(Jacot et al. 2018; equation 8 of LensLLM, arXiv 2505.03793).  One quantity, several algorithms:
+``NtkMethod``.
+
+Example:
+    >>> import jax.numpy as jnp
+    >>> from lensllm_jax.ntk.gram import empirical_ntk
+    >>> f = lambda params, x: x @ params  # linear, so the Jacobian is x
+    >>> x = jnp.array([[1.0, 0.0], [1.0, 2.0]])
+    >>> empirical_ntk(f, jnp.zeros(2), x)
+    array([[1., 1.],
+           [1., 5.]], dtype=float32)
+"""
+
+import enum
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jaxtyping import Inexact
+
+from lensllm_jax import checks
+from lensllm_jax.ntk import neural_tangents
+from lensllm_jax.typing import ApplyFn, Array, Params
+
+
+class NtkMethod(enum.StrEnum):
+    """Interchangeable algorithms for one kernel of n x m examples, k outputs, p parameters."""
+
+    # Both Jacobians whole, then one product: memory (n + m) k p, the oracle of the others.
+    JACOBIAN_CONTRACTION = "jacobian_contraction"
+    # One forward-mode pass through one reverse-mode pass a pair of examples: n m k passes,
+    # little memory; several times slower on transformers.
+    NTK_VECTOR_PRODUCTS = "ntk_vector_products"
+
+
+class OutputReduction(enum.StrEnum):
+    """What becomes of the k x k outputs of a pair of examples."""
+
+    NONE = "none"  # all of Θ_ab
+    SUM = "sum"  # the trace, Σ_a Θ_aa
+    MEAN = "mean"  # the trace divided by k
+
+
+class Tile(NamedTuple):
+    """A rectangle of the kernel."""
+
+    rows: slice
+    columns: slice
+
+
+def empirical_ntk(
+    f: ApplyFn,
+    params: Params,
+    x1: Any,
+    x2: Any = None,
+    *,
+    method: NtkMethod | str = NtkMethod.JACOBIAN_CONTRACTION,
+    output_reduction: OutputReduction | str = OutputReduction.NONE,
+    block_size: int | None = None,
+) -> Inexact[np.ndarray, "n m"] | Inexact[np.ndarray, "n m k k"]:
+    r"""The kernel :math:`\Theta_{ab}(x, x') = \nabla_\theta f_a(x)^\top \nabla_\theta f_b(x')`.
+
+    Args:
+        f: ``f(params, x)`` with outputs (n,) or (n, k).  Output i may depend on example i alone
+            (no batch normalisation); this is not checked.
+        params: pytree of floating arrays.
+        x1: pytree of arrays whose leading axis counts the n examples of the rows.
+        x2: the same for the m columns; ``None`` stands for ``x1``, and then only half of the
+            kernel is computed.
+        method: the algorithm.
+        output_reduction: what becomes of the k x k outputs of a pair: "none" keeps them,
+            "sum" is the trace over a = b, "mean" the trace divided by k.
+        block_size: examples whose Jacobians are in memory at once, a side; ``None`` takes all.
+
+    Returns:
+        Shape (n, m, k, k), in the order of neural-tangents; (n, m) after a reduction, and
+        wherever ``f`` gives (n,).  It lives in the host's memory.
+
+    Raises:
+        UserError: if shapes or settings do not fit, or the kernel is not finite.
+        ImportError: if the method needs neural-tangents and it is not installed.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> two = lambda w, x: jnp.stack([x @ w, 2 * (x @ w)], axis=1)
+        >>> x = jnp.array([[1.0], [3.0]])
+        >>> empirical_ntk(two, jnp.zeros(1), x).shape
+        (2, 2, 2, 2)
+        >>> empirical_ntk(two, jnp.zeros(1), x, output_reduction="mean")
+        array([[ 2.5,  7.5],
+               [ 7.5, 22.5]], dtype=float32)
+    """
+    method = NtkMethod(checks.one_of("method", method, list(NtkMethod)))
+    reduction = OutputReduction(
+        checks.one_of("output_reduction", output_reduction, list(OutputReduction))
+    )
+    n = num_examples("x1", x1)
+    m = n if x2 is None else num_examples("x2", x2)
+    _check_params(params)
+    structures = [str(jax.tree.structure(x)) for x in (x1, x2)]
+    if x2 is not None and len(set(structures)) > 1:
+        raise checks.UserError("`x2` must be a pytree like `x1`, {}, got {}".format(*structures))
+    num_outputs(f, params, x1)
+    block = max(n, m) if block_size is None else int(checks.positive("block_size", block_size))
+
+    def tile_fn(tile: Tile) -> Array:
+        left = block_of(x1, tile.rows, min(block, n))
+        same = x2 is None and tile.rows == tile.columns
+        right = None if same else block_of(x1 if x2 is None else x2, tile.columns, min(block, m))
+        theta = _tile(f, method, reduction, left, right, params)
+        return theta[: tile.rows.stop - tile.rows.start, : tile.columns.stop - tile.columns.start]
+
+    theta = assemble(tile_fn, n, m, block_size=block, symmetric=x2 is None)
+    return checks.finite("theta (the computed kernel)", theta)
+
+
+def assemble(
+    tile_fn: Callable[[Tile], Array], n: int, m: int, *, block_size: int, symmetric: bool
+) -> np.ndarray:
+    """The n x m kernel out of its tiles.
+
+    Args:
+        tile_fn: computes one rectangle, (rows, columns) or (rows, columns, k, k).
+        n: rows.
+        m: columns.
+        block_size: largest side of a tile.
+        symmetric: compute the tiles on and above the diagonal and mirror the rest.
+
+    Returns:
+        The kernel, in the host's memory.
+    """
+    theta = None
+    for tile in tiles(n, m, block_size=block_size, symmetric=symmetric):
+        values = np.asarray(tile_fn(tile))
+        if theta is None:
+            theta = np.empty((n, m, *values.shape[2:]), values.dtype)
+        theta[tile.rows, tile.columns] = values
+        if symmetric and tile.rows != tile.columns:
+            # Θ_ab(x, x') = Θ_ba(x', x): examples and outputs swap together
+            swapped = (1, 0, 3, 2)[: values.ndim]
+            theta[tile.columns, tile.rows] = values.transpose(swapped)
+    assert theta is not None
+    return theta
+
+
+def tiles(n: int, m: int, *, block_size: int, symmetric: bool) -> Iterator[Tile]:
+    """The rectangles that cover an n x m kernel, or the upper half of a symmetric one.
+
+    Args:
+        n: rows.
+        m: columns.
+        block_size: largest side.
+        symmetric: leave out what lies below the diagonal.
+
+    Yields:
+        Tiles, row by row.
+
+    Example:
+        >>> [(t.rows.start, t.columns.start) for t in tiles(3, 3, block_size=2, symmetric=True)]
+        [(0, 0), (0, 2), (2, 2)]
+    """
+    for row in range(0, n, block_size):
+        for column in range(row if symmetric else 0, m, block_size):
+            yield Tile(
+                slice(row, min(row + block_size, n)), slice(column, min(column + block_size, m))
+            )
+
+
+def block_of(x: Any, rows: slice, size: int) -> Any:
+    """Examples ``rows`` of a pytree, the last one repeated up to ``size``.
+
+    A last, smaller block would compile a second program; the rows it repeats are cut off
+    from the result.
+
+    Args:
+        x: pytree with a leading example axis.
+        rows: which examples.
+        size: how many to return.
+
+    Returns:
+        A pytree like ``x`` with ``size`` examples.
+    """
+    index = np.minimum(np.arange(rows.start, rows.start + size), rows.stop - 1)
+    return jax.tree.map(lambda leaf: leaf[index], x)
+
+
+def num_examples(name: str, x: Any) -> int:
+    """The common length of the leading axes of a pytree.
+
+    Args:
+        name: what the caller calls it.
+        x: the pytree.
+
+    Returns:
+        The number of examples.
+
+    Raises:
+        UserError: if there is no array, no leading axis, no example, or the lengths differ.
+    """
+    shapes = [np.shape(leaf) for leaf in jax.tree.leaves(x)]
+    lengths = {shape[0] if shape else None for shape in shapes}
+    if len(lengths) != 1 or lengths & {None, 0}:
+        raise checks.UserError(
+            f"`{name}` must hold arrays with one common leading axis of examples, got shapes "
+            f"{shapes}"
+        )
+    return shapes[0][0]
+
+
+def num_outputs(f: ApplyFn, params: Params, x: Any) -> int | None:
+    """Outputs of one example: k where ``f`` gives (n, k), ``None`` where it gives (n,).
+
+    Args:
+        f: the function.
+        params: its parameters.
+        x: its examples.
+
+    Returns:
+        k or ``None``.
+
+    Raises:
+        UserError: if ``f`` gives another shape or no floating array.
+    """
+    n = num_examples("x1", x)
+    out = jax.eval_shape(f, params, x)
+    fits = isinstance(out, jax.ShapeDtypeStruct) and len(out.shape) in (1, 2) and out.shape[0] == n
+    if not fits or not np.issubdtype(out.dtype, np.floating):
+        raise checks.UserError(
+            f"`f(params, x)` must be one floating array of shape ({n},) or ({n}, k), got {out}: "
+            "reduce a language model's logits with a read-out first"
+        )
+    return out.shape[1] if len(out.shape) == 2 else None
+
+
+def _check_params(params: Params) -> None:
+    leaves = jax.tree.leaves_with_path(params)
+    if not leaves:
+        raise checks.UserError("`params` must hold at least one array, got an empty pytree")
+    for path, leaf in leaves:
+        if not jax.numpy.issubdtype(jax.numpy.result_type(leaf), np.floating):
+            raise checks.UserError(
+                f"`params` must hold floating arrays, got {jax.numpy.result_type(leaf)} at "
+                f"{jax.tree_util.keystr(path)}: close over what is no parameter"
+            )
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _tile(
+    f: ApplyFn, method: NtkMethod, reduction: OutputReduction, x1: Any, x2: Any, params: Params
+) -> Array:
+    """One rectangle by an algorithm of neural-tangents; compiled once for an ``f``."""
+    k = num_outputs(f, params, x1)
+    reduced = k is not None and reduction is not OutputReduction.NONE
+    kernel_fn = neural_tangents.ntk_fn(
+        f, implementation=method.name, trace_axes=(1,) if reduced else ()
+    )
+    theta = kernel_fn(x1, x2, params)
+    return theta * k if k is not None and reduction is OutputReduction.SUM else theta

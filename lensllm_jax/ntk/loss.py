@@ -1,0 +1,264 @@
+r"""The NTK loss F: what remains of the training residual after t steps under a frozen kernel.
+
+Gradient flow on :math:`\tfrac12 \sum_i \|f(x_i) - y_i\|^2` with a frozen kernel leaves
+(equation 9 of LensLLM, arXiv 2505.03793; Lee et al. 2019, arXiv 1902.06720, equation 8)
+
+.. math:: F(\Theta, t) = \| e^{-\eta \Theta t} (f_0(X) - y) \|_2^2
+          = \sum_j e^{-2 \eta \lambda_j t}\, (u_j^\top (f_0(X) - y))^2 ,
+
+with the *matrix* exponential, :math:`\Theta = U \Lambda U^\top`.  For the mean over n examples
+divide ``learning_rate`` by n.  Cross-entropy and AdamW do not satisfy it.
+
+Flattening: a residual (n, k) becomes (n*k,) in C order, example by example, and a kernel
+(n, n, k, k) becomes (n*k, n*k) with row (i, a) and column (j, b).
+
+Example:
+    >>> import numpy as np
+    >>> from lensllm_jax.ntk.loss import ntk_loss
+    >>> theta = np.diag([1.0, 0.0])  # the second direction is never learnt
+    >>> ntk_loss(theta, np.array([2.0, 1.0]), learning_rate=0.1, steps=np.array([0.0, 1e6]))
+    array([5., 1.])
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float
+
+from lensllm_jax import checks, linalg
+from lensllm_jax.typing import Array
+
+Kernel = Float[Array, "n n"] | Float[Array, "n n k k"]
+Residual = Float[Array, " n"] | Float[Array, "n k"]
+Steps = float | int | Sequence[float] | Sequence[int] | Array
+
+
+class NtkSpectrum(NamedTuple):
+    """A kernel and a residual in the kernel's own basis: F at any t costs one sum."""
+
+    eigenvalues: Float[np.ndarray, " n"]  # λ_j, ascending, none below zero
+    squared_projections: Float[np.ndarray, " n"]  # (u_j^T r)^2; their sum is |r|^2
+
+    def loss(self, *, learning_rate: float, steps: Steps) -> Float[np.ndarray, "..."]:
+        r""":math:`F(t) = \sum_j e^{-2 \eta \lambda_j t} (u_j^\top r)^2`.
+
+        Args:
+            learning_rate: :math:`\eta`.
+            steps: :math:`t`, one number or an array of them.
+
+        Returns:
+            F, in the shape of ``steps``.
+
+        Raises:
+            UserError: if the rate is not positive or a step is negative or not finite.
+        """
+        time = _time(learning_rate, steps)
+        decay = np.exp(-2.0 * np.multiply.outer(time, self.eigenvalues))
+        return np.asarray(decay @ self.squared_projections)
+
+
+@dataclasses.dataclass(frozen=True)
+class KernelReport:
+    """Whether a computed kernel is what a kernel must be: symmetric and not indefinite."""
+
+    num_rows: int  # n * k
+    trace: float  # Σ_j λ_j
+    smallest_eigenvalue: float
+    largest_eigenvalue: float
+    asymmetry: float  # max|Θ - Θ^T| / max|Θ|
+    psd_tolerance: float  # how far below zero the rounding of Θ's dtype can push an eigenvalue
+    is_psd: bool  # smallest_eigenvalue >= -psd_tolerance
+
+
+def ntk_loss(
+    theta: Kernel, residual: Residual, *, learning_rate: float, steps: Steps
+) -> Float[np.ndarray, "..."]:
+    r""":math:`F(\Theta, t) = \| e^{-\eta \Theta t} r \|_2^2`, equation 9.
+
+    Args:
+        theta: the kernel of the training examples.
+        residual: :math:`r = f_0(X) - y`.
+        learning_rate: :math:`\eta`, for a loss summed over examples.
+        steps: :math:`t` in optimizer steps, one number or an array of them.
+
+    Returns:
+        F in float64, in the shape of ``steps``; the square of the residual's unit.
+
+    Raises:
+        UserError: if the kernel is not finite, symmetric and positive semi-definite, the
+            shapes do not fit, or ``learning_rate`` or ``steps`` make no sense.
+
+    Example:
+        >>> float(ntk_loss(np.eye(2), np.ones(2), learning_rate=0.5, steps=1.0))  # 2 e^{-1}
+        0.7357...
+    """
+    return ntk_spectrum(theta, residual).loss(learning_rate=learning_rate, steps=steps)
+
+
+def ntk_spectrum(theta: Kernel, residual: Residual) -> NtkSpectrum:
+    r"""Eigenvalues of the kernel and squared projections :math:`(u_j^\top r)^2` of a residual.
+
+    Args:
+        theta: the kernel of the training examples.
+        residual: :math:`r = f_0(X) - y`.
+
+    Returns:
+        What F needs at any time.
+
+    Raises:
+        UserError: as ``ntk_loss``.
+
+    Example:
+        >>> ntk_spectrum(np.diag([4.0, 1.0]), np.array([3.0, 2.0]))
+        NtkSpectrum(eigenvalues=array([1., 4.]), squared_projections=array([4., 9.]))
+    """
+    eigen = _eigen_of_kernel(theta)
+    r = _flat_residual("residual", residual, theta)
+    return NtkSpectrum(eigen.values, (eigen.vectors.T @ r) ** 2)
+
+
+def ntk_test_residual(
+    theta_test_train: Float[Array, "m n"] | Float[Array, "m n k k"],
+    theta: Kernel,
+    test_residual: Float[Array, " m"] | Float[Array, "m k"],
+    residual: Residual,
+    *,
+    learning_rate: float,
+    steps: float,
+) -> Float[np.ndarray, " m"] | Float[np.ndarray, "m k"]:
+    r"""The residual on other examples at time t (Lee et al. 2019, equations 10 and 11).
+
+    .. math:: r_t(x) = r_0(x) - \Theta(x, X)\, \Theta^{-1} (I - e^{-\eta \Theta t})\, r_0(X)
+
+    :math:`\lambda^{-1}(1 - e^{-\eta \lambda t})` has the limit :math:`\eta t` at
+    :math:`\lambda = 0`, so a singular kernel is no obstacle.
+
+    Args:
+        theta_test_train: kernel of the m test rows with the n training columns.
+        theta: kernel of the training examples.
+        test_residual: :math:`f_0(x) - y(x)` at the test examples.
+        residual: :math:`f_0(X) - y` at the training examples.
+        learning_rate: :math:`\eta`, for a loss summed over examples.
+        steps: :math:`t`, one number.
+
+    Returns:
+        The test residual at time t in float64, shaped like ``test_residual``.
+
+    Raises:
+        UserError: as ``ntk_loss``, and if the two kernels do not fit.
+
+    Example:
+        >>> theta = np.array([[2.0]])  # one training example seen again in testing
+        >>> r = np.array([1.0])
+        >>> ntk_test_residual(theta, theta, r, r, learning_rate=0.5, steps=1.0)  # e^{-1}
+        array([0.3678...])
+    """
+    eigen = _eigen_of_kernel(theta)
+    r = _flat_residual("residual", residual, theta)
+    cross = flat_kernel(checks.finite("theta_test_train", np.asarray(theta_test_train)))
+    r_test = checks.finite("test_residual", np.asarray(test_residual, np.float64))
+    checks.shape("theta_test_train (flattened)", cross, (r_test.size, r.size))
+    time = float(_time(learning_rate, steps))
+
+    def learnt(values: np.ndarray) -> np.ndarray:
+        safe = np.where(values > 0, values, 1.0)
+        return np.where(values > 0, -np.expm1(-time * safe) / safe, time)
+
+    return r_test - (cross @ linalg.apply_function(eigen, learnt, r)).reshape(r_test.shape)
+
+
+def kernel_report(theta: Kernel) -> KernelReport:
+    """Symmetry, definiteness and extreme eigenvalues of a kernel.
+
+    Args:
+        theta: the kernel, square.
+
+    Returns:
+        The report.
+
+    Raises:
+        UserError: if the kernel is not finite, not square, or grossly asymmetric.
+
+    Example:
+        >>> kernel_report(np.diag([1.0, 3.0])).is_psd
+        True
+    """
+    return _report(theta, _symmetric_eigen(theta))
+
+
+def flat_kernel(theta: Array) -> np.ndarray:
+    """The kernel as a matrix: (n, m) unchanged, (n, m, k, k) as (n*k, m*k).
+
+    Args:
+        theta: the kernel.
+
+    Returns:
+        The matrix.
+
+    Raises:
+        UserError: if ``theta`` has neither two nor four axes.
+
+    Example:
+        >>> flat_kernel(np.ones((3, 2, 5, 5))).shape
+        (15, 10)
+    """
+    theta = np.asarray(theta)
+    if theta.ndim == 2:
+        return theta
+    if theta.ndim != 4:
+        raise checks.UserError(f"`theta` must have shape (n, m) or (n, m, k, k), got {theta.shape}")
+    n, m, k, other_k = theta.shape
+    return theta.transpose(0, 2, 1, 3).reshape(n * k, m * other_k)
+
+
+def _symmetric_eigen(theta: Array) -> linalg.SymmetricEigen:
+    matrix = flat_kernel(theta)
+    checks.shape("theta (flattened)", matrix, (matrix.shape[0], matrix.shape[0]))
+    return linalg.symmetric_eigen(matrix, name="theta")
+
+
+def _report(theta: Array, eigen: linalg.SymmetricEigen) -> KernelReport:
+    matrix = flat_kernel(theta)
+    largest = float(np.max(np.abs(eigen.values)))
+    # Weyl: an error matrix moves no eigenvalue by more than its norm, and rounding each entry
+    # of Θ moves it by about n eps |Θ|; ten times that for the products that made the entries.
+    tolerance = 10 * len(matrix) * float(np.finfo(matrix.dtype).eps) * largest
+    return KernelReport(
+        num_rows=len(matrix),
+        trace=float(np.sum(eigen.values)),
+        smallest_eigenvalue=float(eigen.values[0]),
+        largest_eigenvalue=float(eigen.values[-1]),
+        asymmetry=linalg.asymmetry(matrix),
+        psd_tolerance=tolerance,
+        is_psd=bool(eigen.values[0] >= -tolerance),
+    )
+
+
+def _eigen_of_kernel(theta: Array) -> linalg.SymmetricEigen:
+    """The decomposition of a kernel that is positive semi-definite up to its rounding."""
+    eigen = _symmetric_eigen(theta)
+    report = _report(theta, eigen)
+    if not report.is_psd:
+        raise checks.UserError(
+            "`theta` must be positive semi-definite (smallest eigenvalue >= "
+            f"{-report.psd_tolerance:.1e}), got {report.smallest_eigenvalue:.1e}: a kernel of one "
+            "function on one set of examples always is"
+        )
+    # Rounding leaves null directions slightly below zero; e^{-ηλt} would grow there.
+    return eigen._replace(values=np.maximum(eigen.values, 0.0))
+
+
+def _flat_residual(name: str, residual: Array, theta: Array) -> np.ndarray:
+    flat = checks.finite(name, np.asarray(residual, np.float64)).reshape(-1)
+    return checks.shape(f"{name} (flattened)", flat, (flat_kernel(theta).shape[1],))
+
+
+def _time(learning_rate: float, steps: Steps) -> np.ndarray:
+    """η t."""
+    checks.positive("learning_rate", learning_rate)
+    t = np.asarray(checks.finite("steps", np.asarray(steps, np.float64)))
+    if np.any(t < 0):
+        raise checks.UserError(f"`steps` must be zero or positive, got {t.min()}")
+    return np.asarray(learning_rate * t)
