@@ -1,0 +1,1 @@
+"""Scaling laws of fine-tuning and their fits; kernel quantities arrive as plain numbers."""

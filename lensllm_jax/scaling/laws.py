@@ -1,0 +1,272 @@
+r"""Scaling laws of fine-tuning: test loss (nats per token) against training-set size.
+
+.. math::
+    \text{power (Eq 2, } \alpha = 1) \quad & L(D) = B / D^{\beta} + E \\
+    \text{vanilla (Eq 2)} \quad & L(D) = (B / D^{\beta} + E)^{\alpha} \\
+    \text{rectified} \quad & L(D) = B / (D_l + D^{\beta}) + E \\
+    \text{LensLLM (Eq 10)} \quad & L(D) = B / (F(\Theta, t) + D^{\beta}) + E \\
+    \text{Kaplan (Eq 1)} \quad & L(N, D) = (A / N^{\alpha_N} + B / D^{\alpha_D})^{\alpha}
+
+``D`` counts examples, ``N`` parameters.  ``E`` is the loss at infinite data (for ``vanilla``
+to the power alpha), ``beta`` the learning difficulty, and ``D_l`` the data equivalent of
+pretraining in units of :math:`D^{\beta}`; the slope turns at :math:`D^* = D_l^{1/\beta}`.
+Eq 10 is LensLLM's (arXiv 2505.03793), with :math:`F(\Theta, t)` the kernel loss of Eq 9;
+the rectified law is Lin et al. 2024 (arXiv 2402.02314).
+
+**With one free t for all sizes, Eq 10 is the rectified law with the bound**
+:math:`D_l \le \|f_0 - y\|^2`: F enters as one number, and t only names it.  So it cannot fit
+better in sample.  Only a t, hence an F, that differs from size to size is another law.
+
+Example:
+    >>> import numpy as np
+    >>> sizes = np.array([0.0, 100.0, 10000.0])
+    >>> [round(float(x), 4) for x in rectified_law(sizes, B=30.0, D_l=10.0, beta=0.5, E=1.0)]
+    [4.0, 2.5, 1.2727]
+    >>> spectrum = NtkSpectrum(np.array([1.0, 0.0]), np.array([8.0, 2.0]), learning_rate=0.5)
+    >>> spectrum.loss(np.array([0.0, 1e9]))
+    array([10.,  2.])
+"""
+
+import dataclasses
+import enum
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from lensllm_jax import checks
+
+Sizes = Float[Array, "*sizes"] | Float[np.ndarray, "*sizes"]
+
+
+class Law(enum.Enum):
+    """The laws in one training-set size; the value is the name used at flags."""
+
+    POWER = "power"
+    VANILLA = "vanilla"
+    RECTIFIED = "rectified"
+    LENSLLM = "lensllm"
+
+
+# parameter -> its unit; L is a loss in nats per token, D a number of examples
+UNITS = {
+    "A": "L^(1/alpha) N^alpha_N",
+    "B": "L D^beta",
+    "beta": "1",
+    "E": "nats per token",
+    "D_l": "D^beta",
+    "F": "D^beta",
+    "alpha": "1",
+    "alpha_N": "1",
+    "alpha_D": "1",
+    "t": "optimizer steps",
+}
+
+
+def power_law(size: Sizes, *, B: float, beta: float, E: float) -> Float[Array, "*sizes"]:
+    r"""Eq 2 with :math:`\alpha = 1`: :math:`L(D) = B / D^{\beta} + E`.
+
+    Args:
+        size: training examples, any shape; infinite loss at 0.
+        B: loss scale, loss times :math:`D^{\beta}`.
+        beta: decay exponent.
+        E: loss at infinite data, nats per token.
+
+    Returns:
+        Test losses, the shape of ``size``.
+
+    Example:
+        >>> float(power_law(np.array(4.0), B=2.0, beta=0.5, E=1.0))
+        2.0
+    """
+    return B / jnp.asarray(size) ** beta + E
+
+
+def vanilla_law(
+    size: Sizes, *, B: float, beta: float, E: float, alpha: float
+) -> Float[Array, "*sizes"]:
+    r"""Eq 2: :math:`L(D) = (B / D^{\beta} + E)^{\alpha}`.
+
+    Args:
+        size: training examples, any shape; infinite loss at 0.
+        B: scale of the decaying term.
+        beta: decay exponent inside the bracket.
+        E: floor inside the bracket; the loss at infinite data is :math:`E^{\alpha}`.
+        alpha: outer exponent.
+
+    Returns:
+        Test losses, the shape of ``size``.
+
+    Example:
+        >>> float(vanilla_law(np.array(4.0), B=2.0, beta=0.5, E=1.0, alpha=2.0))
+        4.0
+    """
+    return jnp.asarray(power_law(size, B=B, beta=beta, E=E)) ** alpha
+
+
+def lensllm_law(
+    size: Sizes, ntk_loss: Sizes | float, *, B: float, beta: float, E: float
+) -> Float[Array, "*sizes"]:
+    r"""Eq 10: :math:`L(D) = B / (F(\Theta, t) + D^{\beta}) + E`.
+
+    Args:
+        size: training examples, any shape.
+        ntk_loss: F, one number for all sizes (t free) or one a size (t observed).
+        B: loss scale, loss times :math:`D^{\beta}`.
+        beta: learning difficulty.
+        E: loss at infinite data, nats per token.
+
+    Returns:
+        Test losses, the shape of ``size``.
+
+    Example:
+        >>> float(lensllm_law(np.array(4.0), 3.0, B=10.0, beta=0.5, E=1.0))
+        3.0
+    """
+    return B / (jnp.asarray(ntk_loss) + jnp.asarray(size) ** beta) + E
+
+
+def rectified_law(
+    size: Sizes, *, B: float, D_l: float, beta: float, E: float
+) -> Float[Array, "*sizes"]:
+    r"""The rectified law :math:`L(D) = B / (D_l + D^{\beta}) + E`.
+
+    Args:
+        size: training examples, any shape.
+        B: loss scale, loss times :math:`D^{\beta}`.
+        D_l: what pretraining is worth, in units of :math:`D^{\beta}`.
+        beta: learning difficulty.
+        E: loss at infinite data, nats per token.
+
+    Returns:
+        Test losses, the shape of ``size``.
+
+    Example:
+        >>> float(rectified_law(np.array(0.0), B=6.0, D_l=3.0, beta=0.5, E=1.0))
+        3.0
+    """
+    return lensllm_law(size, D_l, B=B, beta=beta, E=E)
+
+
+def kaplan_law(
+    num_params: Sizes,
+    size: Sizes,
+    *,
+    A: float,
+    B: float,
+    alpha_N: float,
+    alpha_D: float,
+    alpha: float,
+) -> Float[Array, "*sizes"]:
+    r"""Eq 1: :math:`L(N, D) = (A / N^{\alpha_N} + B / D^{\alpha_D})^{\alpha}`.
+
+    Args:
+        num_params: model sizes N, parameters.
+        size: training examples D, the shape of ``num_params``.
+        A: scale of the model-size term.
+        B: scale of the data term.
+        alpha_N: exponent of the model size.
+        alpha_D: exponent of the data.
+        alpha: outer exponent.
+
+    Returns:
+        Test losses, the shape of ``size``.
+
+    Example:
+        >>> float(kaplan_law(np.array(4.0), np.array(4.0), A=2.0, B=1.0, alpha_N=0.5,
+        ...                  alpha_D=0.5, alpha=2.0))
+        2.25
+    """
+    model_term = A / jnp.asarray(num_params) ** alpha_N
+    return (model_term + B / jnp.asarray(size) ** alpha_D) ** alpha
+
+
+def log_loss(
+    theta: Float[Array, "5"],
+    log_size: Float[Array, ""],
+    log_reference: Float[Array, ""],
+    log_offset: Float[Array, ""],
+    log_offset_reference: Float[Array, ""],
+) -> Float[Array, ""]:
+    r"""Logarithm of every law in one size, for one example size, in the LSE form of the objective.
+
+    .. math::
+        \log L(D) = \alpha\,\mathrm{LSE}(\log B - \log(F + D^{\beta}),\ \log E),
+        \qquad \log F = \delta + o .
+
+    B enters through :math:`a = \log B - \log(F + D_{ref}^{\beta})`, the logarithm of the
+    reducible loss at a reference size, because B alone and beta trade against each other
+    over tens of orders of magnitude.  E is kept linear, so that E = 0 is an ordinary bound.
+
+    Args:
+        theta: :math:`(a, \delta, \beta, E, \alpha)`.
+        log_size: :math:`\log D`; minus infinity at D = 0, where :math:`D^{\beta}` vanishes.
+        log_reference: :math:`\log D_{ref}`.
+        log_offset: o at this size: the logarithm of a measured F, or 0.
+        log_offset_reference: o at the reference size.
+
+    Returns:
+        The logarithm of the test loss.
+
+    Example:
+        >>> theta = jnp.array([0.0, -30.0, 0.5, 1.0, 1.0])
+        >>> zero = jnp.array(0.0)
+        >>> float(jnp.exp(log_loss(theta, jnp.log(4.0), zero, zero, zero)))
+        1.5
+    """
+    a, delta, beta, E, alpha = theta
+    denominator = _log_denominator(delta + log_offset, beta, log_size)
+    reference = _log_denominator(delta + log_offset_reference, beta, log_reference)
+    return alpha * jnp.log(jnp.exp(a + reference - denominator) + E)
+
+
+def _log_denominator(log_f, beta, log_size):
+    """log(F + D^beta); the double where keeps the derivative finite at D = 0."""
+    no_data = jnp.isneginf(log_size)
+    safe = jnp.where(no_data, 0.0, log_size)
+    return jnp.where(no_data, log_f, jnp.logaddexp(log_f, beta * safe))
+
+
+@dataclasses.dataclass(frozen=True)
+class NtkSpectrum:
+    r"""The kernel loss F of one candidate as numbers, for every time t (Eq 9).
+
+    .. math:: F(t) = \sum_j c_j \exp(-2 \eta \lambda_j t)
+
+    Example:
+        >>> spectrum = NtkSpectrum(np.array([2.0]), np.array([5.0]), learning_rate=0.25)
+        >>> spectrum.loss(np.array([0.0, 1.0])).round(6)
+        array([5.      , 1.839397])
+        >>> float(spectrum.steps(1.839397205857))
+        1.0
+    """
+
+    eigenvalues: Float[np.ndarray, " n"]  # lambda_j of the kernel, not negative
+    projections: Float[np.ndarray, " n"]  # c_j = (u_j . (f_0 - y))^2, the unit of F
+    learning_rate: float  # eta, per optimizer step
+
+    def __post_init__(self):
+        checks.shape("projections", self.projections, self.eigenvalues.shape)
+        checks.finite("eigenvalues", self.eigenvalues)
+        checks.finite("projections", self.projections)
+        checks.positive("learning_rate", self.learning_rate)
+        if self.eigenvalues.min() < 0 or self.projections.min() < 0:
+            raise checks.UserError(
+                "`eigenvalues` and `projections` must not be negative, got a minimum of "
+                f"{min(self.eigenvalues.min(), self.projections.min())}; clip rounding errors at 0"
+            )
+        checks.positive("sum of projections", float(self.projections.sum()))
+
+    def loss(self, step: Float[np.ndarray, "*steps"]) -> Float[np.ndarray, "*steps"]:
+        """F at time ``step``, the shape of ``step``; decreasing in it."""
+        rates = 2.0 * self.learning_rate * np.asarray(self.eigenvalues, np.float64)
+        decay = np.exp(-np.multiply.outer(np.asarray(step, np.float64), rates))
+        return np.asarray(decay @ np.asarray(self.projections, np.float64))
+
+    def steps(self, loss: float, *, max_steps: float = 1e12) -> float:
+        """The time at which F equals ``loss``, by bisection; ``max_steps`` if it never does."""
+        low, high = 0.0, max_steps
+        for _ in range(200):  # halving 1e12 two hundred times passes float64's resolution
+            middle = 0.5 * (low + high)
+            low, high = (middle, high) if self.loss(np.array(middle)) > loss else (low, middle)
+        return 0.5 * (low + high)

@@ -1,0 +1,259 @@
+r"""A table of measured test losses: one row a candidate, one column a training-set size.
+
+The file is CSV: a header ``config name,0,200,400,...,size,family``, then one row a candidate.
+Columns headed by whole numbers are training-set sizes in examples (0 is zero-shot); ``size`` is
+the number of parameters, ``family`` a name.  ``size`` and ``family`` may be missing.  Losses are
+nats per token.  An empty cell is a loss not measured yet; anything that is not a positive finite
+number is refused, with its row and column.
+
+Example:
+    >>> import io
+    >>> text = "config name,0,200,400,size\ngpt2,4.0,3.1,2.9,124\n"
+    >>> table = parse_loss_table(io.StringIO(text))
+    >>> table.names, table.sizes.tolist(), table.losses.tolist(), table.num_params.tolist()
+    (('gpt2',), [0, 200, 400], [[4.0, 3.1, 2.9]], [124.0])
+"""
+
+import csv
+import dataclasses
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from lensllm_jax import checks
+
+NAME_COLUMN, PARAMS_COLUMN, FAMILY_COLUMN = "config name", "size", "family"
+
+
+@dataclasses.dataclass(frozen=True)
+class LossTable:
+    """Test losses of candidates on one task."""
+
+    names: tuple[str, ...]  # candidates, unique
+    sizes: Int[np.ndarray, " num_sizes"]  # training examples, ascending
+    losses: Float[np.ndarray, "num_candidates num_sizes"]  # nats per token, NaN = not measured
+    num_params: Float[np.ndarray, " num_candidates"]  # parameters, NaN = not given
+    family: tuple[str, ...]  # "" = not given
+    task: str = "task"  # its name in tables and figures
+
+    def __post_init__(self):
+        if not self.names:
+            raise checks.UserError("`names` must hold one or more candidates, got none")
+        repeated = sorted({name for name in self.names if self.names.count(name) > 1})
+        if repeated:
+            raise checks.UserError(
+                f"`{NAME_COLUMN}` must be unique, got {repeated[0]!r} more than once; "
+                "rename or remove one row"
+            )
+        if len(self.sizes) == 0 or self.sizes[0] < 0 or np.any(np.diff(self.sizes) <= 0):
+            raise checks.UserError(f"`sizes` must ascend from 0 or more, got {self.sizes.tolist()}")
+        checks.shape("losses", self.losses, (len(self.names), len(self.sizes)))
+        checks.shape("num_params", self.num_params, (len(self.names),))
+        given = ~np.isnan(self.losses)
+        bad = np.argwhere(given & ~((self.losses > 0) & np.isfinite(self.losses)))
+        if len(bad):
+            row, column = map(int, bad[0])
+            raise checks.UserError(
+                f"loss of {self.names[row]!r} at size {self.sizes[column]} must be positive and "
+                f"finite, got {self.losses[row, column]}"
+            )
+        if np.any(self.num_params <= 0):
+            raise checks.UserError("`num_params` must be positive, got zero or less")
+
+    def column(self, size: int) -> Float[np.ndarray, " num_candidates"]:
+        """Losses at ``size``; every candidate must have one.
+
+        Raises:
+            UserError: if the size or a candidate's loss there is missing.
+        """
+        where = np.flatnonzero(self.sizes == size)
+        if not len(where):
+            raise checks.UserError(
+                f"`size` must be one of {self.sizes.tolist()}, got {size}; "
+                "measure that size or choose another"
+            )
+        values = self.losses[:, int(where[0])]
+        missing = [name for name, value in zip(self.names, values, strict=True) if np.isnan(value)]
+        if missing:
+            raise checks.UserError(
+                f"every candidate must have a loss at size {size}, got none for {missing[0]!r}; "
+                "measure it or drop that candidate"
+            )
+        return values
+
+    def up_to(self, budget_size: int) -> "LossTable":
+        """The part of the table that a budget pays for: sizes up to ``budget_size``."""
+        kept = self.sizes <= budget_size
+        if not kept.any():
+            raise checks.UserError(
+                f"`budget_size` must be at least the smallest size {self.sizes[0]}, "
+                f"got {budget_size}"
+            )
+        return dataclasses.replace(self, sizes=self.sizes[kept], losses=self.losses[:, kept])
+
+    def select(self, names: Sequence[str]) -> "LossTable":
+        """The rows called ``names``, in that order."""
+        rows = [self.names.index(checks.one_of("names", name, self.names)) for name in names]
+        return dataclasses.replace(
+            self,
+            names=tuple(self.names[i] for i in rows),
+            losses=self.losses[rows],
+            num_params=self.num_params[rows],
+            family=tuple(self.family[i] for i in rows),
+        )
+
+    @property
+    def non_monotone(self) -> tuple[str, ...]:
+        """Candidates whose loss rises with data somewhere; fits take them as noise."""
+        rises = []
+        for name, row in zip(self.names, self.losses, strict=True):
+            measured = row[~np.isnan(row)]
+            if np.any(np.diff(measured) > 0):
+                rises.append(name)
+        return tuple(rises)
+
+
+def read_loss_table(path: str | os.PathLike[str], *, task: str | None = None) -> LossTable:
+    """Reads a loss table from a CSV file.
+
+    Args:
+        path: the file.
+        task: its task's name; default the file's stem.
+
+    Returns:
+        The table.
+
+    Raises:
+        UserError: naming file, row and column of whatever is not a loss table.
+    """
+    path = Path(path)
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            return parse_loss_table(file, task=task or path.stem)
+    except FileNotFoundError:
+        raise checks.UserError(f"`path` must be a CSV file, got {path}: no such file") from None
+    except (IsADirectoryError, PermissionError, UnicodeDecodeError) as error:
+        raise checks.UserError(f"`path` must be a readable CSV file, got {path}: {error}") from None
+    except checks.UserError as error:
+        raise checks.UserError(f"{path}: {error}") from None
+
+
+def parse_loss_table(file: Iterable[str], *, task: str = "task") -> LossTable:
+    """Reads a loss table from open text; see :func:`read_loss_table`.
+
+    Args:
+        file: lines of CSV text, for example an open file.
+        task: its task's name.
+
+    Returns:
+        The table.
+
+    Raises:
+        UserError: naming the row and column at fault.
+    """
+    try:
+        rows = [row for row in csv.reader(file, strict=True) if any(cell.strip() for cell in row)]
+    except csv.Error as error:
+        raise checks.UserError(f"the file must be CSV, got a broken line: {error}") from None
+    if len(rows) < 2:
+        raise checks.UserError(
+            f"the file must hold a header and one or more candidates, got {len(rows)} lines"
+        )
+    header = [cell.strip() for cell in rows[0]]
+    columns = _size_columns(header)
+    for number, row in enumerate(rows[1:], start=2):
+        if len(row) != len(header):
+            raise checks.UserError(
+                f"row {number} must have {len(header)} cells like the header, got {len(row)}"
+            )
+    order = sorted(columns)
+    body = rows[1:]
+    names = tuple(row[header.index(NAME_COLUMN)].strip() for row in body)
+    if "" in names:
+        raise checks.UserError(f"row {names.index('') + 2} must have a name, got an empty one")
+    losses = [
+        [_number(row, columns[size], header, names[i]) for size in order]
+        for i, row in enumerate(body)
+    ]
+    num_params = [
+        _number(row, header.index(PARAMS_COLUMN), header, names[i])
+        if PARAMS_COLUMN in header
+        else np.nan
+        for i, row in enumerate(body)
+    ]
+    family = tuple(
+        row[header.index(FAMILY_COLUMN)].strip() if FAMILY_COLUMN in header else "" for row in body
+    )
+    return LossTable(
+        names,
+        np.array(order, np.int64),
+        np.array(losses, np.float64),
+        np.array(num_params, np.float64),
+        family,
+        task,
+    )
+
+
+def _size_columns(header: list[str]) -> dict[int, int]:
+    """Training-set size -> column."""
+    if NAME_COLUMN not in header:
+        raise checks.UserError(f"the header must hold a column {NAME_COLUMN!r}, got {header[:4]}")
+    columns: dict[int, int] = {}
+    for position, cell in enumerate(header):
+        if header.count(cell) > 1:
+            raise checks.UserError(f"the header must name each column once, got {cell!r} twice")
+        if cell in (NAME_COLUMN, PARAMS_COLUMN, FAMILY_COLUMN):
+            continue
+        # isascii: int() would also read other scripts' digits, and "1_000"
+        if not (cell.isascii() and cell.isdigit() and len(cell) <= 15):
+            raise checks.UserError(
+                f"the header must hold {NAME_COLUMN!r}, training-set sizes, {PARAMS_COLUMN!r} and "
+                f"{FAMILY_COLUMN!r}, got {cell!r}"
+            )
+        if int(cell) in columns:
+            raise checks.UserError(f"the header must name each size once, got {int(cell)} twice")
+        columns[int(cell)] = position
+    if not columns:
+        raise checks.UserError("the header must hold training-set sizes such as 200, got none")
+    return columns
+
+
+def _number(row: list[str], column: int, header: list[str], name: str) -> float:
+    """A positive number, or NaN for an empty cell."""
+    cell = row[column].strip()
+    if not cell:
+        return float("nan")
+    try:
+        value = float(cell)
+    except ValueError:
+        value = float("nan")
+    if not (np.isfinite(value) and value > 0):
+        raise checks.UserError(
+            f"column {header[column]!r} of {name!r} must be a positive number or empty, "
+            f"got {cell!r}"
+        )
+    return value
+
+
+def write_loss_table(table: LossTable, path: str | os.PathLike[str]) -> None:
+    """Writes ``table`` in the format that :func:`read_loss_table` reads, whole or not at all.
+
+    Args:
+        table: what to write; NaN becomes an empty cell.
+        path: the file; replaced if it exists.
+    """
+    path = Path(path)
+    temporary = path.with_name(path.name + ".tmp")
+    with temporary.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow([NAME_COLUMN, *table.sizes.tolist(), PARAMS_COLUMN, FAMILY_COLUMN])
+        for i, name in enumerate(table.names):
+            losses = ["" if np.isnan(x) else repr(float(x)) for x in table.losses[i]]
+            params = table.num_params[i]
+            writer.writerow(
+                [name, *losses, "" if np.isnan(params) else f"{params:.0f}", table.family[i]]
+            )
+    temporary.replace(path)

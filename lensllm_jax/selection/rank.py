@@ -1,0 +1,160 @@
+r"""Ranks candidates by what their loss will be after fine-tuning on the whole data.
+
+Every selector has one signature: a loss table cut at a budget and a target size in, a
+:class:`Ranking` out: predicted losses where the selector can predict, the order, the probability
+that one candidate beats another at the target, and the FLOPs that the selector asked for.
+
+Example:
+    >>> import numpy as np
+    >>> from lensllm_jax.selection.loss_table import LossTable
+    >>> sizes = np.array([0, 200, 400, 800, 1600, 3200])
+    >>> flat, steep = (8.0 * (sizes + 50.0) ** -b for b in (0.1, 0.2))
+    >>> table = LossTable(("flat", "steep"), sizes, np.stack([0.5 * flat, steep]),
+    ...                   np.array([2e6, 1e6]), ("", ""))
+    >>> ranking = rank(table, budget_size=3200, target_size=409600, selector="ats")
+    >>> ranking.order
+    ('steep', 'flat')
+    >>> rank(table, budget_size=3200, target_size=409600, selector="subtuning").order
+    ('steep', 'flat')
+"""
+
+import dataclasses
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+from lensllm_jax import checks
+from lensllm_jax.scaling.laws import NtkSpectrum
+from lensllm_jax.selection import selectors
+from lensllm_jax.selection.flops import FlopsLedger, TrainingCost
+from lensllm_jax.selection.loss_table import LossTable
+from lensllm_jax.selection.problem import Problem, Scores, ledger_of
+
+SELECTORS: dict[str, Callable[[Problem], Scores]] = {
+    "lensllm": selectors.lensllm,
+    "ats": selectors.ats,
+    "rectified": selectors.rectified,
+    "vanilla": selectors.vanilla,
+    "power": selectors.power,
+    "subtuning": selectors.subtuning,
+    "zero_shot": selectors.zero_shot,
+    "model_size": selectors.model_size,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Ranking:
+    """A selector's verdict on a table."""
+
+    selector: str  # its name
+    budget_size: int  # examples, largest subset paid for
+    target_size: int  # examples
+    scores: dict[str, float]  # as PearCorr takes them: a loss, or log N for model_size
+    predicted: dict[str, float]  # loss at the target, nats per token; empty if none is predicted
+    order: tuple[str, ...]  # candidates, best first; those without a usable fit last
+    messages: dict[str, str]  # how each candidate's fit ended
+    win_probability: Float[np.ndarray, "n n"]  # P(row beats column), rows in the table's order
+    ledger: FlopsLedger  # what the selector asked for
+    seconds: float  # of the selector itself
+
+    @property
+    def flops(self) -> float:
+        """Total of the ledger; NaN if a candidate's number of parameters is unknown."""
+        return self.ledger.total
+
+    @property
+    def selected(self) -> str:
+        """The candidate to fine-tune."""
+        return self.order[0]
+
+    def probability(self, first: str, second: str) -> float:
+        """Probability that ``first`` has the lower loss at the target size."""
+        names = list(self.scores)
+        row, column = (names.index(checks.one_of("name", n, names)) for n in (first, second))
+        return float(self.win_probability[row, column])
+
+
+def rank(
+    table: LossTable,
+    *,
+    budget_size: int,
+    target_size: int,
+    selector: str = "lensllm",
+    gamma: int = 3,
+    tau: float = 5.0,
+    ntk_losses: Mapping[str, Float[np.ndarray, " num_sizes"]] | None = None,
+    ntk_spectra: Mapping[str, NtkSpectrum] | None = None,
+    kernel_flops: Mapping[str, float] | None = None,
+    weights: Mapping[str, Any] | None = None,
+    features: Mapping[str, tuple[np.ndarray, np.ndarray]] | None = None,
+    cost: TrainingCost | None = None,
+) -> Ranking:
+    """Ranks the candidates of ``table`` at ``target_size`` from losses up to ``budget_size``.
+
+    Args:
+        table: measured losses; sizes above the budget are not looked at.
+        budget_size: largest subset paid for, examples; a column of the table.
+        target_size: size that matters, examples; above the budget, not necessarily a column.
+        selector: a key of ``SELECTORS``.
+        gamma: Algorithm 1 and AtS: pairs before the stop test begins.
+        tau: Algorithm 1 and AtS: residual standard deviations that a pair may be off.
+        ntk_losses: lensllm: F at each size up to the budget, t observed; NaN = not measured.
+        ntk_spectra: lensllm: each candidate's kernel spectrum, t free.
+        kernel_flops: lensllm: what each kernel cost.
+        weights: nlp_metrics: each candidate's params, safetensors file or folder.
+        features: logme: each candidate's features (n, d) and integer labels (n,).
+        cost: tokens an example, epochs and search rounds of a fine-tune.
+
+    Returns:
+        The ranking.
+
+    Raises:
+        UserError: for an unknown selector, a size that is missing, or a target below the budget.
+    """
+    checks.one_of("selector", selector, SELECTORS)
+    if budget_size not in table.sizes:
+        raise checks.UserError(
+            f"`budget_size` must be one of the table's sizes {table.sizes.tolist()}, "
+            f"got {budget_size}"
+        )
+    if target_size <= budget_size:
+        raise checks.UserError(
+            f"`target_size` must be above `budget_size` {budget_size}, got {target_size}"
+        )
+    problem = Problem(
+        table.up_to(budget_size),
+        target_size,
+        gamma,
+        tau,
+        ntk_losses,
+        ntk_spectra,
+        kernel_flops,
+        weights,
+        features,
+        cost or TrainingCost(),
+    )
+    begin = time.perf_counter()
+    scores = SELECTORS[selector](problem)
+    seconds = time.perf_counter() - begin
+    ledger = ledger_of(problem, scores)
+    if kernel_flops is not None and selector == "lensllm":
+        for name, flops in kernel_flops.items():
+            ledger = ledger.kernel(name, flops=flops)
+    named = {name: float(x) for name, x in zip(table.names, scores.scores, strict=True)}
+    best_first = np.argsort(scores.ranks_by(), kind="stable")
+    messages = scores.messages or ("",) * len(table.names)
+    return Ranking(
+        selector,
+        budget_size,
+        target_size,
+        named,
+        named if scores.predicts else {},
+        tuple(table.names[i] for i in best_first),
+        dict(zip(table.names, messages, strict=True)),
+        scores.probabilities(),
+        ledger,
+        seconds,
+    )
