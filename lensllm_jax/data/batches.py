@@ -1,0 +1,324 @@
+"""Examples as token arrays of one static shape, so that one compilation serves every batch.
+
+Three rules hold for every candidate:
+
+* ``labels`` stand under the ``input_ids`` (decoder-only) or under the logits of
+  ``decoder_input_ids`` (encoder-decoder), with ``IGNORED`` = -100 where nothing is scored:
+  prompt, beginning-of-sequence, padding.  For a decoder-only model the loss shifts them by one.
+* The end-of-sequence token is a target: a model must know where to stop.
+* No scored token stands first: it would have no context, and the shift would lose it.
+
+A record that is too long loses the START of its prompt (the separator at its end says what to
+do); the target is cut, at its end and with its end-of-sequence token, only when it alone is too
+long.
+
+Example:
+    >>> import tokenizers, transformers
+    >>> words = {w: i for i, w in enumerate("</s> the cat sat mat".split())}
+    >>> model = tokenizers.Tokenizer(tokenizers.models.WordLevel(words))
+    >>> model.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    >>> tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=model, eos_token="</s>")
+    >>> encoded = encode_causal([Example("the cat", "sat")], tokenizer, max_length=6)
+    >>> encoded.input_ids.tolist(), encoded.labels.tolist()
+    ([[1, 2, 3, 0, 0, 0]], [[-100, -100, 3, 0, -100, -100]])
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+from jaxtyping import Int, Int32
+
+from lensllm_jax import checks
+from lensllm_jax.checks import UserError
+from lensllm_jax.data.subsets import subset_order
+from lensllm_jax.data.task import Example
+
+IGNORED = -100  # label of a position that is not scored, as in transformers
+PREFIX_SHARE = 1 / 3  # of a target's words, given as context where a task has no prompt
+Tokenizer: TypeAlias = Any  # a transformers PreTrainedTokenizerFast
+
+
+@dataclass(frozen=True)
+class EncodedExamples:
+    """Token arrays of ``n`` examples, padded on the right to ``s`` (and ``u``) tokens."""
+
+    input_ids: Int32[np.ndarray, "n s"]  # what the model, or its encoder, reads
+    attention_mask: Int32[np.ndarray, "n s"]  # 1 on tokens, 0 on padding
+    labels: Int32[np.ndarray, "n u"]  # targets, IGNORED elsewhere; u = s if decoder-only
+    num_target_tokens: Int32[np.ndarray, " n"]  # scored tokens of each example, at least 1
+    decoder_input_ids: Int32[np.ndarray, "n u"] | None = None  # encoder-decoder only
+
+    def __len__(self) -> int:
+        return len(self.input_ids)
+
+    def batch(self, indices: Int[np.ndarray, " b"]) -> dict[str, np.ndarray]:
+        """The model's inputs for the examples ``indices``; an index of -1 is padding.
+
+        A padding row repeats the first example with every label IGNORED: it weighs nothing in
+        a sum over target tokens, and its attention is as finite as any other row's.
+
+        Args:
+            indices: rows to take, or -1.
+
+        Returns:
+            input_ids, attention_mask, labels, and decoder_input_ids for an encoder-decoder.
+        """
+        rows = np.maximum(indices, 0)
+        labels = np.where(indices[:, None] < 0, np.int32(IGNORED), self.labels[rows])
+        batch = {
+            "input_ids": self.input_ids[rows],
+            "attention_mask": self.attention_mask[rows],
+            "labels": labels,
+        }
+        if self.decoder_input_ids is not None:
+            batch["decoder_input_ids"] = self.decoder_input_ids[rows]
+        return batch
+
+    def take(self, indices: Int[np.ndarray, " b"]) -> "EncodedExamples":
+        """The examples ``indices``, in that order: a nested subset is a prefix of one order.
+
+        Args:
+            indices: rows to take.
+
+        Returns:
+            As many encoded examples as there are indices.
+        """
+        decoder = self.decoder_input_ids
+        return EncodedExamples(
+            input_ids=self.input_ids[indices],
+            attention_mask=self.attention_mask[indices],
+            labels=self.labels[indices],
+            num_target_tokens=self.num_target_tokens[indices],
+            decoder_input_ids=None if decoder is None else decoder[indices],
+        )
+
+
+def encode_causal(
+    examples: Sequence[Example], tokenizer: Tokenizer, *, max_length: int
+) -> EncodedExamples:
+    """Examples for a decoder-only model: ``[bos] prompt target eos``, then padding.
+
+    ``bos`` stands first where the tokenizer has one.  Where it has none, a record without a
+    prompt starts with ``eos``, GPT-2's mark between documents.  A target that follows a prompt
+    is separated from it by one space.  Padding is ``eos`` where the tokenizer has no padding
+    token; it is masked and not scored.
+
+    Args:
+        examples: records of a task.
+        tokenizer: a fast tokenizer of transformers.
+        max_length: ``s``, the length of every row (tokens), at least 2.
+
+    Returns:
+        Arrays of shape (n, max_length).
+
+    Raises:
+        UserError: if the tokenizer has no end-of-sequence token, ``max_length`` is too short,
+            there is no example, or a target has no token.
+    """
+    prompts, targets = _token_lists(examples, tokenizer, joined=True)
+    _check_length("max_length", max_length, smallest=2)
+    bos = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
+    rows, starts = [], []
+    for prompt, target in zip(prompts, targets, strict=True):
+        scored = [*target, tokenizer.eos_token_id][: max_length - 1]  # one token of context
+        head = bos or ([] if prompt else [tokenizer.eos_token_id])
+        room = max_length - len(head) - len(scored)
+        context = head + _last(prompt, room)
+        rows.append(context + scored)
+        starts.append(len(context))
+    input_ids, attention_mask = _padded(rows, max_length, _pad_id(tokenizer))
+    before_target = np.arange(max_length)[None, :] < np.asarray(starts)[:, None]
+    return _encoded(input_ids, attention_mask, input_ids, (attention_mask == 0) | before_target)
+
+
+def encode_seq2seq(
+    examples: Sequence[Example],
+    tokenizer: Tokenizer,
+    *,
+    max_length: int,
+    max_target_length: int,
+    decoder_start_token_id: int,
+) -> EncodedExamples:
+    """Examples for an encoder-decoder: the encoder reads the prompt, the decoder the target.
+
+    Encoder input and labels are ``[bos] text eos`` (bos where the tokenizer has one: BART has,
+    T5 has not), and ``decoder_input_ids`` are the labels shifted right behind
+    ``decoder_start_token_id``.  A bos is not scored, so that every candidate is scored on the
+    same text.  A record without a prompt is divided by :func:`split_prefix` first: its loss is
+    then over two thirds of its text, so a comparison with decoder-only candidates must divide
+    the examples for these too.
+
+    Args:
+        examples: records of a task.
+        tokenizer: a fast tokenizer of transformers.
+        max_length: ``s``, the length of every encoder row (tokens), at least 3.
+        max_target_length: ``u``, the length of every decoder row (tokens), at least 2.
+        decoder_start_token_id: the token that the decoder starts from, of the model's config.
+
+    Returns:
+        input_ids (n, max_length); labels and decoder_input_ids (n, max_target_length).
+
+    Raises:
+        UserError: as :func:`encode_causal`; or if a target without a prompt is one word.
+    """
+    divided = [e if e.prompt else split_prefix(e) for e in examples]
+    prompts, targets = _token_lists(divided, tokenizer, joined=False)
+    _check_length("max_length", max_length, smallest=3)
+    _check_length("max_target_length", max_target_length, smallest=2)
+    bos = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
+    eos, pad = tokenizer.eos_token_id, _pad_id(tokenizer)
+    sources = [bos + _last(p, max_length - len(bos) - 1) + [eos] for p in prompts]
+    input_ids, attention_mask = _padded(sources, max_length, pad)
+    scored = [[*bos, *target, eos][:max_target_length] for target in targets]
+    target_ids, target_mask = _padded(scored, max_target_length, pad)
+    start = np.full((len(scored), 1), decoder_start_token_id, np.int32)
+    ignored = (target_mask == 0) | (np.arange(max_target_length)[None, :] < len(bos))
+    decoder_input_ids = np.concatenate([start, target_ids[:, :-1]], axis=1)
+    return _encoded(input_ids, attention_mask, target_ids, ignored, decoder_input_ids)
+
+
+def split_prefix(example: Example, *, share: float = PREFIX_SHARE) -> Example:
+    """``example`` with the first words of its target as its prompt.
+
+    Args:
+        example: a record without a prompt, with at least two words.
+        share: of the words, rounded, but at least one word stays on either side.
+
+    Returns:
+        A record whose prompt and target are the old target.
+
+    Raises:
+        UserError: if the record has a prompt, or its target is a single word.
+
+    Example:
+        >>> split_prefix(Example("", "one two three four five six"))
+        Example(prompt='one two', target='three four five six')
+    """
+    words = example.target.split()
+    if example.prompt or len(words) < 2:
+        raise UserError(
+            f"`example` must have no prompt and a target of two words or more to be divided, "
+            f"got {example!r}"
+        )
+    cut = min(max(round(share * len(words)), 1), len(words) - 1)
+    return Example(" ".join(words[:cut]), " ".join(words[cut:]))
+
+
+def index_batches(
+    num_examples: int, *, batch_size: int, seed: int, epoch: int
+) -> Int[np.ndarray, "num_batches b"]:
+    """The batches of one epoch: every example once, in an order fixed by seed and epoch.
+
+    Args:
+        num_examples: how many examples there are.
+        batch_size: ``b``, the length of every batch.
+        seed: of the run.
+        epoch: counts from 0; each has its own order.
+
+    Returns:
+        Indices, one batch a row; the last row is filled up with -1.
+
+    Raises:
+        UserError: if a count is not positive, or seed or epoch is negative.
+
+    Example:
+        >>> index_batches(3, batch_size=2, seed=0, epoch=0).shape
+        (2, 2)
+    """
+    checks.positive("batch_size", batch_size)
+    order = subset_order(num_examples, seed=(seed, epoch))
+    return np.pad(order, (0, -num_examples % batch_size), constant_values=-1).reshape(
+        -1, batch_size
+    )
+
+
+def minibatches(
+    encoded: EncodedExamples, *, batch_size: int, seed: int, epoch: int
+) -> Iterator[dict[str, np.ndarray]]:
+    """The model inputs of one epoch, all of one static shape.
+
+    Args:
+        encoded: the examples.
+        batch_size: rows of every batch.
+        seed: of the run.
+        epoch: counts from 0; each has its own order.
+
+    Yields:
+        Batches as :meth:`EncodedExamples.batch` gives them; the last is filled up with rows
+        whose labels are all IGNORED.
+    """
+    for indices in index_batches(len(encoded), batch_size=batch_size, seed=seed, epoch=epoch):
+        yield encoded.batch(indices)
+
+
+def _token_lists(
+    examples: Sequence[Example], tokenizer: Tokenizer, *, joined: bool
+) -> tuple[list[list[int]], list[list[int]]]:
+    """Token ids of prompts and of targets; ``joined``: the target continues the prompt's line."""
+    if not examples:
+        raise UserError("`examples` must hold at least one record, got none")
+    if tokenizer.eos_token_id is None:
+        raise UserError(
+            "`tokenizer` must have an end-of-sequence token, got none, "
+            "set tokenizer.eos_token to the token that ends a text"
+        )
+    spaced = [f" {e.target}" if joined and _needs_space(e) else e.target for e in examples]
+    prompts = tokenizer([e.prompt for e in examples], add_special_tokens=False)["input_ids"]
+    targets = tokenizer(spaced, add_special_tokens=False)["input_ids"]
+    for i, target in enumerate(targets):
+        if not target:
+            raise UserError(
+                f"`examples` must have a token to score in every target, "
+                f"got none in record {i}: {examples[i]!r}"
+            )
+    return prompts, targets
+
+
+def _needs_space(example: Example) -> bool:
+    return bool(example.prompt) and not (
+        example.prompt[-1].isspace() or example.target[:1].isspace()
+    )
+
+
+def _check_length(name: str, length: int, *, smallest: int) -> None:
+    if length < smallest:
+        raise UserError(f"`{name}` must be at least {smallest} tokens, got {length}")
+
+
+def _pad_id(tokenizer: Tokenizer) -> int:
+    pad = tokenizer.pad_token_id
+    return tokenizer.eos_token_id if pad is None else pad
+
+
+def _last(tokens: list[int], count: int) -> list[int]:
+    return tokens[-count:] if count > 0 else []  # tokens[-0:] would be all of them
+
+
+def _padded(
+    rows: list[list[int]], length: int, pad: int
+) -> tuple[Int32[np.ndarray, "n s"], Int32[np.ndarray, "n s"]]:
+    """Rows filled up to ``length`` with ``pad``, and the mask of what is not filling."""
+    ids = np.full((len(rows), length), pad, np.int32)
+    mask = np.zeros((len(rows), length), np.int32)
+    for i, row in enumerate(rows):
+        ids[i, : len(row)] = row
+        mask[i, : len(row)] = 1
+    return ids, mask
+
+
+def _encoded(
+    input_ids: np.ndarray,
+    attention_mask: np.ndarray,
+    targets: np.ndarray,
+    ignored: np.ndarray,
+    decoder_input_ids: np.ndarray | None = None,
+) -> EncodedExamples:
+    return EncodedExamples(
+        input_ids=input_ids,
+        attention_mask=attention_mask,
+        labels=np.where(ignored, np.int32(IGNORED), targets),
+        num_target_tokens=(~ignored).sum(axis=1, dtype=np.int32),
+        decoder_input_ids=decoder_input_ids,
+    )

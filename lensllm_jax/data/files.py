@@ -1,0 +1,139 @@
+r"""A task from one local file: JSON lines, CSV, Parquet, or plain text.
+
+The first three hold one record a row, with a column for the prompt and one for the target;
+without the prompt's column it is language modelling on the target's.  A text file is language
+modelling on its paragraphs (blank lines between them; else on its lines), packed into chunks
+of whole sentences (:mod:`lensllm_jax.data.packing`).
+
+One file has no split of its own: its records are put in a fixed random order, and a tenth (at
+most 1,000) become test, a twentieth (at most 500) validation, the rest train.
+
+Example:
+    >>> import pathlib, tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = pathlib.Path(folder, "sums.jsonl")
+    ...     text = "".join(f'{{"q": "{i} plus 1", "a": "{i + 1}"}}\n' for i in range(40))
+    ...     _ = path.write_text(text)
+    ...     task = read_task_file(path, prompt_field="q", target_field="a")
+    >>> len(task.train), len(task.validation), len(task.test)
+    (34, 2, 4)
+"""
+
+import csv
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from lensllm_jax.checks import UserError
+from lensllm_jax.data.packing import pack
+from lensllm_jax.data.subsets import subset_order
+from lensllm_jax.data.task import Example, Task, build_task
+
+TEST_SHARE, VALIDATION_SHARE = 0.1, 0.05
+MOST_TEST, MOST_VALIDATION = 1000, 500
+FEWEST = 20  # records: below it a test loss says nothing
+SPLIT_SEED = 0
+
+
+def read_task_file(
+    path: Path, *, prompt_field: str = "prompt", target_field: str = "target"
+) -> Task:
+    """The task that a file holds.
+
+    Args:
+        path: a .jsonl, .csv, .parquet or .txt file.
+        prompt_field: column of the prompts; the file may have no column ``prompt``, but must
+            have any other that is named.
+        target_field: column of the targets.
+
+    Returns:
+        A task named after the file.
+
+    Raises:
+        UserError: if the kind of file is unknown, a row is unreadable or lacks a field, or
+            there are fewer than 20 records.
+    """
+    if path.suffix == ".txt":
+        examples = [Example("", chunk) for chunk in _paragraph_chunks(path)]
+    elif path.suffix in _ROWS:
+        rows = _ROWS[path.suffix](path)
+        examples = list(_examples(path, rows, prompt_field, target_field))
+    else:
+        raise UserError(
+            f"`path` must end in .txt, {', '.join(_ROWS)}, got {str(path)!r}, convert the file"
+        )
+    return _split(path, examples)
+
+
+def _split(path: Path, examples: list[Example]) -> Task:
+    if len(examples) < FEWEST:
+        raise UserError(
+            f"`path` must hold at least {FEWEST} records to be split, "
+            f"got {len(examples)} in {str(path)!r}"
+        )
+    shuffled = [examples[i] for i in subset_order(len(examples), seed=SPLIT_SEED)]
+    num_test = min(round(TEST_SHARE * len(examples)), MOST_TEST)
+    held_out = num_test + min(round(VALIDATION_SHARE * len(examples)), MOST_VALIDATION)
+    return build_task(
+        path.stem,
+        f"the records of {path.name}, split at random",
+        test=shuffled[:num_test],
+        validation=shuffled[num_test:held_out],
+        train=shuffled[held_out:],
+    )
+
+
+def _paragraph_chunks(path: Path) -> list[str]:
+    text = path.read_text(encoding="utf-8")
+    paragraphs = text.split("\n\n") if "\n\n" in text.strip() else text.splitlines()
+    return [chunk for paragraph in paragraphs for chunk in pack(paragraph)]
+
+
+def _examples(
+    path: Path, rows: Iterable[Mapping[str, Any]], prompt_field: str, target_field: str
+) -> Iterator[Example]:
+    for number, row in enumerate(rows, start=1):
+        prompt = row.get(prompt_field, "" if prompt_field == "prompt" else None)
+        for field, value in ((prompt_field, prompt), (target_field, row.get(target_field))):
+            if not isinstance(value, str):
+                raise UserError(
+                    f"`{path.name}` must have text in field {field!r} of every record, "
+                    f"got {value!r} in record {number} (its fields: {', '.join(map(str, row))}), "
+                    f"name the columns with prompt_field and target_field"
+                )
+        yield Example(prompt or "", row[target_field])
+
+
+def _json_rows(path: Path) -> Iterator[Mapping[str, Any]]:
+    with path.open(encoding="utf-8") as lines:
+        for number, line in enumerate(lines, start=1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+            except json.JSONDecodeError as error:
+                raise UserError(
+                    f"`{path.name}` must hold one JSON object a line, got {error} in line {number}"
+                ) from error
+            if not isinstance(row, dict):
+                raise UserError(
+                    f"`{path.name}` must hold one JSON object a line, "
+                    f"got {type(row).__name__} in line {number}"
+                )
+            yield row
+
+
+def _csv_rows(path: Path) -> Iterator[Mapping[str, Any]]:
+    with path.open(encoding="utf-8", newline="") as lines:
+        yield from csv.DictReader(lines)
+
+
+def _parquet_rows(path: Path) -> Iterator[Mapping[str, Any]]:
+    import pyarrow.parquet  # slow to import, and only this kind of file needs it
+
+    for batch in pyarrow.parquet.ParquetFile(path).iter_batches():
+        yield from batch.to_pylist()
+
+
+_ROWS = {".jsonl": _json_rows, ".csv": _csv_rows, ".parquet": _parquet_rows}

@@ -1,0 +1,1 @@
+"""The data room: tasks, subsets, batches and corpora."""
