@@ -1,0 +1,128 @@
+"""Progress: a bar with the remaining time on a terminal, plain lines when piped.
+
+Work is counted in any unit that is proportional to time (here: training tokens times
+parameters); the remaining time is what the work done so far took, scaled.
+
+Example:
+    >>> with Progress(total=10.0, quiet=True) as progress:
+    ...     progress.finish(5.0, "half way")
+"""
+
+import sys
+import time
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeElapsedColumn
+from rich.progress import Progress as Bar
+
+SECONDS_BETWEEN_LINES = 10.0
+
+
+def remaining(seconds: float) -> str:
+    """A duration for people.
+
+    Args:
+        seconds: how long.
+
+    Returns:
+        Such as "3 min 20 s".
+
+    Example:
+        >>> remaining(200.0), remaining(8.0)
+        ('3 min 20 s', '8 s')
+    """
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
+
+
+class Progress:
+    """A context that shows how far a run is.
+
+    Attributes:
+        total: all the work.
+        done: finished pieces of it.
+        quiet: show nothing.
+    """
+
+    def __init__(self, *, total: float, quiet: bool = False):
+        self.total, self.quiet = total, quiet
+        self._start = self._last_line = time.monotonic()
+        self.done = self._skipped = 0.0
+        self._bar: Bar | None = None
+        if not quiet and sys.stderr.isatty():
+            self._bar = Bar(
+                TextColumn("{task.description}"),
+                BarColumn(),
+                TaskProgressColumn(),
+                TimeElapsedColumn(),
+                TextColumn("left {task.fields[left]}"),
+                console=Console(stderr=True),
+            )
+            self._task = self._bar.add_task("", total=total, left="?")
+
+    def __enter__(self) -> "Progress":
+        if self._bar:
+            self._bar.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._bar:
+            self._bar.stop()
+
+    def skip(self, work: float) -> None:
+        """Counts work that an earlier run had done; it says nothing about speed.
+
+        Args:
+            work: how much, in the unit of ``total``.
+        """
+        self._skipped += work
+        self.done += work
+
+    def drop(self, work: float) -> None:
+        """Takes work that turned out not to be needed off the total.
+
+        Args:
+            work: how much, in the unit of ``total``.
+        """
+        self.total -= work
+
+    def finish(self, work: float, doing: str) -> None:
+        """Counts a finished piece and says so, whenever the last line was.
+
+        Args:
+            work: how much it was, in the unit of ``total``.
+            doing: what it was.
+        """
+        self.done += work
+        self._last_line = -SECONDS_BETWEEN_LINES
+        self.at(0.0, doing)
+
+    def at(self, within: float, doing: str) -> None:
+        """Shows how far the run is.
+
+        Args:
+            within: work done of the piece under way, in the unit of ``total``.
+            doing: what is being done.
+        """
+        if self.quiet:
+            return
+        now = time.monotonic()
+        done = self.done + within
+        made = done - self._skipped
+        left = "?"
+        if made > 0:
+            left = remaining((now - self._start) * max(self.total - done, 0.0) / made)
+        if self._bar:
+            self._bar.update(
+                self._task, completed=done, total=self.total, description=doing, left=left
+            )
+        elif now - self._last_line > SECONDS_BETWEEN_LINES:
+            self._last_line = now
+            share = min(done / self.total, 1.0) if self.total > 0 else 1.0
+            print(f"{share:4.0%}  left {left:>12}  {doing}", file=sys.stderr, flush=True)

@@ -1,0 +1,165 @@
+"""Run folder: what a run has finished so far, safe against being killed at any moment.
+
+A folder belongs to one set of settings, written to ``run.json`` before anything else.  Each
+finished piece is one file that appears whole or not at all; the next run with the same
+settings finds the pieces and makes only what is missing.
+
+Example:
+    >>> import tempfile
+    >>> folder = RunFolder.open(tempfile.mkdtemp(), {"seed": 0})
+    >>> folder.remember("cells/a.json", lambda: {"loss": 1.5})["loss"]
+    1.5
+    >>> folder.remember("cells/a.json", lambda: 1 / 0)["loss"]  # not computed again
+    1.5
+"""
+
+import dataclasses
+import io
+import json
+import os
+import sys
+from collections.abc import Callable, Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lensllm_jax import __version__, checks
+
+RUN = "run.json"
+RECORDED_PACKAGES = ("jax", "jaxlib", "flax", "optax", "neural-tangents", "transformers", "numpy")
+
+
+@dataclasses.dataclass(frozen=True)
+class RunFolder:
+    """An output folder that belongs to one run.
+
+    Attributes:
+        path: where it is.
+    """
+
+    path: Path
+
+    @classmethod
+    def open(cls, path: str | Path, settings: Mapping[str, Any]) -> "RunFolder":
+        """Opens a new folder, or goes on in one of the same settings.
+
+        Args:
+            path: where it is or will be.
+            settings: everything that decides the results, as JSON values.
+
+        Returns:
+            The folder.
+
+        Raises:
+            UserError: if the path is a file, or holds another run or other files.
+        """
+        path = Path(path)
+        if path.exists() and not path.is_dir():
+            raise checks.UserError(f"`output_dir` must be a folder, got the file {path}")
+        settings = json.loads(json.dumps(settings))  # as they will be read back
+        folder = cls(path)
+        if (path / RUN).exists():
+            folder._check_same(settings)
+            return folder
+        foreign = [p.name for p in path.iterdir() if not p.name.endswith(".partial")] if (
+            path.exists()
+        ) else []  # fmt: skip
+        if foreign:
+            raise checks.UserError(
+                f"`output_dir` must be empty or hold an earlier run, got {path} with "
+                f"{sorted(foreign)[0]}: name another folder"
+            )
+        folder.write_json(RUN, {"settings": settings, "command": command(), **versions()})
+        return folder
+
+    def _check_same(self, settings: Mapping[str, Any]) -> None:
+        try:
+            before = json.loads((self.path / RUN).read_text())["settings"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise checks.UserError(
+                f"`output_dir` must hold a {RUN} of ours, got one that does not read: "
+                f"{self.path}; name another folder"
+            ) from error
+        different = [
+            f"{name}={before.get(name)!r} there, {settings.get(name)!r} now"
+            for name in sorted({*before, *settings})
+            if before.get(name) != settings.get(name)
+        ]
+        if different:
+            raise checks.UserError(
+                f"`output_dir` must be of a run with these settings, got {self.path} with "
+                f"{'; '.join(different)}: name another folder"
+            )
+
+    def remember(self, name: str, make: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:
+        """The finished piece ``name``, made now if it is not there.
+
+        Args:
+            name: file within the folder, ending in .json.
+            make: what makes it.
+
+        Returns:
+            Its content, as read back from JSON in either case.
+        """
+        if not (self.path / name).exists():
+            self.write_json(name, make())
+        return json.loads((self.path / name).read_text())
+
+    def has(self, name: str) -> bool:
+        """Whether the piece is finished."""
+        return (self.path / name).exists()
+
+    def write_json(self, name: str, content: Mapping[str, Any]) -> None:
+        """Writes a piece; NaN and infinity are refused, JSON has none."""
+        text = json.dumps(content, indent=2, sort_keys=True, allow_nan=False) + "\n"
+        self.write_bytes(name, text.encode())
+
+    def write_text(self, name: str, text: str) -> None:
+        """Writes a text file."""
+        self.write_bytes(name, text.encode())
+
+    def write_array(self, name: str, array: np.ndarray) -> None:
+        """Writes a .npy file."""
+        buffer = io.BytesIO()
+        np.save(buffer, array, allow_pickle=False)
+        self.write_bytes(name, buffer.getvalue())
+
+    def write_bytes(self, name: str, content: bytes) -> None:
+        """Writes a file that appears whole or not at all, even if the machine stops."""
+        target = self.path / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
+        with open(partial, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, target)
+
+
+def command() -> str:
+    """The command line that started this process.
+
+    Returns:
+        One that can be pasted.
+    """
+    name = Path(sys.argv[0]).stem
+    return " ".join([f"python -m experiments.{name}", *sys.argv[1:]])
+
+
+def versions() -> dict[str, Any]:
+    """What the numbers of a run depend on besides its settings.
+
+    Returns:
+        Versions of this package, of Python and of the packages that compute.
+    """
+
+    def version(package: str) -> str | None:
+        try:
+            return metadata.version(package)
+        except metadata.PackageNotFoundError:
+            return None
+
+    packages = {package: version(package) for package in RECORDED_PACKAGES}
+    return {"lensllm_jax": __version__, "python": sys.version.split()[0], "packages": packages}

@@ -1,0 +1,205 @@
+r"""Measurement: what is paid for one candidate on one task.
+
+Three quantities: the loss before any fine-tuning, the loss after fine-tuning on the first D
+examples, and the kernel at the pretrained weights on the first n of them.  All use the same
+nested order of examples, so that every smaller subset is a prefix of every larger one.
+
+Example:
+    >>> import lensllm_jax as lens
+    >>> from lensllm_jax.data.task import Example, build_task
+    >>> texts = [Example("", f"the {i} kings of the land") for i in range(12)]
+    >>> task = build_task("kings", "a toy", train=texts[:8], validation=texts[8:10],
+    ...                   test=texts[10:])
+    >>> c = lens.load_candidate(lens.list_zoo()[0])
+    >>> config = MeasurementConfig(max_length=16, batch_size=4, max_epochs=1, num_kernel_examples=3)
+    >>> measurement = Measurement(c, task, config=config)
+    >>> measurement.kernel().theta.shape
+    (3, 3)
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+
+import numpy as np
+
+from lensllm_jax import checks
+from lensllm_jax.checkpoints.candidate import Candidate
+from lensllm_jax.data.batches import EncodedExamples, encode_causal
+from lensllm_jax.data.subsets import subset_order
+from lensllm_jax.data.task import Example, Task
+from lensllm_jax.finetune.fine_tune import (
+    FineTuneConfig,
+    FineTuneResult,
+    Progress,
+    evaluation_batches,
+    fine_tune,
+)
+from lensllm_jax.finetune.loop import Loop, OptimizerConfig
+from lensllm_jax.ntk.candidate import CandidateNtk, candidate_ntk
+from lensllm_jax.ntk.loss import ntk_spectrum
+from lensllm_jax.scaling.laws import NtkSpectrum
+from lensllm_jax.typing import Batch
+
+
+@dataclasses.dataclass(frozen=True)
+class MeasurementConfig:
+    """Settings of fine-tunes and kernels, the same for every candidate of a run.
+
+    Attributes:
+        learning_rate: of AdamW, after warm-up.
+        weight_decay: of matrices.
+        batch_size: examples a step.
+        max_length: tokens of an example, prompt and target; longer prompts are cut.
+        max_epochs: passes over a subset at most.
+        patience: evaluations without a new best after which a fine-tune stops.
+        num_kernel_examples: n of the kernel.
+        readout: which output of the model the kernel is of.
+        method: how the kernel is computed.
+        kernel_block_size: examples of a side in memory at once.
+        seed: of the nested order and of the order within passes.
+    """
+
+    learning_rate: float = 2e-3
+    weight_decay: float = 0.01
+    batch_size: int = 32
+    max_length: int = 64
+    max_epochs: int = 6
+    patience: int = 2
+    num_kernel_examples: int = 64
+    readout: str = "target_logprob"
+    method: str = "jacobian_contraction"
+    kernel_block_size: int = 32
+    seed: int = 0
+
+    def __post_init__(self):
+        for name in ("max_length", "num_kernel_examples", "kernel_block_size"):
+            checks.positive(name, getattr(self, name))
+        self.fine_tuning(), self.optimizer()  # their own checks
+
+    def fine_tuning(self) -> FineTuneConfig:
+        """When a fine-tune looks and stops."""
+        return FineTuneConfig(
+            batch_size=self.batch_size, max_epochs=self.max_epochs, patience=self.patience,
+            seed=self.seed,
+        )  # fmt: skip
+
+    def optimizer(self) -> OptimizerConfig:
+        """The optimiser of a fine-tune."""
+        return OptimizerConfig(learning_rate=self.learning_rate, weight_decay=self.weight_decay)
+
+
+class Measurement:
+    """One candidate on one task; each part is computed when first asked for.
+
+    Attributes:
+        candidate: the model.
+        task: the text.
+        config: the settings.
+    """
+
+    def __init__(self, candidate: Candidate, task: Task, *, config: MeasurementConfig):
+        self.candidate, self.task, self.config = candidate, task, config
+
+    @functools.cached_property
+    def loop(self) -> Loop:
+        """The candidate's compiled steps."""
+        shift = not self.candidate.is_encoder_decoder
+        return Loop(self.candidate.apply_fn, self.config.optimizer(), shift=shift)
+
+    @functools.cached_property
+    def _order(self) -> np.ndarray:
+        return subset_order(len(self.task.train), seed=self.config.seed)
+
+    @functools.cached_property
+    def _validation(self) -> Batch:
+        return self._encode(self.task.validation)
+
+    @functools.cached_property
+    def _test(self) -> Batch:
+        return self._encode(self.task.test)
+
+    def subset(self, size: int) -> Batch:
+        """The first ``size`` training examples of the nested order, as token batches.
+
+        Args:
+            size: how many, at most all.
+
+        Returns:
+            Arrays (size, max_length).
+
+        Raises:
+            UserError: if there are fewer.
+        """
+        if size > len(self.task.train):
+            raise checks.UserError(
+                f"`size` must be at most {len(self.task.train)} (the training examples of "
+                f"{self.task.name}), got {size}"
+            )
+        return self._encode(self.task.train[i] for i in self._order[:size])
+
+    def zero_shot(self) -> float:
+        """Test loss before fine-tuning, nats per target token."""
+        return self.loop.evaluate(self.candidate.params, evaluation_batches(self._test))
+
+    def fine_tune(
+        self, size: int, *, on_progress: Callable[[Progress], None] | None = None
+    ) -> FineTuneResult:
+        """The point of the learning curve at ``size``.
+
+        Args:
+            size: training examples.
+            on_progress: called after each evaluation.
+
+        Returns:
+            Test loss and what it took.
+        """
+        return fine_tune(
+            self.loop,
+            self.candidate.params,
+            self.subset(size),
+            self._validation,
+            self._test,
+            config=self.config.fine_tuning(),
+            on_progress=on_progress,
+        )
+
+    def kernel(self) -> CandidateNtk:
+        """The exact kernel at the pretrained weights on the first examples of the order."""
+        return candidate_ntk(
+            self.candidate,
+            self.subset(self.config.num_kernel_examples),
+            readout=self.config.readout,
+            method=self.config.method,
+            block_size=self.config.kernel_block_size,
+        )
+
+    def _encode(self, examples) -> Batch:
+        texts: tuple[Example, ...] = tuple(examples)
+        encoded: EncodedExamples = encode_causal(
+            texts, self.candidate.tokenizer, max_length=self.config.max_length
+        )
+        return {
+            "input_ids": encoded.input_ids,
+            "attention_mask": encoded.attention_mask,
+            "labels": encoded.labels,
+        }
+
+
+def spectrum_for_law(kernel: CandidateNtk, *, learning_rate: float) -> NtkSpectrum:
+    r"""The kernel's spectrum as the law wants it.
+
+    Fine-tuning descends the *mean* loss over examples, for which Eq 9 holds with
+    :math:`\Theta / n`: the division enters through the learning rate.
+
+    Args:
+        kernel: a symmetric kernel with its residual.
+        learning_rate: of the fine-tune, per optimiser step.
+
+    Returns:
+        Eigenvalues, squared projections of the residual, and the rate.
+    """
+    spectrum = ntk_spectrum(kernel.theta, kernel.residual)
+    return NtkSpectrum(
+        spectrum.eigenvalues, spectrum.squared_projections, learning_rate / kernel.num_examples
+    )
