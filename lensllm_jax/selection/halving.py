@@ -25,10 +25,20 @@ Example:
 import dataclasses
 
 import numpy as np
+from jaxtyping import Float
 
 from lensllm_jax import checks
 
 MIN_SIGMA = 1e-6  # of log losses
+
+
+def deviation_from_line(
+    xs: Float[np.ndarray, " m"], ys: Float[np.ndarray, " m"], x: float, y: float
+) -> float:
+    """How many residual standard deviations (x, y) lies off the line through the others."""
+    slope, intercept = np.polyfit(xs, ys, 1)
+    sigma = max(float(np.std(ys - slope * xs - intercept)), MIN_SIGMA)
+    return abs(y - slope * x - intercept) / sigma
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,9 +75,7 @@ class Halving:
         if len(self.accepted) < self.gamma:
             return 0.0
         sizes, losses = (np.log(np.array(x)) for x in zip(*self.accepted, strict=True))
-        slope, intercept = np.polyfit(sizes, losses, 1)
-        sigma = max(float(np.std(losses - slope * sizes - intercept)), MIN_SIGMA)
-        return float(abs(np.log(loss) - slope * np.log(size) - intercept)) / sigma
+        return deviation_from_line(sizes, losses, float(np.log(size)), float(np.log(loss)))
 
     def observe(self, size: int, loss: float) -> "Halving":
         """The search after fine-tuning on ``size`` examples gave ``loss``.

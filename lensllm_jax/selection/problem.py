@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from lensllm_jax import checks
 from lensllm_jax.scaling.laws import NtkSpectrum
@@ -71,14 +71,21 @@ class Scores:
     )
     predicts: bool = True  # scores are losses at the target, nats per token
     bigger_is_better: bool = False  # scores rank the other way round
-    picks: Float[np.ndarray, " num_candidates"] | None = None  # order by these, if not by scores
+    picks: Float[np.ndarray, " num_candidates"] | None = None  # the lowest comes first, if given
     messages: tuple[str, ...] | None = None  # one a candidate: how its fit ended
     spent: tuple[tuple[int, ...], ...] | None = None  # sizes paid for, one tuple a candidate
 
     def ranks_by(self) -> Float[np.ndarray, " num_candidates"]:
         """What to sort by, ascending; NaN (no usable fit) sorts last."""
-        values = self.scores if self.picks is None else self.picks
-        return -values if self.bigger_is_better else values
+        return -self.scores if self.bigger_is_better else self.scores
+
+    def best_first(self) -> Int[np.ndarray, " num_candidates"]:
+        """Candidates, best first: the pick, then the others by score."""
+        order = np.argsort(self.ranks_by(), kind="stable")
+        if self.picks is None or np.isnan(self.picks).all():
+            return order
+        pick = int(np.nanargmin(self.picks))
+        return np.concatenate([[pick], order[order != pick]])
 
     def probabilities(self) -> Matrix:
         """P(row beats column) at the target; 0.5 on the diagonal, NaN without evidence."""

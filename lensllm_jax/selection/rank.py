@@ -31,6 +31,7 @@ from lensllm_jax.scaling.laws import NtkSpectrum
 from lensllm_jax.selection import selectors
 from lensllm_jax.selection.flops import FlopsLedger, TrainingCost
 from lensllm_jax.selection.loss_table import LossTable
+from lensllm_jax.selection.pooled import pooled
 from lensllm_jax.selection.problem import Problem, Scores, ledger_of
 
 SELECTORS: dict[str, Callable[[Problem], Scores]] = {
@@ -42,6 +43,7 @@ SELECTORS: dict[str, Callable[[Problem], Scores]] = {
     "subtuning": selectors.subtuning,
     "zero_shot": selectors.zero_shot,
     "model_size": selectors.model_size,
+    "pooled": pooled,
 }
 
 
@@ -144,7 +146,7 @@ def rank(
         for name, flops in kernel_flops.items():
             ledger = ledger.kernel(name, flops=flops)
     named = {name: float(x) for name, x in zip(table.names, scores.scores, strict=True)}
-    best_first = np.argsort(scores.ranks_by(), kind="stable")
+    best_first = scores.best_first()
     messages = scores.messages or ("",) * len(table.names)
     return Ranking(
         selector,
