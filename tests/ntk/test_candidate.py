@@ -1,0 +1,160 @@
+"""Read-outs by hand, and the kernel of a language model with all that comes with it."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lensllm_jax.checks import UserError
+from lensllm_jax.ntk import readout
+from lensllm_jax.ntk.candidate import candidate_ntk
+from lensllm_jax.ntk.loss import ntk_loss
+from tests import oracles
+from tests.ntk import cases
+from tests.tolerances import assert_close
+
+RNG = np.random.default_rng(0)
+LOGITS = RNG.normal(size=(5, 7))
+LABELS = np.array([-100, -100, 3, 6, -100])
+
+
+@dataclasses.dataclass(frozen=True)
+class TinyModel:
+    """A candidate as the kernel sees one."""
+
+    params: Any
+    is_encoder_decoder: bool = False
+
+    def apply_fn(self, params, batch):
+        ids = batch["decoder_input_ids" if self.is_encoder_decoder else "input_ids"]
+        return cases.transformer_module().apply(params, ids, batch["attention_mask"])
+
+
+@pytest.fixture
+def model_and_batch():
+    case = cases.make("tied transformer")
+    return TinyModel(case.params), case.x
+
+
+def logprob_by_hand(logits, token):
+    return logits[token] - np.log(np.sum(np.exp(logits)))
+
+
+def test_target_logprob_is_the_mean_over_targets_of_the_shifted_positions(x64):
+    by_hand = (logprob_by_hand(LOGITS[1], 3) + logprob_by_hand(LOGITS[2], 6)) / 2
+    assert_close(readout.target_logprob(jnp.asarray(LOGITS), LABELS, shift=True), by_hand)
+    assert_close(readout.loss(jnp.asarray(LOGITS), LABELS, shift=True), -by_hand)
+    unshifted = (logprob_by_hand(LOGITS[2], 3) + logprob_by_hand(LOGITS[3], 6)) / 2
+    assert_close(readout.target_logprob(jnp.asarray(LOGITS), LABELS, shift=False), unshifted)
+    assert abs(by_hand - unshifted) > 0.01
+
+
+def test_label_logits_stand_where_the_first_target_is_predicted(x64):
+    tokens = np.array([6, 3, 0])
+    got = readout.label_logits(jnp.asarray(LOGITS), LABELS, tokens, shift=True)
+    assert_close(got, LOGITS[1, [6, 3, 0]])
+    got = readout.label_logits(jnp.asarray(LOGITS), LABELS, tokens, shift=False)
+    assert_close(got, LOGITS[2, [6, 3, 0]])
+    targets = readout.one_hot_targets(np.stack([LABELS, np.roll(LABELS, 1)]), tokens, shift=True)
+    assert targets.tolist() == [[0, 1, 0], [0, 1, 0]]
+
+
+def test_what_a_label_at_the_first_position_says_is_never_predicted_by_a_causal_model():
+    labels = np.array([[4, -100, 2]])
+    assert readout.one_hot_targets(labels, np.array([4, 2]), shift=True).tolist() == [[0, 1]]
+    assert readout.one_hot_targets(labels, np.array([4, 2]), shift=False).tolist() == [[1, 0]]
+
+
+def test_kernel_of_a_model_is_that_of_its_readout(x64):
+    case = cases.make("tied transformer")
+    k = candidate_ntk(TinyModel(case.params), case.x, block_size=2)
+    assert_close(k.theta, oracles.dense_kernel(case.f, case.params, case.x)[:, :, 0, 0])
+    assert_close(k.outputs[:, 0], case.f(case.params, case.x))
+    assert (k.num_examples, k.num_columns) == (5, 5)
+    assert k.targets.tolist() == [[0.0]] * 5
+    assert k.seconds > 0
+    assert k.peak_bytes > 1e7
+    at_start = ntk_loss(k.theta, k.residual, learning_rate=0.1, steps=0.0)
+    assert_close(at_start, np.sum(np.square(k.outputs)))
+
+
+def test_loss_readout_has_the_same_kernel_and_the_opposite_residual(model_and_batch):
+    model, batch = model_and_batch
+    a = candidate_ntk(model, batch, readout="loss")
+    b = candidate_ntk(model, batch, readout="target_logprob")
+    assert_close(a.theta, b.theta)
+    assert_close(a.residual, -b.residual)
+
+
+def test_label_logits_give_a_kernel_of_every_pair_of_classes(model_and_batch):
+    model, batch = model_and_batch
+    x2 = cases.first(batch, slice(0, 2))
+    k = candidate_ntk(model, batch, x2, readout="label_logits", label_tokens=[1, 4, 9])
+    assert k.theta.shape == (5, 2, 3, 3)
+    assert k.outputs.shape == k.targets.shape == k.residual.shape == (5, 3)
+    reduced = candidate_ntk(
+        model, batch, x2, readout="label_logits", label_tokens=[1, 4, 9], output_reduction="sum"
+    )
+    assert_close(reduced.theta, np.einsum("ijaa->ij", k.theta))
+
+
+def test_what_is_ignored_changes_nothing(model_and_batch):
+    model, batch = model_and_batch
+    before = candidate_ntk(model, batch)
+    # other tokens under the padding, which no label and no attention sees
+    changed = np.where(batch["attention_mask"] == 1, batch["input_ids"], 5)
+    after = candidate_ntk(model, {**batch, "input_ids": changed})
+    assert_close(after.theta, before.theta)
+    visible = {**batch, "input_ids": np.where(changed == changed[0, 0], 7, changed)}
+    assert np.max(np.abs(candidate_ntk(model, visible).theta - before.theta)) > 1e-3
+
+
+def test_encoder_decoders_are_not_shifted(x64):
+    case = cases.make("tied transformer")
+    batch = {**case.x, "decoder_input_ids": case.x["input_ids"]}
+    seq2seq = candidate_ntk(TinyModel(case.params, is_encoder_decoder=True), batch)
+    moved = np.full_like(batch["labels"], -100)
+    moved[:, :-1] = batch["labels"][:, 1:]
+    # the causal model's targets, moved one to the left, are an unshifted model's targets
+    aligned = candidate_ntk(
+        TinyModel(case.params, is_encoder_decoder=True), {**batch, "labels": moved}
+    )
+    causal = candidate_ntk(TinyModel(case.params), case.x)
+    assert_close(aligned.theta, causal.theta)
+    assert np.max(np.abs(seq2seq.theta - causal.theta)) > 1e-3
+
+
+def test_another_state_of_the_model_has_another_kernel(model_and_batch):
+    model, batch = model_and_batch
+    moved = jax.tree.map(lambda w: w + 0.1, model.params)
+    a = candidate_ntk(model, batch, params=moved)
+    b = candidate_ntk(TinyModel(moved), batch)
+    assert_close(a.theta, b.theta)
+
+
+def test_bad_batches_are_refused_with_the_remedy(model_and_batch):
+    model, batch = model_and_batch
+    labels = batch["labels"]
+    without = labels.copy()
+    without[3] = -100
+    for message, changed, settings in (
+        ("none named labels", {k: v for k, v in batch.items() if k != "labels"}, {}),
+        ("must be tokens below 13", {**batch, "labels": np.where(labels > 0, 13, labels)}, {}),
+        ("must be tokens below 13", {**batch, "labels": np.where(labels > 0, -1, labels)}, {}),
+        ("got none in example 3", {**batch, "labels": without}, {}),
+        ("must have shape", {**batch, "labels": labels[:, :-1]}, {}),
+        ("must be integers", {**batch, "input_ids": batch["input_ids"] * 1.0}, {}),
+        ("`readout` must be one of", batch, {"readout": "logits"}),
+        ("`label_tokens` must name", batch, {"readout": "label_logits"}),
+        ("`label_tokens` must name", batch, {"label_tokens": [3]}),
+        ("`label_tokens` must be tokens", batch, {"readout": "label_logits", "label_tokens": [99]}),
+    ):
+        with pytest.raises(UserError, match=message):
+            candidate_ntk(model, changed, **settings)
+    with pytest.raises(UserError, match="`batch2` must have the keys"):
+        candidate_ntk(model, batch, {"input_ids": batch["input_ids"]})
+    with pytest.raises(UserError, match="decoder_input_ids"):
+        candidate_ntk(TinyModel(model.params, is_encoder_decoder=True), batch)

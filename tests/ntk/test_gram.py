@@ -1,0 +1,175 @@
+"""The kernel by every method against dense Jacobians, finite differences and its own laws."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lensllm_jax.checks import UserError
+from lensllm_jax.ntk.gram import NtkMethod, OutputReduction, empirical_ntk, tiles
+from tests import oracles
+from tests.ntk import cases
+from tests.tolerances import assert_close, relative_difference
+
+METHODS = list(NtkMethod)
+
+
+@functools.cache
+def _made(name, x64):
+    case = cases.make(name)
+    theta = oracles.dense_kernel(case.f, case.params, case.x)
+    return case, theta if theta.shape[2] > 1 else theta[:, :, 0, 0]
+
+
+def make(name):
+    """A case in the float type that JAX is set to, made once a type."""
+    return _made(name, jax.config.jax_enable_x64)[0]
+
+
+def expected(name):
+    """Its kernel by dense Jacobians: (n, m) for one output, (n, m, k, k) for more."""
+    return _made(name, jax.config.jax_enable_x64)[1]
+
+
+@pytest.mark.parametrize("name", cases.CASES)
+@pytest.mark.parametrize("method", METHODS)
+def test_kernel_equals_product_of_dense_jacobians(x64, name, method):
+    case = make(name)
+    theta = empirical_ntk(case.f, case.params, case.x, method=method)
+    assert theta.dtype == np.float64
+    assert_close(theta, expected(name))
+
+
+@pytest.mark.parametrize("name", ["mlp, 3 outputs", "tied transformer"])
+@pytest.mark.parametrize("method", METHODS)
+def test_kernel_in_the_suites_own_precision(name, method):
+    case = make(name)
+    assert_close(empirical_ntk(case.f, case.params, case.x, method=method), expected(name))
+
+
+def test_dense_jacobian_equals_central_finite_differences(x64):
+    for name in ("mlp, 3 outputs", "tied transformer"):
+        case = make(name)
+        assert_close(
+            oracles.dense_jacobian(case.f, case.params, case.x),
+            oracles.finite_difference_jacobian(case.f, case.params, case.x),
+            rel=1e-8,  # the truncation and rounding of the difference itself, about 1e-10 each
+        )
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("name", ["mlp, 3 outputs", "scanned transformer"])
+def test_rectangular_kernel(x64, method, name):
+    case = make(name)
+    x1, x2 = cases.first(case.x, slice(0, 2)), cases.first(case.x, slice(1, 5))
+    theta = empirical_ntk(case.f, case.params, x1, x2, method=method)
+    assert_close(theta, expected(name)[0:2, 1:5])
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("block_size", [1, 2, 3, 4, 7])
+def test_block_size_changes_nothing(x64, method, block_size):
+    case = make("mlp, 3 outputs")
+    whole = empirical_ntk(case.f, case.params, case.x, method=method)
+    blocked = empirical_ntk(case.f, case.params, case.x, method=method, block_size=block_size)
+    assert_close(blocked, whole)
+    x2 = cases.first(case.x, slice(0, 3))
+    rectangle = empirical_ntk(case.f, case.params, case.x, x2, method=method, block_size=block_size)
+    assert_close(rectangle, whole[:, :3])
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_reductions_are_the_sum_and_the_mean_over_equal_outputs(x64, method):
+    case = make("mlp, 3 outputs")
+    full = expected("mlp, 3 outputs")
+    trace = np.einsum("ijaa->ij", full)
+    for reduction, wanted in (("none", full), ("sum", trace), ("mean", trace / 3)):
+        theta = empirical_ntk(
+            case.f, case.params, case.x, method=method, output_reduction=reduction
+        )
+        assert_close(theta, wanted)
+    assert relative_difference(trace, trace / 3) > 0.5  # the two reductions do differ
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_reduction_of_a_single_output_is_that_output(x64, method):
+    case = make("mlp")
+    for reduction in OutputReduction:
+        theta = empirical_ntk(
+            case.f, case.params, case.x, method=method, output_reduction=reduction
+        )
+        assert_close(theta, expected("mlp"))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_kernel_is_symmetric_semidefinite_and_permutes_with_its_examples(x64, method):
+    case = make("mlp")
+
+    # one shape, so that one program serves all examples that hypothesis draws
+    @settings(max_examples=15, deadline=None)
+    @given(st.integers(0, 2**30), st.permutations(range(5)))
+    def check(seed, order):
+        x = jax.random.normal(jax.random.key(seed), (5, 3))
+        theta = empirical_ntk(case.f, case.params, x, method=method)
+        assert_close(theta, theta.T)
+        eigenvalues = np.linalg.eigvalsh(theta)
+        assert eigenvalues[0] >= -1e-12 * eigenvalues[-1]
+        permuted = empirical_ntk(case.f, case.params, x[np.array(order)], method=method)
+        assert_close(permuted, theta[np.ix_(order, order)])
+
+    check()
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_symmetry_of_many_outputs_swaps_examples_and_outputs_together(x64, method):
+    case = make("mlp, 3 outputs")
+    theta = empirical_ntk(case.f, case.params, case.x, method=method, block_size=2)
+    assert_close(theta, theta.transpose(1, 0, 3, 2))
+    assert relative_difference(theta, theta.transpose(1, 0, 2, 3)) > 1e-3  # not examples alone
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_second_call_compiles_nothing(method, monkeypatch):
+    case = make("mlp")
+    calls = []
+
+    def f(params, x):
+        calls.append(1)
+        return case.f(params, x)
+
+    empirical_ntk(f, case.params, case.x, method=method)
+    first = len(calls)
+    empirical_ntk(f, case.params, case.x, method=method)
+    # eval_shape, which checks the outputs, may trace once; the program may not
+    assert len(calls) - first <= 1
+
+
+def test_tiles_cover_half_of_a_symmetric_kernel_once():
+    for n, block in ((1, 1), (5, 2), (6, 3), (4, 9)):
+        seen = np.zeros((n, n), int)
+        for tile in tiles(n, n, block_size=block, symmetric=True):
+            seen[tile.rows, tile.columns] += 1
+        assert np.all(np.maximum(seen, seen.T) == 1)
+        assert np.all(seen[np.triu_indices(n)] == 1)
+
+
+def test_bad_input_is_refused_with_the_remedy():
+    w, x = jnp.ones((3, 2)), jnp.ones((4, 3))
+    f = lambda w, x: x @ w  # noqa: E731
+    for message, call in {
+        "`method` must be one of": lambda: empirical_ntk(f, w, x, method="fast"),
+        "`output_reduction` must be": lambda: empirical_ntk(f, w, x, output_reduction="trace"),
+        "`block_size` must be positive": lambda: empirical_ntk(f, w, x, block_size=0),
+        "common leading axis": lambda: empirical_ntk(f, w, {"a": x, "b": x[:2]}),
+        "`x2` must be a pytree like": lambda: empirical_ntk(f, w, x, {"a": x}),
+        "read-out first": lambda: empirical_ntk(lambda w, x: (x @ w)[..., None], w, x),
+        "`params` must hold floating": lambda: empirical_ntk(f, jnp.ones((3, 2), int), x),
+        "at least one array": lambda: empirical_ntk(lambda _, x: x, {}, x),
+        "must be finite": lambda: empirical_ntk(lambda w, x: jnp.log(x @ w - 3), w, x),
+    }.items():
+        with pytest.raises(UserError, match=message):
+            call()
