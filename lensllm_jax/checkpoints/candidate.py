@@ -32,6 +32,7 @@ from lensllm_jax.models.family import Family
 from lensllm_jax.typing import Batch, Params
 
 CONFIG = "config.json"
+VOCABULARIES = ("tokenizer.json", "vocab.json", "spiece.model", "tokenizer.model", "vocab.txt")
 
 
 def transformers() -> Any:
@@ -102,12 +103,19 @@ class Candidate:
             UserError: if the folder has none, or one with more tokens than the embedding
                 has rows.
         """
+        advice = "save it there with tokenizer.save_pretrained(folder)"
+        # transformers makes up an empty tokenizer where it finds none
+        if not any((self.folder / file).exists() for file in VOCABULARIES):
+            raise checks.UserError(
+                f"`{self.folder}` must hold a tokenizer to read text, got none of "
+                f"{', '.join(VOCABULARIES)}: {advice}"
+            )
         try:
             tokenizer = transformers().AutoTokenizer.from_pretrained(self.folder)
-        except (OSError, ValueError) as error:
+        except Exception as error:  # the libraries behind it raise classes of their own
             raise checks.UserError(
-                f"`{self.folder}` must hold a tokenizer to read text, got none that loads "
-                f"({str(error).splitlines()[0]}): save it with tokenizer.save_pretrained(folder)"
+                f"`{self.folder}` must hold a tokenizer to read text, got one that does not load "
+                f"({str(error).splitlines()[0]}): {advice}"
             ) from error
         if len(tokenizer) > self.config.vocab_size:
             raise checks.UserError(

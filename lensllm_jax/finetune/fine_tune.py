@@ -23,6 +23,7 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Int
 
@@ -137,7 +138,7 @@ def fine_tune(
         validation_loss = loop.evaluate(state.params, validation_batches)
         if validation_loss < best[0]:
             # a copy, since the next step reuses the state's memory
-            best, since_best = (validation_loss, step, jax.tree.map(np.array, state.params)), 0
+            best, since_best = (validation_loss, step, jax.tree.map(jnp.copy, state.params)), 0
         else:
             since_best += 1
         if on_progress is not None:

@@ -132,10 +132,9 @@ def markdown_table(rows: Sequence[Row]) -> str:
         The table, without a newline at its end.
     """
 
-    def line(cells) -> str:
-        return (
-            "| " + " | ".join(f"{c:.4f}" if isinstance(c, float) else str(c) for c in cells) + " |"
-        )
+    def line(cells: Iterable[Any]) -> str:
+        texts = (f"{cell:.4f}" if isinstance(cell, float) else str(cell) for cell in cells)
+        return f"| {' | '.join(texts)} |"
 
     header = rows[0].keys()
     return "\n".join([line(header), "|" + "---|" * len(header), *(line(r.values()) for r in rows)])

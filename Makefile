@@ -1,0 +1,62 @@
+# Every target sets up what it needs; a second call does nothing twice.
+#   make demo   ranks the bundled candidates for one task, into out/demo
+#   make test   runs the tests; make test-x64 runs them in float64
+#   make lint types torch-parity notebooks   what else .ci/run checks
+#   make lock   regenerates requirements.txt and requirements-dev.txt from setup.cfg
+
+PYTHON ?= python3
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+PYTEST := $(BIN)/python -m pytest
+
+.PHONY: demo test test-x64 lint types torch-parity notebooks lock
+
+demo: .venv/runs
+	$(BIN)/python -m experiments.select_model --candidates=zoo --task=pydoc \
+	  --budget_size=1600 --target_size=6400 --output_dir=out/demo
+
+test: .venv/tests
+	$(PYTEST) -m "not torch"
+
+test-x64: .venv/tests
+	JAX_ENABLE_X64=1 $(PYTEST) -m "not torch and not slow" tests/ntk tests/scaling tests/models \
+	  tests/test_linalg.py tests/test_metrics.py lensllm_jax/ntk lensllm_jax/scaling
+
+lint: .venv/tests
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: .venv/tests
+	$(BIN)/mypy
+
+torch-parity: .venv-torch/tests
+	.venv-torch/bin/python -m pytest -m torch tests/models
+
+notebooks: .venv/tests
+	$(BIN)/python tools/run_notebooks.py
+
+lock: .venv/runs
+	PYTHON=$(BIN)/python tools/lock.sh
+
+.venv/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "error: Python must be 3.11 or newer, got $$($(PYTHON) --version 2>&1): make PYTHON=/path/to/python" >&2; exit 2; }
+	$(PYTHON) -m venv .venv
+	touch $@
+
+.venv/runs: .venv/python requirements.txt setup.cfg pyproject.toml
+	$(PIP) --no-deps -r requirements.txt -e .
+	touch $@
+
+.venv/tests: .venv/runs requirements-dev.txt
+	$(PIP) --no-deps -r requirements-dev.txt
+	touch $@
+
+# PyTorch is an oracle of the tests alone: it gets an environment of its own, which borrows
+# everything else from .venv.
+.venv-torch/tests: .venv/tests
+	$(BIN)/python -m venv .venv-torch
+	.venv-torch/bin/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
+	$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' \
+	  > "$$(.venv-torch/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/borrowed.pth"
+	touch $@

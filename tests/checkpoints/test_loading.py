@@ -1,0 +1,196 @@
+"""Checkpoint folders load whole or are refused with a message that names what is wrong."""
+
+import json
+import shutil
+
+import jax
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+import lensllm_jax as lens
+from lensllm_jax import checks
+from lensllm_jax.checkpoints.candidate import CONFIG, load_folder
+from lensllm_jax.checkpoints.tensors import INDEX, SINGLE
+from lensllm_jax.checkpoints.zoo import FOLDER
+
+ZOO = [name.removeprefix("zoo/") for name in lens.list_zoo()]
+SMALLEST = "gpt2-xs"
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A copy of the smallest bundled candidate, to be damaged."""
+    return shutil.copytree(FOLDER / SMALLEST, tmp_path / SMALLEST)
+
+
+def change_config(folder, **attributes):
+    config = json.loads((folder / CONFIG).read_text())
+    (folder / CONFIG).write_text(json.dumps({**config, **attributes}))
+
+
+def change_tensors(folder, change):
+    tensors = load_file(folder / SINGLE)
+    change(tensors)
+    save_file(tensors, folder / SINGLE)
+
+
+def refusal(folder):
+    with pytest.raises(checks.UserError) as caught:
+        load_folder(folder)
+    return str(caught.value)
+
+
+def same(a, b):
+    return jax.tree.all(jax.tree.map(lambda x, y: bool((x == y).all()), a.params, b.params))
+
+
+def test_sharded_checkpoint_loads_the_same_parameters(folder):
+    whole = load_folder(folder)
+    tensors = load_file(folder / SINGLE)
+    names = sorted(tensors)
+    shards = {"a.safetensors": names[::2], "b.safetensors": names[1::2]}
+    for file, members in shards.items():
+        save_file({name: tensors[name] for name in members}, folder / file)
+    weight_map = {name: file for file, members in shards.items() for name in members}
+    (folder / INDEX).write_text(json.dumps({"weight_map": weight_map}))
+    (folder / SINGLE).unlink()
+    assert same(load_folder(folder), whole)
+    (folder / "b.safetensors").unlink()
+    assert "b.safetensors" in refusal(folder)
+
+
+def test_prefix_of_the_tensor_names_may_be_absent(folder):
+    whole = load_folder(folder)
+
+    def strip(tensors):
+        for name in list(tensors):
+            tensors[name.removeprefix("transformer.")] = tensors.pop(name)
+
+    change_tensors(folder, strip)
+    assert same(load_folder(folder), whole)
+
+
+def test_saving_and_loading_gives_the_same_parameters_back(tmp_path):
+    candidate = lens.load_candidate("zoo/opt-xs")
+    candidate.save(tmp_path / "saved")
+    assert same(load_folder(tmp_path / "saved"), candidate)
+
+
+def test_damage_is_named(folder):
+    content = (folder / SINGLE).read_bytes()
+    (folder / SINGLE).write_bytes(content[: len(content) // 2])
+    assert SINGLE in refusal(folder)
+    (folder / SINGLE).write_bytes(b"\xff" * 100)
+    assert SINGLE in refusal(folder)
+    (folder / SINGLE).unlink()
+    assert "no weights" in refusal(folder)
+    (folder / "pytorch_model.bin").write_bytes(b"")
+    assert "only pytorch_model.bin" in refusal(folder)
+
+
+def test_all_tensor_problems_are_reported_at_once(folder):
+    def damage(tensors):
+        tensors["transformer.wte.weight"] = tensors["transformer.wte.weight"][:-1]
+        tensors["transformer.ln_f.weight"] = np.full_like(
+            tensors["transformer.ln_f.weight"], np.nan
+        )
+        del tensors["transformer.ln_f.bias"]
+        tensors["transformer.stranger"] = np.ones(3, np.float16)
+
+    change_tensors(folder, damage)
+    message = refusal(folder)
+    for part in (
+        "transformer.wte.weight of shape (2047, 64)",
+        "transformer.ln_f.weight holds values that are not finite",
+        "missing transformer.ln_f.bias",
+        "unexpected transformer.stranger",
+    ):
+        assert part in message
+
+
+@pytest.mark.parametrize(
+    ("attributes", "named"),
+    [
+        ({"model_type": "mamba"}, "mamba"),
+        ({"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx=True"),
+        ({"a_new_kind_of_norm": "yes"}, "a_new_kind_of_norm='yes'"),
+        ({"activation_function": "mish"}, "mish"),
+        ({"n_head": 7}, "num_heads"),
+        ({"n_layer": -1}, "num_layers"),
+    ],
+)
+def test_unsupported_config_is_refused_by_name(folder, attributes, named):
+    change_config(folder, **attributes)
+    assert named in refusal(folder)
+
+
+def test_harmless_config_attributes_are_accepted(folder):
+    change_config(folder, resid_pdrop=0.3, use_cache=False, task_specific_params={"a": 1})
+    assert same(load_folder(folder), lens.load_candidate(f"zoo/{SMALLEST}"))
+
+
+def test_config_that_is_no_config_is_refused(folder):
+    (folder / CONFIG).write_text("{")
+    assert CONFIG in refusal(folder)
+    (folder / CONFIG).write_text("[1]")
+    assert "model_type" in refusal(folder)
+    (folder / CONFIG).unlink()
+    assert "must be a checkpoint folder" in refusal(folder)
+
+
+def test_tokenizer_is_read_late_and_must_fit_the_embedding(folder):
+    (folder / "tokenizer.json").unlink()
+    (folder / "tokenizer_config.json").unlink()
+    candidate = load_folder(folder)
+    with pytest.raises(checks.UserError, match="must hold a tokenizer"):
+        _ = candidate.tokenizer
+    shutil.copy(FOLDER / SMALLEST / "tokenizer.json", folder)
+    shutil.copy(FOLDER / SMALLEST / "tokenizer_config.json", folder)
+    change_config(folder, vocab_size=100)
+    change_tensors(
+        folder,
+        lambda t: t.update({"transformer.wte.weight": t["transformer.wte.weight"][:100]}),
+    )
+    with pytest.raises(checks.UserError, match="at most 100 tokens"):
+        _ = load_folder(folder).tokenizer
+
+
+def test_unknown_candidates_say_what_to_do():
+    with pytest.raises(checks.UserError, match="zoo/gpt2-xs"):
+        lens.load_candidate("zoo/gpt5")
+    with pytest.raises(checks.UserError, match="give the path of a downloaded folder"):
+        lens.load_candidate("nobody/has-this-model")  # HF_HUB_OFFLINE=1 in the tests
+
+
+def test_dtype_is_that_asked_for():
+    for dtype in ("float32", "bfloat16", "float16"):
+        candidate = lens.load_candidate(f"zoo/{SMALLEST}", dtype=dtype)
+        assert {str(leaf.dtype) for leaf in jax.tree.leaves(candidate.params)} == {dtype}
+    if not jax.config.jax_enable_x64:
+        with pytest.raises(checks.UserError, match="JAX_ENABLE_X64"):
+            lens.load_candidate(f"zoo/{SMALLEST}", dtype="float64")
+
+
+@pytest.mark.parametrize("name", ZOO)
+def test_bundled_candidate_really_was_pretrained(name):
+    """Its loss on text of its own pretraining is far below the log of the vocabulary."""
+    candidate = lens.load_candidate(f"zoo/{name}")
+    report = json.loads((FOLDER / name / "pretraining.json").read_text())
+    text = {
+        "kjv": "And God said, Let there be light: and there was light.",
+        "code": "    def __init__(self, config):\n        super().__init__()\n",
+    }
+    for corpus in set(report["corpora"]) & set(text):
+        ids = np.array(candidate.tokenizer([text[corpus]])["input_ids"], np.int32)
+        logits = candidate.apply_fn(
+            candidate.params, {"input_ids": ids, "attention_mask": np.ones_like(ids)}
+        )
+        log_probs = jax.nn.log_softmax(logits[0, :-1], axis=-1)
+        loss = -float(np.mean(np.asarray(log_probs)[np.arange(len(ids[0]) - 1), ids[0, 1:]]))
+        assert loss < np.log(candidate.config.vocab_size) - 2.0, corpus
+
+
+def test_the_zoo_is_small_enough_to_be_bundled():
+    size = sum(path.stat().st_size for path in FOLDER.rglob("*") if path.is_file())
+    assert size <= 15e6

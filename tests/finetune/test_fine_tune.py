@@ -1,0 +1,157 @@
+"""The objective, the loop and the stopping rule."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import traverse_util
+
+import lensllm_jax as lens
+from lensllm_jax import checks
+from lensllm_jax.finetune.fine_tune import FineTuneConfig, evaluation_batches, fine_tune
+from lensllm_jax.finetune.loop import Loop, OptimizerConfig
+from lensllm_jax.finetune.objective import batch_nats_and_count, nats_and_count
+from tests.oracles import summed_cross_entropy
+from tests.tolerances import assert_close
+
+
+def data(num_examples, *, seed=0, length=12):
+    rng = np.random.default_rng(seed)
+    ids = rng.integers(5, 40, (num_examples, length)).astype(np.int32)
+    mask = np.ones_like(ids)
+    labels = ids.copy()
+    labels[:, :3] = -100
+    for row, cut in enumerate(rng.integers(6, length, num_examples)):
+        mask[row, cut:] = 0
+        labels[row, cut:] = -100
+    return {"input_ids": ids, "attention_mask": mask, "labels": labels}
+
+
+@pytest.fixture(scope="module")
+def candidate():
+    return lens.load_candidate("zoo/gpt2-xs")
+
+
+@pytest.fixture(scope="module")
+def loop(candidate):
+    return Loop(candidate.apply_fn, OptimizerConfig(learning_rate=2e-3), shift=True)
+
+
+@pytest.mark.parametrize("shift", [True, False])
+def test_loss_equals_the_dense_oracle(shift):
+    rng = np.random.default_rng(0)
+    logits = rng.normal(size=(7, 11)).astype(np.float32) * 5
+    labels = np.array([-100, 3, -100, 0, 10, 2, -100])
+    nats, count = nats_and_count(jnp.asarray(logits), jnp.asarray(labels), shift=shift)
+    expected = summed_cross_entropy(logits, labels, shift=shift)
+    assert_close(nats, expected[0], "float32")
+    assert int(count) == expected[1]
+    assert summed_cross_entropy(logits, labels, shift=not shift)[0] != pytest.approx(expected[0])
+
+
+def test_sums_do_not_depend_on_how_a_batch_is_split(candidate):
+    batch = data(6)
+    whole = batch_nats_and_count(candidate.apply_fn, candidate.params, batch, shift=True)
+    parts = [
+        batch_nats_and_count(
+            candidate.apply_fn, candidate.params, {k: v[s] for k, v in batch.items()}, shift=True
+        )
+        for s in (slice(0, 1), slice(1, 6))
+    ]
+    assert_close(sum(p.nats for p in parts), whole.nats, "float32")
+    assert sum(int(p.count) for p in parts) == int(whole.count)
+    means = [float(p.nats) / int(p.count) for p in parts]  # what must not be averaged
+    assert abs(np.mean(means) - float(whole.nats) / int(whole.count)) > 1e-4
+
+
+def test_padding_tokens_change_nothing(loop, candidate):
+    batch = data(4)
+    changed = dict(batch, input_ids=np.where(batch["attention_mask"] == 1, batch["input_ids"], 7))
+    assert loop.evaluate(candidate.params, [changed]) == loop.evaluate(candidate.params, [batch])
+
+
+def test_rows_that_fill_the_last_evaluation_batch_do_not_count(loop, candidate):
+    batch = data(5)
+    filled = evaluation_batches(batch)
+    assert filled[0]["input_ids"].shape[0] > 5
+    assert loop.evaluate(candidate.params, filled) == pytest.approx(
+        loop.evaluate(candidate.params, [batch]),
+        rel=1e-6,  # other batch shape, other order of sums in float32
+    )
+
+
+def test_first_step_is_that_of_adamw_written_out(candidate):
+    """From zero moments AdamW moves each weight by lr * sign(g), and decays matrices alone."""
+    rate, decay = 1e-3, 0.5
+    config = OptimizerConfig(learning_rate=rate, weight_decay=decay, warmup_steps=0, clip_norm=1e9)
+    batch = data(4)
+    single = Loop(candidate.apply_fn, config, shift=True)
+    # linear warm-up over at least one step: the second step is the first with the full rate
+    batches = {k: np.stack([v, v]) for k, v in batch.items()}
+    state, _ = single.train(single.start(candidate.params), batches)
+
+    def mean_loss(params):
+        nats, count = batch_nats_and_count(candidate.apply_fn, params, batch, shift=True)
+        return nats / count
+
+    gradient = traverse_util.flatten_dict(jax.grad(mean_loss)(candidate.params))
+    before = traverse_util.flatten_dict(candidate.params)
+    after = traverse_util.flatten_dict(state.params)
+    for path, g in gradient.items():
+        decayed = decay if path[-1] in ("kernel", "embedding") else 0.0
+        expected = -rate * (np.sign(g) + decayed * np.asarray(before[path]))
+        sure = np.abs(g) > 1e-5  # epsilon of Adam (1e-8) matters below
+        moved = np.asarray(after[path]) - np.asarray(before[path])
+        assert np.allclose(moved[sure], expected[sure], atol=2e-6), path
+
+
+def test_training_lowers_the_loss_and_is_repeatable(loop, candidate):
+    config = FineTuneConfig(batch_size=8, max_epochs=6, patience=3, steps_per_call=4)
+    train = data(32)
+    first = fine_tune(loop, candidate.params, train, train, train, config=config)
+    again = fine_tune(loop, candidate.params, train, train, train, config=config)
+    assert first == again
+    assert first.test_loss < loop.evaluate(candidate.params, evaluation_batches(train)) - 0.5
+    other = fine_tune(
+        loop, candidate.params, train, train, train,
+        config=FineTuneConfig(batch_size=8, max_epochs=6, patience=3, steps_per_call=4, seed=1),
+    )  # fmt: skip
+    assert other != first
+
+
+def test_patience_stops_and_the_best_step_is_reported(candidate):
+    rough = Loop(candidate.apply_fn, OptimizerConfig(learning_rate=3e-2), shift=True)
+    config = FineTuneConfig(batch_size=8, max_epochs=200, patience=2, steps_per_call=2)
+    seen = []
+    result = fine_tune(
+        rough, candidate.params, data(16), data(16, seed=1), data(16, seed=2),
+        config=config, on_progress=seen.append,
+    )  # fmt: skip
+    losses = [p.validation_loss for p in seen]
+    assert result.stopped_early
+    assert result.validation_loss == min(losses)
+    assert seen[int(np.argmin(losses))].step == result.best_step
+    assert len(losses) - 1 - int(np.argmin(losses)) == config.patience
+    assert result.num_steps == seen[-1].step < seen[-1].max_steps
+
+
+def test_one_compilation_serves_every_size(candidate):
+    fresh = Loop(candidate.apply_fn, OptimizerConfig(learning_rate=1e-3), shift=True)
+    config = FineTuneConfig(batch_size=4, max_epochs=1, steps_per_call=2)
+    for size in (8, 24, 50):
+        fine_tune(fresh, candidate.params, data(size), data(9), data(9), config=config)
+    assert fresh._train._cache_size() == 1
+    assert fresh._evaluate._cache_size() == 1
+
+
+def test_a_diverging_run_stops_with_its_origin(candidate):
+    wild = Loop(candidate.apply_fn, OptimizerConfig(learning_rate=1e30), shift=True)
+    config = FineTuneConfig(batch_size=8, max_epochs=20)
+    with pytest.raises(FloatingPointError, match="learning_rate"):
+        fine_tune(wild, candidate.params, data(16), data(8), data(8), config=config)
+
+
+@pytest.mark.parametrize("name", ["batch_size", "max_epochs", "patience", "steps_per_call"])
+def test_settings_must_be_positive(name):
+    with pytest.raises(checks.UserError, match=name):
+        FineTuneConfig(**{name: 0})
