@@ -116,7 +116,7 @@ def robust_slopes(
 
 def warped(octaves: np.ndarray, growth: float) -> np.ndarray:
     """Time in which a slope growing by ``growth`` an octave is constant; 0 at 0."""
-    return np.expm1(growth * octaves) / growth if growth > 1e-9 else np.asarray(octaves, float)
+    return np.asarray(np.expm1(growth * octaves) / growth if growth > 1e-9 else octaves)
 
 
 def warped_lines(

@@ -19,6 +19,8 @@ Example:
 """
 
 import dataclasses
+import math
+import statistics
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -33,6 +35,11 @@ from lensllm_jax.selection.flops import FlopsLedger, TrainingCost
 from lensllm_jax.selection.loss_table import LossTable
 from lensllm_jax.selection.pooled import pooled
 from lensllm_jax.selection.problem import Problem, Scores, ledger_of
+from lensllm_jax.selection.uncertainty import (
+    NextMeasurement,
+    next_measurement,
+    with_uncertainty,
+)
 
 SELECTORS: dict[str, Callable[[Problem], Scores]] = {
     "lensllm": selectors.lensllm,
@@ -47,6 +54,9 @@ SELECTORS: dict[str, Callable[[Problem], Scores]] = {
 }
 
 
+SURE = 0.9  # above it, or below one less it, the first two candidates are told apart
+
+
 @dataclasses.dataclass(frozen=True)
 class Ranking:
     """A selector's verdict on a table."""
@@ -59,8 +69,10 @@ class Ranking:
     order: tuple[str, ...]  # candidates, best first; those without a usable fit last
     messages: dict[str, str]  # how each candidate's fit ended
     win_probability: Float[np.ndarray, "n n"]  # P(row beats column), rows in the table's order
+    log_std: dict[str, float]  # of the log predicted losses, from the selector's own past
+    advice: NextMeasurement | None  # what to measure next, when the first two overlap
     ledger: FlopsLedger  # what the selector asked for
-    seconds: float  # of the selector itself
+    seconds: float  # of the selector and of the predictions of its past
 
     @property
     def flops(self) -> float:
@@ -71,6 +83,22 @@ class Ranking:
     def selected(self) -> str:
         """The candidate to fine-tune."""
         return self.order[0]
+
+    def interval(self, name: str, *, level: float = 0.9) -> tuple[float, float]:
+        """Range of the predicted loss of ``name`` relative to the other candidates'.
+
+        A shift common to all candidates is left out: it changes no order.
+
+        Raises:
+            UserError: if the selector predicts no loss, or no past tells its errors.
+        """
+        if name not in self.log_std:
+            raise checks.UserError(
+                f"`name` must be a candidate with a known spread, got {name!r}: selector "
+                f"{self.selector} has none here (four sizes above 0 are needed)"
+            )
+        half = statistics.NormalDist().inv_cdf(0.5 + 0.5 * level) * self.log_std[name]
+        return self.predicted[name] * math.exp(-half), self.predicted[name] * math.exp(half)
 
     def probability(self, first: str, second: str) -> float:
         """Probability that ``first`` has the lower loss at the target size."""
@@ -139,7 +167,7 @@ def rank(
         cost or TrainingCost(),
     )
     begin = time.perf_counter()
-    scores = SELECTORS[selector](problem)
+    scores = with_uncertainty(problem, SELECTORS[selector])
     seconds = time.perf_counter() - begin
     ledger = ledger_of(problem, scores)
     if kernel_flops is not None and selector == "lensllm":
@@ -149,14 +177,39 @@ def rank(
     best_first = scores.best_first()
     messages = scores.messages or ("",) * len(table.names)
     return Ranking(
-        selector,
-        budget_size,
-        target_size,
-        named,
-        named if scores.predicts else {},
-        tuple(table.names[i] for i in best_first),
-        dict(zip(table.names, messages, strict=True)),
-        scores.probabilities(),
-        ledger,
-        seconds,
+        selector=selector,
+        budget_size=budget_size,
+        target_size=target_size,
+        scores=named,
+        predicted=named if scores.predicts else {},
+        order=tuple(table.names[i] for i in best_first),
+        messages=dict(zip(table.names, messages, strict=True)),
+        win_probability=scores.probabilities(),
+        log_std={}
+        if scores.log_std is None
+        else {name: float(x) for name, x in zip(table.names, scores.log_std, strict=True)},
+        advice=_advice(problem, scores, best_first),
+        ledger=ledger,
+        seconds=seconds,
     )
+
+
+def _advice(problem: Problem, scores: Scores, best_first) -> NextMeasurement | None:
+    """What to measure next if the first two candidates cannot be told apart."""
+    if scores.log_std is None or len(best_first) < 2:
+        return None
+    pair = best_first[:2]
+    if not np.isfinite(scores.scores[pair]).all():
+        return None
+    leader, runner_up = (problem.table.names[i] for i in pair)
+    advice = next_measurement(
+        leader,
+        runner_up,
+        scores.scores[pair],
+        scores.log_std[pair],
+        problem.table.num_params[pair],
+        budget_size=problem.budget_size,
+        target_size=problem.target_size,
+        cost=problem.cost,
+    )
+    return advice if 1.0 - SURE < advice.probability < SURE else None
