@@ -54,16 +54,17 @@ def read_task_file(
         UserError: if the kind of file is unknown, a row is unreadable or lacks a field, or
             there are fewer than 20 records.
     """
-    if path.suffix == ".txt":
-        examples = [Example("", chunk) for chunk in _paragraph_chunks(path)]
-    elif path.suffix in _ROWS:
-        rows = _ROWS[path.suffix](path)
-        examples = list(_examples(path, rows, prompt_field, target_field))
-    else:
+    if path.suffix not in (".txt", *_ROWS):
         raise UserError(
             f"`path` must end in .txt, {', '.join(_ROWS)}, got {str(path)!r}, convert the file"
         )
-    return _split(path, examples)
+    try:
+        if path.suffix == ".txt":
+            return _split(path, [Example("", chunk) for chunk in _paragraph_chunks(path)])
+        rows = _ROWS[path.suffix](path)
+        return _split(path, list(_examples(path, rows, prompt_field, target_field)))
+    except UnicodeDecodeError as error:
+        raise UserError(f"`{path.name}` must be UTF-8 text, got {error}, convert it") from error
 
 
 def _split(path: Path, examples: list[Example]) -> Task:
@@ -130,10 +131,16 @@ def _csv_rows(path: Path) -> Iterator[Mapping[str, Any]]:
 
 
 def _parquet_rows(path: Path) -> Iterator[Mapping[str, Any]]:
+    import pyarrow
     import pyarrow.parquet  # slow to import, and only this kind of file needs it
 
-    for batch in pyarrow.parquet.ParquetFile(path).iter_batches():
-        yield from batch.to_pylist()
+    try:
+        file = pyarrow.parquet.ParquetFile(path)
+    except pyarrow.ArrowInvalid as error:
+        raise UserError(f"`{path.name}` must be a Parquet file, got {error}") from error
+    with file:
+        for batch in file.iter_batches():
+            yield from batch.to_pylist()
 
 
 _ROWS = {".jsonl": _json_rows, ".csv": _csv_rows, ".parquet": _parquet_rows}
