@@ -105,6 +105,10 @@ class RunFolder:
         """
         if not (self.path / name).exists():
             self.write_json(name, make())
+        return self.read_json(name)
+
+    def read_json(self, name: str) -> dict[str, Any]:
+        """A finished piece."""
         return json.loads((self.path / name).read_text())
 
     def has(self, name: str) -> bool:

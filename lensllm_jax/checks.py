@@ -98,7 +98,9 @@ def shape(name: str, array: np.ndarray, expected: Sequence[int | None]) -> np.nd
         UserError: if rank or a length differs.
     """
     got = tuple(array.shape)
-    if len(got) != len(expected) or any(e not in (None, g) for g, e in zip(got, expected)):
+    if len(got) != len(expected) or any(
+        e not in (None, g) for g, e in zip(got, expected, strict=True)
+    ):
         wanted = "(" + ", ".join("any" if e is None else str(e) for e in expected) + ")"
         raise UserError(f"`{name}` must have shape {wanted}, got {got}")
     return array

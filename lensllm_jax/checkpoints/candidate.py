@@ -17,7 +17,7 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -93,7 +93,8 @@ class Candidate:
         Returns:
             Logits; at position i they predict token i + 1.
         """
-        return self.module.apply({"params": params}, batch["input_ids"], batch["attention_mask"])
+        logits = self.module.apply({"params": params}, batch["input_ids"], batch["attention_mask"])
+        return cast(jax.Array, logits)
 
     @functools.cached_property
     def tokenizer(self) -> Any:
@@ -213,7 +214,7 @@ def _read_config(path: Path) -> tuple[Family, dict[str, Any]]:
 def _floating(dtype: str) -> np.dtype:
     """The numpy type called ``dtype``, if parameters can have it here."""
     checks.one_of("dtype", dtype, ("float16", "bfloat16", "float32", "float64"))
-    if dtype == "float64" and not jax.config.jax_enable_x64:
+    if dtype == "float64" and not jax.config.read("jax_enable_x64"):
         raise checks.UserError(
             "`dtype` must be at most float32 while JAX's x64 mode is off, got 'float64': "
             "set JAX_ENABLE_X64=1"

@@ -16,6 +16,7 @@ Example:
 """
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -136,7 +137,7 @@ class Loop:
             )
         return state, losses
 
-    def evaluate(self, params: Params, batches: list[Batch]) -> float:
+    def evaluate(self, params: Params, batches: Sequence[Batch]) -> float:
         """Mean loss over every target token of ``batches``.
 
         Args:
@@ -151,7 +152,7 @@ class Loop:
         """
         sums = [self._evaluate(params, dict(batch)) for batch in batches]
         nats = sum(float(s.nats) for s in sums)
-        count = sum(int(s.count) for s in sums)
+        count = sum(int(s.num_targets) for s in sums)
         if not np.isfinite(nats):
             raise FloatingPointError(f"evaluation loss must be finite, got {nats}")
         return nats / count

@@ -32,7 +32,7 @@ class NatsAndCount(NamedTuple):
     """A summed loss and what to divide it by."""
 
     nats: Float[Array, ""]  # summed over target tokens
-    count: Int[Array, ""]  # target tokens
+    num_targets: Int[Array, ""]  # target tokens
 
 
 def nats_and_count(
@@ -75,4 +75,4 @@ def batch_nats_and_count(
     """
     logits = apply_fn(params, batch)
     each = jax.vmap(lambda z, c: nats_and_count(z, c, shift=shift))(logits, batch["labels"])
-    return NatsAndCount(jnp.sum(each.nats), jnp.sum(each.count))
+    return NatsAndCount(jnp.sum(each.nats), jnp.sum(each.num_targets))

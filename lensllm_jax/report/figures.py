@@ -10,6 +10,7 @@ Example:
 
 import io
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
@@ -24,7 +25,7 @@ COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#0
 LINES = ("-", "--", ":", "-.")
 
 
-def colour_of(index: int) -> dict[str, str]:
+def colour_of(index: int) -> dict[str, Any]:
     """Colour and dash of the ``index``-th candidate, the same in every figure.
 
     Args:

@@ -59,9 +59,9 @@ def test_sums_do_not_depend_on_how_a_batch_is_split(candidate):
         for s in (slice(0, 1), slice(1, 6))
     ]
     assert_close(sum(p.nats for p in parts), whole.nats, "float32")
-    assert sum(int(p.count) for p in parts) == int(whole.count)
-    means = [float(p.nats) / int(p.count) for p in parts]  # what must not be averaged
-    assert abs(np.mean(means) - float(whole.nats) / int(whole.count)) > 1e-4
+    assert sum(int(p.num_targets) for p in parts) == int(whole.num_targets)
+    means = [float(p.nats) / int(p.num_targets) for p in parts]  # what must not be averaged
+    assert abs(np.mean(means) - float(whole.nats) / int(whole.num_targets)) > 1e-4
 
 
 def test_padding_tokens_change_nothing(loop, candidate):

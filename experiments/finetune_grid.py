@@ -1,0 +1,121 @@
+r"""Measures the test loss of candidates after fine-tuning on each of several subset sizes.
+
+    python -m experiments.finetune_grid --candidates=zoo --task=sotu \
+        --sizes=0,200,400,800,1600,3200,6400 --output_dir=out/grid-sotu
+
+--output_dir receives losses.csv in the public table format (which rank_curves and
+lensllm_jax.read_loss_table read) and ledger.csv: steps, tokens, seconds and FLOPs of every
+fine-tune.  Subsets are nested prefixes of one order.  The same command goes on where a killed
+run was cut off; a fine-tune that was finished is not made again.
+
+On the seven bundled candidates and 2 cores: about 25 minutes for these sizes.
+"""
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+
+from absl import flags
+
+from experiments import cli, measuring
+from experiments.progress import Progress
+from experiments.run_folder import RunFolder
+from lensllm_jax import checks
+from lensllm_jax.checkpoints.zoo import load_candidate
+from lensllm_jax.data.catalogue import load_task
+from lensllm_jax.data.task import Task
+from lensllm_jax.selection.loss_table import write_loss_table
+from lensllm_jax.selection.measurement import Measurement, MeasurementConfig
+
+SIZES = flags.DEFINE_string(
+    "sizes", "0,200,400,800,1600,3200,6400", "Subset sizes, comma-separated; 0 is zero-shot."
+)
+
+
+def main(argv: Sequence[str]) -> None:
+    """Measures the grid."""
+    del argv
+    names = measuring.candidate_names()
+    config = measuring.measurement_config()
+    task = load_task(measuring.TASK.value)
+    sizes = sizes_of(SIZES.value, task)
+    num_params = measuring.check_candidates(names)
+    settings = {**measuring.task_settings(names, task, config), "sizes": list(sizes)}
+    folder = RunFolder.open(measuring.OUTPUT_DIR.value, settings)
+    losses: dict[str, dict[int, float]] = {}
+    families, rows = {}, []
+    work = measuring.total_work(num_params, sizes, config)
+    with Progress(total=work, quiet=measuring.QUIET.value) as progress:
+        for name in names:
+            candidate = load_candidate(name)
+            families[name] = candidate.family.name
+            measurement = Measurement(candidate, task, config=config)
+            cells = measure(measurement, sizes, folder, progress)
+            losses[name] = {size: cell["test_loss"] for size, cell in cells.items()}
+            rows += ledger_rows(measurement, cells, config)
+    table = measuring.loss_table(names, losses, num_params, families, task)
+    write_loss_table(table, folder.path / "losses.csv")
+    write_ledger(folder, rows)
+    print((folder.path / "losses.csv").read_text(), end="")
+
+
+def sizes_of(text: str, task: Task) -> tuple[int, ...]:
+    """The sizes that a flag names, ascending; refuses those that the task does not hold."""
+    entries = cli.names(text)
+    if not entries or not all(entry.isascii() and entry.isdigit() for entry in entries):
+        raise checks.UserError(f"`sizes` must be whole numbers, comma-separated, got {text!r}")
+    sizes = tuple(sorted({int(entry) for entry in entries}))
+    if sizes[-1] > len(task.train):
+        raise checks.UserError(
+            f"`sizes` must be at most {len(task.train)} (the training examples of {task.name}), "
+            f"got {sizes[-1]}"
+        )
+    return sizes
+
+
+def measure(
+    measurement: Measurement, sizes: Sequence[int], folder: RunFolder, progress: Progress
+) -> dict[int, Mapping]:
+    """The cells of one candidate, by size."""
+    cells: dict[int, Mapping] = {}
+    for size in sizes:
+        if size == 0:
+            loss = measuring.remember_zero_shot(measurement, folder, progress)
+            cells[0] = {"test_loss": loss}
+        else:
+            cells[size] = measuring.remember_cell(measurement, size, folder, progress)
+    return cells
+
+
+def ledger_rows(
+    measurement: Measurement, cells: Mapping[int, Mapping], config: MeasurementConfig
+) -> list[dict]:
+    """One row a fine-tune: what it gave and what it took."""
+    candidate = measurement.candidate
+    return [
+        {
+            "candidate": candidate.name,
+            "size": size,
+            **{key: cell[key] for key in sorted(cell)},
+            "flops": 6 * candidate.num_params * cell["num_tokens"],
+            "learning_rate": config.learning_rate,
+            "seed": config.seed,
+        }
+        for size, cell in cells.items()
+        if size > 0
+    ]
+
+
+def write_ledger(folder: RunFolder, rows: Sequence[Mapping]) -> None:
+    """ledger.csv, unless nothing was trained."""
+    if not rows:
+        return
+    text = io.StringIO()
+    writer = csv.DictWriter(text, rows[0].keys(), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    folder.write_text("ledger.csv", text.getvalue())
+
+
+if __name__ == "__main__":
+    cli.run(main)

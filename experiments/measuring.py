@@ -1,0 +1,227 @@
+"""Measuring: the flags, and the pieces of a run folder, that every measuring binary shares.
+
+Example:
+    >>> from experiments.measuring import slug_of
+    >>> slug_of("zoo/gpt2-xs")
+    'zoo--gpt2-xs'
+"""
+
+import dataclasses
+import itertools
+import time
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from absl import flags
+
+from experiments import cli
+from experiments.progress import Progress
+from experiments.run_folder import RunFolder
+from lensllm_jax import checks
+from lensllm_jax.checkpoints.zoo import list_zoo, load_candidate
+from lensllm_jax.data.task import Task
+from lensllm_jax.finetune.fine_tune import Progress as Step
+from lensllm_jax.ntk.candidate import CandidateNtk
+from lensllm_jax.ntk.gram import NtkMethod
+from lensllm_jax.ntk.loss import kernel_report
+from lensllm_jax.ntk.readout import Readout
+from lensllm_jax.scaling.laws import NtkSpectrum
+from lensllm_jax.selection.loss_table import LossTable
+from lensllm_jax.selection.measurement import Measurement, MeasurementConfig, spectrum_for_law
+
+DEFAULTS = MeasurementConfig()
+ONE_EACH = (Readout.LOSS, Readout.TARGET_LOGPROB)  # read-outs with one output an example
+
+CANDIDATES = flags.DEFINE_string(
+    "candidates", "zoo", "zoo (all bundled), or names, folders and hub ids, comma-separated."
+)
+TASK = flags.DEFINE_string("task", "pydoc", "A built-in task, or a .jsonl, .csv, .parquet or .txt.")
+OUTPUT_DIR = flags.DEFINE_string("output_dir", None, "Folder of the run.", required=True)
+LEARNING_RATE = flags.DEFINE_float("learning_rate", DEFAULTS.learning_rate, "Of AdamW.")
+WEIGHT_DECAY = flags.DEFINE_float("weight_decay", DEFAULTS.weight_decay, "Of AdamW.")
+BATCH_SIZE = flags.DEFINE_integer("batch_size", DEFAULTS.batch_size, "Examples a step.")
+MAX_LENGTH = flags.DEFINE_integer("max_length", DEFAULTS.max_length, "Tokens of an example.")
+MAX_EPOCHS = flags.DEFINE_integer("max_epochs", DEFAULTS.max_epochs, "Passes at most.")
+PATIENCE = flags.DEFINE_integer("patience", DEFAULTS.patience, "Evaluations without a new best.")
+NUM_KERNEL_EXAMPLES = flags.DEFINE_integer(
+    "num_kernel_examples", DEFAULTS.num_kernel_examples, "Examples of the kernel."
+)
+READOUT = flags.DEFINE_enum(
+    "readout", DEFAULTS.readout, [r.value for r in ONE_EACH], "Output that the kernel is of."
+)
+METHOD = flags.DEFINE_enum(
+    "method", DEFAULTS.method, [m.value for m in NtkMethod], "How the kernel is computed."
+)
+SEED = flags.DEFINE_integer("seed", 0, "Of subsets and orders.")
+QUIET = flags.DEFINE_bool("quiet", False, "Print nothing but the ranking.")
+
+
+def candidate_names() -> tuple[str, ...]:
+    """The pool that --candidates names.
+
+    Returns:
+        One or more distinct names.
+
+    Raises:
+        UserError: if there is none, or one twice.
+    """
+    names = list_zoo() if CANDIDATES.value == "zoo" else cli.names(CANDIDATES.value)
+    if not names or len(set(names)) < len(names):
+        raise checks.UserError(
+            f"`candidates` must be one or more distinct names, got {CANDIDATES.value!r}"
+        )
+    return names
+
+
+def measurement_config() -> MeasurementConfig:
+    """The settings of every measurement, from the flags."""
+    return MeasurementConfig(
+        learning_rate=LEARNING_RATE.value,
+        weight_decay=WEIGHT_DECAY.value,
+        batch_size=BATCH_SIZE.value,
+        max_length=MAX_LENGTH.value,
+        max_epochs=MAX_EPOCHS.value,
+        patience=PATIENCE.value,
+        num_kernel_examples=NUM_KERNEL_EXAMPLES.value,
+        readout=READOUT.value,
+        method=METHOD.value,
+        seed=SEED.value,
+    )
+
+
+def check_kernel_examples(task: Task, config: MeasurementConfig) -> None:
+    """Refuses a kernel of more examples than the task has."""
+    if config.num_kernel_examples > len(task.train):
+        raise checks.UserError(
+            f"`num_kernel_examples` must be at most {len(task.train)} (the training examples of "
+            f"{task.name}), got {config.num_kernel_examples}"
+        )
+
+
+def check_candidates(names: Sequence[str]) -> dict[str, int]:
+    """Number of parameters of every candidate; loads each once, so that none fails later."""
+    num_params = {}
+    for name in names:
+        candidate = load_candidate(name)
+        assert len(candidate.tokenizer)  # a missing tokenizer must stop the run here
+        num_params[name] = candidate.num_params
+    return num_params
+
+
+def task_settings(names: Sequence[str], task: Task, config: MeasurementConfig) -> dict:
+    """What decides the measurements of a pool on a task, as JSON values."""
+    return {
+        "candidates": list(names),
+        "task": task.name,
+        "task_sha256": task.fingerprint,
+        **dataclasses.asdict(config),
+    }
+
+
+def fine_tune_work(num_params: float, size: int, config: MeasurementConfig) -> float:
+    """Cost of a fine-tune in parameters times examples, if patience never ends it."""
+    return num_params * size * config.max_epochs
+
+
+def total_work(
+    num_params: Mapping[str, int], sizes: Sequence[int], config: MeasurementConfig
+) -> float:
+    """Cost of fine-tuning a pool on every size, if patience never ends a fine-tune."""
+    pairs = itertools.product(num_params.values(), sizes)
+    return sum(fine_tune_work(n, size, config) for n, size in pairs)
+
+
+def cell_path(name: str, size: int) -> str:
+    """Where the run folder keeps the loss of a candidate on a subset; 0 is zero-shot."""
+    return f"cells/{slug_of(name)}/{size}.json"
+
+
+def remember_zero_shot(measurement: Measurement, folder: RunFolder, progress: Progress) -> float:
+    """The loss before fine-tuning, measured now if the folder does not hold it."""
+    name = measurement.candidate.name
+    progress.at(0.0, f"{name}: loss before fine-tuning")
+    cell = folder.remember(cell_path(name, 0), lambda: {"test_loss": measurement.zero_shot()})
+    return cell["test_loss"]
+
+
+def remember_cell(
+    measurement: Measurement, size: int, folder: RunFolder, progress: Progress
+) -> dict:
+    """One fine-tune, made now if the folder does not hold it."""
+    name, num_params = measurement.candidate.name, measurement.candidate.num_params
+    work = fine_tune_work(num_params, size, measurement.config)
+    path = cell_path(name, size)
+    if folder.has(path):
+        progress.skip(work)
+        return folder.read_json(path)
+
+    def on_progress(now: Step) -> None:
+        doing = f"{name}: {size} examples, validation loss {now.validation_loss:.4f}"
+        progress.at(work * now.step / now.max_steps, doing)
+
+    start = time.monotonic()
+    result = measurement.fine_tune(size, on_progress=on_progress)
+    seconds = round(time.monotonic() - start, 3)
+    cell = folder.remember(path, lambda: {**result._asdict(), "seconds": seconds})
+    progress.finish(work, f"{name}: {size} examples, test loss {cell['test_loss']:.4f}")
+    return cell
+
+
+def loss_table(
+    names: Sequence[str], losses: Mapping[str, Mapping[int, float]], num_params: Mapping[str, int],
+    families: Mapping[str, str], task: Task,
+) -> LossTable:  # fmt: skip
+    """Measured losses as a table; what was not measured is NaN."""
+    sizes = sorted({size for row in losses.values() for size in row})
+    return LossTable(
+        names=tuple(names),
+        sizes=np.array(sizes),
+        losses=np.array([[losses[n].get(s, np.nan) for s in sizes] for n in names]),
+        num_params=np.array([float(num_params[n]) for n in names]),
+        family=tuple(families[n] for n in names),
+        task=task.name,
+    )
+
+
+def remember_kernel(
+    measurement: Measurement, folder: RunFolder, path: str, progress: Progress
+) -> NtkSpectrum:
+    """The kernel's spectrum; ntk.json is written last and says that ntk.npy is whole."""
+    progress.at(0.0, f"{measurement.candidate.name}: kernel")
+    if not folder.has(f"{path}/ntk.json"):
+        kernel = measurement.kernel()
+        folder.write_array(f"{path}/ntk.npy", kernel.theta)
+        folder.write_json(f"{path}/ntk.json", kernel_summary(measurement, kernel))
+    stored = folder.read_json(f"{path}/ntk.json")["spectrum"]
+    return NtkSpectrum(
+        np.array(stored["eigenvalues"]), np.array(stored["projections"]), stored["learning_rate"]
+    )
+
+
+def kernel_summary(measurement: Measurement, kernel: CandidateNtk) -> dict:
+    """What ntk.npy is, and all that F needs."""
+    spectrum = spectrum_for_law(kernel, learning_rate=measurement.config.learning_rate)
+    return {
+        "candidate": measurement.candidate.name,
+        "task": measurement.task.name,
+        "examples": f"the first {kernel.num_examples} training examples in the nested order",
+        "num_examples": kernel.num_examples,
+        "max_length_tokens": measurement.config.max_length,
+        "readout": kernel.readout.value,
+        "method": kernel.method.value,
+        "normalisation": "none: Theta_ij is the inner product of two gradients",
+        "outputs": kernel.outputs.tolist(),
+        "targets": kernel.targets.tolist(),
+        "report": dataclasses.asdict(kernel_report(kernel.theta)),
+        "spectrum": {
+            "eigenvalues": spectrum.eigenvalues.tolist(),
+            "projections": spectrum.projections.tolist(),
+            "learning_rate": spectrum.learning_rate,
+            "formula": "F(t) = sum_j projections_j exp(-2 learning_rate eigenvalues_j t)",
+        },
+    }
+
+
+def slug_of(name: str) -> str:
+    """A candidate's name as a file name."""
+    return name.strip("/").replace("/", "--")
