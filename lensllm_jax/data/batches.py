@@ -8,9 +8,10 @@ Three rules hold for every candidate:
 * The end-of-sequence token is a target: a model must know where to stop.
 * No scored token stands first: it would have no context, and the shift would lose it.
 
-A record that is too long loses the START of its prompt (the separator at its end says what to
-do); the target is cut, at its end and with its end-of-sequence token, only when it alone is too
-long.
+A record that is too long loses part of its prompt.  The last line of a prompt of several lines
+is what is asked ("Summary:"), and stays; the text above it loses its end, since a text says
+first what it is about.  A prompt of one line, or whose last line is too long, loses its start.
+The target is cut, at its end and with its end-of-sequence token, only when it alone is too long.
 
 Example:
     >>> import tokenizers, transformers
@@ -123,9 +124,9 @@ def encode_causal(
     rows, starts = [], []
     for prompt, target in zip(prompts, targets, strict=True):
         scored = [*target, tokenizer.eos_token_id][: max_length - 1]  # one token of context
-        head = bos or ([] if prompt else [tokenizer.eos_token_id])
+        head = bos or ([] if prompt.num_tokens else [tokenizer.eos_token_id])
         room = max_length - len(head) - len(scored)
-        context = head + _last(prompt, room)
+        context = head + prompt.cut(room)
         rows.append(context + scored)
         starts.append(len(context))
     input_ids, attention_mask = _padded(rows, max_length, _pad_id(tokenizer))
@@ -169,7 +170,7 @@ def encode_seq2seq(
     _check_length("max_target_length", max_target_length, smallest=2)
     bos = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
     eos, pad = tokenizer.eos_token_id, _pad_id(tokenizer)
-    sources = [bos + _last(p, max_length - len(bos) - 1) + [eos] for p in prompts]
+    sources = [bos + prompt.cut(max_length - len(bos) - 1) + [eos] for prompt in prompts]
     input_ids, attention_mask = _padded(sources, max_length, pad)
     scored = [[*bos, *target, eos][:max_target_length] for target in targets]
     target_ids, target_mask = _padded(scored, max_target_length, pad)
@@ -253,9 +254,26 @@ def minibatches(
         yield encoded.batch(indices)
 
 
+@dataclass(frozen=True, slots=True)
+class _Prompt:
+    """Token ids of a prompt, its last line apart: so a cut changes no other token."""
+
+    text: list[int]  # all lines but the last
+    request: list[int]  # the last line, with the line break before it
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.text) + len(self.request)
+
+    def cut(self, room: int) -> list[int]:
+        """At most ``room`` tokens: the beginning of the text, and the end of the request."""
+        request = self.request[max(len(self.request) - room, 0) :] if room > 0 else []
+        return self.text[: max(room - len(request), 0)] + request
+
+
 def _token_lists(
     examples: Sequence[Example], tokenizer: Tokenizer, *, joined: bool
-) -> tuple[list[list[int]], list[list[int]]]:
+) -> tuple[list[_Prompt], list[list[int]]]:
     """Token ids of prompts and of targets; ``joined``: the target continues the prompt's line."""
     if not examples:
         raise UserError("`examples` must hold at least one record, got none")
@@ -265,15 +283,23 @@ def _token_lists(
             "set tokenizer.eos_token to the token that ends a text"
         )
     spaced = [f" {e.target}" if joined and _needs_space(e) else e.target for e in examples]
-    prompts = tokenizer([e.prompt for e in examples], add_special_tokens=False)["input_ids"]
-    targets = tokenizer(spaced, add_special_tokens=False)["input_ids"]
+    # Where the last line begins; 0 for a single line, since rfind then says -1.
+    lines = [max(e.prompt.rstrip().rfind("\n"), 0) for e in examples]
+    texts, requests, targets = (
+        tokenizer(part, add_special_tokens=False)["input_ids"]
+        for part in (
+            [e.prompt[:line] for e, line in zip(examples, lines, strict=True)],
+            [e.prompt[line:] for e, line in zip(examples, lines, strict=True)],
+            spaced,
+        )
+    )
     for i, target in enumerate(targets):
         if not target:
             raise UserError(
                 f"`examples` must have a token to score in every target, "
                 f"got none in record {i}: {examples[i]!r}"
             )
-    return prompts, targets
+    return [_Prompt(*parts) for parts in zip(texts, requests, strict=True)], targets
 
 
 def _needs_space(example: Example) -> bool:
@@ -290,10 +316,6 @@ def _check_length(name: str, length: int, *, smallest: int) -> None:
 def _pad_id(tokenizer: Tokenizer) -> int:
     pad = tokenizer.pad_token_id
     return tokenizer.eos_token_id if pad is None else pad
-
-
-def _last(tokens: list[int], count: int) -> list[int]:
-    return tokens[-count:] if count > 0 else []  # tokens[-0:] would be all of them
 
 
 def _padded(

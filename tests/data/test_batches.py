@@ -50,11 +50,22 @@ def test_padding_with_the_end_token_is_masked_but_the_end_itself_is_scored(pythi
     assert rows(encoded.input_ids[0][scored]) == [B, EOS]
 
 
-def test_a_long_prompt_loses_its_start_and_keeps_its_separator(opt_like):
-    long = Example("a b c d a b c d Summary:", "a b")
-    encoded = encode_causal([long], opt_like, max_length=6)
-    assert rows(encoded.input_ids) == [[BOS, D, SUMMARY, A, B, EOS]]
+def test_a_long_prompt_keeps_its_last_line_and_the_start_of_its_text(opt_like):
+    long = Example("a b c d\na b c d\nSummary:", "a b")
+    encoded = encode_causal([long], opt_like, max_length=8)
+    assert rows(encoded.input_ids) == [[BOS, A, B, C, SUMMARY, A, B, EOS]]
     assert rows(encoded.num_target_tokens) == [3]
+
+
+@pytest.mark.parametrize("prompt", ["a b c d a b c d Summary:", "c\na b c d Summary:\n"])
+def test_a_long_prompt_without_text_above_its_last_line_keeps_its_end(opt_like, prompt):
+    encoded = encode_causal([Example(prompt, "a b")], opt_like, max_length=6)
+    assert rows(encoded.input_ids) == [[BOS, D, SUMMARY, A, B, EOS]]
+
+
+def test_a_prompt_with_no_room_left_vanishes(opt_like):
+    encoded = encode_causal([Example("c\nd", "a b")], opt_like, max_length=4)
+    assert rows(encoded.input_ids) == [[BOS, A, B, EOS]]
 
 
 def test_a_target_is_cut_only_when_it_alone_is_too_long(opt_like, pythia_like):
@@ -95,7 +106,7 @@ def test_target_is_tokenised_as_a_continuation_of_its_prompt(opt_like):
 
     examples = [Example("a", "b"), Example("a\n", "b"), Example("", "b")]
     encode_causal(examples, Recorder(), max_length=4)
-    assert seen == [["a", "a\n", ""], [" b", "b", "b"]]
+    assert seen[1:] == [["a", "a\n", ""], [" b", "b", "b"]]
 
 
 def test_bad_records_and_tokenizers_are_refused(opt_like):

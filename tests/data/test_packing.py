@@ -20,7 +20,7 @@ def test_chunks_of_short_sentences_end_where_sentences_end():
     text = "A short sentence stands here. " * 40
     chunks = pack(text)
     assert all(chunk.endswith(".") for chunk in chunks)
-    assert all(180 <= len(chunk) <= 260 for chunk in chunks[:-1])
+    assert all(110 <= len(chunk) <= 160 for chunk in chunks[:-1])
 
 
 @pytest.mark.parametrize(
