@@ -16,8 +16,10 @@ from lensllm_jax._version import __version__
 # public name -> module that defines it
 _HOME = {
     "Candidate": "lensllm_jax.checkpoints.candidate",
+    "list_tasks": "lensllm_jax.data.catalogue",
     "list_zoo": "lensllm_jax.checkpoints.zoo",
     "load_candidate": "lensllm_jax.checkpoints.zoo",
+    "load_task": "lensllm_jax.data.catalogue",
     "candidate_ntk": "lensllm_jax.ntk.candidate",
     "empirical_ntk": "lensllm_jax.ntk.gram",
     "ntk_loss": "lensllm_jax.ntk.loss",
