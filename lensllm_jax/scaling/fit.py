@@ -51,6 +51,7 @@ def fit_law(
     max_ntk_loss: float | None = None,
     weights: Curve | None = None,
     huber_delta: float | None = None,
+    zero_size: float = 0.0,
 ) -> LawFit:
     """Fits one curve.
 
@@ -64,6 +65,7 @@ def fit_law(
             is :math:`|f_0 - y|^2` of one unit of squared residual an example.
         weights: of the squared log residuals, 0 leaves a size out; default 1.
         huber_delta: where the loss of a log residual turns linear; default never.
+        zero_size: what D = 0 counts as; 1e-10 is the convention of Lin et al.'s code.
 
     Returns:
         A :class:`LawFit`: ``params``, ``predict``, ``interval``, ``log_rmse``, ``status``,
@@ -90,6 +92,7 @@ def fit_law(
         max_ntk_loss=max_ntk_loss,
         weights=one(weights),
         huber_delta=huber_delta,
+        zero_size=zero_size,
     )
     return fits[0]
 
@@ -105,6 +108,7 @@ def fit_laws(
     weights: Curves | None = None,
     huber_delta: float | None = None,
     zero_floor: Bool[np.ndarray, " num_curves"] | None = None,
+    zero_size: float = 0.0,
     start: Float[np.ndarray, "num_curves 5"] | None = None,
 ) -> LawFits:
     """Fits every row of ``losses`` in one compiled call; arguments as :func:`fit_law`.
@@ -119,6 +123,8 @@ def fit_laws(
         weights: of the squared log residuals, 0 leaves a size out; default 1.
         huber_delta: where the loss of a log residual turns linear; default never.
         zero_floor: which curves hold E at 0, one parameter less; default none.
+        zero_size: what D = 0 counts as; with 1e-10, the convention of Lin et al.'s code,
+            objectives can be compared with theirs, but L(0) is no longer B / D_l + E.
         start: one more start a curve, in the solver's parameters.
 
     Returns:
@@ -151,9 +157,10 @@ def fit_laws(
         _check_positive("ntk_loss", ntk_loss)
     low, high = _free_f_bounds(source, sizes, len(losses), spectra, max_ntk_loss)
     delta = np.inf if huber_delta is None else checks.positive("huber_delta", huber_delta)
+    checks.not_negative("zero_size", zero_size)
     solved = solve_curves(
         law,
-        sizes,
+        np.where(sizes == 0, zero_size, sizes),
         losses,
         weights=weights,
         ntk_loss=ntk_loss,
@@ -187,6 +194,7 @@ def fit_laws(
         spectra=spectra,
         max_ntk_loss=high,
         zero_floor=zero_floor,
+        zero_size=zero_size,
     )
 
 

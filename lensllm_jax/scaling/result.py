@@ -67,6 +67,7 @@ class LawFits:
     spectra: Sequence[NtkSpectrum] | None = None  # kernels, when t was free
     max_ntk_loss: Float[np.ndarray, " num_curves"] | None = None  # bound of a free F
     zero_floor: Bool[np.ndarray, " num_curves"] | None = None  # where E was held at 0
+    zero_size: float = 0.0  # what D = 0 counts as
 
     def __len__(self) -> int:
         return len(self.theta)
@@ -150,6 +151,7 @@ class LawFits:
 
     def _log_predict(self, sizes, ntk_loss):
         reference = None if self.ntk_loss is None else self._ntk_loss_reference()
+        sizes = np.where(sizes == 0, self.zero_size, sizes)
         return solve.predict_log_losses(
             self.theta, sizes, self.reference, ntk_loss=ntk_loss, ntk_loss_reference=reference
         )
