@@ -121,7 +121,7 @@ def candidate_ntk(
     *,
     readout: Readout | str = Readout.TARGET_LOGPROB,
     label_tokens: tuple[int, ...] | list[int] = (),
-    method: NtkMethod | str = NtkMethod.JACOBIAN_CONTRACTION,
+    method: NtkMethod | str = NtkMethod.STRUCTURED,
     output_reduction: OutputReduction | str = OutputReduction.NONE,
     block_size: int | None = None,
     params: Params | None = None,

@@ -27,13 +27,16 @@ import numpy as np
 from jaxtyping import Inexact
 
 from lensllm_jax import checks
-from lensllm_jax.ntk import neural_tangents
+from lensllm_jax.ntk import neural_tangents, structured
 from lensllm_jax.typing import ApplyFn, Array, Params
 
 
 class NtkMethod(enum.StrEnum):
     """Interchangeable algorithms for one kernel of n x m examples, k outputs, p parameters."""
 
+    # Ours: each parameter's Gram from what enters it and the cotangents of what leaves it; memory
+    # of a block's activations, several times faster on transformers. See ``structured``.
+    STRUCTURED = "structured"
     # Both Jacobians whole, then one product: memory (n + m) k p, the oracle of the others.
     JACOBIAN_CONTRACTION = "jacobian_contraction"
     # One forward-mode pass through one reverse-mode pass a pair of examples: n m k passes,
@@ -62,7 +65,7 @@ def empirical_ntk(
     x1: Any,
     x2: Any = None,
     *,
-    method: NtkMethod | str = NtkMethod.JACOBIAN_CONTRACTION,
+    method: NtkMethod | str = NtkMethod.STRUCTURED,
     output_reduction: OutputReduction | str = OutputReduction.NONE,
     block_size: int | None = None,
 ) -> Inexact[np.ndarray, "n m"] | Inexact[np.ndarray, "n m k k"]:
@@ -111,15 +114,66 @@ def empirical_ntk(
     num_outputs(f, params, x1)
     block = max(n, m) if block_size is None else int(checks.positive("block_size", block_size))
 
+    make_tile_fn = _structured_tile_fn if method is NtkMethod.STRUCTURED else _bridged_tile_fn
+    of_blocks = make_tile_fn(f, params, method, reduction)
+
     def tile_fn(tile: Tile) -> Array:
-        left = block_of(x1, tile.rows, min(block, n))
+        rows = Block(x1, tile.rows, min(block, n))
+        columns = Block(x1 if x2 is None else x2, tile.columns, min(block, m))
         same = x2 is None and tile.rows == tile.columns
-        right = None if same else block_of(x1 if x2 is None else x2, tile.columns, min(block, m))
-        theta = _tile(f, method, reduction, left, right, params)
+        theta = of_blocks(rows, None if same else columns)
         return theta[: tile.rows.stop - tile.rows.start, : tile.columns.stop - tile.columns.start]
 
     theta = assemble(tile_fn, n, m, block_size=block, symmetric=x2 is None)
     return checks.finite("theta (the computed kernel)", theta)
+
+
+class Block(NamedTuple):
+    """Some examples of a pytree, not yet taken out of it."""
+
+    x: Any
+    rows: slice
+    size: int
+
+    def take(self) -> Any:
+        """The examples, the last one repeated up to ``size``.
+
+        A last, smaller block would compile a second program; what it repeats is cut off from
+        the result.
+        """
+        index = np.arange(self.rows.start, self.rows.start + self.size)
+        index = np.minimum(index, self.rows.stop - 1)
+        return jax.tree.map(lambda leaf: leaf[index], self.x)
+
+
+def _bridged_tile_fn(
+    f: ApplyFn, params: Params, method: NtkMethod, reduction: OutputReduction
+) -> Callable[[Block, Block | None], Array]:  # fmt: skip
+    def of_blocks(rows: Block, columns: Block | None) -> Array:
+        right = None if columns is None else columns.take()
+        return _bridged_tile(f, method, reduction, rows.take(), right, params)
+
+    return of_blocks
+
+
+def _structured_tile_fn(
+    f: ApplyFn, params: Params, method: NtkMethod, reduction: OutputReduction
+) -> Callable[[Block, Block | None], Array]:  # fmt: skip
+    del method
+    kept: dict[int, Any] = {}  # the groups of the current row of tiles, by its first example
+
+    def of_blocks(rows: Block, columns: Block | None) -> Array:
+        if rows.rows.start not in kept:
+            kept.clear()
+            kept[rows.rows.start] = structured.gradient_groups(f, params, rows.take())
+        left = kept[rows.rows.start]
+        right = None if columns is None else structured.gradient_groups(f, params, columns.take())
+        k = num_outputs(f, params, rows.take())
+        trace = reduction is not OutputReduction.NONE
+        theta = structured.gram_of_groups(left, right, trace=trace or k is None)
+        return theta / k if reduction is OutputReduction.MEAN and k else theta
+
+    return of_blocks
 
 
 def assemble(
@@ -172,24 +226,6 @@ def tiles(n: int, m: int, *, block_size: int, symmetric: bool) -> Iterator[Tile]
             yield Tile(
                 slice(row, min(row + block_size, n)), slice(column, min(column + block_size, m))
             )
-
-
-def block_of(x: Any, rows: slice, size: int) -> Any:
-    """Examples ``rows`` of a pytree, the last one repeated up to ``size``.
-
-    A last, smaller block would compile a second program; the rows it repeats are cut off
-    from the result.
-
-    Args:
-        x: pytree with a leading example axis.
-        rows: which examples.
-        size: how many to return.
-
-    Returns:
-        A pytree like ``x`` with ``size`` examples.
-    """
-    index = np.minimum(np.arange(rows.start, rows.start + size), rows.stop - 1)
-    return jax.tree.map(lambda leaf: leaf[index], x)
 
 
 def num_examples(name: str, x: Any) -> int:
@@ -253,7 +289,7 @@ def _check_params(params: Params) -> None:
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
-def _tile(
+def _bridged_tile(
     f: ApplyFn, method: NtkMethod, reduction: OutputReduction, x1: Any, x2: Any, params: Params
 ) -> Array:
     """One rectangle by an algorithm of neural-tangents; compiled once for an ``f``."""

@@ -1,0 +1,284 @@
+r"""Rule: how the gradient terms of one parameter are multiplied with those of other examples.
+
+A parameter, seen as a matrix of R rows and C columns, has for example i and output a the gradient
+
+.. math:: G_{ia} = \sum_u G^{(u)}_{ia}, \qquad
+          \Theta_{ab}(x_i, x_j) \mathrel{+}= \langle G_{ia}, G_{jb} \rangle ,
+
+with one term a use: an ``Outer`` :math:`\sum_t r_t \otimes c_t`, a ``Lookup``
+:math:`\sum_t e_{\mathrm{id}_t} \otimes c_t`, or a ``Formed`` matrix.  Two contractions are exact:
+
+* *formed*: add the terms of a few rows at a time and multiply at once,
+  :math:`2 n t R C + 2 n m R C` operations and no more than those rows in memory;
+* *pairwise*: :math:`\langle r \otimes c, r' \otimes c' \rangle = (r \cdot r')(c \cdot c')`,
+  :math:`2 n m t^2 (R + C)` operations; for two lookups :math:`r \cdot r'` is equality of ids.
+
+``gram`` takes the one that counts fewer.
+
+Example:
+    >>> import jax.numpy as jnp
+    >>> from lensllm_jax.ntk.rules import Group, Outer, gram
+    >>> r, c = jnp.array([[[[1.0, 2.0]]]]), jnp.array([[[[3.0]]]])  # one example, one token
+    >>> g = Group((Outer(r, c),), "kernel", 2, 1)  # G = (3, 6)
+    >>> gram(g, None, trace=False)
+    Array([[[[45.]]]], dtype=float32)
+"""
+
+import dataclasses
+import functools
+import operator
+from typing import Any, TypeAlias
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+# Numbers of one example block formed at once: 4 MiB in float32, about a core's share of cache.
+PIECE_SIZE = 2**20
+# Entries of a (tokens x tokens) Gram in memory at once: 64 MiB in float32.
+PAIR_SIZE = 2**24
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass, data_fields=["rows", "columns"], meta_fields=[]
+)
+@dataclasses.dataclass(frozen=True)
+class Outer:
+    r"""Terms :math:`\sum_t r_t \otimes c_t`; the side without cotangents has k = 1."""
+
+    rows: Any  # (n, k, t, R)
+    columns: Any  # (n, k, t, C)
+
+
+@functools.partial(jax.tree_util.register_dataclass, data_fields=["ids", "columns"], meta_fields=[])
+@dataclasses.dataclass(frozen=True)
+class Lookup:
+    r"""Terms :math:`\sum_t e_{\mathrm{id}_t} \otimes c_t`; an id below zero has none."""
+
+    ids: Any  # (n, t)
+    columns: Any  # (n, k, t, C)
+
+
+@functools.partial(jax.tree_util.register_dataclass, data_fields=["values"], meta_fields=[])
+@dataclasses.dataclass(frozen=True)
+class Formed:
+    """Terms that stand as matrices."""
+
+    values: Any  # (n, k, R, C)
+
+
+Term: TypeAlias = Outer | Lookup | Formed
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["terms"],
+    meta_fields=["name", "num_rows", "num_columns"],
+)
+@dataclasses.dataclass(frozen=True)
+class Group:
+    """All gradient terms of one parameter, or of one slice of a stacked one."""
+
+    terms: tuple[Term, ...]
+    name: str  # its path in the parameter tree
+    num_rows: int  # R
+    num_columns: int  # C
+
+    @property
+    def num_examples(self) -> int:
+        """The length n of the example axis."""
+        first = self.terms[0]
+        return (first.values if isinstance(first, Formed) else first.columns).shape[0]
+
+    @property
+    def num_outputs(self) -> int:
+        """The length k of the output axis."""
+        return max(_outputs_of(term) for term in self.terms)
+
+
+def gram(left: Group, right: Group | None, *, trace: bool) -> jax.Array:
+    r"""This parameter's part of the kernel, :math:`\langle G_{ia}, G_{jb} \rangle`.
+
+    Args:
+        left: terms of the n examples of the rows.
+        right: terms of the m examples of the columns; ``None`` stands for ``left``.
+        trace: sum over a = b.
+
+    Returns:
+        (n, m, k, k), or (n, m) if traced.
+    """
+    use_pairs = pairwise_flops(left, right, trace=trace) < formed_flops(left, right, trace=trace)
+    return (gram_pairwise if use_pairs else gram_formed)(left, right, trace=trace)
+
+
+def formed_flops(left: Group, right: Group | None, *, trace: bool) -> int | float:
+    """Operations of ``gram_formed``.
+
+    Args:
+        left: terms of the rows' examples.
+        right: terms of the columns' examples, or ``None``.
+        trace: sum over a = b.
+
+    Returns:
+        Multiplications and additions.
+    """
+    k, size = left.num_outputs, left.num_rows * left.num_columns
+    n, m = left.num_examples, (right or left).num_examples
+    made = n if right is None else n + m
+    forming = sum(
+        2 * made * k * t.columns.shape[2] * size for t in left.terms if isinstance(t, Outer)
+    )
+    return forming + 2 * n * m * k * (1 if trace else k) * size
+
+
+def pairwise_flops(left: Group, right: Group | None, *, trace: bool) -> int | float:
+    """Operations of ``gram_pairwise``; infinite where a term is formed already.
+
+    Args:
+        left: terms of the rows' examples.
+        right: terms of the columns' examples, or ``None``.
+        trace: sum over a = b (counted as without: mixed sides cannot save).
+
+    Returns:
+        Multiplications and additions.
+    """
+    total = 0.0
+    for u in left.terms:
+        for v in (right or left).terms:
+            if isinstance(u, Formed) or isinstance(v, Formed):
+                return float("inf")
+            n, _, t, c = u.columns.shape
+            m, _, s, _ = v.columns.shape
+            k = max(_outputs_of(u), _outputs_of(v))
+            r = left.num_rows if isinstance(u, Outer) and isinstance(v, Outer) else 1
+            total += n * m * t * s * (2 * k * (r + c) + 2 * k * k)
+    return total
+
+
+def gram_formed(left: Group, right: Group | None, *, trace: bool) -> jax.Array:
+    """The Gram by adding all terms of a few rows and multiplying at once.
+
+    Args:
+        left: terms of the rows' examples.
+        right: terms of the columns' examples, or ``None``.
+        trace: sum over a = b.
+
+    Returns:
+        (n, m, k, k), or (n, m) if traced.
+    """
+    n, m, k = left.num_examples, (right or left).num_examples, left.num_outputs
+    num_rows = left.num_rows
+    height = max(1, min(num_rows, PIECE_SIZE // (max(n, m) * k * left.num_columns)))
+
+    def flat(group: Group, start: jax.Array | int, size: int) -> jax.Array:
+        pieces = [_piece(term, start, size, k) for term in group.terms]
+        piece = functools.reduce(operator.add, pieces)
+        return piece.reshape((group.num_examples * (1 if trace else k), -1))
+
+    def product(start: jax.Array | int, size: int) -> jax.Array:
+        a = flat(left, start, size)
+        b = a if right is None else flat(right, start, size)
+        return lax.dot_general(a, b, (((1,), (1,)), ((), ())))
+
+    whole, rest = divmod(num_rows, height)
+    total = product(0, height)
+    if whole > 1:
+        total = lax.fori_loop(1, whole, lambda i, t: t + product(i * height, height), total)
+    if rest:
+        total = total + product(whole * height, rest)
+    return total if trace else total.reshape(n, k, m, k).transpose(0, 2, 1, 3)
+
+
+def gram_pairwise(left: Group, right: Group | None, *, trace: bool) -> jax.Array:
+    """The Gram out of Grams of the factors, which forms no gradient.
+
+    Args:
+        left: terms of the rows' examples.
+        right: terms of the columns' examples, or ``None``.
+        trace: sum over a = b.
+
+    Returns:
+        (n, m, k, k), or (n, m) if traced.
+    """
+    other = left if right is None else right
+    total = functools.reduce(operator.add, [_pair(u, v) for u in left.terms for v in other.terms])
+    k = left.num_outputs
+    total = jnp.broadcast_to(total, (*total.shape[:2], k, k))
+    return jnp.trace(total, axis1=2, axis2=3) if trace else total
+
+
+def whole_term(term: Term, num_rows: int) -> jax.Array:
+    """A term as a matrix.
+
+    Args:
+        term: the term.
+        num_rows: its R.
+
+    Returns:
+        (n, k, R, C).
+    """
+    return _piece(term, 0, num_rows, _outputs_of(term))
+
+
+def _pair(u: Any, v: Any) -> jax.Array:
+    """Sum over tokens of (r . r') (c . c'), (n, m, k, k), a few examples of u at a time."""
+    m, _, s, _ = v.columns.shape
+    per_example = u.columns.shape[2] * _outputs_of(u) * m * s * _outputs_of(v)
+
+    def of_example(one: Any) -> jax.Array:
+        # (k, t, m, k', s) with k or k' one on the sides without cotangents
+        product = _left_gram(one, v) * jnp.einsum("atc,mbsc->atmbs", one.columns, v.columns)
+        return jnp.sum(product, axis=(1, 4)).transpose(1, 0, 2)
+
+    return lax.map(of_example, u, batch_size=max(1, PAIR_SIZE // per_example))
+
+
+def _left_gram(one: Any, v: Any) -> jax.Array:
+    """The r . r' of one example's tokens with all of v's, (k, t, m, k', s)."""
+    if isinstance(one, Outer) and isinstance(v, Outer):
+        return jnp.einsum("atr,mbsr->atmbs", one.rows, v.rows)
+    if isinstance(one, Lookup) and isinstance(v, Lookup):
+        same = (one.ids[:, None, None] == v.ids[None]) & (one.ids >= 0)[:, None, None]
+        return same.astype(v.columns.dtype)[None, :, :, None, :]
+    if isinstance(one, Lookup):
+        # e_id . r' is entry id of r'
+        rows = v.rows[..., jnp.maximum(one.ids, 0)] * (one.ids >= 0)
+        return rows.transpose(3, 0, 1, 2)[None]
+    rows = one.rows[..., jnp.maximum(v.ids, 0)] * (v.ids >= 0)[None, None]  # (k, t, m, s)
+    return rows[:, :, :, None, :]
+
+
+def _piece(term: Term, start: jax.Array | int, size: int, k: int) -> jax.Array:
+    """Rows ``start`` to ``start + size`` of a term, (n, k, size, C)."""
+    if isinstance(term, Formed):
+        return lax.dynamic_slice_in_dim(term.values, start, size, axis=2)
+    if isinstance(term, Outer):
+        rows = lax.dynamic_slice_in_dim(term.rows, start, size, axis=3)
+        piece = _batched_outer(rows, term.columns)
+        return jnp.broadcast_to(piece, (piece.shape[0], k, *piece.shape[2:]))
+    c = term.columns.shape[3]
+    # beyond the piece (and below zero) lies row `size`, which mode="drop" leaves out
+    row = term.ids - start
+    row = jnp.where((term.ids >= 0) & (row >= 0) & (row < size), row, size)
+
+    def added(row: jax.Array, columns: jax.Array) -> jax.Array:
+        return jnp.zeros((k, size, c), columns.dtype).at[:, row].add(columns, mode="drop")
+
+    return jax.vmap(added)(row, term.columns)
+
+
+def _batched_outer(rows: jax.Array, columns: jax.Array) -> jax.Array:
+    """Sum over tokens of r (x) c, the output axis on whichever side has it."""
+    if rows.shape[1] == 1:
+        return jnp.einsum("ntr,natc->narc", rows[:, 0], columns)
+    if columns.shape[1] == 1:
+        return jnp.einsum("natr,ntc->narc", rows, columns[:, 0])
+    return jnp.einsum("natr,natc->narc", rows, columns)
+
+
+def _outputs_of(term: Term) -> int:
+    if isinstance(term, Formed):
+        return term.values.shape[1]
+    if isinstance(term, Lookup):
+        return term.columns.shape[1]
+    return max(term.rows.shape[1], term.columns.shape[1])

@@ -1,0 +1,393 @@
+r"""Use: one place where a parameter enters the computation of one example.
+
+A parameter W acts through its uses.  At a use the program computes :math:`y = u(a, W)`; with
+:math:`\delta = \partial f / \partial y`, every use adds its own term to the gradient of f in W,
+
+* ``OUTER``, y = a W (``dot_general``): :math:`\sum_t a_t \otimes \delta_t`;
+* ``LOOKUP``, y = W[ids] (``gather`` of rows): :math:`\sum_t e_{\mathrm{ids}_t} \otimes \delta_t`;
+* ``WHOLE``, anything else: the term itself, :math:`\partial f / \partial W` through this one use.
+
+A tied table simply has several uses, and terms of one parameter are added before they are
+multiplied: cross terms cannot be forgotten.  Since WHOLE is always right, no function is out of
+reach; the first two kinds only make it cheap.
+
+``run`` evaluates a traced function with a tap at each use: it records a (or the ids) and adds a
+perturbation to y, whose gradient is delta.  It reads the program that JAX traced, so a model needs
+no hooks, whatever library it was written in.  Loops over layers (``scan``) are written out, so that
+each layer's slice of a stacked parameter is a parameter of its own.
+
+Example:
+    >>> import jax, jax.numpy as jnp
+    >>> from lensllm_jax.ntk.uses import run
+    >>> params = [jnp.ones((5, 3)), jnp.ones(5)]  # an embedding that is also the head, a bias
+    >>> f = lambda p, ids: p[0][ids] @ p[0].T + p[1][None]
+    >>> program = jax.make_jaxpr(f)(params, jnp.array([1, 2]))
+    >>> _, taps = run(program, params, [jnp.array([1, 2])])
+    >>> [(tap.kind.value, tap.leaf, tap.split) for tap in taps]
+    [('lookup', 0, ((0,), (1,))), ('outer', 0, ((1,), (0,))), ('whole', 1, ((), (0,)))]
+"""
+
+import dataclasses
+import enum
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.extend import core
+
+MAX_UNROLLED_STEPS = 256  # longer loops get one WHOLE use: compiling them written out takes minutes
+
+# Calls without a derivative rule of their own, named as JAX 0.10 to 0.12 name them.
+_TRANSPARENT_CALLS = frozenset({"jit", "pjit", "closed_call", "core_call", "remat2", "checkpoint"})
+
+
+class UseKind(enum.Enum):
+    """How a parameter enters."""
+
+    OUTER = "outer"
+    LOOKUP = "lookup"
+    WHOLE = "whole"
+
+
+@dataclasses.dataclass(frozen=True)
+class Tap:
+    """What one use leaves behind."""
+
+    kind: UseKind
+    leaf: int  # which parameter
+    box: tuple[tuple[int, int], ...]  # the part of it that is used: (start, stop) an axis
+    split: tuple[tuple[int, ...], tuple[int, ...]]  # its axes: (left factor's, right factor's)
+    left: Any  # OUTER: a (t, left axes flattened); LOOKUP: ids (t,); WHOLE: None
+    # from delta, shaped like y, to (t, right axes flattened), or to the term itself for WHOLE
+    right_fn: Callable[[Any], Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Ref:
+    """A value that is a parameter, or a part of it in another order of axes."""
+
+    value: Any
+    leaf: int
+    box: tuple[tuple[int, int], ...]
+    # axes of the parameter that make up each axis of the value; those of length one, which
+    # order nothing, are left out, so that () is an axis of length one
+    axes: tuple[tuple[int, ...], ...]
+
+    def lengths(self, axes: Sequence[int]) -> list[int]:
+        return [self.box[axis][1] - self.box[axis][0] for axis in axes]
+
+    def by_axis(self, array: Any, order: Sequence[int], num_tokens: int) -> Any:
+        """Features in the given order of axes to (t, features in the parameter's own order)."""
+        parted = array.reshape(num_tokens, *self.lengths(order))
+        sorting = (0, *(1 + int(i) for i in np.argsort(order)))
+        return parted.transpose(sorting).reshape(num_tokens, -1)
+
+
+class _Taps:
+    """Collects taps, and adds the perturbation of each where there is one."""
+
+    def __init__(self, perturbations: Sequence[Any] | None):
+        self.perturbations = perturbations
+        self.taps: list[Tap] = []
+        self.shapes: list[jax.ShapeDtypeStruct] = []
+
+    def add(self, y: Any, tap: Tap) -> Any:
+        index = len(self.taps)
+        self.taps.append(tap)
+        self.shapes.append(jax.ShapeDtypeStruct(y.shape, y.dtype))
+        return y if self.perturbations is None else y + self.perturbations[index]
+
+    def whole(self, value: Any) -> Any:
+        """A plain array in place of a reference: the use that needs no understanding."""
+        if not isinstance(value, _Ref):
+            return value
+        order = [axis for axes in value.axes for axis in axes]
+        by_axis = np.argsort(order)
+
+        def right_fn(delta: Any) -> Any:
+            return delta.reshape(value.lengths(order)).transpose(by_axis)
+
+        split = ((), tuple(sorted(order)))
+        return self.add(
+            value.value, Tap(UseKind.WHOLE, value.leaf, value.box, split, None, right_fn)
+        )
+
+
+def run(
+    program: core.ClosedJaxpr,
+    params: Sequence[Any],
+    inputs: Sequence[Any],
+    perturbations: Sequence[Any] | None = None,
+) -> tuple[list[Any], list[Tap]]:
+    """Evaluates a traced function with a tap at every use of a parameter.
+
+    Args:
+        program: from ``jax.make_jaxpr(f)(params, *inputs)``.
+        params: the leaves of the parameters, first among its arguments.
+        inputs: the leaves of its other arguments.
+        perturbations: what to add to the y of each use, in the order of the taps that a call
+            without perturbations returns (and shaped like ``shapes`` says).
+
+    Returns:
+        The outputs and the taps.
+    """
+    taps = _Taps(perturbations)
+    return _evaluate_all(program, params, inputs, taps), taps.taps
+
+
+def shapes(
+    program: core.ClosedJaxpr, params: Sequence[Any], inputs: Sequence[Any]
+) -> list[jax.ShapeDtypeStruct]:
+    """Shape and dtype of y at each use, which are those of its perturbation.
+
+    Args:
+        program: as for ``run``.
+        params: arrays or their shapes.
+        inputs: arrays or their shapes.
+
+    Returns:
+        One a tap.
+    """
+    taps = _Taps(None)
+    jax.eval_shape(
+        lambda p, x: _evaluate_all(program, p, x, taps), list(params), list(inputs)
+    )  # fmt: skip
+    return taps.shapes
+
+
+def _evaluate_all(program: core.ClosedJaxpr, params: Any, inputs: Any, taps: _Taps) -> list[Any]:
+    refs = [
+        _Ref(
+            value,
+            leaf,
+            tuple((0, length) for length in value.shape),
+            tuple((axis,) if length > 1 else () for axis, length in enumerate(value.shape)),
+        )
+        for leaf, value in enumerate(params)
+    ]
+    outputs = _evaluate(program.jaxpr, program.consts, [*refs, *inputs], taps)
+    return [taps.whole(out) for out in outputs]
+
+
+def _evaluate(jaxpr: core.Jaxpr, consts: Sequence, arguments: Sequence, taps: _Taps) -> list:
+    values: dict[Any, Any] = dict(zip(jaxpr.constvars, consts, strict=True))
+    values.update(zip(jaxpr.invars, arguments, strict=True))
+
+    def read(atom: Any) -> Any:
+        return atom.val if isinstance(atom, core.Literal) else values[atom]
+
+    for equation in jaxpr.eqns:
+        operands = [read(atom) for atom in equation.invars]
+        if any(isinstance(operand, _Ref) for operand in operands):
+            results = _use(equation, operands, taps)
+        else:
+            results = _bind(equation, operands)
+        values.update(zip(equation.outvars, results, strict=True))
+    return [read(atom) for atom in jaxpr.outvars]
+
+
+def _bind(equation: Any, operands: Sequence) -> Sequence:
+    """Results of one equation on plain arrays, through the public way to run a program."""
+    arguments = {
+        atom: operand
+        for atom, operand in zip(equation.invars, operands, strict=True)
+        if not isinstance(atom, core.Literal)
+    }
+    origin = core.DebugInfo("lensllm_jax.ntk.uses", equation.primitive.name, None, None)
+    alone = core.Jaxpr(
+        (), list(arguments), equation.outvars, [equation], equation.effects, debug_info=origin
+    )
+    return core.jaxpr_as_fun(core.ClosedJaxpr(alone, ()))(*arguments.values())
+
+
+def _use(equation: Any, operands: list, taps: _Taps) -> Sequence:
+    """Results of an equation that a parameter enters."""
+    name = equation.primitive.name
+    if name in _TRANSPARENT_CALLS:
+        inner = equation.params["jaxpr"]
+        if isinstance(inner, core.ClosedJaxpr):
+            return _evaluate(inner.jaxpr, inner.consts, operands, taps)
+        return _evaluate(inner, (), operands, taps)
+    if name == "scan" and equation.params["length"] <= MAX_UNROLLED_STEPS:
+        return _unrolled_scan(equation.params, operands, taps)
+    if name in _VIEWS and (view := _VIEWS[name](equation, operands)) is not None:
+        return [view]
+    if name in _RULES and (result := _RULES[name](equation, operands, taps)) is not None:
+        return [result]
+    return _bind(equation, [taps.whole(operand) for operand in operands])
+
+
+def _unrolled_scan(settings: dict, operands: list, taps: _Taps) -> list:
+    """A loop over layers, written out."""
+    num_consts, num_carry = settings["num_consts"], settings["num_carry"]
+    consts = operands[:num_consts]
+    carry = operands[num_consts : num_consts + num_carry]
+    # an axis merged of several cannot be stepped through as a view
+    stacked = [
+        taps.whole(x) if isinstance(x, _Ref) and len(x.axes[0]) > 1 else x
+        for x in operands[num_consts + num_carry :]
+    ]
+    body, length = settings["jaxpr"], settings["length"]
+    steps = range(length - 1, -1, -1) if settings["reverse"] else range(length)
+    per_step: list[list] = [[] for _ in range(length)]
+    for step in steps:
+        slices = [_index(x, step) for x in stacked]
+        results = _evaluate(body.jaxpr, body.consts, [*consts, *carry, *slices], taps)
+        carry = results[:num_carry]
+        per_step[step] = [taps.whole(y) for y in results[num_carry:]]
+    return [*carry, *(jnp.stack(ys) for ys in zip(*per_step, strict=True))]
+
+
+def _index(x: Any, step: int) -> Any:
+    """``x[step]``; of a parameter, a reference to that slice."""
+    if not isinstance(x, _Ref):
+        return lax.index_in_dim(x, step, keepdims=False)
+    box = x.box
+    for axis in x.axes[0]:  # one, or none where the loop has a single step
+        box = _shrunk(box, axis, step, step + 1)
+    return _Ref(lax.index_in_dim(x.value, step, keepdims=False), x.leaf, box, x.axes[1:])
+
+
+def _shrunk(box: tuple, axis: int, start: int, stop: int) -> tuple:
+    offset = box[axis][0]
+    return (*box[:axis], (offset + start, offset + stop), *box[axis + 1 :])
+
+
+# Views: a parameter stays the same parameter, entry for entry, in another arrangement.
+
+
+def _transposed(equation: Any, operands: list) -> _Ref | None:
+    (ref,) = operands
+    axes = tuple(ref.axes[i] for i in equation.params["permutation"])
+    return dataclasses.replace(ref, value=_bind(equation, [ref.value])[0], axes=axes)
+
+
+def _reshaped(equation: Any, operands: list) -> _Ref | None:
+    """Axes merged, parted where they had been merged, added or dropped at length one."""
+    if len(operands) != 1:  # a shape that is known at run time only
+        return None
+    (ref,) = operands
+    value = _bind(equation, [ref.value])[0]
+    axes = _regrouped(ref, value.shape) if value.size == ref.value.size else None
+    return None if axes is None else dataclasses.replace(ref, value=value, axes=axes)
+
+
+def _regrouped(ref: _Ref, shape: tuple[int, ...]) -> tuple[tuple[int, ...], ...] | None:
+    """The axes of ``ref``, in their order, dealt out to a new shape; None if one would break."""
+    left = [axis for axes in ref.axes for axis in axes]
+    groups = []
+    for length in shape:
+        group: list[int] = []
+        while math.prod(ref.lengths(group)) < length and left:
+            group.append(left.pop(0))
+        if math.prod(ref.lengths(group)) != length:
+            return None
+        groups.append(tuple(group))
+    return tuple(groups)
+
+
+def _recast(equation: Any, operands: list) -> _Ref | None:
+    (ref,) = operands
+    value = _bind(equation, [ref.value])[0]
+    is_float = jnp.issubdtype(value.dtype, np.floating)
+    return dataclasses.replace(ref, value=value) if is_float else None
+
+
+def _sliced(equation: Any, operands: list) -> _Ref | None:
+    (ref,) = operands
+    settings = equation.params
+    if any(stride != 1 for stride in settings["strides"] or ()):
+        return None
+    box, axes = ref.box, list(ref.axes)
+    spans = zip(settings["start_indices"], settings["limit_indices"], strict=True)
+    for i, (start, stop) in enumerate(spans):
+        if stop - start == ref.value.shape[i]:
+            continue
+        if len(axes[i]) != 1:  # a slice of merged axes is no box
+            return None
+        box = _shrunk(box, axes[i][0], start, stop)
+        axes[i] = axes[i] if stop - start > 1 else ()
+    return _Ref(_bind(equation, [ref.value])[0], ref.leaf, box, tuple(axes))
+
+
+_VIEWS: dict[str, Callable[[Any, list], _Ref | None]] = {
+    "transpose": _transposed,
+    "reshape": _reshaped,
+    "squeeze": _reshaped,
+    "broadcast_in_dim": _reshaped,
+    "convert_element_type": _recast,
+    "slice": _sliced,
+}
+
+
+# Rules: the uses that are understood.
+
+
+def _dot_general(equation: Any, operands: list, taps: _Taps) -> Any:
+    """Y = a W, contracted over any axes of W, on either side."""
+    contracted, batched = equation.params["dimension_numbers"]
+    side = [isinstance(operand, _Ref) for operand in operands].index(True)
+    ref, a = operands[side], operands[1 - side]
+    if isinstance(a, _Ref) or any(batched):
+        return None
+    contracted_w, contracted_a = contracted[side], contracted[1 - side]
+    free_w = [i for i in range(ref.value.ndim) if i not in contracted_w]
+    free_a = [i for i in range(a.ndim) if i not in contracted_a]
+    left_order = [axis for i in contracted_w for axis in ref.axes[i]]
+    right_order = [axis for i in free_w for axis in ref.axes[i]]
+    num_tokens = math.prod(a.shape[i] for i in free_a)
+
+    def right_fn(delta: Any) -> Any:
+        # y has the free axes of the first operand, then those of the second
+        if side == 0:
+            delta = jnp.moveaxis(delta, range(len(free_w)), range(-len(free_w), 0))
+        return ref.by_axis(delta, right_order, num_tokens)
+
+    left = ref.by_axis(a.transpose(*free_a, *contracted_a), left_order, num_tokens)
+    operands = [ref.value, a] if side == 0 else [a, ref.value]
+    split = (tuple(sorted(left_order)), tuple(sorted(right_order)))
+    tap = Tap(UseKind.OUTER, ref.leaf, ref.box, split, left, right_fn)
+    return taps.add(_bind(equation, operands)[0], tap)
+
+
+def _gather(equation: Any, operands: list, taps: _Taps) -> Any:
+    """Y = W[ids]: whole rows of a table, and nothing cleverer."""
+    ref, indices = operands
+    numbers, settings = equation.params["dimension_numbers"], equation.params
+    if not isinstance(ref, _Ref) or isinstance(indices, _Ref):
+        return None
+    y = _bind(equation, [ref.value, indices])[0]
+    num_rows, *row = ref.value.shape
+    takes_rows = (
+        numbers.collapsed_slice_dims == numbers.start_index_map == (0,)
+        and not numbers.operand_batching_dims
+        and tuple(settings["slice_sizes"]) == (1, *row)
+        and tuple(numbers.offset_dims) == tuple(range(indices.ndim - 1, y.ndim))
+        and list(ref.axes[0]) == sorted(ref.axes[0])
+    )
+    mode = settings["mode"]
+    modes = lax.GatherScatterMode
+    if not takes_rows or mode not in (modes.CLIP, modes.FILL_OR_DROP, modes.PROMISE_IN_BOUNDS):
+        return None
+    ids = indices.reshape(-1)
+    if mode == modes.FILL_OR_DROP:  # the constant that is filled in has no gradient
+        ids = jnp.where((ids >= 0) & (ids < num_rows), ids, -1)
+    else:
+        ids = jnp.clip(ids, 0, num_rows - 1)
+    order = [axis for axes in ref.axes[1:] for axis in axes]
+
+    def right_fn(delta: Any) -> Any:
+        return ref.by_axis(delta, order, ids.size)
+
+    split = (tuple(ref.axes[0]), tuple(sorted(order)))
+    return taps.add(y, Tap(UseKind.LOOKUP, ref.leaf, ref.box, split, ids, right_fn))
+
+
+_RULES: dict[str, Callable[[Any, list, _Taps], Any]] = {
+    "dot_general": _dot_general,
+    "gather": _gather,
+}
