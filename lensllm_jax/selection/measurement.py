@@ -53,6 +53,7 @@ class MeasurementConfig:
         max_length: tokens of an example, prompt and target; longer prompts are cut.
         max_epochs: passes over a subset at most.
         patience: evaluations without a new best after which a fine-tune stops.
+        num_validation_examples: how many decide when to stop.
         num_kernel_examples: n of the kernel.
         readout: which output of the model the kernel is of.
         method: how the kernel is computed.
@@ -60,12 +61,13 @@ class MeasurementConfig:
         seed: of the nested order and of the order within passes.
     """
 
-    learning_rate: float = 2e-3
+    learning_rate: float = 1e-3
     weight_decay: float = 0.01
     batch_size: int = 32
     max_length: int = 64
-    max_epochs: int = 6
+    max_epochs: int = 5
     patience: int = 2
+    num_validation_examples: int = 256
     num_kernel_examples: int = 64
     readout: str = "target_logprob"
     method: str = "jacobian_contraction"
@@ -73,7 +75,7 @@ class MeasurementConfig:
     seed: int = 0
 
     def __post_init__(self):
-        for name in ("max_length", "num_kernel_examples", "kernel_block_size"):
+        for name in ("max_length", "num_kernel_examples", "num_validation_examples"):
             checks.positive(name, getattr(self, name))
         self.fine_tuning(), self.optimizer()  # their own checks
 
@@ -113,7 +115,7 @@ class Measurement:
 
     @functools.cached_property
     def _validation(self) -> Batch:
-        return self._encode(self.task.validation)
+        return self._encode(self.task.validation[: self.config.num_validation_examples])
 
     @functools.cached_property
     def _test(self) -> Batch:
