@@ -220,6 +220,49 @@ def log_loss(
     return alpha * jnp.log(jnp.exp(a + reference - denominator) + E)
 
 
+def log_loss_gradient(
+    theta: Float[Array, "5"],
+    log_size: Float[Array, ""],
+    log_reference: Float[Array, ""],
+    log_offset: Float[Array, ""],
+    log_offset_reference: Float[Array, ""],
+) -> tuple[Float[Array, ""], Float[Array, "5"]]:
+    r"""``log_loss`` with its derivative in theta, by hand because this is the inner loop.
+
+    With :math:`m = e^{a + d_{ref} - d} + E`, u its first term and
+    :math:`\sigma = F / (F + D^{\beta})`,
+
+    .. math:: \nabla \log L = \alpha \Big(\tfrac{u}{m},\
+        \tfrac{u}{m}(\sigma_{ref} - \sigma),\
+        \tfrac{u}{m}\big((1 - \sigma_{ref}) x_{ref} - (1 - \sigma) x\big),\
+        \tfrac1m,\ \tfrac{\log m}{\alpha}\Big).
+
+    Args:
+        theta: as :func:`log_loss`, and so are the others.
+        log_size: x.
+        log_reference: :math:`x_{ref}`.
+        log_offset: o at this size.
+        log_offset_reference: o at the reference size.
+
+    Returns:
+        The log loss and its gradient, (5,).
+    """
+    a, delta, beta, E, alpha = theta
+    no_data = jnp.isneginf(log_size)
+    x = jnp.where(no_data, 0.0, log_size)
+    log_f, log_f_reference = delta + log_offset, delta + log_offset_reference
+    denominator = _log_denominator(log_f, beta, log_size)
+    reference = _log_denominator(log_f_reference, beta, log_reference)
+    share, share_reference = jnp.exp(log_f - denominator), jnp.exp(log_f_reference - reference)
+    u = jnp.exp(a + reference - denominator)
+    inside = u + E
+    log_inside = jnp.log(inside)
+    pull = alpha * u / inside
+    by_beta = (1.0 - share_reference) * log_reference - (1.0 - share) * x
+    by_theta = [pull, pull * (share_reference - share), pull * by_beta, alpha / inside, log_inside]
+    return alpha * log_inside, jnp.stack(by_theta)
+
+
 def _log_denominator(log_f, beta, log_size):
     """log(F + D^beta); the double where keeps the derivative finite at D = 0."""
     no_data = jnp.isneginf(log_size)

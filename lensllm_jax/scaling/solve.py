@@ -26,7 +26,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float
 
-from lensllm_jax.scaling.laws import Law, log_loss
+from lensllm_jax.scaling.laws import Law, log_loss, log_loss_gradient
 from lensllm_jax.scaling.least_squares import minimise_least_squares
 
 NUM_THETA = 5
@@ -40,7 +40,8 @@ LOG_SCALE_BOUNDS = (-60.0, 30.0)
 # The grid of starts: NUM_BETA exponents x NUM_SECOND values of delta or alpha.
 NUM_BETA, NUM_SECOND = 24, 16
 BLOCKS = (3, 2)  # regions of the grid that each send one start
-FIRST_STEPS, LAST_STEPS = 25, 500
+FIRST_STEPS = 25
+LATER_STEPS = (15, 60, 500)  # most curves are done after few; the last ones then run alone
 SIZE_BLOCK = 16  # sizes are padded to a multiple of it
 
 
@@ -55,10 +56,10 @@ class Solved(NamedTuple):
 class _Problem(NamedTuple):
     """One curve with its box and grid; arrays get a leading curve axis under vmap."""
 
-    log_size: Any  # (m,), numpy or JAX
+    log_size: Any  # (m,), shared by all curves; numpy or JAX
     log_losses: Any  # (m,)
     weights: Any  # (m,)
-    log_offset: Any  # (m,) log of a measured F, else 0
+    log_offset: Any  # (m,) log of a measured F, else 0 and shared
     log_reference: Any  # () log of the largest size measured
     log_offset_reference: Any  # ()
     lower: Any  # (5,)
@@ -80,42 +81,35 @@ def box(
     return bounds[:, 0], bounds[:, 1]
 
 
-def _grid(law: Law, log_size: np.ndarray, *, measured_f: bool) -> np.ndarray:
-    """Points (log D*, beta, alpha), (NUM_BETA, NUM_SECOND, 3); D* is where the slope turns."""
+def _grid(law: Law, log_size: np.ndarray, lower: np.ndarray, upper: np.ndarray) -> np.ndarray:
+    """Points (delta, beta, alpha), (NUM_BETA, NUM_SECOND, 3), in the box of all curves."""
     beta = np.geomspace(0.01, 3.0, NUM_BETA)
     positive = log_size[np.isfinite(log_size)]
+    # where the slope turns: log D* = delta / beta
     transition = np.linspace(positive.min() - 3.0, positive.max() + 3.0, NUM_SECOND)
-    alpha = np.ones(NUM_SECOND)
-    if law is Law.VANILLA:
-        alpha = np.geomspace(0.2, 8.0, NUM_SECOND)
-    if law in (Law.POWER, Law.VANILLA) or measured_f:
-        transition = np.zeros(NUM_SECOND)  # clipped to the law's own log F
+    alpha = np.geomspace(0.2, 8.0, NUM_SECOND) if law is Law.VANILLA else np.ones(NUM_SECOND)
     grid = np.empty((NUM_BETA, NUM_SECOND, 3))
-    grid[..., 0], grid[..., 1], grid[..., 2] = transition[None], beta[:, None], alpha[None]
+    grid[..., 0] = np.clip(beta[:, None] * transition[None], lower[:, 1].min(), upper[:, 1].max())
+    grid[..., 1], grid[..., 2] = beta[:, None], alpha[None]
     return grid
 
 
-def _predict_fn(problem: _Problem):
-    def predict(theta):
-        one_size = jax.vmap(log_loss, in_axes=(None, 0, None, 0, None))
-        return one_size(
-            theta,
-            problem.log_size,
-            problem.log_reference,
-            problem.log_offset,
-            problem.log_offset_reference,
-        )
-
-    return predict
-
-
 def _start_at(problem: _Problem, point: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Best (a, E) at one grid point, and the objective there (squares)."""
-    transition, beta, alpha = point
-    delta = jnp.clip(transition * beta, problem.lower[1], problem.upper[1])
-    predict = _predict_fn(problem)
-    unit = jnp.stack([jnp.zeros(()), delta, beta, jnp.zeros(()), jnp.ones(())])
-    basis = jnp.exp(predict(unit))
+    """Best (a, E) at one grid point, and the objective there (squares).
+
+    The basis 1 / (F + D^beta) has no part of one curve's own, so that ``vmap`` computes it once
+    for all curves that share sizes.
+    """
+    delta, beta, alpha = point
+    zero = jnp.zeros(())
+
+    def log_basis_at(log_size, log_offset):
+        # the reference 1 / (1 + 0) leaves -log(F + D^beta)
+        unit = jnp.stack([zero, delta, beta, zero, jnp.ones(())])
+        return log_loss(unit, log_size, zero, log_offset, zero)
+
+    log_basis = jax.vmap(log_basis_at)(problem.log_size, problem.log_offset)
+    basis = jnp.exp(log_basis)
     target = jnp.exp(problem.log_losses / alpha)
     w = problem.weights / target**2  # relative errors are errors of the logarithm
     gg, g1, one = jnp.sum(w * basis**2), jnp.sum(w * basis), jnp.sum(w)
@@ -123,11 +117,12 @@ def _start_at(problem: _Problem, point: jax.Array) -> tuple[jax.Array, jax.Array
     determinant = gg * one - g1**2
     floor = jnp.where(determinant > 1e-12 * gg * one, (gg * y1 - g1 * gy) / determinant, 0.0)
     floor = jnp.clip(floor, 0.0, 0.999 * jnp.min(jnp.where(w > 0, target, jnp.inf)))
-    scale = jnp.maximum((gy - floor * g1) / gg, 1e-12)
-    theta = jnp.clip(
-        jnp.stack([jnp.log(scale), delta, beta, floor, alpha]), problem.lower, problem.upper
-    )
-    error = jnp.sum(problem.weights * (predict(theta) - problem.log_losses) ** 2)
+    floor = jnp.minimum(floor, problem.upper[3])
+    scale = jnp.maximum((gy - floor * g1) / gg, 1e-300)
+    values = alpha * jnp.log(scale * basis + floor)
+    error = jnp.sum(problem.weights * (values - problem.log_losses) ** 2)
+    log_reference_basis = log_basis_at(problem.log_reference, problem.log_offset_reference)
+    theta = jnp.stack([jnp.log(scale) + log_reference_basis, delta, beta, floor, alpha])
     return theta, jnp.where(jnp.isfinite(error), error, jnp.inf)
 
 
@@ -142,52 +137,102 @@ def _starts(problem: _Problem, grid: jax.Array) -> jax.Array:
     return jax.vmap(lambda candidates, errors: candidates[jnp.argmin(errors)])(theta, error)
 
 
-def _solve_one(problem: _Problem, grid: jax.Array, extra_start: jax.Array, huber_delta: jax.Array):
-    predict = _predict_fn(problem)
-
-    def residuals_fn(theta):
-        return predict(theta) - problem.log_losses
-
-    def run(start, max_steps):
-        return minimise_least_squares(
-            residuals_fn,
-            start,
-            problem.lower,
-            problem.upper,
-            problem.weights,
-            huber_delta,
-            max_steps=max_steps,
+def _run(problem: _Problem, start: jax.Array, huber_delta: jax.Array, max_steps):
+    def linearise(theta):
+        one_size = jax.vmap(log_loss_gradient, in_axes=(None, 0, None, 0, None))
+        values, jacobian = one_size(
+            theta,
+            problem.log_size,
+            problem.log_reference,
+            problem.log_offset,
+            problem.log_offset_reference,
         )
+        return values - problem.log_losses, jacobian
 
-    starts = jnp.concatenate([_starts(problem, grid), extra_start[None]])
-    first = jax.vmap(lambda start: run(start, FIRST_STEPS))(starts)
-    return run(first.theta[jnp.argmin(first.objective)], LAST_STEPS)
+    return minimise_least_squares(
+        linearise,
+        start,
+        problem.lower,
+        problem.upper,
+        problem.weights,
+        huber_delta,
+        max_steps=max_steps,
+    )
+
+
+def _solve_one(problem: _Problem, grid: jax.Array, extra_start: jax.Array, huber_delta: jax.Array):
+    """First stage: a few steps from every start; the best one."""
+    starts = jnp.concatenate([_starts(problem, grid), extra_start])
+    first = jax.vmap(lambda start: _run(problem, start, huber_delta, FIRST_STEPS))(starts)
+    best = jnp.argmin(first.objective)
+    return jax.tree.map(lambda values: values[best], first)
 
 
 @jax.jit
 def _solve_batch(problem: _Problem, grid, extra_start, huber_delta):
-    return jax.vmap(_solve_one, in_axes=(0, None, 0, None))(problem, grid, extra_start, huber_delta)
+    axes = _axes(problem)
+    return jax.vmap(_solve_one, in_axes=(axes, None, 0, None))(
+        problem, grid, extra_start, huber_delta
+    )
 
 
-def _pad_rows(array: np.ndarray, num_curves: int) -> np.ndarray:
-    """Repeats the first curve up to the next power of two: few shapes, so few compilations."""
-    count = 1 << (num_curves - 1).bit_length()
+@jax.jit
+def _polish_batch(problem: _Problem, start, huber_delta, max_steps):
+    """Second stage: on from one start a curve."""
+    axes = _axes(problem)
+    return jax.vmap(_run, in_axes=(axes, 0, None, None))(problem, start, huber_delta, max_steps)
+
+
+def _axes(problem: _Problem) -> _Problem:
+    """Sizes, and offsets without a measured F, are shared by all curves."""
+    shared = problem._replace(log_size=None, log_offset=None if problem.log_offset.ndim == 1 else 0)
+    return _Problem(*(0 if value is not None else None for value in shared))
+
+
+def _take(problem: _Problem, rows: np.ndarray) -> _Problem:
+    axes = _axes(problem)
+    return _Problem(
+        *(x if axis is None else x[rows] for x, axis in zip(problem, axes, strict=True))
+    )
+
+
+def _refine(problem: _Problem, found, huber_delta):
+    """Polishes the curves that have not converged, fewer and longer each time."""
+    theta, objective, converged = (np.array(x) for x in found)
+    rows = np.arange(len(theta))
+    for max_steps in LATER_STEPS:
+        rows = rows[~converged[rows]]
+        if not len(rows):
+            break
+        padded = _pad_rows(rows, len(rows), least=max(len(theta) // 8, 1))
+        polished = _polish_batch(_take(problem, padded), theta[padded], huber_delta, max_steps)
+        for array, new in zip((theta, objective, converged), polished, strict=True):
+            array[rows] = np.asarray(new)[: len(rows)]
+    return theta, objective, converged
+
+
+def _pad_rows(array: np.ndarray, num_curves: int, *, least: int = 1) -> np.ndarray:
+    """Repeats the first curve up to a power of two: few shapes, so few compilations."""
+    count = max(1 << (num_curves - 1).bit_length(), least)
     return np.concatenate([array, np.repeat(array[:1], count - num_curves, axis=0)])
 
 
 def _padded(arrays: _Problem, num_curves: int, num_sizes: int) -> _Problem:
-    """The same, and sizes of weight 0 up to the next multiple of ``SIZE_BLOCK``."""
-
-    def pad(array):
-        return np.pad(_pad_rows(array, num_curves), ((0, 0), (0, -num_sizes % SIZE_BLOCK)))
-
-    per_size = ("log_size", "log_losses", "weights", "log_offset")
-    return _Problem(
-        **{
-            name: pad(value) if name in per_size else _pad_rows(value, num_curves)
-            for name, value in arrays._asdict().items()
-        }
-    )
+    """More curves, and more sizes, of weight 0, up to the next multiple of ``SIZE_BLOCK``."""
+    more = (0, -num_sizes % SIZE_BLOCK)
+    padded = {}
+    for name, value in arrays._asdict().items():
+        array = np.asarray(value, np.float64)
+        if (
+            name != "log_size"
+            and len(array) == num_curves
+            and (name != "log_offset" or array.ndim == 2)
+        ):
+            array = _pad_rows(array, num_curves)
+        if name in ("log_size", "log_losses", "weights", "log_offset"):
+            array = np.pad(array, [(0, 0)] * (array.ndim - 1) + [more])
+        padded[name] = array
+    return _Problem(**padded)
 
 
 def solve_curves(
@@ -227,7 +272,7 @@ def solve_curves(
     if law in (Law.POWER, Law.VANILLA):
         weights = np.where(np.isneginf(log_size)[None], 0.0, weights)
         log_size = np.where(np.isneginf(log_size), 0.0, log_size)  # their loss there is infinite
-    offset = np.zeros_like(losses) if ntk_loss is None else np.log(ntk_loss)
+    offset = np.zeros(len(sizes)) if ntk_loss is None else np.log(ntk_loss)
     lower, upper = box(law, measured_f=ntk_loss is not None, max_loss=10.0 * np.max(losses) + 1.0)
     lower, upper = np.tile(lower, (num_curves, 1)), np.tile(upper, (num_curves, 1))
     if law is Law.LENSLLM and ntk_loss is None:
@@ -237,29 +282,23 @@ def solve_curves(
     if zero_floor is not None:
         upper[zero_floor, 3] = 0.0
     largest = np.argmax(np.where(weights > 0, log_size[None], -np.inf), axis=1)
-    rows = np.arange(num_curves)
-    grid = _grid(law, log_size, measured_f=ntk_loss is not None)
-    if start is None:
-        start = np.stack([np.log(losses.mean(1)), *([np.zeros(num_curves)] * 4)], axis=1)
-        start[:, 2:] = 0.3, 0.0, 1.0
+    grid = _grid(law, log_size, lower, upper)
+    extra = np.zeros((num_curves, 0, NUM_THETA)) if start is None else start[:, None]
     arrays = _Problem(
-        np.tile(log_size, (num_curves, 1)),
+        log_size,
         np.log(np.where(weights > 0, losses, 1.0)),
         weights,
         offset,
         log_size[largest],
-        offset[rows, largest],
+        np.zeros(num_curves) if ntk_loss is None else offset[np.arange(num_curves), largest],
         lower,
         upper,
     )
+    problem = _padded(arrays, num_curves, len(log_size))
     with jax.enable_x64(True):
-        found = _solve_batch(
-            _padded(arrays, num_curves, len(log_size)),
-            grid,
-            _pad_rows(np.asarray(start, np.float64), num_curves),
-            np.float64(huber_delta),
-        )
-        theta, objective, converged = (np.asarray(x)[:num_curves] for x in found)
+        first = _solve_batch(problem, grid, _pad_rows(extra, num_curves), np.float64(huber_delta))
+        found = _refine(problem, first, np.float64(huber_delta))
+    theta, objective, converged = (x[:num_curves] for x in found)
     return Solved(theta, objective, converged)
 
 
