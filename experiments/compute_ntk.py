@@ -18,7 +18,6 @@ from experiments import cli, measuring
 from experiments.progress import Progress
 from experiments.run_folder import RunFolder
 from lensllm_jax import checks
-from lensllm_jax.checkpoints.zoo import load_candidate
 from lensllm_jax.data.catalogue import load_task
 from lensllm_jax.selection.measurement import Measurement
 
@@ -35,8 +34,7 @@ def main(argv: Sequence[str]) -> None:
     config = measuring.measurement_config()
     task = load_task(measuring.TASK.value)
     measuring.check_kernel_examples(task, config)
-    candidate = load_candidate(names[0])
-    assert len(candidate.tokenizer)  # a missing tokenizer must stop the run here
+    candidate = measuring.load_checked(names[0], config)
     settings = measuring.task_settings(names, task, config)
     folder = RunFolder.open(measuring.OUTPUT_DIR.value, settings)
     with Progress(total=1.0, quiet=measuring.QUIET.value) as progress:

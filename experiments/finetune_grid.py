@@ -39,7 +39,7 @@ def main(argv: Sequence[str]) -> None:
     config = measuring.measurement_config()
     task = load_task(measuring.TASK.value)
     sizes = sizes_of(SIZES.value, task)
-    num_params = measuring.check_candidates(names)
+    num_params = measuring.check_candidates(names, config)
     settings = {**measuring.task_settings(names, task, config), "sizes": list(sizes)}
     folder = RunFolder.open(measuring.OUTPUT_DIR.value, settings)
     losses: dict[str, dict[int, float]] = {}

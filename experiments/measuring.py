@@ -18,6 +18,7 @@ from experiments import cli
 from experiments.progress import Progress
 from experiments.run_folder import RunFolder
 from lensllm_jax import checks
+from lensllm_jax.checkpoints.candidate import Candidate
 from lensllm_jax.checkpoints.zoo import list_zoo, load_candidate
 from lensllm_jax.data.task import Task
 from lensllm_jax.finetune.fine_tune import Progress as Step
@@ -98,14 +99,32 @@ def check_kernel_examples(task: Task, config: MeasurementConfig) -> None:
         )
 
 
-def check_candidates(names: Sequence[str]) -> dict[str, int]:
+def load_checked(name: str, config: MeasurementConfig) -> Candidate:
+    """A candidate that can read texts of the configured length.
+
+    Args:
+        name: what ``load_candidate`` takes.
+        config: the settings of the run.
+
+    Returns:
+        The candidate.
+
+    Raises:
+        UserError: if it does not load, has no tokenizer, or too few positions.
+    """
+    candidate = load_candidate(name)
+    if config.max_length > candidate.config.max_positions:
+        raise checks.UserError(
+            f"`max_length` must be at most {candidate.config.max_positions} (the positions of "
+            f"{name}), got {config.max_length}"
+        )
+    assert len(candidate.tokenizer)  # a missing tokenizer must stop the run here
+    return candidate
+
+
+def check_candidates(names: Sequence[str], config: MeasurementConfig) -> dict[str, int]:
     """Number of parameters of every candidate; loads each once, so that none fails later."""
-    num_params = {}
-    for name in names:
-        candidate = load_candidate(name)
-        assert len(candidate.tokenizer)  # a missing tokenizer must stop the run here
-        num_params[name] = candidate.num_params
-    return num_params
+    return {name: load_checked(name, config).num_params for name in names}
 
 
 def task_settings(names: Sequence[str], task: Task, config: MeasurementConfig) -> dict:

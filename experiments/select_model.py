@@ -58,7 +58,7 @@ def main(argv: Sequence[str]) -> None:
     config = measuring.measurement_config()
     task = load_task(measuring.TASK.value)
     sizes = affordable_sizes(task, config)
-    num_params = measuring.check_candidates(names)
+    num_params = measuring.check_candidates(names, config)
     folder = RunFolder.open(measuring.OUTPUT_DIR.value, settings(names, task, config))
     with Progress(
         total=total_work(num_params, sizes, config), quiet=measuring.QUIET.value

@@ -286,7 +286,7 @@ def _token_lists(
     # Where the last line begins; 0 for a single line, since rfind then says -1.
     lines = [max(e.prompt.rstrip().rfind("\n"), 0) for e in examples]
     texts, requests, targets = (
-        tokenizer(part, add_special_tokens=False)["input_ids"]
+        tokenizer(part, add_special_tokens=False, verbose=False)["input_ids"]
         for part in (
             [e.prompt[:line] for e, line in zip(examples, lines, strict=True)],
             [e.prompt[line:] for e, line in zip(examples, lines, strict=True)],

@@ -33,7 +33,9 @@ def input_lengths(examples: Sequence[Example], tokenizer: Tokenizer) -> Int[np.n
         Lengths without special tokens (tokens).
     """
     texts = [example.prompt or example.target for example in examples]
-    return np.array([len(ids) for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]])
+    return np.array(
+        [len(ids) for ids in tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]]
+    )
 
 
 def longest_kept_for_mean(lengths: Int[np.ndarray, " n"], *, mean: float) -> Bool[np.ndarray, " n"]:

@@ -1,0 +1,1 @@
+"""Tests of the binaries, run as a user runs them."""

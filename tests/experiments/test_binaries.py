@@ -1,0 +1,267 @@
+"""The binaries, run as a user runs them: results, resuming after a kill, bad input."""
+
+import csv
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import lensllm_jax as lens
+from tests.oracles import ntk_loss_by_matrix_exponential
+
+ROOT = Path(__file__).parent.parent.parent
+
+# stops any import of the two frameworks that a run must never need
+FORBID = """
+import sys, importlib.abc
+class Forbid(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in ("torch", "tensorflow"):
+            raise ModuleNotFoundError(f"{name} is forbidden here", name=name)
+sys.meta_path.insert(0, Forbid())
+import runpy
+sys.argv = sys.argv[1:]
+runpy.run_module("experiments." + sys.argv[0], run_name="__main__", alter_sys=False)
+"""
+
+
+def command(binary, **flags):
+    settings = [f"--{name}={value}" for name, value in flags.items()]
+    return [sys.executable, "-c", FORBID, binary, *settings]
+
+
+def environment():
+    return {**os.environ, "HF_HUB_OFFLINE": "1", "COLUMNS": "200", "JAX_ENABLE_X64": "0"}
+
+
+def run(binary, **flags):
+    return subprocess.run(
+        command(binary, **flags), cwd=ROOT, env=environment(), capture_output=True, text=True,
+        timeout=500, check=False,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def text_task(tmp_path_factory):
+    """A task of 60 short records in a file."""
+    nouns = ["king", "river", "city", "people", "stone", "house", "day", "hand"]
+    verbs = ["saw", "built", "left", "found", "kept", "called"]
+    rng = random.Random(0)
+    path = tmp_path_factory.mktemp("task") / "facts.jsonl"
+    with open(path, "w") as file:
+        for number in range(160):
+            target = f"the {rng.choice(nouns)} {rng.choice(verbs)} {number} {rng.choice(nouns)}s"
+            file.write(json.dumps({"prompt": f"What of {number}?", "target": target}) + "\n")
+    return path
+
+
+def small(text_task, output_dir, **changes):
+    return {
+        "candidates": "zoo/gpt2-xs,zoo/opt-xs",
+        "task": text_task,
+        "budget_size": 32,
+        "target_size": 128,
+        "smallest_size": 8,
+        "max_epochs": 2,
+        "batch_size": 4,
+        "max_length": 24,
+        "num_kernel_examples": 6,
+        "output_dir": output_dir,
+        **changes,
+    }
+
+
+def rows(path):
+    return list(csv.DictReader(path.read_text().splitlines()))
+
+
+RESULTS = (
+    "ranking.csv",
+    "losses.csv",
+    "report.md",
+    "kernels/zoo--gpt2-xs/ntk.npy",
+    "kernels/zoo--gpt2-xs/ntk.json",
+    "kernels/zoo--opt-xs/ntk.npy",
+    "loss_curves.png",
+    "kernel_spectra.png",
+)
+
+
+def contents(folder, *, without=""):
+    """Result files as bytes; the command in the report names the folder, which may differ."""
+    return {
+        name: (folder / name).read_bytes().replace(str(folder).encode(), b"")
+        for name in RESULTS
+        if name != without
+    }
+
+
+@pytest.fixture(scope="module")
+def unbroken(text_task, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "unbroken"
+    done = run("select_model", **small(text_task, folder))
+    assert done.returncode == 0, done.stderr
+    return folder, done
+
+
+@pytest.mark.slow
+def test_a_run_leaves_every_result(unbroken):
+    folder, done = unbroken
+    ranking = rows(folder / "ranking.csv")
+    assert [row["rank"] for row in ranking] == ["1", "2"]
+    predicted = [float(row["predicted_loss"]) for row in ranking]
+    assert predicted == sorted(predicted)
+    table = lens.read_loss_table(folder / "losses.csv")
+    assert table.sizes.tolist() == [0, 8, 16, 32]
+    assert set(table.names) == {"zoo/gpt2-xs", "zoo/opt-xs"}
+    for name in ("loss_curves.png", "kernel_spectra.png"):
+        assert min(Image.open(folder / name).size) > 300
+    assert "zoo/gpt2-xs" in done.stdout
+    settings = json.loads((folder / "run.json").read_text())
+    assert settings["settings"]["seed"] == 0
+    assert settings["packages"]["jax"]
+
+
+@pytest.mark.slow
+def test_stored_kernel_gives_the_stored_spectrum(unbroken):
+    folder, _ = unbroken
+    kernel = np.load(folder / "kernels/zoo--opt-xs/ntk.npy")
+    stored = json.loads((folder / "kernels/zoo--opt-xs/ntk.json").read_text())
+    residual = np.array(stored["outputs"])[:, 0] - np.array(stored["targets"])[:, 0]
+    rate = stored["spectrum"]["learning_rate"]
+    eigenvalues = np.array(stored["spectrum"]["eigenvalues"])
+    projections = np.array(stored["spectrum"]["projections"])
+    for t in (0.0, 10.0, 200.0):
+        ours = projections @ np.exp(-2 * rate * eigenvalues * t)
+        expected = ntk_loss_by_matrix_exponential(kernel, residual, rate, t)
+        assert ours == pytest.approx(expected, rel=1e-4)  # the kernel is stored in float32
+
+
+@pytest.mark.slow
+def test_a_second_run_measures_nothing_and_changes_nothing(unbroken, text_task):
+    folder, _ = unbroken
+    before = contents(folder)
+    cells = {path: path.stat().st_mtime_ns for path in folder.rglob("cells/*/*.json")}
+    done = run("select_model", **small(text_task, folder))
+    assert done.returncode == 0, done.stderr
+    assert contents(folder) == before
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("cells/*/*.json")} == cells
+
+
+@pytest.mark.slow
+def test_a_killed_run_goes_on_to_the_same_files(unbroken, text_task, tmp_path):
+    """Kill -9 once the n-th piece appears, again and again until a run survives."""
+    folder = tmp_path / "killed"
+    for pieces in (1, 3, 6):
+        process = subprocess.Popen(
+            command("select_model", **small(text_task, folder)), cwd=ROOT, env=environment(),
+            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+        while process.poll() is None and len(list(folder.rglob("*.json"))) <= pieces:
+            time.sleep(0.02)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        assert process.returncode == -signal.SIGKILL, "it ended before it could be killed"
+        assert not (folder / "ranking.csv").exists()
+    done = run("select_model", **small(text_task, folder))
+    assert done.returncode == 0, done.stderr
+    expected, got = contents(unbroken[0]), contents(folder)
+    assert {name for name in expected if expected[name] != got[name]} == set()
+
+
+@pytest.mark.slow
+def test_other_settings_are_refused_by_name(unbroken, text_task):
+    folder, _ = unbroken
+    before = contents(folder)
+    done = run("select_model", **small(text_task, folder, max_epochs=3, seed=1))
+    assert_refused(done, "max_epochs=2 there, 3 now", "seed=0 there, 1 now")
+    assert contents(folder) == before
+
+
+def assert_refused(done, *named):
+    lines = done.stderr.strip().splitlines()
+    assert done.returncode == 2, done.stderr
+    assert len(lines) == 1, done.stderr
+    assert lines[0].startswith("error: ")
+    for part in named:
+        assert part in lines[0], lines[0]
+    assert done.stdout == ""
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"candidates": "zoo/gpt9"}, "zoo/gpt2-xs"),
+        ({"candidates": ","}, "candidates"),
+        ({"candidates": "{folder}"}, "config.json"),
+        ({"task": "poetry"}, "sotu"),
+        ({"budget_size": 4}, "smallest_size"),
+        ({"budget_size": 5000, "target_size": 9000}, "budget_size"),
+        ({"target_size": 32}, "target_size"),
+        ({"learning_rate": -1}, "learning_rate"),
+        ({"batch_size": "many"}, "batch_size"),
+        ({"max_length": 1000}, "128"),
+        ({"no_such_flag": 1}, "no_such_flag"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else None,
+)
+def test_bad_input_ends_with_one_line_and_leaves_nothing(changes, named, text_task, tmp_path):
+    (tmp_path / "no-checkpoint").mkdir()
+    changes = {
+        name: str(value).format(folder=tmp_path / "no-checkpoint")
+        for name, value in changes.items()
+    }
+    folder = tmp_path / "out"
+    assert_refused(run("select_model", **small(text_task, folder, **changes)), named)
+    assert not folder.exists()
+
+
+def test_a_foreign_folder_is_left_alone(text_task, tmp_path):
+    (tmp_path / "letters.txt").write_text("mine")
+    assert_refused(run("select_model", **small(text_task, tmp_path)), "letters.txt")
+    assert [path.name for path in tmp_path.iterdir()] == ["letters.txt"]
+
+
+@pytest.mark.parametrize(
+    "binary", ["select_model", "finetune_grid", "compute_ntk", "pretrain_zoo", "rank_curves"]
+)
+def test_help_shows_an_example(binary):
+    done = run(binary, help="")
+    assert done.returncode == 0
+    assert f"python -m experiments.{binary}" in done.stdout
+
+
+@pytest.mark.slow
+def test_grid_measures_every_cell_and_its_cost(text_task, tmp_path):
+    flags = small(text_task, tmp_path / "grid", candidates="zoo/gpt2-xs", sizes="0,8,16")
+    for name in ("budget_size", "target_size", "smallest_size", "num_kernel_examples"):
+        del flags[name]
+    done = run("finetune_grid", **flags)
+    assert done.returncode == 0, done.stderr
+    table = lens.read_loss_table(tmp_path / "grid" / "losses.csv")
+    assert table.sizes.tolist() == [0, 8, 16]
+    ledger = rows(tmp_path / "grid" / "ledger.csv")
+    params = lens.load_candidate("zoo/gpt2-xs").num_params
+    for row in ledger:
+        assert int(row["flops"]) == 6 * params * int(row["num_tokens"])
+    assert_refused(run("finetune_grid", **{**flags, "sizes": "8,99999"}), "99999")
+
+
+@pytest.mark.slow
+def test_kernel_binary_writes_the_kernel(text_task, tmp_path):
+    done = run(
+        "compute_ntk", candidate="zoo/gpt2-xs", task=text_task, num_examples=5, max_length=24,
+        output_dir=tmp_path / "ntk",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    kernel = np.load(tmp_path / "ntk" / "ntk.npy")
+    assert kernel.shape == (5, 5)
+    assert json.loads((tmp_path / "ntk" / "ntk.json").read_text())["report"]["is_psd"]
