@@ -242,7 +242,7 @@ def _left_gram(one: Any, v: Any) -> jax.Array:
         return same.astype(v.columns.dtype)[None, :, :, None, :]
     if isinstance(one, Lookup):
         # e_id . r' is entry id of r'
-        rows = v.rows[..., jnp.maximum(one.ids, 0)] * (one.ids >= 0)
+        rows = v.rows[..., jnp.maximum(one.ids, 0)] * (one.ids >= 0)[None, None, None]
         return rows.transpose(3, 0, 1, 2)[None]
     rows = one.rows[..., jnp.maximum(v.ids, 0)] * (v.ids >= 0)[None, None]  # (k, t, m, s)
     return rows[:, :, :, None, :]

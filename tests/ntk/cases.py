@@ -145,9 +145,8 @@ def make(name):
     leaves, structure = jax.tree.flatten(case.params)
     keys = jax.random.split(jax.random.key(1), len(leaves))
     dtype = jnp.result_type(float)  # Flax gives float32 parameters even in x64 mode
-    noisy = [
-        w.astype(dtype) + 0.2 * jax.random.normal(k, w.shape, dtype) for w, k in zip(leaves, keys)
-    ]
+    pairs = zip(leaves, keys, strict=True)
+    noisy = [w.astype(dtype) + 0.2 * jax.random.normal(k, w.shape, dtype) for w, k in pairs]
     return case._replace(params=jax.tree.unflatten(structure, noisy))
 
 

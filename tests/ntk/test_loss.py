@@ -112,7 +112,8 @@ def test_training_residual_equals_gradient_flow():
         THETA, THETA, RESIDUAL, RESIDUAL, learning_rate=0.1, steps=7.0
     )
     assert_close(on_training_set, flowed, rel=1e-7)  # the integrator's tolerance
-    assert_close(np.sum(flowed**2), ntk_loss(THETA, RESIDUAL, learning_rate=0.1, steps=7.0), rel=1e-7)  # fmt: skip
+    loss = ntk_loss(THETA, RESIDUAL, learning_rate=0.1, steps=7.0)
+    assert_close(np.sum(flowed**2), loss, rel=1e-7)  # the integrator's tolerance
 
 
 @pytest.mark.parametrize("p", [20, 4])
@@ -123,7 +124,8 @@ def test_test_residual_equals_training_the_linear_model_by_gradient_flow(p):
     # dw/dt = -eta J^T r moves the test outputs by J_test w; both residuals flow together
     joint = np.zeros((11, 11))
     joint[:6, :6], joint[6:, :6] = train @ train.T, test @ train.T
-    flowed = oracles.gradient_flow_residual(joint, np.concatenate([RESIDUAL, test_residual]), 0.1, 9.0)  # fmt: skip
+    both = np.concatenate([RESIDUAL, test_residual])
+    flowed = oracles.gradient_flow_residual(joint, both, 0.1, 9.0)
     got = ntk_test_residual(
         test @ train.T, train @ train.T, test_residual, RESIDUAL, learning_rate=0.1, steps=9.0
     )
