@@ -1,0 +1,48 @@
+"""What the README shows is what its code prints, and what its tables say was measured."""
+
+import contextlib
+import io
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+
+import lensllm_jax as lens
+from lensllm_jax.checkpoints.zoo import FOLDER
+
+README = (Path(__file__).parent.parent / "README.md").read_text()
+
+
+def numbers(text):
+    return np.array([float(x) for x in re.findall(r"-?\d+\.\d+", text)])
+
+
+def test_example_prints_what_stands_below_it():
+    code, shown = re.search(r"```python\n(.*?)```\n\n```\n(.*?)```", README, re.DOTALL).groups()
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        exec(compile(code, "README.md", "exec"), {})
+    got, expected = numbers(printed.getvalue()), numbers(shown)
+    assert len(expected) == 18
+    # float32 sums of a quarter million products, in another order on another processor
+    assert np.abs(got - expected).max() / np.abs(expected).max() < 1e-4
+    theta, dense = got[:9], got[9:]
+    assert np.abs(theta - dense).max() / np.abs(dense).max() < 1e-5
+
+
+def test_every_binary_is_named():
+    for path in (Path(__file__).parent.parent / "experiments").glob("*.py"):
+        if "cli.run(main)" in path.read_text():
+            assert f"`experiments.{path.stem}`" in README
+
+
+def test_table_of_the_zoo_is_that_of_the_folders():
+    for name in lens.list_zoo():
+        report = json.loads((FOLDER / name.removeprefix("zoo/") / "pretraining.json").read_text())
+        candidate = lens.load_candidate(name)
+        row = next(line for line in README.splitlines() if line.startswith(f"| `{name}` "))
+        assert f"{candidate.num_params:,}" in row
+        assert f"{report['held_out_loss_nats_per_token']:.2f}" in row
+        assert f"{report['tokens_seen'] / 1e6:.1f} M" in row
+        assert ", ".join(report["corpora"]) in row
