@@ -6,7 +6,8 @@ Minimises :math:`\sum_i w_i\,\rho(r_i(\theta))` over a box :math:`l \le \theta \
 
 .. math:: (J^\top W J + \lambda\,\mathrm{diag}(J^\top W J))\,p = -J^\top W r
 
-over the parameters that are not held at a bound by their gradient, then clips to the box.  A step
+over the parameters that are not held at a bound by their gradient, and once more with those that it
+would carry through a wall stopped there.  A step
 that does not lower the objective is refused, so the result is never worse than the start.
 All of it is branch-free, so that thousands of problems are solved under one ``vmap``; scipy's
 and optimistix's solvers are written for one problem, or without bounds.
@@ -137,19 +138,33 @@ def minimise_least_squares(
         gradient = state.jacobian.T @ (w * state.residuals)
         held = ((state.theta <= lower) & (gradient > 0)) | ((state.theta >= upper) & (gradient < 0))
         held = held | (lower >= upper)
-        free = 1.0 - held.astype(state.residuals.dtype)
-        hessian = (state.jacobian * w[:, None]).T @ state.jacobian * free[:, None] * free[None, :]
-        curvature = jnp.diagonal(hessian)
+        hessian = (state.jacobian * w[:, None]).T @ state.jacobian
+        curvature = jnp.diagonal(hessian) * ~held
         scale = jnp.maximum(curvature, 1e-14 * jnp.max(curvature)) + 1e-300
-        damped = hessian + jnp.diag(state.damping * scale + held)
-        move = -solve_positive_definite(damped, gradient * free)
+        damping = state.damping * scale
+
+        def move_with(fixed, fixed_move):
+            """The damped step of the other parameters when ``fixed`` ones move as given."""
+            others = (~fixed).astype(gradient.dtype)
+            matrix = hessian * others[:, None] * others[None, :] + jnp.diag(damping + fixed)
+            return fixed_move - solve_positive_definite(
+                matrix, (gradient + hessian @ fixed_move) * others
+            )
+
+        move = move_with(held, jnp.zeros_like(gradient))
+        # parameters that would leave the box stop at its wall, and the others adapt to that:
+        # clipping alone gives a bad step, and the run ends beside the optimum
+        inside = jnp.clip(state.theta + move, lower, upper) - state.theta
+        stopped = held | (inside != move)
+        move = move_with(stopped, jnp.where(stopped, inside, 0.0))
         trial = jnp.clip(state.theta + move, lower, upper)
         residuals, jacobian = linearise_fn(trial)
         value = objective_of(residuals)
         better = value < state.objective
-        # the Newton decrement bounds what a further step can gain
+        # the Newton decrement bounds what a further step can gain; next to a wall a step may even
+        # point uphill (a negative gain): that is no convergence, more damping turns it
         gain = -jnp.sum(gradient * (trial - state.theta))
-        small = gain <= GAIN_TOLERANCE + 1e-13 * state.objective
+        small = jnp.abs(gain) <= GAIN_TOLERANCE + 1e-13 * state.objective
         stuck = (state.damping > DAMPING_LIMIT) & ~better
         return _State(
             theta=jnp.where(better, trial, state.theta),

@@ -40,7 +40,7 @@ LOG_SCALE_BOUNDS = (-60.0, 30.0)
 # The grid of starts: NUM_BETA exponents x NUM_SECOND values of delta or alpha.
 NUM_BETA, NUM_SECOND = 24, 16
 BLOCKS = (3, 2)  # regions of the grid that each send one start
-FIRST_STEPS = 25
+FIRST_STEPS = 10
 LATER_STEPS = (15, 60, 500)  # most curves are done after few; the last ones then run alone
 SIZE_BLOCK = 16  # sizes are padded to a multiple of it
 
