@@ -76,3 +76,55 @@ def summed_cross_entropy(logits, labels, *, shift):
             probabilities = np.exp(logits[row]) / np.sum(np.exp(logits[row]))
             nats, count = nats - np.log(probabilities[labels[position]]), count + 1
     return nats, count
+
+
+def rectified_fit_by_surrogate(sizes, losses):
+    """The rectified fit of Lin et al. 2024 (arXiv 2402.02314), with scipy's BFGS.
+
+    log L = log((A - |E|) / (1 + exp(beta log D + b)) + |E|), D = 0 taken as 1e-10.  Two stages:
+    first all four parameters together with one free z_i^2 a size in place of
+    exp(beta log D_i + b), penalised for differing from it; then A and E alone.  Their three
+    repeats start at one point and so agree; the cost of all three is theirs, and is kept.
+
+    Returns:
+        ((A, b, beta, E), mean squared log residual).
+    """
+    import scipy.optimize
+
+    log_size = np.log(np.where(sizes == 0, 1e-10, sizes))
+    log_loss = np.log(losses)
+
+    def curve(a, b, beta, e):
+        return np.log((a - abs(e)) / (1.0 + np.exp(beta * log_size + b)) + abs(e))
+
+    def first_stage(values):
+        (a, b, beta, e), z = values[:4], values[4:] ** 2
+        loss_part = np.log(a + abs(e) * z) - np.log1p(z) - log_loss
+        size_part = np.log(z) - beta * log_size - b
+        return np.mean(loss_part**2) + np.mean(size_part**2)
+
+    high, low = log_loss.max(), log_loss.min()
+    start = np.array([np.exp(high), 0.0, 1.0, np.exp(0.5 * (high + low))])
+    best, best_value = None, np.inf
+    with np.errstate(all="ignore"):
+        for _ in range(3):
+            first = scipy.optimize.minimize(
+                first_stage, np.concatenate([start, np.ones_like(log_size)])
+            ).x
+            b, beta = first[1], first[2]
+            second = scipy.optimize.minimize(
+                lambda ends, b=b, beta=beta: np.mean(
+                    (curve(ends[0], b, beta, ends[1]) - log_loss) ** 2
+                ),
+                first[[0, 3]],
+            )
+            if second.fun < best_value and second.x[0] > second.x[1]:
+                best, best_value = (second.x[0], b, beta, second.x[1]), float(second.fun)
+    return best, best_value
+
+
+def rectified_objective(sizes, losses, a, b, beta, e):
+    """Mean squared log residual of that parametrisation with D = 0 taken exactly."""
+    with np.errstate(divide="ignore"):
+        growth = np.where(sizes == 0, 0.0, np.exp(beta * np.log(np.maximum(sizes, 1e-300)) + b))
+    return float(np.mean((np.log((a - abs(e)) / (1.0 + growth) + abs(e)) - np.log(losses)) ** 2))

@@ -42,6 +42,7 @@ NUM_BETA, NUM_SECOND = 24, 16
 BLOCKS = (3, 2)  # regions of the grid that each send one start
 FIRST_STEPS = 10
 LATER_STEPS = (15, 60, 500)  # most curves are done after few; the last ones then run alone
+CHUNK = 64  # lanes of one compiled call
 SIZE_BLOCK = 16  # sizes are padded to a multiple of it
 
 
@@ -160,33 +161,22 @@ def _run(problem: _Problem, start: jax.Array, huber_delta: jax.Array, max_steps)
     )
 
 
-def _solve_one(problem: _Problem, grid: jax.Array, extra_start: jax.Array, huber_delta: jax.Array):
-    """First stage: a few steps from every start; the best one."""
-    starts = jnp.concatenate([_starts(problem, grid), extra_start])
-    first = jax.vmap(lambda start: _run(problem, start, huber_delta, FIRST_STEPS))(starts)
-    best = jnp.argmin(first.objective)
-    return jax.tree.map(lambda values: values[best], first)
-
-
-@jax.jit
-def _solve_batch(problem: _Problem, grid, extra_start, huber_delta):
-    axes = _axes(problem)
-    return jax.vmap(_solve_one, in_axes=(axes, None, 0, None))(
-        problem, grid, extra_start, huber_delta
-    )
-
-
-@jax.jit
-def _polish_batch(problem: _Problem, start, huber_delta, max_steps):
-    """Second stage: on from one start a curve."""
-    axes = _axes(problem)
-    return jax.vmap(_run, in_axes=(axes, 0, None, None))(problem, start, huber_delta, max_steps)
-
-
 def _axes(problem: _Problem) -> _Problem:
     """Sizes, and offsets without a measured F, are shared by all curves."""
     shared = problem._replace(log_size=None, log_offset=None if problem.log_offset.ndim == 1 else 0)
     return _Problem(*(0 if value is not None else None for value in shared))
+
+
+@jax.jit
+def _starts_batch(problem: _Problem, grid: jax.Array) -> jax.Array:
+    return jax.vmap(_starts, in_axes=(_axes(problem), None))(problem, grid)
+
+
+@jax.jit
+def _run_batch(problem: _Problem, start: jax.Array, huber_delta: jax.Array, max_steps: jax.Array):
+    return jax.vmap(_run, in_axes=(_axes(problem), 0, None, None))(
+        problem, start, huber_delta, max_steps
+    )
 
 
 def _take(problem: _Problem, rows: np.ndarray) -> _Problem:
@@ -196,43 +186,45 @@ def _take(problem: _Problem, rows: np.ndarray) -> _Problem:
     )
 
 
-def _refine(problem: _Problem, found, huber_delta):
-    """Polishes the curves that have not converged, fewer and longer each time."""
-    theta, objective, converged = (np.array(x) for x in found)
-    rows = np.arange(len(theta))
+def _chunked(count: int) -> list[np.ndarray]:
+    """Lanes in chunks of one fixed length, the last filled up with lane 0.
+
+    Whatever the number of curves, one shape is compiled; and slow curves hold up their chunk only.
+    """
+    lanes = np.concatenate([np.arange(count), np.zeros(-count % CHUNK, int)])
+    return list(lanes.reshape(-1, CHUNK))
+
+
+def _run_lanes(problem: _Problem, curves: np.ndarray, starts: np.ndarray, huber_delta, max_steps):
+    """Levenberg-Marquardt from ``starts[i]`` on curve ``curves[i]``; one row a lane."""
+    parts = [
+        _run_batch(_take(problem, curves[lanes]), starts[lanes], huber_delta, np.int64(max_steps))
+        for lanes in _chunked(len(curves))
+    ]
+    return [
+        np.concatenate([np.asarray(x) for x in y])[: len(curves)] for y in zip(*parts, strict=True)
+    ]
+
+
+def _solve(problem: _Problem, grid, extra: np.ndarray | None, huber_delta) -> Solved:
+    num_curves = len(problem.weights)
+    parts = [_starts_batch(_take(problem, rows), grid) for rows in _chunked(num_curves)]
+    starts = np.concatenate([np.asarray(part) for part in parts])[:num_curves]
+    if extra is not None:
+        starts = np.concatenate([starts, extra[:, None]], axis=1)
+    # a few steps from every start, then the best one alone, the slow curves longest
+    curves = np.repeat(np.arange(num_curves), starts.shape[1])
+    lanes = _run_lanes(problem, curves, starts.reshape(-1, NUM_THETA), huber_delta, FIRST_STEPS)
+    best = np.argmin(lanes[1].reshape(starts.shape[:2]), axis=1)
+    best += starts.shape[1] * np.arange(num_curves)
+    theta, objective, converged = (array[best] for array in lanes)
     for max_steps in LATER_STEPS:
-        rows = rows[~converged[rows]]
+        rows = np.flatnonzero(~converged)
         if not len(rows):
             break
-        padded = _pad_rows(rows, len(rows), least=max(len(theta) // 8, 1))
-        polished = _polish_batch(_take(problem, padded), theta[padded], huber_delta, max_steps)
-        for array, new in zip((theta, objective, converged), polished, strict=True):
-            array[rows] = np.asarray(new)[: len(rows)]
-    return theta, objective, converged
-
-
-def _pad_rows(array: np.ndarray, num_curves: int, *, least: int = 1) -> np.ndarray:
-    """Repeats the first curve up to a power of two: few shapes, so few compilations."""
-    count = max(1 << (num_curves - 1).bit_length(), least)
-    return np.concatenate([array, np.repeat(array[:1], count - num_curves, axis=0)])
-
-
-def _padded(arrays: _Problem, num_curves: int, num_sizes: int) -> _Problem:
-    """More curves, and more sizes, of weight 0, up to the next multiple of ``SIZE_BLOCK``."""
-    more = (0, -num_sizes % SIZE_BLOCK)
-    padded = {}
-    for name, value in arrays._asdict().items():
-        array = np.asarray(value, np.float64)
-        if (
-            name != "log_size"
-            and len(array) == num_curves
-            and (name != "log_offset" or array.ndim == 2)
-        ):
-            array = _pad_rows(array, num_curves)
-        if name in ("log_size", "log_losses", "weights", "log_offset"):
-            array = np.pad(array, [(0, 0)] * (array.ndim - 1) + [more])
-        padded[name] = array
-    return _Problem(**padded)
+        found = _run_lanes(problem, rows, theta[rows], huber_delta, max_steps)
+        theta[rows], objective[rows], converged[rows] = found
+    return Solved(theta, objective, converged)
 
 
 def solve_curves(
@@ -248,7 +240,7 @@ def solve_curves(
     zero_floor: Bool[np.ndarray, " num_curves"] | None = None,
     start: Float[np.ndarray, "num_curves 5"] | None = None,
 ) -> Solved:
-    """Fits ``law`` to every row of ``losses`` in one compiled call.
+    """Fits ``law`` to every row of ``losses``.
 
     Args:
         law: which law.
@@ -283,23 +275,19 @@ def solve_curves(
         upper[zero_floor, 3] = 0.0
     largest = np.argmax(np.where(weights > 0, log_size[None], -np.inf), axis=1)
     grid = _grid(law, log_size, lower, upper)
-    extra = np.zeros((num_curves, 0, NUM_THETA)) if start is None else start[:, None]
-    arrays = _Problem(
-        log_size,
-        np.log(np.where(weights > 0, losses, 1.0)),
-        weights,
-        offset,
+    more = (0, -len(sizes) % SIZE_BLOCK)  # sizes of weight 0, again for one shape
+    problem = _Problem(
+        np.pad(log_size, more),
+        np.pad(np.log(np.where(weights > 0, losses, 1.0)), [(0, 0), more]),
+        np.pad(np.asarray(weights, np.float64), [(0, 0), more]),
+        np.pad(offset, [(0, 0)] * (offset.ndim - 1) + [more]),
         log_size[largest],
         np.zeros(num_curves) if ntk_loss is None else offset[np.arange(num_curves), largest],
         lower,
         upper,
     )
-    problem = _padded(arrays, num_curves, len(log_size))
     with jax.enable_x64(True):
-        first = _solve_batch(problem, grid, _pad_rows(extra, num_curves), np.float64(huber_delta))
-        found = _refine(problem, first, np.float64(huber_delta))
-    theta, objective, converged = (x[:num_curves] for x in found)
-    return Solved(theta, objective, converged)
+        return _solve(problem, grid, start, np.float64(huber_delta))
 
 
 def predict_log_losses(
@@ -325,7 +313,7 @@ def predict_log_losses(
     a, delta, beta, E, alpha = (theta[:, i][:, None] for i in range(NUM_THETA))
     offset = 0.0 if ntk_loss is None else np.log(ntk_loss)
     offset_reference = 0.0 if ntk_loss_reference is None else np.log(ntk_loss_reference)[:, None]
-    with np.errstate(divide="ignore", over="ignore"):  # a loss beyond float64 is infinite
+    with np.errstate(divide="ignore", over="ignore", invalid="ignore"):  # NaN: no fit; inf: too big
         denominator = np.logaddexp(delta + offset, beta * np.log(np.asarray(sizes, float))[None])
         top = np.logaddexp(delta + offset_reference, beta * np.log(reference)[:, None])
         return alpha * np.log(np.exp(a + top - denominator) + E)

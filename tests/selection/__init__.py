@@ -1,0 +1,1 @@
+"""Tests of loss tables, selectors and the ledger."""
