@@ -98,11 +98,9 @@ class LawFits:
         log_reference = np.log(self.reference)
         offset = 0.0 if self.ntk_loss is None else np.log(self._ntk_loss_reference())
         # alpha acts outside, so B is that of the bracket
-        named = {
-            "B": np.exp(a + np.logaddexp(delta + offset, beta * log_reference)),
-            "beta": beta,
-            "E": E,
-        }
+        with np.errstate(invalid="ignore"):  # NaN: no fit
+            scale = np.exp(a + np.logaddexp(delta + offset, beta * log_reference))
+        named = {"B": scale, "beta": beta, "E": E}
         if self.law is Law.VANILLA:
             named["alpha"] = alpha
         if self.law is Law.RECTIFIED:

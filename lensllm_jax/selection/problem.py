@@ -71,6 +71,7 @@ class Scores:
     )
     predicts: bool = True  # scores are losses at the target, nats per token
     bigger_is_better: bool = False  # scores rank the other way round
+    reads_losses: bool = True  # scores depend on the measured losses
     picks: Float[np.ndarray, " num_candidates"] | None = None  # the lowest comes first, if given
     messages: tuple[str, ...] | None = None  # one a candidate: how its fit ended
     spent: tuple[tuple[int, ...], ...] | None = None  # sizes paid for, one tuple a candidate

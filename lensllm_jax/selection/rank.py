@@ -32,7 +32,9 @@ from lensllm_jax import checks
 from lensllm_jax.scaling.laws import NtkSpectrum
 from lensllm_jax.selection import selectors
 from lensllm_jax.selection.flops import FlopsLedger, TrainingCost
+from lensllm_jax.selection.logme import logme
 from lensllm_jax.selection.loss_table import LossTable
+from lensllm_jax.selection.nlp_metrics import nlp_metrics
 from lensllm_jax.selection.pooled import pooled
 from lensllm_jax.selection.problem import Problem, Scores, ledger_of
 from lensllm_jax.selection.uncertainty import (
@@ -51,9 +53,13 @@ SELECTORS: dict[str, Callable[[Problem], Scores]] = {
     "zero_shot": selectors.zero_shot,
     "model_size": selectors.model_size,
     "pooled": pooled,
+    "nlp_metrics": nlp_metrics,
+    "logme": logme,
 }
 
 
+# what a selector needs besides the table
+NEEDS = {"nlp_metrics": "weights", "logme": "features"}
 SURE = 0.9  # above it, or below one less it, the first two candidates are told apart
 
 

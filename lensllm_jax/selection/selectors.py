@@ -179,4 +179,4 @@ def model_size(problem: Problem) -> Scores:
         raise checks.UserError(
             f"selector model_size must have every candidate's `size`, got none for {name!r}"
         )
-    return Scores(np.log(num_params), predicts=False, bigger_is_better=True)
+    return Scores(np.log(num_params), predicts=False, bigger_is_better=True, reads_losses=False)

@@ -79,12 +79,13 @@ def backtest_log_std(
     return np.maximum(np.sqrt(0.5 * (everyone + own)) * problem.octaves**SPREAD_POWER, MIN_LOG_STD)
 
 
-def backtest_concordance(problem: Problem, select: Select) -> float | None:
+def backtest_concordance(problem: Problem, select: Select, scores: Scores) -> float | None:
     """Share of pairs at the budget that the score put in right order as long before.
 
     Args:
         problem: what was measured.
         select: a selector whose scores are no losses at the target.
+        scores: what it says today.
 
     Returns:
         A share in [0, 1]; None without two candidates and an earlier size.
@@ -95,7 +96,9 @@ def backtest_concordance(problem: Problem, select: Select) -> float | None:
         return None
     wanted = problem.budget_size / 2.0**problem.octaves
     origin = min(positive[:-1], key=lambda size: abs(math.log2(size / wanted)))
-    values = select(problem.at_budget(origin, problem.budget_size)).ranks_by()
+    if scores.reads_losses:
+        scores = select(problem.at_budget(origin, problem.budget_size))
+    values = scores.ranks_by()
     first, second = np.triu_indices(len(truth), 1)
     agree = (values[second] - values[first]) * (truth[second] - truth[first])
     decided = np.isfinite(agree) & (agree != 0)
@@ -107,7 +110,7 @@ def with_uncertainty(problem: Problem, select: Select) -> Scores:
     scores = select(problem)
     if scores.predicts:
         return dataclasses.replace(scores, log_std=backtest_log_std(problem, select))
-    return dataclasses.replace(scores, concordance=backtest_concordance(problem, select))
+    return dataclasses.replace(scores, concordance=backtest_concordance(problem, select, scores))
 
 
 @dataclasses.dataclass(frozen=True)
