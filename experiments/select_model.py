@@ -60,9 +60,8 @@ def main(argv: Sequence[str]) -> None:
     sizes = affordable_sizes(task, config)
     num_params = measuring.check_candidates(names, config)
     folder = RunFolder.open(measuring.OUTPUT_DIR.value, settings(names, task, config))
-    with Progress(
-        total=total_work(num_params, sizes, config), quiet=measuring.QUIET.value
-    ) as progress:
+    work = measuring.total_work(num_params, sizes, config)
+    with Progress(total=work, quiet=measuring.QUIET.value) as progress:
         measured = {}
         for name in names:
             measured[name] = measure(name, task, sizes, config, folder, progress)

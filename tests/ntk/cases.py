@@ -98,7 +98,7 @@ def transformer_module(scanned=False, remat=False):
 def _transformer(key, num_outputs, **settings):
     model = transformer_module(**settings)
     x = tokens(5, key)
-    params = jax.jit(model.init)(key, x["input_ids"], x["attention_mask"])
+    params = jax.eval_shape(model.init, key, x["input_ids"], x["attention_mask"])
 
     def scalar(params, x):
         logits = model.apply(params, x["input_ids"], x["attention_mask"])
@@ -113,7 +113,7 @@ def _transformer(key, num_outputs, **settings):
 def _mlp(key, num_outputs):
     model = Mlp(num_outputs or 1)
     x = jax.random.normal(key, (5, 3))
-    params = model.init(key, x)
+    params = jax.eval_shape(model.init, key, x)
 
     def f(params, x):
         out = model.apply(params, x)
@@ -125,7 +125,7 @@ def _mlp(key, num_outputs):
 def _convnet(key):
     model = ConvNet()
     x = jax.random.normal(key, (4, 6, 6, 2))
-    return Case(model.apply, model.init(key, x), x)
+    return Case(model.apply, jax.eval_shape(model.init, key, x), x)
 
 
 CASES = {
@@ -140,14 +140,19 @@ CASES = {
 
 
 def make(name):
-    """The case, in whatever float type JAX is set to, with biases and scales off their zeros."""
+    """The case, in whatever float type JAX is set to.
+
+    Parameters are drawn here and not by Flax: compiling its initialisers takes longer than all
+    the rest, and it starts biases at zero, where mistakes hide.
+    """
     case = CASES[name](jax.random.key(0))
-    leaves, structure = jax.tree.flatten(case.params)
-    keys = jax.random.split(jax.random.key(1), len(leaves))
-    dtype = jnp.result_type(float)  # Flax gives float32 parameters even in x64 mode
-    pairs = zip(leaves, keys, strict=True)
-    noisy = [w.astype(dtype) + 0.2 * jax.random.normal(k, w.shape, dtype) for w, k in pairs]
-    return case._replace(params=jax.tree.unflatten(structure, noisy))
+    rng = np.random.default_rng(1)
+
+    def drawn(shape):
+        values = rng.normal(size=shape.shape) / np.sqrt(shape.shape[0])
+        return jnp.asarray(values, jnp.result_type(float))
+
+    return case._replace(params=jax.tree.map(drawn, case.params))
 
 
 def first(x, rows):
