@@ -13,7 +13,7 @@ PYTEST := $(BIN)/python -m pytest
 
 demo: .venv/runs
 	$(BIN)/python -m experiments.select_model --candidates=zoo --task=pydoc \
-	  --budget_size=1600 --target_size=6400 --output_dir=out/demo
+	  --budget_size=800 --target_size=6400 --output_dir=out/demo
 
 test: .venv/tests
 	$(PYTEST) -m "not torch"
