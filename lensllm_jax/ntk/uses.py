@@ -208,12 +208,11 @@ def _use(equation: Any, operands: list, taps: _Taps) -> Sequence:
     """Results of an equation that a parameter enters."""
     name = equation.primitive.name
     if name in _TRANSPARENT_CALLS:
-        inner = equation.params["jaxpr"]
-        if isinstance(inner, core.ClosedJaxpr):
-            return _evaluate(inner.jaxpr, inner.consts, operands, taps)
-        return _evaluate(inner, (), operands, taps)
+        return _evaluate(*_opened(equation.params["jaxpr"]), operands, taps)
     if name == "scan" and equation.params["length"] <= MAX_UNROLLED_STEPS:
-        return _unrolled_scan(equation.params, operands, taps)
+        counts = _scan_counts(equation.params)
+        if counts is not None:
+            return _unrolled_scan(equation.params, *counts, operands, taps)
     if name in _VIEWS and (view := _VIEWS[name](equation, operands)) is not None:
         return [view]
     if name in _RULES and (result := _RULES[name](equation, operands, taps)) is not None:
@@ -221,9 +220,26 @@ def _use(equation: Any, operands: list, taps: _Taps) -> Sequence:
     return _bind(equation, [taps.whole(operand) for operand in operands])
 
 
-def _unrolled_scan(settings: dict, operands: list, taps: _Taps) -> list:
+def _opened(program: Any) -> tuple[core.Jaxpr, Sequence]:
+    """A nested program and its constants, whether JAX keeps it open or closed."""
+    closed = getattr(program, "jaxpr", program)
+    return closed, getattr(program, "consts", ())
+
+
+def _scan_counts(settings: dict) -> tuple[int, int] | None:
+    """How many operands of a loop are constants and how many its state; None if unknown."""
+    if "num_consts" in settings:  # JAX 0.10
+        return settings["num_consts"], settings["num_carry"]
+    if "ft_in" in settings:  # JAX 0.12
+        consts, carry, _ = settings["ft_in"].unpack()
+        return len(consts), len(carry)
+    return None  # then the loop is one WHOLE use of each parameter: exact, only dearer
+
+
+def _unrolled_scan(
+    settings: dict, num_consts: int, num_carry: int, operands: list, taps: _Taps
+) -> list:
     """A loop over layers, written out."""
-    num_consts, num_carry = settings["num_consts"], settings["num_carry"]
     consts = operands[:num_consts]
     carry = operands[num_consts : num_consts + num_carry]
     # an axis merged of several cannot be stepped through as a view
@@ -231,12 +247,12 @@ def _unrolled_scan(settings: dict, operands: list, taps: _Taps) -> list:
         taps.whole(x) if isinstance(x, _Ref) and len(x.axes[0]) > 1 else x
         for x in operands[num_consts + num_carry :]
     ]
-    body, length = settings["jaxpr"], settings["length"]
+    body, length = _opened(settings["jaxpr"]), settings["length"]
     steps = range(length - 1, -1, -1) if settings["reverse"] else range(length)
     per_step: list[list] = [[] for _ in range(length)]
     for step in steps:
         slices = [_index(x, step) for x in stacked]
-        results = _evaluate(body.jaxpr, body.consts, [*consts, *carry, *slices], taps)
+        results = _evaluate(*body, [*consts, *carry, *slices], taps)
         carry = results[:num_carry]
         per_step[step] = [taps.whole(y) for y in results[num_carry:]]
     return [*carry, *(jnp.stack(ys) for ys in zip(*per_step, strict=True))]
