@@ -209,9 +209,9 @@ def _status(spare: int, objective: float, converged: bool) -> FitStatus:
 def _checked_sizes(sizes) -> np.ndarray:
     array = checks.shape("sizes", np.asarray(sizes, np.float64), (None,))
     checks.finite("sizes", array)
-    if len(array) < 2 or array[0] < 0 or np.any(np.diff(array) <= 0):
+    if len(array) == 0 or array[0] < 0 or array[-1] == 0 or np.any(np.diff(array) <= 0):
         raise checks.UserError(
-            f"`sizes` must be two or more ascending numbers from 0 up, got {array.tolist()}"
+            f"`sizes` must be ascending from 0 or more, the last above 0, got {array.tolist()}"
         )
     return array
 

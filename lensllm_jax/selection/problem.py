@@ -50,8 +50,12 @@ class Problem:
 
     def at_budget(self, budget_size: int, target_size: int) -> "Problem":
         """The same problem seen from a smaller budget."""
+        table = self.table.up_to(budget_size)
+        ntk_losses = self.ntk_losses
+        if ntk_losses is not None:
+            ntk_losses = {name: f[: len(table.sizes)] for name, f in ntk_losses.items()}
         return dataclasses.replace(
-            self, table=self.table.up_to(budget_size), target_size=target_size
+            self, table=table, target_size=target_size, ntk_losses=ntk_losses
         )
 
     def train_sizes(self, row: int) -> tuple[int, ...]:

@@ -137,7 +137,8 @@ def rank(
         selector: a key of ``SELECTORS``.
         gamma: Algorithm 1 and AtS: pairs before the stop test begins.
         tau: Algorithm 1 and AtS: residual standard deviations that a pair may be off.
-        ntk_losses: lensllm: F at each size up to the budget, t observed; NaN = not measured.
+        ntk_losses: lensllm: F at each size, from the table's first on and at least up to the
+            budget, t observed; NaN = not measured.
         ntk_spectra: lensllm: each candidate's kernel spectrum, t free.
         kernel_flops: lensllm: what each kernel cost.
         weights: nlp_metrics: each candidate's params, safetensors file or folder.
@@ -151,17 +152,17 @@ def rank(
         UserError: for an unknown selector, a size that is missing, or a target below the budget.
     """
     checks.one_of("selector", selector, SELECTORS)
-    if budget_size not in table.sizes:
+    if budget_size <= 0 or budget_size not in table.sizes:
         raise checks.UserError(
-            f"`budget_size` must be one of the table's sizes {table.sizes.tolist()}, "
+            f"`budget_size` must be one of the table's sizes above 0 {table.sizes.tolist()}, "
             f"got {budget_size}"
         )
     if target_size <= budget_size:
         raise checks.UserError(
             f"`target_size` must be above `budget_size` {budget_size}, got {target_size}"
         )
-    problem = Problem(
-        table.up_to(budget_size),
+    whole = Problem(
+        table,
         target_size,
         gamma,
         tau,
@@ -172,6 +173,7 @@ def rank(
         features,
         cost or TrainingCost(),
     )
+    problem = whole.at_budget(budget_size, target_size)
     begin = time.perf_counter()
     scores = with_uncertainty(problem, SELECTORS[selector])
     seconds = time.perf_counter() - begin

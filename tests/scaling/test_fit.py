@@ -154,7 +154,7 @@ def test_unidentified_parameters_are_named():
         ([0, 400, 200], [3.0, 2.0, 1.0], "ascending"),
         ([0, 200, 200], [3.0, 2.0, 1.0], "ascending"),
         ([-1, 200, 400], [3.0, 2.0, 1.0], "ascending"),
-        ([200], [3.0], "two or more"),
+        ([0], [3.0], "the last above 0"),
     ],
 )
 def test_bad_input_is_one_clear_error(sizes, losses, message):

@@ -1,0 +1,75 @@
+"""The binary on tables made here: what it writes, and what it answers to bad input."""
+
+import csv
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from lensllm_jax.selection.loss_table import LossTable, write_loss_table
+
+ROOT = Path(__file__).parents[2]
+
+
+def run(*arguments):
+    command = [sys.executable, "-m", "experiments.rank_curves", *map(str, arguments)]
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment)
+
+
+@pytest.fixture
+def curves(tmp_path):
+    sizes = np.append(0, 200 * 2 ** np.arange(9))
+    slopes = np.linspace(0.1, 0.2, 5)[:, None]
+    losses = 8.0 * (sizes + 60.0) ** -slopes
+    names = tuple(f"m{i}" for i in range(5))
+    table = LossTable(names, sizes, losses, np.arange(1.0, 6.0) * 1e6, ("",) * 5)
+    write_loss_table(table, tmp_path / "toy.csv")
+    return tmp_path / "toy.csv"
+
+
+def test_a_run_writes_every_file_and_goes_on_only_with_the_same_settings(curves, tmp_path):
+    out = tmp_path / "out"
+    done = run(f"--curves={curves}", "--budgets=4,16", f"--output_dir={out}", "--ablation")
+    assert done.returncode == 0, done.stderr
+    assert {p.name for p in out.iterdir()} == {
+        "ablation.csv",
+        "run.json",
+        "selected.csv",
+        "selection.csv",
+        "toy_metrics.png",
+        "toy_predicted.png",
+    }
+    with open(out / "selection.csv") as file:
+        rows = list(csv.DictReader(file))
+    assert list(rows[0]) == [
+        "task", "budget_fraction", "selector", "pearson", "relative_accuracy", "flops", "seconds",
+    ]  # fmt: skip
+    assert {row["budget_fraction"] for row in rows} == {"0.25", "0.0625"}
+    assert all(-100 <= float(row["pearson"]) <= 100 for row in rows)
+    with open(out / "ablation.csv") as file:
+        assert len(list(csv.DictReader(file))) == 3 * 5 * 2 * 2  # gammas, taus, budgets, selectors
+    other = run(f"--curves={curves}", "--budgets=4", f"--output_dir={out}")
+    assert other.returncode == 2
+    assert "name another folder" in other.stderr
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--budgets=3"], "must be one of"),
+        (["--budgets=1"], "whole numbers from 2 up"),
+        (["--budgets=x"], "whole numbers from 2 up"),
+        (["--selectors=luck"], "`selectors` must be one of"),
+        (["--curves=none.csv"], "no such file"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_two(curves, tmp_path, flags, message):
+    done = run(f"--curves={curves}", f"--output_dir={tmp_path / 'out'}", *flags)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert not (tmp_path / "out").exists()

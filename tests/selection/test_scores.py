@@ -1,0 +1,113 @@
+"""Scores from features and weights, beside dense and independent computations."""
+
+import importlib.util
+
+import numpy as np
+import pytest
+import safetensors.numpy
+
+from lensllm_jax import checks
+from lensllm_jax.selection.logme import log_evidence
+from lensllm_jax.selection.loss_table import LossTable
+from lensllm_jax.selection.nlp_metrics import heavy_tail_metrics, mean_pl_alpha, weight_matrices
+from lensllm_jax.selection.rank import rank
+from tests import oracles
+from tests.tolerances import assert_close
+
+RNG = np.random.default_rng(0)
+FEATURES = RNG.standard_normal((40, 6))
+LABELS = (FEATURES[:, 0] + 0.5 * RNG.standard_normal(40) > 0).astype(int)
+
+
+@pytest.mark.parametrize("width", [3, 6, 60])
+def test_logme_is_the_maximum_of_the_dense_log_evidence(width):
+    features = np.resize(FEATURES, (40, width)) + 0.1 * np.random.default_rng(1).standard_normal(
+        (40, width)
+    )
+    got = log_evidence(features, LABELS)
+    # the oracle's simplex search stops at 1e-8 of a flat maximum
+    assert_close(got, oracles.maximum_log_evidence(features, LABELS), rel=1e-6)
+
+
+def test_logme_prefers_features_that_tell_the_labels():
+    shuffled = np.random.default_rng(2).permutation(LABELS)
+    assert log_evidence(FEATURES, LABELS) > log_evidence(FEATURES, shuffled)
+
+
+def test_logme_refuses_one_class():
+    with pytest.raises(checks.UserError, match="two or more classes"):
+        log_evidence(FEATURES, np.zeros(40, int))
+
+
+def heavy(alpha, *, rows=300, columns=200, seed=0):
+    """A matrix whose squared singular values follow p(x) ~ x^-alpha."""
+    rng = np.random.default_rng(seed)
+    tail = rng.pareto(alpha - 1.0, columns) + 1.0
+    return np.linalg.qr(rng.standard_normal((rows, columns)))[0] * np.sqrt(tail)
+
+
+def test_alpha_orders_tails_and_is_that_of_the_spectrum():
+    alphas = [heavy_tail_metrics(heavy(a), truncated=False).pl_alpha for a in (2.0, 3.0, 5.0)]
+    assert alphas == sorted(alphas)
+    assert abs(alphas[0] - 2.0) < 0.3  # 200 draws: a standard error of 1 / sqrt(200)
+
+
+def test_a_truncated_tail_has_a_larger_lambda():
+    cut = heavy(2.0)
+    left, values, right = np.linalg.svd(cut, full_matrices=False)
+    bounded = left * np.minimum(values, np.sqrt(6.0)) @ right
+    assert heavy_tail_metrics(bounded).etpl_lambda > heavy_tail_metrics(cut).etpl_lambda
+
+
+@pytest.mark.skipif(not importlib.util.find_spec("weightwatcher"), reason="needs weightwatcher")
+def test_alpha_equals_weightwatchers():
+    import weightwatcher
+
+    matrix = heavy(2.5)
+    watcher = weightwatcher.WeightWatcher()
+    theirs = watcher.fit_powerlaw(np.linalg.svd(matrix, compute_uv=False) ** 2, plot=False)[0]
+    # the two packages search xmin over slightly different values
+    assert_close(heavy_tail_metrics(matrix, truncated=False).pl_alpha, theirs, rel=0.02)
+
+
+def test_params_file_and_folder_give_the_same_alpha_and_skip_what_is_no_layer(tmp_path):
+    tensors = {
+        "h.0.mlp.kernel": heavy(2.0).astype(np.float32),
+        "wte.embedding": heavy(5.0).astype(np.float32),
+        "h.0.mlp.bias": np.ones(200, np.float32),
+        "h.0.small.kernel": np.ones((4, 4), np.float32),
+    }
+    safetensors.numpy.save_file(tensors, tmp_path / "model.safetensors")
+    assert [name for name, _ in weight_matrices(tmp_path)] == ["h.0.mlp.kernel"]
+    expected = mean_pl_alpha({"h": {"0": {"mlp": {"kernel": tensors["h.0.mlp.kernel"]}}}})
+    assert mean_pl_alpha(tmp_path) == mean_pl_alpha(tmp_path / "model.safetensors") == expected
+
+
+def test_a_stack_of_scanned_layers_is_taken_apart():
+    stack = np.stack([heavy(2.0), heavy(4.0, seed=1)])
+    parts = [heavy_tail_metrics(m, truncated=False).pl_alpha for m in stack]
+    assert mean_pl_alpha({"layers": stack}) == np.mean(parts)
+
+
+def test_weights_without_a_layer_are_an_error_not_an_empty_mean():
+    with pytest.raises(checks.UserError, match="got none"):
+        mean_pl_alpha({"kernel": np.ones((3, 3))})
+
+
+def test_both_rank_a_table_and_answer_with_a_probability():
+    table = LossTable(
+        ("a", "b"),
+        np.array([200, 400]),
+        np.array([[2.0, 1.9], [3.0, 2.9]]),
+        np.array([1.0, 1.0]),
+        ("", ""),
+    )
+    budget = {"budget_size": 400, "target_size": 800}
+    weights = {"a": {"k": heavy(2.0)}, "b": {"k": heavy(5.0)}}
+    r = rank(table, selector="nlp_metrics", weights=weights, **budget)
+    assert r.order == ("a", "b")
+    assert r.probability("a", "b") == 1.0  # the one pair at the budget agrees
+    features = {"a": (FEATURES, LABELS), "b": (FEATURES, LABELS[::-1])}
+    r = rank(table, selector="logme", features=features, **budget)
+    assert r.order == ("a", "b")
+    assert r.flops == 0
