@@ -18,8 +18,9 @@ bend; all candidates together show the task's.  With x = log2 D, slope
 
 One candidate is picked, and the lowest of many extrapolations is the most flattered one.  The
 pick therefore leans on the rectified law, whose free floor E extrapolates with more caution:
-``PICK_CAUTION`` of its log loss against the rest of the views'.  The candidate so picked comes
-first; the others follow by predicted loss.
+``PICK_CAUTION`` of its log loss against the rest of the views'.  With fewer sizes than twice its
+parameters that law is no evidence, and the views pick alone.  The candidate so picked comes first;
+the others follow by predicted loss.
 
 The constants were chosen on FLAN and Gigaword where scores are flat in all of them
 (benchmarks/LOG.md, "Selectors", lists what else was tried).
@@ -37,6 +38,8 @@ Example:
 import numpy as np
 from jaxtyping import Float
 
+from lensllm_jax.scaling.laws import Law
+from lensllm_jax.scaling.result import FREE_PARAMETERS
 from lensllm_jax.selection.halving import deviation_from_line
 from lensllm_jax.selection.problem import Problem, Scores
 from lensllm_jax.selection.selectors import rectified
@@ -49,6 +52,7 @@ RELIABILITY = 0.8
 HUBER_SCALE = 1.5  # robust standard deviations
 TAUS = (3.0, 5.0)
 PICK_CAUTION = 2.0 / 3.0
+MIN_SIZES_OF_CAUTION = 2 * FREE_PARAMETERS[Law.RECTIFIED]
 
 Rows = Float[np.ndarray, "num_candidates num_octaves"]
 
@@ -179,8 +183,10 @@ def pooled(problem: Problem) -> Scores:
     cautious = rectified(problem)
     with np.errstate(divide="ignore"):
         caution = np.log(cautious.scores)
-    # where the rectified law has too few sizes, the views pick alone
-    caution = np.where(np.isfinite(caution), caution, predicted)
+    measured = (~np.isnan(problem.table.losses)).sum(1)
+    # all or none: a pick must not compare careful predictions with bold ones
+    if not np.all(np.isfinite(caution) & (measured >= MIN_SIZES_OF_CAUTION)):
+        caution = predicted
     picks = PICK_CAUTION * caution + (1.0 - PICK_CAUTION) * predicted
     messages = tuple(
         "two sizes above 0 are needed" if np.isnan(value) else "own slope, task-wide growth"

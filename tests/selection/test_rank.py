@@ -75,7 +75,7 @@ def test_pooled_ranks_and_picks_better_than_ats(task, least):
     pearson, accuracy = metrics(task, "pooled")
     ats_pearson, ats_accuracy = metrics(task, "ats")
     assert pearson.mean() >= max(least, ats_pearson.mean())
-    assert accuracy.mean() >= ats_accuracy.mean()
+    assert accuracy.mean() >= max(95.0, ats_accuracy.mean())
 
 
 @needs_tables
