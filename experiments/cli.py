@@ -61,13 +61,13 @@ def run(main: Callable[[Sequence[str]], int | None]) -> None:
 
 
 def _parse(argv: Sequence[str]) -> list[str]:
-    """Like absl's own parser, but a wrong flag ends in one line and exit code 2."""
+    """absl's parser, but a wrong flag ends in one line and exit code 2, and help in 0."""
     try:
-        return app.parse_flags_with_usage(list(argv))
-    except flags.Error as error:  # some absl versions let it through
+        return flags.FLAGS(list(argv))
+    except flags.Error as error:
         sys.exit(_fail(str(error)))
-    except SystemExit as stop:
-        sys.exit(BAD_INPUT if stop.code == 1 and not _help_was_asked(argv) else stop.code)
+    except SystemExit:
+        sys.exit(0 if _help_was_asked(argv) else BAD_INPUT)
 
 
 def _help_was_asked(argv: Sequence[str]) -> bool:

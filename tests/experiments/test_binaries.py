@@ -229,7 +229,7 @@ def test_a_foreign_folder_is_left_alone(text_task, tmp_path):
     "binary", ["select_model", "finetune_grid", "compute_ntk", "pretrain_zoo", "rank_curves"]
 )
 def test_help_shows_an_example(binary):
-    done = run(binary, help="")
+    done = run(binary, help="true")
     assert done.returncode == 0
     assert f"python -m experiments.{binary}" in done.stdout
 
