@@ -118,7 +118,8 @@ def test_a_run_leaves_every_result(unbroken):
     assert table.sizes.tolist() == [0, 8, 16, 32]
     assert set(table.names) == {"zoo/gpt2-xs", "zoo/opt-xs"}
     for name in ("loss_curves.png", "kernel_spectra.png"):
-        assert min(Image.open(folder / name).size) > 300
+        with Image.open(folder / name) as image:
+            assert min(image.size) > 300
     assert "zoo/gpt2-xs" in done.stdout
     settings = json.loads((folder / "run.json").read_text())
     assert settings["settings"]["seed"] == 0
