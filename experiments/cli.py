@@ -61,7 +61,7 @@ def run(main: Callable[[Sequence[str]], int | None]) -> None:
 
 
 def _parse(argv: Sequence[str]) -> list[str]:
-    """absl's parser, but a wrong flag ends in one line and exit code 2, and help in 0."""
+    """Absl's parser, but a wrong flag ends in one line and exit code 2, and help in 0."""
     try:
         return flags.FLAGS(list(argv))
     except flags.Error as error:

@@ -1,6 +1,7 @@
 """What the README shows is what its code prints, and what its tables say was measured."""
 
 import contextlib
+import csv
 import io
 import json
 import re
@@ -46,3 +47,25 @@ def test_table_of_the_zoo_is_that_of_the_folders():
         assert f"{report['held_out_loss_nats_per_token']:.2f}" in row
         assert f"{report['tokens_seen'] / 1e6:.1f} M" in row
         assert ", ".join(report["corpora"]) in row
+
+
+def test_tables_of_results_are_those_of_the_committed_measurements():
+    results = Path(__file__).parent.parent / "experiments" / "results"
+    truth = lens.read_loss_table(results / "pydoc_full_losses.csv")
+    at_target = truth.column(6400)
+    for name, loss in zip(truth.names, at_target, strict=True):
+        row = next(line for line in README.splitlines() if line.startswith(f"| {name} |"))
+        assert f"| {loss:.3f} |" in row
+    ranking = list(csv.DictReader((results / "demo_ranking.csv").read_text().splitlines()))
+    order = [truth.names.index(row["candidate"]) for row in ranking]
+    for column, title in (
+        ("predicted_loss", "LensLLM"),
+        ("rectified_loss", "rectified law"),
+        ("budget_loss", "loss at 800"),
+        ("zero_shot_loss", "loss before"),
+    ):
+        scores = np.array([float(row[column]) for row in ranking])
+        correlation = lens.pearson_correlation(scores, at_target[order])
+        accuracy = lens.relative_accuracy(at_target[order][np.argmin(scores)], at_target)
+        line = next(line for line in README.splitlines() if line.startswith(f"| {title}"))
+        assert line.endswith(f"| {correlation:.1f} | {accuracy:.1f} |")
