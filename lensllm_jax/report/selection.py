@@ -30,6 +30,7 @@ from lensllm_jax.selection.loss_table import LossTable
 from lensllm_jax.selection.rank import Ranking, rank
 
 Row = Mapping[str, Any]
+PIPE = r"\|"  # a bare one would open a new column
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,7 +135,7 @@ def markdown_table(rows: Sequence[Row]) -> str:
 
     def line(cells: Iterable[Any]) -> str:
         texts = (f"{cell:.4f}" if isinstance(cell, float) else str(cell) for cell in cells)
-        return f"| {' | '.join(texts)} |"
+        return f"| {' | '.join(text.replace('|', PIPE) for text in texts)} |"
 
     header = rows[0].keys()
     return "\n".join([line(header), "|" + "---|" * len(header), *(line(r.values()) for r in rows)])
