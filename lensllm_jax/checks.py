@@ -10,7 +10,7 @@ Example:
     >>> checks.positive("learning_rate", -1.0)
     Traceback (most recent call last):
     ...
-    ValueError: `learning_rate` must be positive and finite, got -1.0
+    lensllm_jax.checks.UserError: `learning_rate` must be positive and finite, got -1.0
 """
 
 import math
