@@ -18,9 +18,10 @@ demo: .venv/runs
 test: .venv/tests
 	$(PYTEST) -m "not torch"
 
+# the examples in docstrings print float32: they are tests of the default mode alone
 test-x64: .venv/tests
-	JAX_ENABLE_X64=1 $(PYTEST) -m "not torch and not slow" tests/ntk tests/scaling tests/models \
-	  tests/test_linalg.py tests/test_metrics.py lensllm_jax/ntk lensllm_jax/scaling
+	JAX_ENABLE_X64=1 $(PYTEST) -m "not torch and not slow" tests/ntk tests/scaling tests/selection \
+	  tests/models tests/test_linalg.py tests/test_metrics.py
 
 lint: .venv/tests
 	$(BIN)/ruff check .
