@@ -19,6 +19,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -26,9 +27,8 @@ import numpy as np
 from lensllm_jax import checks
 from lensllm_jax.checkpoints.tensors import SINGLE, TensorFiles
 from lensllm_jax.checkpoints.weights import checkpoint_tensors, load_params
-from lensllm_jax.models.decoder import Decoder, DecoderConfig
 from lensllm_jax.models.families import FAMILIES
-from lensllm_jax.models.family import Family
+from lensllm_jax.models.family import Family, ModelConfig
 from lensllm_jax.typing import Batch, Params
 
 CONFIG = "config.json"
@@ -62,7 +62,7 @@ class Candidate:
 
     name: str
     family: Family
-    config: DecoderConfig
+    config: ModelConfig
     params: Params = dataclasses.field(repr=False)
     hf_config: Mapping[str, Any] = dataclasses.field(repr=False)
     folder: Path
@@ -70,7 +70,7 @@ class Candidate:
     @property
     def is_encoder_decoder(self) -> bool:
         """Whether logits at a position predict that position's label (else the next one's)."""
-        return False
+        return self.config.is_encoder_decoder
 
     @property
     def num_params(self) -> int:
@@ -78,22 +78,22 @@ class Candidate:
         return sum(leaf.size for leaf in jax.tree.leaves(self.params))
 
     @functools.cached_property
-    def module(self) -> Decoder:
+    def module(self) -> nn.Module:
         """The Flax module that ``apply_fn`` applies."""
-        return Decoder(self.config)
+        return self.config.module()
 
     def apply_fn(self, params: Params, batch: Batch) -> jax.Array:
         """Logits (b, s, v) of the model with ``params``.
 
         Args:
             params: a tree like ``self.params``.
-            batch: ``input_ids`` and ``attention_mask``, each (b, s); other keys are left
-                alone.
+            batch: ``input_ids`` and ``attention_mask``, each (b, s), and ``decoder_input_ids``
+                (b, u) for an encoder-decoder; other keys are left alone.
 
         Returns:
-            Logits; at position i they predict token i + 1.
+            Logits; at position i they predict token i + 1, or of an encoder-decoder label i.
         """
-        logits = self.module.apply({"params": params}, batch["input_ids"], batch["attention_mask"])
+        logits = self.module.apply({"params": params}, *self.config.arguments(batch))
         return cast(jax.Array, logits)
 
     @functools.cached_property

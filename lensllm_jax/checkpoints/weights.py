@@ -14,43 +14,45 @@ Example:
 """
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
 from lensllm_jax import checks
 from lensllm_jax.checkpoints.tensors import TensorFiles
-from lensllm_jax.models.decoder import Decoder, DecoderConfig
-from lensllm_jax.models.family import Family, Weight
+from lensllm_jax.models.family import Family, ModelConfig, Weight
 from lensllm_jax.typing import Params
 
+MAX_SHOWN = 20  # problems of one message
 
-def parameter_shapes(config: DecoderConfig) -> dict[str, tuple[int, ...]]:
+
+def parameter_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     """Shape of every parameter, without making one.
 
     Args:
-        config: the decoder.
+        config: the model's.
 
     Returns:
         Slash-joined path -> shape.
     """
-    ids = jnp.zeros((1, 1), jnp.int32)
-    tree = jax.eval_shape(Decoder(config).init, jax.random.key(0), ids, ids)["params"]
+    keys = ("input_ids", "attention_mask", "decoder_input_ids", "labels")
+    inputs = config.arguments(dict.fromkeys(keys, np.zeros((1, 1), np.int32)))
+    tree = jax.eval_shape(config.module().init, jax.random.key(0), *inputs)["params"]
     return {path: leaf.shape for path, leaf in traverse_util.flatten_dict(tree, sep="/").items()}
 
 
 def load_params(
-    files: TensorFiles, family: Family, config: DecoderConfig, *, dtype: np.dtype
+    files: TensorFiles, family: Family, config: ModelConfig, *, dtype: np.dtype
 ) -> Params:
     """The parameter tree of a checkpoint.
 
     Args:
         files: its weight files; read one tensor at a time.
         family: the tables to follow.
-        config: the decoder to fill.
+        config: the model to fill.
         dtype: type of the parameters.
 
     Returns:
@@ -58,98 +60,138 @@ def load_params(
 
     Raises:
         UserError: listing every tensor that is missing, unexpected, of another shape or
-            not finite.
+            not finite, and the file that it lies in.
     """
     shapes = parameter_shapes(config)
-    sources = _sources(files, family, config)
+    slots = _slots(family, config, shapes, _prefix(files, family))
+    sources = {
+        next((name for name in (slot.name, *slot.copies) if name in files.file_of), slot.name): slot
+        for slot in slots
+    }
+    copies = {
+        copy: source
+        for source, slot in sources.items()
+        for copy in (slot.name, *slot.copies)
+        if copy in files.file_of and copy != source
+    }
     problems = [f"missing {name}" for name in sources if name not in files.file_of]
-    problems += [f"unexpected {name}" for name in _unused(files, family, config, set(sources))]
+    problems += [
+        f"unexpected {name} (in {files.file_of[name]})"
+        for name in _unused(files, family, {*sources, *copies})
+    ]
     params = {path: np.empty(shape, dtype) for path, shape in shapes.items()}
     for name, values in files.read_all(set(sources) & set(files.file_of)):
-        weight, layer = sources[name]
-        problems += _fill(params, weight, layer, name, values)
+        wrong = _fill(params, sources[name], values)
+        problems += [f"{name} {reason} (in {files.file_of[name]})" for reason in wrong]
+    for copy, source in copies.items():
+        if not np.array_equal(files.read(copy), files.read(source)):
+            problems.append(f"{copy} (in {files.file_of[copy]}) unequal to {source}, its twin")
     if problems:
-        shown = "; ".join(sorted(problems)[:20])
-        more = f"; and {len(problems) - 20} more" if len(problems) > 20 else ""
+        more = f"; and {len(problems) - MAX_SHOWN} more" if len(problems) > MAX_SHOWN else ""
         raise checks.UserError(
             f"`{files.folder}` must hold the tensors that its config.json describes, "
-            f"got: {shown}{more}"
+            f"got: {'; '.join(sorted(problems)[:MAX_SHOWN])}{more}"
         )
     return traverse_util.unflatten_dict(params, sep="/")
 
 
 def checkpoint_tensors(
-    params: Params, family: Family, config: DecoderConfig
+    params: Params, family: Family, config: ModelConfig
 ) -> Iterator[tuple[str, np.ndarray]]:
     """The tensors of a checkpoint, from a parameter tree: the inverse of loading.
 
     Args:
         params: the tree.
         family: the tables to follow.
-        config: the decoder that the tree fills.
+        config: the model that the tree fills.
 
     Yields:
         Name in the checkpoint, and values.
     """
     flat = {k: np.asarray(v) for k, v in traverse_util.flatten_dict(params, sep="/").items()}
-    for weight in family.weights(config):
-        for layer in range(config.num_layers) if weight.stacked else (0,):
-            parts = [flat[path][layer] if weight.stacked else flat[path] for path in weight.targets]
-            whole = np.concatenate(parts, axis=-1)
-            yield (
-                _with_prefix(weight.source(layer), family.prefixes[0]),
-                np.ascontiguousarray(whole.T if weight.transpose else whole),
-            )
+    shapes = {path: values.shape for path, values in flat.items()}
+    for slot in _slots(family, config, shapes, family.prefixes[0]):
+        whole = _joined([slot.of(flat[path]) for path in slot.weight.targets], slot.weight.groups)
+        whole = whole if slot.weight.offset == 0 else whole - whole.dtype.type(slot.weight.offset)
+        yield slot.name, np.ascontiguousarray(whole.T if slot.weight.transpose else whole)
 
 
-def _with_prefix(name: str, prefix: str) -> str:
-    # the head sits beside the body, not inside it
-    return name if name.startswith("lm_head.") else prefix + name
+class _Slot(NamedTuple):
+    """Where one tensor goes."""
+
+    name: str  # in the checkpoint
+    copies: tuple[str, ...]  # names of further tensors that hold the same
+    weight: Weight
+    layer: int | None  # block number, None for what stands once
+
+    def of(self, parameter: np.ndarray) -> np.ndarray:
+        """The part of a parameter that the tensor fills, as a view."""
+        return parameter if self.layer is None else parameter[self.layer]
+
+
+def _slots(
+    family: Family, config: ModelConfig, shapes: Mapping[str, tuple[int, ...]], prefix: str
+) -> list[_Slot]:
+    """Every tensor that the config asks for."""
+    return [
+        _Slot(
+            ("" if weight.outside else prefix) + weight.source(layer or 0),
+            weight.copies,
+            weight,
+            layer,
+        )
+        for weight in family.weights(config)
+        # stacked parameters carry the blocks along their first axis
+        for layer in (range(shapes[weight.targets[0]][0]) if weight.stacked else (None,))
+    ]
 
 
 def _prefix(files: TensorFiles, family: Family) -> str:
-    return next(p for p in family.prefixes if any(n.startswith(p) for n in files.file_of))
+    """What stands before the tensors' names in these files."""
+    return next(
+        (p for p in family.prefixes if any(n.startswith(p) for n in files.file_of)),
+        family.prefixes[0],
+    )
 
 
-def _sources(
-    files: TensorFiles, family: Family, config: DecoderConfig
-) -> dict[str, tuple[Weight, int]]:
-    """Every tensor that the config asks for, with its table entry and block number."""
-    prefix = _prefix(files, family) if files.file_of else family.prefixes[0]
-    return {
-        _with_prefix(weight.source(layer), prefix): (weight, layer)
-        for weight in family.weights(config)
-        for layer in (range(config.num_layers) if weight.stacked else (0,))
-    }
-
-
-def _unused(
-    files: TensorFiles, family: Family, config: DecoderConfig, used: set[str]
-) -> Iterator[str]:
-    prefix = _prefix(files, family) if files.file_of else ""
+def _unused(files: TensorFiles, family: Family, used: set[str]) -> Iterator[str]:
+    prefix = _prefix(files, family)
     ignored = [re.compile(pattern) for pattern in family.ignored]
-    if config.tied_head:
-        ignored.append(re.compile(r"lm_head\.weight"))  # a copy of the embedding
     for name in set(files.file_of) - used:
         if not any(pattern.fullmatch(name.removeprefix(prefix)) for pattern in ignored):
             yield name
 
 
-def _fill(
-    params: Mapping[str, np.ndarray], weight: Weight, layer: int, name: str, values: np.ndarray
-) -> Iterator[str]:
+def _fill(params: Mapping[str, np.ndarray], slot: _Slot, values: np.ndarray) -> Iterator[str]:
     """Writes one tensor into its parameter(s); yields what is wrong with it."""
-    slots = [params[path][layer] if weight.stacked else params[path] for path in weight.targets]
-    expected = (*slots[0].shape[:-1], sum(slot.shape[-1] for slot in slots))
+    weight = slot.weight
+    parts = [slot.of(params[path]) for path in weight.targets]
+    expected = (*parts[0].shape[:-1], sum(part.shape[-1] for part in parts))
     stored = expected[::-1] if weight.transpose else expected
     if values.shape != stored:
-        yield f"{name} of shape {values.shape} (the config asks for {stored})"
+        yield f"of shape {values.shape} (the config asks for {stored})"
         return
     if not np.isfinite(values.astype(np.float32) if values.dtype.kind == "V" else values).all():
-        yield f"{name} holds values that are not finite"
+        yield "holds values that are not finite"
         return
-    start = 0
     ours = values.T if weight.transpose else values
-    for slot in slots:
-        slot[...] = ours[..., start : start + slot.shape[-1]]
-        start += slot.shape[-1]
+    lengths = [part.shape[-1] for part in parts]
+    for part, piece in zip(parts, _parted(ours, lengths, weight.groups), strict=True):
+        part[...] = piece if weight.offset == 0 else piece.astype(part.dtype) + weight.offset
+
+
+def _parted(whole: np.ndarray, lengths: Sequence[int], groups: int) -> list[np.ndarray]:
+    """The parameters that lie side by side along the last axis, group by group."""
+    grouped = whole.reshape(*whole.shape[:-1], groups, -1)
+    ends = np.cumsum([length // groups for length in lengths])[:-1]
+    return [
+        piece.reshape(*whole.shape[:-1], length)
+        for piece, length in zip(np.split(grouped, ends, axis=-1), lengths, strict=True)
+    ]
+
+
+def _joined(parts: Sequence[np.ndarray], groups: int) -> np.ndarray:
+    """The inverse of ``_parted``."""
+    leading = parts[0].shape[:-1]
+    grouped = [part.reshape(*leading, groups, -1) for part in parts]
+    return np.concatenate(grouped, axis=-1).reshape(*leading, -1)

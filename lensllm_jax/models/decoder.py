@@ -1,19 +1,22 @@
 r"""Decoder: a causal transformer language model, described by one config.
 
 With token ids :math:`x_1..x_s` it gives the logits of each next token,
-:math:`z_i = h_i^{(l)} W_{\mathrm{head}}`, where :math:`h^{(j)}` is the state after block
-:math:`j`.  Blocks are scanned: their parameters carry a leading axis ``l``, and one block
-is compiled whatever the depth.
+:math:`z_i = \mathrm{cap}(h_i^{(l)} W_{\mathrm{head}})`, where :math:`h^{(j)}` is the state
+after block :math:`j`.  Blocks are scanned: their parameters carry a leading axis ``l``, and
+one block is compiled whatever the depth.  What differs from layer to layer (attention window,
+kind of rotation) travels beside the parameters, as numbers.
 
 Sources: Radford et al. (2019) for the pre-norm block, Zhang et al. (2022) for OPT's
-variants (post-norm, projected embeddings).
+variants (post-norm, projected embeddings), Black et al. (2022) for the parallel block,
+Touvron et al. (2023) for Llama's norms and gates, Gemma Team (2024) for norms on both sides
+and soft caps.
 
 Example:
     >>> import jax, jax.numpy as jnp
-    >>> from lensllm_jax.models.decoder import Decoder, DecoderConfig
+    >>> from lensllm_jax.models.decoder import DecoderConfig
     >>> config = DecoderConfig(vocab_size=11, max_positions=8, d_model=8, num_layers=2,
     ...                        num_heads=2, d_ff=16)
-    >>> model = Decoder(config)
+    >>> model = config.module()
     >>> ids = jnp.array([[1, 2, 3]])
     >>> params = model.init(jax.random.key(0), ids, jnp.ones_like(ids))["params"]
     >>> model.apply({"params": params}, ids, jnp.ones_like(ids)).shape
@@ -21,6 +24,9 @@ Example:
 """
 
 import dataclasses
+import enum
+from functools import partial
+from typing import Any, ClassVar, NamedTuple
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -28,14 +34,28 @@ from jaxtyping import Float, Int
 
 from lensllm_jax import checks
 from lensllm_jax.models.layers import (
+    NORMS,
+    Attention,
     FeedForward,
-    SelfAttention,
+    activation_fn,
     causal_mask,
     dense,
     embedding,
-    layer_norm,
+    soft_cap,
+    window_mask,
 )
-from lensllm_jax.typing import Array
+from lensllm_jax.models.rotary import Rotary, rotary_table
+from lensllm_jax.typing import Array, Batch
+
+
+class BlockForm(enum.Enum):
+    """How a block composes attention A and feed-forward F with norms N and residual sums."""
+
+    PRE_NORM = "x + A(N(x)), then x + F(N(x))"
+    POST_NORM = "N(x + A(x)), then N(x + F(x))"
+    SANDWICH = "x + N(A(N(x))), then x + N(F(N(x)))"
+    PARALLEL = "x + A(N(x)) + F(N(x)), two norms"
+    PARALLEL_ONE_NORM = "x + A(N(x)) + F(N(x)), one norm"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,17 +69,35 @@ class DecoderConfig:
         num_layers: blocks.
         num_heads: attention heads of a block.
         d_ff: inner width of the feed-forward network.
-        activation: Hugging Face's name of its activation.
+        num_kv_heads: heads of keys and values (default: as many).
+        head_dim: width of a head (default: ``d_model / num_heads``).
+        activation: Hugging Face's name of the feed-forward network's activation.
+        gated: whether that network has a gate.
+        norm: "layer" or "rms".
         norm_epsilon: added to variances.
-        pre_norm: normalise before each sub-layer (else after its residual sum).
+        block_form: how a block is composed.
         final_norm: normalise once more before the head.
-        use_bias: whether dense layers of the blocks have biases.
+        attention_bias: whether query, key and value have biases.
+        output_bias: whether the output of attention has one.
+        feed_forward_bias: whether the feed-forward layers have.
+        query_key_norm: normalise each head's queries and keys.
+        query_scale: factor of the attention scores (default: head_dim^-0.5).
+        attention_cap: soft bound of the attention scores.
+        logit_cap: soft bound of the logits.
+        window: positions that a sliding layer sees, its own included.
+        sliding_layers: whether each layer is one; empty if none is.
+        rotaries: kinds of rotation; without any, positions are a learned table.
+        rotary_of_layer: which of them each layer uses; empty if all use the first.
         d_embedding: width of the embedding; where it differs from ``d_model``, two
             projections without bias lead in and out.
+        embedding_scale: factor of looked-up embeddings.
         position_offset: rows of the position table before position 0.
         positions_from_mask: count positions over unmasked tokens (else over all).
         tied_head: whether the head is the embedding table.
+        head_bias: whether the head has a bias.
     """
+
+    is_encoder_decoder: ClassVar[bool] = False
 
     vocab_size: int
     max_positions: int
@@ -67,30 +105,117 @@ class DecoderConfig:
     num_layers: int
     num_heads: int
     d_ff: int
+    num_kv_heads: int | None = None
+    head_dim: int | None = None
     activation: str = "gelu_new"
+    gated: bool = False
+    norm: str = "layer"
     norm_epsilon: float = 1e-5
-    pre_norm: bool = True
+    block_form: BlockForm = BlockForm.PRE_NORM
     final_norm: bool = True
-    use_bias: bool = True
+    attention_bias: bool = True
+    output_bias: bool = True
+    feed_forward_bias: bool = True
+    query_key_norm: bool = False
+    query_scale: float | None = None
+    attention_cap: float | None = None
+    logit_cap: float | None = None
+    window: int | None = None
+    sliding_layers: tuple[bool, ...] = ()
+    rotaries: tuple[Rotary, ...] = ()
+    rotary_of_layer: tuple[int, ...] = ()
     d_embedding: int | None = None
+    embedding_scale: float = 1.0
     position_offset: int = 0
     positions_from_mask: bool = False
     tied_head: bool = True
+    head_bias: bool = False
 
     def __post_init__(self):
-        for name in ("vocab_size", "max_positions", "d_model", "num_layers", "num_heads", "d_ff"):
+        for name in ("vocab_size", "max_positions", "d_model", "num_layers", "num_heads", "d_ff",
+                     "norm_epsilon", "embedding_scale"):  # fmt: skip
             checks.positive(name, getattr(self, name))
-        if self.d_model % self.num_heads:
+        for name in ("num_kv_heads", "head_dim", "query_scale", "attention_cap", "logit_cap",
+                     "window", "d_embedding"):  # fmt: skip
+            if getattr(self, name) is not None:
+                checks.positive(name, getattr(self, name))
+        checks.one_of("norm", self.norm, NORMS)
+        activation_fn(self.activation)
+        if self.head_dim is None and self.d_model % self.num_heads:
             raise checks.UserError(
                 f"`d_model` must be a multiple of `num_heads`, got {self.d_model} and "
                 f"{self.num_heads}"
             )
-        checks.positive("norm_epsilon", self.norm_epsilon)
+        if self.num_heads % self.kv_heads:
+            raise checks.UserError(
+                f"`num_heads` must be a multiple of `num_kv_heads`, got {self.num_heads} and "
+                f"{self.kv_heads}"
+            )
+        for name in ("sliding_layers", "rotary_of_layer"):
+            if len(getattr(self, name)) not in (0, self.num_layers):
+                raise checks.UserError(
+                    f"`{name}` must have one entry a layer ({self.num_layers}), got "
+                    f"{len(getattr(self, name))}"
+                )
+        if any(self.sliding_layers) and self.window is None:
+            raise checks.UserError("`window` must be a number where layers slide, got None")
+        if self.head_bias and self.tied_head:
+            raise checks.UserError("`head_bias` must be False with a tied head, got True")
 
     @property
     def embedding_width(self) -> int:
         """Width of the embedding table's rows."""
         return self.d_embedding or self.d_model
+
+    @property
+    def kv_heads(self) -> int:
+        """Heads of keys and values."""
+        return self.num_kv_heads or self.num_heads
+
+    @property
+    def head_width(self) -> int:
+        """Width of a head."""
+        return self.head_dim or self.d_model // self.num_heads
+
+    def module(self, **settings: Any) -> "Decoder":
+        """The Flax module of this config.
+
+        Args:
+            **settings: of how it computes: ``dtype``, ``unroll_layers``, ``remat``.
+
+        Returns:
+            The module.
+        """
+        return Decoder(self, **settings)
+
+    def arguments(self, batch: Batch) -> tuple[Array, ...]:
+        """What of a batch the module takes, in its order.
+
+        Args:
+            batch: ``input_ids`` and ``attention_mask``, each (b, s), and perhaps more.
+
+        Returns:
+            The arguments.
+        """
+        return batch["input_ids"], batch["attention_mask"]
+
+
+class _Layer(NamedTuple):
+    """What differs from layer to layer besides the parameters; None where nothing does."""
+
+    window: Any  # positions in view, (l,)
+    rotary: Any  # row of the rotary tables, (l,)
+
+    @classmethod
+    def stacked(cls, c: DecoderConfig, num_positions: int) -> "_Layer":
+        window = rotary = None
+        if any(c.sliding_layers):
+            window = jnp.array(
+                [c.window if slides else num_positions for slides in c.sliding_layers]
+            )
+        if len(set(c.rotary_of_layer)) > 1:
+            rotary = jnp.array(c.rotary_of_layer)
+        return cls(window, rotary)
 
 
 class Block(nn.Module):
@@ -105,23 +230,51 @@ class Block(nn.Module):
     dtype: jnp.dtype | None = None
 
     @nn.compact
-    def __call__(self, x, mask):
+    def __call__(self, x, mask, rotary, layer):
         """States ``(b*s, d)`` after the block, and ``None`` as ``nn.scan`` wants."""
         c = self.config
-        attention = SelfAttention(
-            c.d_model, c.num_heads, use_bias=c.use_bias, dtype=self.dtype, name="attention"
-        )
-        feed_forward = FeedForward(
-            c.d_model, c.d_ff, c.activation, use_bias=c.use_bias, dtype=self.dtype,
-            name="feed_forward",
+        if layer.window is not None:
+            mask = mask & window_mask(mask.shape[-1], layer.window)
+        if rotary is not None:
+            kind = 0 if layer.rotary is None else layer.rotary
+            rotary = tuple(table[kind] for table in rotary)
+        attention = Attention(
+            c.d_model, c.num_heads, c.kv_heads, c.head_width,
+            use_bias=c.attention_bias, use_output_bias=c.output_bias,
+            scale=c.query_scale, cap=c.attention_cap,
+            norm=c.norm if c.query_key_norm else None, norm_epsilon=c.norm_epsilon,
+            dtype=self.dtype, name="attention",
         )  # fmt: skip
-        for norm_name, sublayer in (
-            ("attention_norm", lambda x: attention(x, mask)),
-            ("feed_forward_norm", feed_forward),
-        ):
-            norm = layer_norm(epsilon=c.norm_epsilon, dtype=self.dtype, name=norm_name)
-            x = x + sublayer(norm(x)) if c.pre_norm else norm(x + sublayer(x))
-        return x, None
+        feed_forward = FeedForward(
+            c.d_model, c.d_ff, c.activation, use_bias=c.feed_forward_bias, gated=c.gated,
+            dtype=self.dtype, name="feed_forward",
+        )  # fmt: skip
+        return self._composed(x, partial(attention, mask=mask, rotary=rotary), feed_forward), None
+
+    def _composed(self, x, attention, feed_forward):
+        """The sub-layers in the order and with the norms of the block's form."""
+
+        def norm(name):
+            c = self.config
+            return NORMS[c.norm](epsilon=c.norm_epsilon, dtype=self.dtype, name=name)
+
+        sublayers = (("attention", attention), ("feed_forward", feed_forward))
+        match self.config.block_form:
+            case BlockForm.PRE_NORM:
+                for name, sublayer in sublayers:
+                    x = x + sublayer(norm(f"{name}_norm")(x))
+            case BlockForm.POST_NORM:
+                for name, sublayer in sublayers:
+                    x = norm(f"{name}_norm")(x + sublayer(x))
+            case BlockForm.SANDWICH:
+                for name, sublayer in sublayers:
+                    x = x + norm(f"{name}_out_norm")(sublayer(norm(f"{name}_norm")(x)))
+            case BlockForm.PARALLEL:
+                x = x + sum(sublayer(norm(f"{name}_norm")(x)) for name, sublayer in sublayers)
+            case BlockForm.PARALLEL_ONE_NORM:
+                normed = norm("norm")(x)
+                x = x + sum(sublayer(normed) for _, sublayer in sublayers)
+        return x
 
 
 class Decoder(nn.Module):
@@ -155,7 +308,7 @@ class Decoder(nn.Module):
             Logits; those at padding mean nothing.
 
         Raises:
-            UserError: if the sequence is longer than the position table.
+            UserError: if the sequence is longer than the model's positions.
         """
         c = self.config
         b, s = input_ids.shape
@@ -164,32 +317,46 @@ class Decoder(nn.Module):
                 f"`input_ids` must have at most {c.max_positions} tokens (the model's positions), "
                 f"got {s}: shorten the texts with `max_length`"
             )
+        layer = partial(dense, use_bias=False, dtype=self.dtype)
         table = embedding(c.vocab_size, c.embedding_width, dtype=self.dtype, name="embed")
-        x = table(input_ids.reshape(b * s))
+        x = table(input_ids.reshape(b * s)) * c.embedding_scale
         if c.embedding_width != c.d_model:
-            x = dense(c.d_model, use_bias=False, dtype=self.dtype, name="project_in")(x)
-        positions = embedding(
-            c.max_positions + c.position_offset, c.d_model, dtype=self.dtype, name="positions"
-        )
-        x = x + positions(self.position_ids(attention_mask).reshape(b * s))
+            x = layer(c.d_model, name="project_in")(x)
+        if not c.rotaries:
+            positions = embedding(
+                c.max_positions + c.position_offset, c.d_model, dtype=self.dtype, name="positions"
+            )
+            x = x + positions(self.position_ids(attention_mask).reshape(b * s))
+        x = self._blocks(x, attention_mask)
+        if c.final_norm:
+            x = NORMS[c.norm](epsilon=c.norm_epsilon, dtype=self.dtype, name="final_norm")(x)
+        if c.embedding_width != c.d_model:
+            x = layer(c.embedding_width, name="project_out")(x)
+        if c.tied_head:
+            logits = table.attend(x)
+        else:
+            logits = layer(c.vocab_size, use_bias=c.head_bias, name="head")(x)
+        return soft_cap(logits, c.logit_cap).reshape(b, s, c.vocab_size)
+
+    def _blocks(self, x, attention_mask):
+        """States ``(b*s, d)`` after all blocks."""
+        c, s = self.config, attention_mask.shape[1]
+        rotary = None
+        if c.rotaries:
+            precise = jnp.promote_types(x.dtype, jnp.float32)
+            rotary = tuple(jnp.asarray(table, precise) for table in rotary_table(c.rotaries, s))
         block = nn.remat(Block, prevent_cse=False) if self.remat else Block
         x, _ = nn.scan(
             block,
             variable_axes={"params": 0},
             split_rngs={"params": True},
-            in_axes=nn.broadcast,
+            in_axes=(nn.broadcast, nn.broadcast, 0),
             length=c.num_layers,
             unroll=c.num_layers if self.unroll_layers else 1,
-        )(c, self.dtype, name="blocks")(x, causal_mask(attention_mask))
-        if c.final_norm:
-            x = layer_norm(epsilon=c.norm_epsilon, dtype=self.dtype, name="final_norm")(x)
-        if c.embedding_width != c.d_model:
-            x = dense(c.embedding_width, use_bias=False, dtype=self.dtype, name="project_out")(x)
-        if c.tied_head:
-            logits = table.attend(x)
-        else:
-            logits = dense(c.vocab_size, use_bias=False, dtype=self.dtype, name="head")(x)
-        return logits.reshape(b, s, c.vocab_size)
+        )(
+            c, self.dtype, name="blocks"
+        )(x, causal_mask(attention_mask), rotary, _Layer.stacked(c, s))
+        return x
 
     def position_ids(self, attention_mask: Int[Array, "b s"]) -> Int[Array, "b s"]:
         """Row of the position table for each token.

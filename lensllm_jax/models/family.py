@@ -12,10 +12,12 @@ Example:
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Protocol, TypeAlias, runtime_checkable
+
+import flax.linen as nn
 
 from lensllm_jax import checks
-from lensllm_jax.models.decoder import DecoderConfig
+from lensllm_jax.typing import Array, Batch
 
 # Attributes that every Hugging Face config may carry and that change no logit of a plain
 # forward pass: identity, bookkeeping, generation, training-time regularisation.
@@ -31,6 +33,37 @@ HARMLESS = frozenset(
 )  # fmt: skip
 
 
+Config: TypeAlias = Any  # the ModelConfig of one family
+
+
+@runtime_checkable
+class ModelConfig(Protocol):
+    """What loading and everything after it ask of a config, whatever it describes."""
+
+    @property
+    def vocab_size(self) -> int:
+        """Rows of the embedding table."""
+        ...
+
+    @property
+    def max_positions(self) -> int | None:
+        """Longest sequence, in tokens; None where there is no limit."""
+        ...
+
+    @property
+    def is_encoder_decoder(self) -> bool:
+        """Whether logits at a position predict that position's label (else the next one's)."""
+        ...
+
+    def module(self, **settings: Any) -> nn.Module:
+        """The Flax module; settings are ``dtype``, ``unroll_layers``, ``remat``."""
+        ...
+
+    def arguments(self, batch: Batch) -> tuple[Array, ...]:
+        """What of a batch the module takes, in its order."""
+        ...
+
+
 @dataclasses.dataclass(frozen=True)
 class Weight:
     """One tensor of a checkpoint and the parameter(s) that it fills.
@@ -40,11 +73,22 @@ class Weight:
         ours: slash-joined path in our tree; several where one tensor holds several
             parameters side by side along its last (our) axis, as GPT-2's ``c_attn``.
         transpose: whether the checkpoint stores (out, in), as ``torch.nn.Linear`` does.
+        groups: into how many groups that axis falls, each holding its part of every one of
+            those parameters, as GPT-NeoX's heads do.
+        offset: what to add to the stored values, as 1 to Gemma's norms.
+        outside: whether the name stands beside the body of the model, so that it takes no
+            prefix.
+        copies: full names under which a checkpoint may hold the same tensor as well, or
+            instead.
     """
 
     hf: str
     ours: str | tuple[str, ...]
     transpose: bool = False
+    groups: int = 1
+    offset: float = 0.0
+    outside: bool = False
+    copies: tuple[str, ...] = ()
 
     @property
     def stacked(self) -> bool:
@@ -79,8 +123,8 @@ class Family:
     """
 
     name: str
-    config: Callable[[Mapping[str, Any]], DecoderConfig]
-    weights: Callable[[DecoderConfig], tuple[Weight, ...]]
+    config: Callable[[Mapping[str, Any]], Config]
+    weights: Callable[[Config], tuple[Weight, ...]]
     read: frozenset[str]
     harmless: frozenset[str]
     required: Mapping[str, Any]
@@ -113,29 +157,62 @@ class Family:
             )
 
 
-def norm_weights(hf: str, ours: str) -> tuple[Weight, Weight]:
-    """The two tensors of a layer norm.
+def embedding_weights(hf: str, ours: str, *, tied_head: bool) -> Weight:
+    """The tensor of an embedding table.
 
     Args:
         hf: its module there.
         ours: its path in our tree.
+        tied_head: whether it is the head too, of which some checkpoints hold a copy.
 
     Returns:
-        Scale and bias.
+        The entry.
     """
-    return Weight(f"{hf}.weight", f"{ours}/scale"), Weight(f"{hf}.bias", f"{ours}/bias")
+    copies = ("lm_head.weight",) if tied_head else ()
+    return Weight(f"{hf}.weight", f"{ours}/embedding", copies=copies)
 
 
-def linear_weights(hf: str, ours: str, *, use_bias: bool) -> tuple[Weight, ...]:
+def norm_weights(
+    hf: str, ours: str, *, use_bias: bool = True, offset: float = 0.0
+) -> tuple[Weight, ...]:
+    """The tensors of a norm.
+
+    Args:
+        hf: its module there.
+        ours: its path in our tree.
+        use_bias: whether it has a bias (a layer norm) or none (a root-mean-square norm).
+        offset: what the model adds to the stored scale.
+
+    Returns:
+        Scale, and bias where there is one.
+    """
+    scale = Weight(f"{hf}.weight", f"{ours}/scale", offset=offset)
+    return (scale, Weight(f"{hf}.bias", f"{ours}/bias")) if use_bias else (scale,)
+
+
+def linear_weights(
+    hf: str, ours: str | tuple[str, ...], *, use_bias: bool, groups: int = 1, outside: bool = False
+) -> tuple[Weight, ...]:
     """The tensors of a ``torch.nn.Linear``.
 
     Args:
         hf: its module there.
-        ours: its path in our tree.
+        ours: its path in our tree, or those of the layers that it holds side by side.
         use_bias: whether it has a bias.
+        groups: as in ``Weight``.
+        outside: as in ``Weight``.
 
     Returns:
         Kernel, and bias where there is one.
     """
-    kernel = Weight(f"{hf}.weight", f"{ours}/kernel", transpose=True)
-    return (kernel, Weight(f"{hf}.bias", f"{ours}/bias")) if use_bias else (kernel,)
+    layers = (ours,) if isinstance(ours, str) else ours
+    return tuple(
+        Weight(
+            f"{hf}.{theirs}",
+            tuple(f"{layer}/{leaf}" for layer in layers),
+            transpose=theirs == "weight",
+            groups=groups,
+            outside=outside,
+        )
+        for theirs, leaf in (("weight", "kernel"), ("bias", "bias"))[: 1 + use_bias]
+    )

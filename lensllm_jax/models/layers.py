@@ -2,14 +2,18 @@ r"""Layer: the few operations that every language model here is composed of.
 
 Every parameter enters through a standard Flax operation - ``nn.Dense`` (matrix and bias),
 ``nn.Embed`` (lookup, and the tied head through ``attend``), ``nn.LayerNorm`` (scale and
-bias) - so that a kernel engine which knows those few knows every model.
+bias), ``nn.RMSNorm`` (scale) - so that a kernel engine which knows those few knows every
+model.
 
 Hidden states travel flat, ``(b*s, d)``: on a CPU one large matrix product is far faster
 than ``b`` small ones, and only attention needs to see the batch.
 
 Attention is that of Vaswani et al. (2017), section 3.2:
 
-.. math:: \mathrm{softmax}(Q K^\top / \sqrt{d_k} + M)\, V
+.. math:: \mathrm{softmax}(\mathrm{cap}(c\, Q K^\top) + B + M)\, V
+
+with :math:`c = d_k^{-1/2}` and neither cap nor position bias B there; what families vary is
+those three, how many heads share a key (Ainslie et al., 2023), and how positions enter Q and K.
 
 Example:
     >>> import jax, jax.numpy as jnp
@@ -29,6 +33,7 @@ import jax.numpy as jnp
 from jaxtyping import Bool, Float, Int
 
 from lensllm_jax import checks
+from lensllm_jax.models.rotary import rotate
 from lensllm_jax.typing import Array
 
 # Hugging Face's name -> function.  "gelu" there is the exact one, "gelu_new" the tanh form.
@@ -118,6 +123,37 @@ def layer_norm(*, epsilon: float, name: str, dtype: jnp.dtype | None = None) -> 
     return nn.LayerNorm(epsilon=epsilon, use_fast_variance=False, dtype=dtype, name=name)
 
 
+def rms_norm(*, epsilon: float, name: str, dtype: jnp.dtype | None = None) -> nn.RMSNorm:
+    """Division by the root mean square (Zhang and Sennrich, 2019), and a scale.
+
+    Args:
+        epsilon: added to the mean square.
+        name: its key in the parameter tree.
+        dtype: computing type; ``None`` takes the parameters'.
+
+    Returns:
+        The Flax module.
+    """
+    return nn.RMSNorm(epsilon=epsilon, dtype=dtype, name=name)
+
+
+# The two normalisations, as a config names them.
+NORMS: Mapping[str, Callable[..., nn.Module]] = {"layer": layer_norm, "rms": rms_norm}
+
+
+def soft_cap(x: Array, cap: float | None) -> Array:
+    r"""Keeps numbers within ``(-cap, cap)``: :math:`\mathrm{cap} \tanh(x / \mathrm{cap})`.
+
+    Args:
+        x: any numbers.
+        cap: the bound; ``None`` leaves them as they are.
+
+    Returns:
+        The same shape.
+    """
+    return x if cap is None else cap * jnp.tanh(x / cap)
+
+
 def causal_mask(attention_mask: Int[Array, "b s"]) -> Bool[Array, "b 1 s s"]:
     """Which keys (last axis) each query may see: itself, the past, and no padding.
 
@@ -132,67 +168,134 @@ def causal_mask(attention_mask: Int[Array, "b s"]) -> Bool[Array, "b 1 s s"]:
     return past[None, None] & (attention_mask != 0)[:, None, None, :]
 
 
+def window_mask(num_positions: int, window: Array | int) -> Bool[Array, "1 1 s s"]:
+    """Which keys lie less than ``window`` positions before each query (Child et al., 2019).
+
+    Args:
+        num_positions: tokens of a sequence.
+        window: positions in view, the query's own included.
+
+    Returns:
+        True where attention is allowed.
+    """
+    position = jnp.arange(num_positions)
+    return (position[None, :] > position[:, None] - window)[None, None]
+
+
 def attend(
-    query: Float[Array, "s h d"], key: Float[Array, "s h d"], value: Float[Array, "s h d"],
-    mask: Bool[Array, "1 s s"],
-) -> Float[Array, "s h d"]:  # fmt: skip
+    query: Float[Array, "q h d"], key: Float[Array, "k g d"], value: Float[Array, "k g d"],
+    mask: Bool[Array, "1 #q k"], *, scale: float | None = None, cap: float | None = None,
+    bias: Float[Array, "h q k"] | None = None,
+) -> Float[Array, "q h d"]:  # fmt: skip
     """Scaled dot-product attention of one example, softmax in at least float32.
 
     Args:
         query: what each position asks.
-        key: what each position offers.
+        key: what each position offers; each of g serves h / g neighbouring heads.
         value: what it then gives.
         mask: True where a query (row) may see a key (column).
+        scale: factor of the scores (default: d^-0.5).
+        cap: soft bound of the scores.
+        bias: added to the scores, head by head.
 
     Returns:
         The weighted values.
     """
-    # softmax(Q K^T / sqrt(d_k) + M) V
-    scores = jnp.einsum("qhd,khd->hqk", query / jnp.sqrt(query.shape[-1]).astype(query.dtype), key)
-    scores = scores.astype(jnp.promote_types(scores.dtype, jnp.float32))
+    h, g = query.shape[1], key.shape[1]
+    scale = query.shape[-1] ** -0.5 if scale is None else scale
+    # softmax(cap(c Q K^T) + B + M) V
+    grouped = (query * scale).reshape(query.shape[0], g, h // g, query.shape[2])
+    scores = jnp.einsum("qgrd,kgd->grqk", grouped, key).reshape(h, len(query), len(key))
+    capped = soft_cap(scores.astype(jnp.promote_types(scores.dtype, jnp.float32)), cap)
+    biased = capped if bias is None else capped + bias
     # finfo.min, not -inf: a row of padding alone must stay finite
-    weights = jax.nn.softmax(jnp.where(mask, scores, jnp.finfo(scores.dtype).min), axis=-1)
-    return jnp.einsum("hqk,khd->qhd", weights.astype(value.dtype), value)
+    weights = jax.nn.softmax(jnp.where(mask, biased, jnp.finfo(biased.dtype).min), axis=-1)
+    weights = weights.astype(value.dtype).reshape(g, h // g, len(query), len(key))
+    return jnp.einsum("grqk,kgd->qgrd", weights, value).reshape(query.shape)
 
 
-class SelfAttention(nn.Module):
-    """Multi-head self-attention on flat hidden states.
+class Attention(nn.Module):
+    """Multi-head attention on flat hidden states, to the states themselves or to a memory.
 
     Attributes:
-        d_model: width of the hidden state.
-        num_heads: heads, each ``d_model / num_heads`` wide.
-        use_bias: whether the four projections have biases.
+        d_model: width of the output.
+        num_heads: heads of the queries.
+        num_kv_heads: heads of keys and values, each serving several of the queries.
+        head_dim: width of a head.
+        use_bias: whether query, key and value have biases.
+        use_output_bias: whether the output has one.
+        scale: factor of the scores (default: head_dim^-0.5).
+        cap: soft bound of the scores.
+        norm: of each head's queries and keys, a key of ``NORMS``; ``None`` leaves them.
+        norm_epsilon: of those norms.
         dtype: computing type; ``None`` takes the parameters'.
     """
 
     d_model: int
     num_heads: int
+    num_kv_heads: int
+    head_dim: int
     use_bias: bool
+    use_output_bias: bool
+    scale: float | None = None
+    cap: float | None = None
+    norm: str | None = None
+    norm_epsilon: float = 1e-5
     dtype: jnp.dtype | None = None
 
     @nn.compact
-    def __call__(self, x, mask):
-        """Attended states ``(b*s, d)`` from ``x`` of the same shape and ``mask`` (b, 1, s, s)."""
-        b, _, _, s = mask.shape
-        heads = (b, s, self.num_heads, self.d_model // self.num_heads)
+    def __call__(self, x, mask, *, memory=None, rotary=None, bias=None):
+        """Attended states ``(b*q, d)``.
+
+        Args:
+            x: states that ask, ``(b*q, d)``.
+            mask: True where they may see, ``(b, 1, q or 1, k)``.
+            memory: states that are seen, ``(b*k, d)`` (default: ``x``).
+            rotary: cosines and sines that turn queries and keys, each ``(s, half)``.
+            bias: added to the scores, ``(h, q, k)``.
+
+        Returns:
+            As many states as ask.
+        """
+        b, memory = mask.shape[0], x if memory is None else memory
         query, key, value = (
-            dense(self.d_model, use_bias=self.use_bias, dtype=self.dtype, name=name)(x).reshape(
-                heads
+            self._project(name, states, num_heads).reshape(b, -1, num_heads, self.head_dim)
+            for name, states, num_heads in (
+                ("query", x, self.num_heads),
+                ("key", memory, self.num_kv_heads),
+                ("value", memory, self.num_kv_heads),
             )
-            for name in ("query", "key", "value")
         )
-        attended = jax.vmap(attend)(query, key, value, mask).reshape(b * s, self.d_model)
-        return dense(self.d_model, use_bias=self.use_bias, dtype=self.dtype, name="out")(attended)
+        if self.norm is not None:
+            query, key = (
+                NORMS[self.norm](epsilon=self.norm_epsilon, dtype=self.dtype, name=name)(states)
+                for name, states in (("query_norm", query), ("key_norm", key))
+            )
+        if rotary is not None:
+            turn = jax.vmap(partial(rotate, cosine=rotary[0], sine=rotary[1]))
+            query, key = turn(query), turn(key)
+        one = partial(attend, scale=self.scale, cap=self.cap, bias=bias)
+        attended = jax.vmap(one)(query, key, value, mask).reshape(len(x), -1)
+        return dense(self.d_model, use_bias=self.use_output_bias, dtype=self.dtype, name="out")(
+            attended
+        )
+
+    def _project(self, name, states, num_heads):
+        features = num_heads * self.head_dim
+        return dense(features, use_bias=self.use_bias, dtype=self.dtype, name=name)(states)
 
 
 class FeedForward(nn.Module):
     r"""The position-wise network :math:`\phi(x W_1 + c_1) W_2 + c_2`.
 
+    Gated (Shazeer, 2020), it is :math:`(\phi(x W_g + c_g) \odot (x W_1 + c_1)) W_2 + c_2`.
+
     Attributes:
         d_model: width of the hidden state.
         d_ff: inner width.
         activation: Hugging Face's name of :math:`\phi`.
-        use_bias: whether :math:`c_1, c_2` exist.
+        use_bias: whether the c exist.
+        gated: whether there is a gate.
         dtype: computing type; ``None`` takes the parameters'.
     """
 
@@ -200,11 +303,14 @@ class FeedForward(nn.Module):
     d_ff: int
     activation: str
     use_bias: bool
+    gated: bool = False
     dtype: jnp.dtype | None = None
 
     @nn.compact
     def __call__(self, x):
         """States ``(b*s, d)`` from states ``(b*s, d)``."""
-        inner = dense(self.d_ff, use_bias=self.use_bias, dtype=self.dtype, name="up")(x)
-        inner = activation_fn(self.activation)(inner)
-        return dense(self.d_model, use_bias=self.use_bias, dtype=self.dtype, name="down")(inner)
+        layer = partial(dense, use_bias=self.use_bias, dtype=self.dtype)
+        phi = activation_fn(self.activation)
+        inner = layer(self.d_ff, name="up")(x)
+        inner = phi(layer(self.d_ff, name="gate")(x)) * inner if self.gated else phi(inner)
+        return layer(self.d_model, name="down")(inner)

@@ -13,7 +13,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from lensllm_jax.models.decoder import DecoderConfig
-from lensllm_jax.models.family import Family, Weight, norm_weights
+from lensllm_jax.models.family import (
+    Family,
+    Weight,
+    embedding_weights,
+    linear_weights,
+    norm_weights,
+)
 
 
 def config(hf: Mapping[str, Any]) -> DecoderConfig:
@@ -50,7 +56,7 @@ def weights(config: DecoderConfig) -> tuple[Weight, ...]:
     block, ours = "h.{layer}", "blocks"
     query_key_value = tuple(f"{ours}/attention/{name}" for name in ("query", "key", "value"))
     table = [
-        Weight("wte.weight", "embed/embedding"),
+        embedding_weights("wte", "embed", tied_head=config.tied_head),
         Weight("wpe.weight", "positions/embedding"),
         *norm_weights(f"{block}.ln_1", f"{ours}/attention_norm"),
         *norm_weights(f"{block}.ln_2", f"{ours}/feed_forward_norm"),
@@ -64,7 +70,7 @@ def weights(config: DecoderConfig) -> tuple[Weight, ...]:
             Weight(f"{block}.mlp.c_proj.{kind}", f"{ours}/feed_forward/down/{leaf}"),
         ]
     if not config.tied_head:
-        table.append(Weight("lm_head.weight", "head/kernel", transpose=True))
+        table += linear_weights("lm_head", "head", use_bias=False, outside=True)
     return tuple(table)
 
 

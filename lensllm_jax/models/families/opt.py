@@ -13,8 +13,14 @@ Example:
 from collections.abc import Mapping
 from typing import Any
 
-from lensllm_jax.models.decoder import DecoderConfig
-from lensllm_jax.models.family import Family, Weight, linear_weights, norm_weights
+from lensllm_jax.models.decoder import BlockForm, DecoderConfig
+from lensllm_jax.models.family import (
+    Family,
+    Weight,
+    embedding_weights,
+    linear_weights,
+    norm_weights,
+)
 
 
 def config(hf: Mapping[str, Any]) -> DecoderConfig:
@@ -34,9 +40,11 @@ def config(hf: Mapping[str, Any]) -> DecoderConfig:
         num_heads=hf["num_attention_heads"],
         d_ff=hf["ffn_dim"],
         activation=hf["activation_function"],
-        pre_norm=hf["do_layer_norm_before"],
+        block_form=BlockForm.PRE_NORM if hf["do_layer_norm_before"] else BlockForm.POST_NORM,
         final_norm=hf["do_layer_norm_before"] and not hf["_remove_final_layer_norm"],
-        use_bias=hf["enable_bias"],
+        attention_bias=hf["enable_bias"],
+        output_bias=hf["enable_bias"],
+        feed_forward_bias=hf["enable_bias"],
         d_embedding=hf["word_embed_proj_dim"],
         position_offset=2,
         positions_from_mask=True,
@@ -55,7 +63,7 @@ def weights(config: DecoderConfig) -> tuple[Weight, ...]:
     """
     block, ours = "layers.{layer}", "blocks"
     table = [
-        Weight("embed_tokens.weight", "embed/embedding"),
+        embedding_weights("embed_tokens", "embed", tied_head=config.tied_head),
         Weight("embed_positions.weight", "positions/embedding"),
         *norm_weights(f"{block}.self_attn_layer_norm", f"{ours}/attention_norm"),
         *norm_weights(f"{block}.final_layer_norm", f"{ours}/feed_forward_norm"),
@@ -68,14 +76,16 @@ def weights(config: DecoderConfig) -> tuple[Weight, ...]:
         ("fc1", "feed_forward/up"),
         ("fc2", "feed_forward/down"),
     ):
-        table += linear_weights(f"{block}.{theirs}", f"{ours}/{name}", use_bias=config.use_bias)
+        table += linear_weights(
+            f"{block}.{theirs}", f"{ours}/{name}", use_bias=config.feed_forward_bias
+        )
     if config.final_norm:
         table += norm_weights("final_layer_norm", "final_norm")
     if config.embedding_width != config.d_model:
         table += linear_weights("project_in", "project_in", use_bias=False)
         table += linear_weights("project_out", "project_out", use_bias=False)
     if not config.tied_head:
-        table += linear_weights("lm_head", "head", use_bias=False)
+        table += linear_weights("lm_head", "head", use_bias=False, outside=True)
     return tuple(table)
 
 
