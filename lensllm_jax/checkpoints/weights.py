@@ -96,7 +96,7 @@ def load_params(
 
 
 def checkpoint_tensors(
-    params: Params, family: Family, config: ModelConfig
+    params: Params, family: Family, config: ModelConfig, *, offset: bool = True
 ) -> Iterator[tuple[str, np.ndarray]]:
     """The tensors of a checkpoint, from a parameter tree: the inverse of loading.
 
@@ -104,6 +104,7 @@ def checkpoint_tensors(
         params: the tree.
         family: the tables to follow.
         config: the model that the tree fills.
+        offset: whether to undo the offsets of the table; of gradients there are none.
 
     Yields:
         Name in the checkpoint, and values.
@@ -112,7 +113,8 @@ def checkpoint_tensors(
     shapes = {path: values.shape for path, values in flat.items()}
     for slot in _slots(family, config, shapes, family.prefixes[0]):
         whole = _joined([slot.of(flat[path]) for path in slot.weight.targets], slot.weight.groups)
-        whole = whole if slot.weight.offset == 0 else whole - whole.dtype.type(slot.weight.offset)
+        if offset and slot.weight.offset:
+            whole = whole - whole.dtype.type(slot.weight.offset)
         yield slot.name, np.ascontiguousarray(whole.T if slot.weight.transpose else whole)
 
 

@@ -115,8 +115,8 @@ class Family:
         weights: the weight table for one of our configs.
         read: config attributes that ``config`` reads.
         harmless: further attributes that change no logit.
-        required: attribute -> the only value supported (the mathematics of others is not
-            implemented).
+        required: attribute -> the only value, or tuple of values, supported (the mathematics
+            of others is not implemented).
         prefixes: what may stand before every tensor name, most usual first.
         ignored: regular expressions of tensors that hold no parameter (mask buffers).
         architecture: Hugging Face's class, written when saving.
@@ -146,8 +146,11 @@ class Family:
         known = self.read | self.harmless | HARMLESS
         for name, value in attributes.items():
             if name in self.required:
-                if value != self.required[name]:
-                    problems.append(f"{name}={value!r} (only {self.required[name]!r})")
+                supported = self.required[name]
+                supported = supported if isinstance(supported, tuple) else (supported,)
+                if value not in supported:
+                    listed = " or ".join(map(repr, supported))
+                    problems.append(f"{name}={value!r} (only {listed})")
             elif name not in known and (name not in defaults or value != defaults[name]):
                 problems.append(f"{name}={value!r} (unknown attribute)")
         if problems:

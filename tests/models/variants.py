@@ -25,6 +25,63 @@ OPT = {
     "init_std": 0.2,
 }
 
+LLAMA = {
+    "model_type": "llama",
+    "vocab_size": 37,
+    "max_position_embeddings": 16,
+    "hidden_size": 12,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+    "intermediate_size": 20,
+    "initializer_range": 0.2,
+}
+GROUPED = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 6}
+# The slowest of three pairs is slowed down, the fastest kept, the middle one blended.
+LLAMA3_ROPE = {
+    "rope_type": "llama3",
+    "rope_theta": 100.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
+QWEN2 = {**LLAMA, "model_type": "qwen2"}
+SLIDING = {"use_sliding_window": True, "sliding_window": 3, "max_window_layers": 1}
+QWEN3 = {**LLAMA, "model_type": "qwen3", "head_dim": 6}
+GEMMA2 = {
+    **LLAMA,
+    **GROUPED,
+    "model_type": "gemma2",
+    "query_pre_attn_scalar": 9,
+    "sliding_window": 3,
+    "attn_logit_softcapping": 2.0,
+    "final_logit_softcapping": 3.0,
+}
+GEMMA3 = {
+    **{name: value for name, value in GEMMA2.items() if "softcapping" not in name},
+    "model_type": "gemma3_text",
+    "num_hidden_layers": 7,  # the sixth sees everything
+}
+NEOX = {
+    "model_type": "gpt_neox",
+    "vocab_size": 37,
+    "max_position_embeddings": 16,
+    "hidden_size": 24,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 3,
+    "intermediate_size": 20,
+    "initializer_range": 0.2,
+    "rope_parameters": {"rope_theta": 100.0, "partial_rotary_factor": 0.5},
+}
+PHI = {
+    **LLAMA,
+    "model_type": "phi",
+    "hidden_size": 16,
+    "rope_parameters": {"rope_theta": 100.0, "partial_rotary_factor": 0.5},
+}
+PHI3 = {**LLAMA, "model_type": "phi3", "pad_token_id": 0}
+
 VARIANTS = {
     "gpt2": GPT2,
     "gpt2-cerebras": {**GPT2, "activation_function": "gelu", "n_inner": 20},
@@ -35,7 +92,53 @@ VARIANTS = {
     "opt-no-bias-gelu": {**OPT, "enable_bias": False, "activation_function": "gelu"},
     "opt-untied": {**OPT, "tie_word_embeddings": False},
     "opt-no-final-norm": {**OPT, "_remove_final_layer_norm": True},
-}
+    "llama": LLAMA,
+    "llama-tied-grouped": {**LLAMA, **GROUPED, "tie_word_embeddings": True},
+    "llama-3-rope": {**LLAMA, "rope_parameters": LLAMA3_ROPE},
+    "llama-linear-rope": {
+        **LLAMA,
+        "rope_parameters": {"rope_type": "linear", "rope_theta": 100.0, "factor": 4.0},
+    },
+    "llama-biases-gelu": {
+        **LLAMA, "attention_bias": True, "mlp_bias": True, "hidden_act": "gelu",
+    },
+    "qwen2": QWEN2,
+    "qwen2-tied-sliding": {**QWEN2, **SLIDING, "tie_word_embeddings": True},
+    "qwen3": QWEN3,
+    "qwen3-tied-grouped-sliding": {**QWEN3, **GROUPED, **SLIDING, "tie_word_embeddings": True},
+    "qwen3-biases": {**QWEN3, "attention_bias": True},
+    "gemma2": GEMMA2,
+    "gemma2-uncapped-untied": {
+        **GEMMA2,
+        "attn_logit_softcapping": None,
+        "final_logit_softcapping": None,
+        "tie_word_embeddings": False,
+    },
+    "gemma3": GEMMA3,
+    "gemma3-capped-scaled-rope": {
+        **GEMMA3,
+        "final_logit_softcapping": 3.0,
+        "rope_parameters": {
+            "sliding_attention": {"rope_type": "default", "rope_theta": 10.0},
+            "full_attention": {"rope_type": "linear", "rope_theta": 100.0, "factor": 8.0},
+        },
+    },
+    "pythia": NEOX,
+    "pythia-sequential-tied": {
+        **NEOX, "use_parallel_residual": False, "tie_word_embeddings": True,
+    },
+    "pythia-no-attention-bias": {**NEOX, "attention_bias": False},
+    "phi": PHI,
+    "phi-grouped-normed": {
+        **PHI, "num_attention_heads": 4, "num_key_value_heads": 2, "qk_layernorm": True,
+        "hidden_size": 32,
+    },
+    "phi3": PHI3,
+    "phi3-grouped-sliding-tied": {
+        **PHI3, "num_attention_heads": 4, "num_key_value_heads": 2, "hidden_size": 24,
+        "sliding_window": 3, "tie_word_embeddings": True,
+    },
+}  # fmt: skip
 
 
 def batch():

@@ -1,5 +1,17 @@
 """The families that can be loaded, by Hugging Face's ``model_type``."""
 
-from lensllm_jax.models.families import gpt2, opt
+from lensllm_jax.models.families import (
+    gemma2,
+    gemma3_text,
+    gpt2,
+    gpt_neox,
+    llama,
+    opt,
+    phi,
+    phi3,
+    qwen2,
+    qwen3,
+)
 
-FAMILIES = {family.name: family for family in (gpt2.FAMILY, opt.FAMILY)}
+_MODULES = (gemma2, gemma3_text, gpt2, gpt_neox, llama, opt, phi, phi3, qwen2, qwen3)
+FAMILIES = {module.FAMILY.name: module.FAMILY for module in _MODULES}

@@ -1,0 +1,82 @@
+"""Gemma 2 (Gemma Team, 2024): Llama, with norms on both sides of each sub-layer.
+
+Norms store their scale minus one; embeddings are scaled by the root of their width; scores
+and logits are softly capped; every other layer sees a window alone.
+
+Example:
+    >>> from lensllm_jax.models.families import FAMILIES
+    >>> FAMILIES["gemma2"].architecture
+    'Gemma2ForCausalLM'
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from lensllm_jax.models.decoder import BlockForm, DecoderConfig
+from lensllm_jax.models.families import llama
+from lensllm_jax.models.family import Family, Weight
+
+READ = (llama.READ - {"hidden_act"}) | frozenset(
+    """hidden_activation query_pre_attn_scalar sliding_window layer_types
+    attn_logit_softcapping final_logit_softcapping""".split()
+)
+# hidden_act is a leftover of Gemma 1 that its class does not read
+HARMLESS = llama.HARMLESS | {"hidden_act", "cache_implementation"}
+NORMS = {
+    "input_layernorm": "attention_norm",
+    "post_attention_layernorm": "attention_out_norm",
+    "pre_feedforward_layernorm": "feed_forward_norm",
+    "post_feedforward_layernorm": "feed_forward_out_norm",
+}
+OFFSET = 1.0  # a scale of 1 is stored as 0
+
+
+def config(hf: Mapping[str, Any]) -> DecoderConfig:
+    """Our config from the attributes of a Gemma 2 config.
+
+    Args:
+        hf: the attributes.
+
+    Returns:
+        The decoder that they describe.
+    """
+    return dataclasses.replace(
+        llama.config({**hf, "hidden_act": hf["hidden_activation"]}),
+        block_form=BlockForm.SANDWICH,
+        embedding_scale=hf["hidden_size"] ** 0.5,
+        query_scale=hf["query_pre_attn_scalar"] ** -0.5,
+        attention_cap=hf["attn_logit_softcapping"],
+        logit_cap=hf["final_logit_softcapping"],
+        **llama.sliding_layers(hf),
+    )
+
+
+def weights(config: DecoderConfig) -> tuple[Weight, ...]:
+    """The weight table.
+
+    Args:
+        config: the decoder to fill.
+
+    Returns:
+        One entry a checkpoint tensor.
+    """
+    return (
+        *llama.ends(config, offset=OFFSET),
+        *llama.block_norms(NORMS, offset=OFFSET),
+        *llama.attention(config),
+        *llama.feed_forward(config),
+    )
+
+
+FAMILY = Family(
+    name="gemma2",
+    config=config,
+    weights=weights,
+    read=READ,
+    harmless=HARMLESS,
+    required={"use_bidirectional_attention": (None, False)},
+    prefixes=("model.", ""),
+    ignored=llama.IGNORED,
+    architecture="Gemma2ForCausalLM",
+)

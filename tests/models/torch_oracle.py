@@ -1,0 +1,129 @@
+"""Hugging Face's PyTorch models with random weights, and how far ours are from them."""
+
+import contextlib
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lensllm_jax.checkpoints.candidate import load_folder
+from lensllm_jax.checkpoints.weights import checkpoint_tensors
+from tests.models.variants import batch
+from tests.tolerances import relative_difference
+
+torch = pytest.importorskip("torch", reason="PyTorch is the parity oracle")
+transformers = pytest.importorskip("transformers")
+
+
+class Float64Throughout(torch.overrides.TorchFunctionMode):
+    """Lets no operation of a float64 model fall back to float32.
+
+    Hugging Face computes norms, softmax and rotations in float32 whatever the model's type;
+    an oracle to 1e-10 must not.
+    """
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        if function is torch.Tensor.float:
+            function = torch.Tensor.double
+        widened = [torch.float64 if a is torch.float32 else a for a in args]
+        settings = {
+            k: torch.float64 if v is torch.float32 else v for k, v in (kwargs or {}).items()
+        }
+        return function(*widened, **settings)
+
+
+@contextlib.contextmanager
+def computing_in(dtype):
+    """Everything that PyTorch makes or computes inside has ``dtype``, a name."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(getattr(torch, dtype))
+    try:
+        with Float64Throughout() if dtype == "float64" else contextlib.nullcontext():
+            yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+def auto_class(config):
+    """Hugging Face's class of models with a language modelling head."""
+    if config.is_encoder_decoder:
+        return transformers.AutoModelForSeq2SeqLM
+    return transformers.AutoModelForCausalLM
+
+
+def random_model(attributes, dtype="float32"):
+    """A PyTorch model of a tiny config; its weights are the same in every type."""
+    attributes = dict(attributes)
+    config = transformers.AutoConfig.for_model(attributes.pop("model_type"), **attributes)
+    model = auto_class(config).from_config(config, dtype=getattr(torch, dtype)).eval()
+    generator = np.random.default_rng(0)
+    with torch.no_grad():
+        for _, parameter in sorted(model.named_parameters()):
+            # biases and norms would start at 0 and 1, where errors hide
+            centre = parameter.mean() if parameter.ndim == 1 else 0.0
+            drawn = generator.normal(scale=0.2, size=tuple(parameter.shape)).astype(np.float32)
+            parameter.copy_(centre + torch.tensor(drawn))
+    return model
+
+
+def logits_and_loss(model, data):
+    """The model's logits, and the mean cross entropy over target tokens."""
+    tensors = {name: torch.tensor(np.asarray(values)).long() for name, values in data.items()}
+    labels = tensors.pop("labels")
+    logits = model(**tensors).logits
+    # PyTorch's own loss of these models is float32 whatever the model is
+    predicting = logits if model.config.is_encoder_decoder else logits[:, :-1]
+    labels = labels if model.config.is_encoder_decoder else labels[:, 1:]
+    return logits, torch.nn.functional.cross_entropy(predicting.flatten(0, 1), labels.flatten())
+
+
+def our_loss(params, candidate, data):
+    """The same loss of one of ours, written out here so as not to share code."""
+    shift = 0 if candidate.is_encoder_decoder else 1
+    logits = candidate.apply_fn(params, data)
+    logits, labels = logits[:, : logits.shape[1] - shift], data["labels"][:, shift:]
+    log_probs = jax.nn.log_softmax(logits, axis=-1)
+    picked = jnp.take_along_axis(log_probs, jnp.maximum(labels, 0)[..., None], axis=-1)[..., 0]
+    return -jnp.sum(jnp.where(labels >= 0, picked, 0.0)) / jnp.sum(labels >= 0)
+
+
+class Difference(NamedTuple):
+    """Largest differences from PyTorch, relative to the largest magnitude."""
+
+    logits: float
+    loss: float
+    gradient: float  # over all tensors: single ones may have gradients that are rounding alone
+
+
+def difference(attributes, dtype, folder, data=None) -> Difference:
+    """How far our model of a tiny config is from PyTorch's, in one type.
+
+    Args:
+        attributes: Hugging Face's.
+        dtype: "float32" or "float64" (which needs JAX's x64 mode).
+        folder: where to keep the checkpoint.
+        data: a batch (default: ``batch()``, padded left and right).
+    """
+    data = batch() if data is None else data
+    with computing_in(dtype):
+        model = random_model(attributes, dtype)
+        model.save_pretrained(folder)
+        logits, loss = logits_and_loss(model, data)
+        loss.backward()
+    candidate = load_folder(folder, dtype=dtype)
+    ours_loss, gradient = jax.value_and_grad(our_loss)(candidate.params, candidate, data)
+    expected = {name: p.grad.numpy() for name, p in model.named_parameters()}
+    got = dict(checkpoint_tensors(gradient, candidate.family, candidate.config, offset=False))
+    assert set(got) == set(expected)
+    scale = max(np.abs(g).max() for g in expected.values())
+    # logits at padding mean nothing
+    real = np.asarray(data["attention_mask"]) == 1
+    real = slice(None) if candidate.is_encoder_decoder else real
+    ours = np.asarray(candidate.apply_fn(candidate.params, data))
+    return Difference(
+        logits=relative_difference(ours[real], logits.detach().numpy()[real]),
+        loss=relative_difference(ours_loss, loss.item()),
+        gradient=max(np.abs(got[name] - expected[name]).max() for name in expected) / scale,
+    )
