@@ -113,10 +113,11 @@ def load_checked(name: str, config: MeasurementConfig) -> Candidate:
         UserError: if it does not load, has no tokenizer, or too few positions.
     """
     candidate = load_candidate(name)
-    if config.max_length > candidate.config.max_positions:
+    positions = candidate.config.max_positions
+    if positions is not None and config.max_length > positions:
         raise checks.UserError(
-            f"`max_length` must be at most {candidate.config.max_positions} (the positions of "
-            f"{name}), got {config.max_length}"
+            f"`max_length` must be at most {positions} (the positions of {name}), got "
+            f"{config.max_length}"
         )
     assert len(candidate.tokenizer)  # a missing tokenizer must stop the run here
     return candidate

@@ -32,7 +32,6 @@ from lensllm_jax.checkpoints.candidate import Candidate, transformers
 from lensllm_jax.checkpoints.zoo import FOLDER
 from lensllm_jax.data.corpora import load_corpus
 from lensllm_jax.finetune.loop import Loop, OptimizerConfig
-from lensllm_jax.models.decoder import Decoder
 from lensllm_jax.models.families import FAMILIES
 
 CANDIDATES = flags.DEFINE_string("candidates", "all", "Comma-separated names, or all.")
@@ -245,8 +244,9 @@ def random_candidate(name: str, recipe: Recipe, tokenizer, folder: Path) -> Cand
     hf = transformers().AutoConfig.for_model(model_type, **attributes).to_dict()
     family = FAMILIES[model_type]
     config = family.config(hf)
-    ids = jnp.zeros((1, 1), jnp.int32)
-    params = Decoder(config).init(jax.random.key(recipe.seed), ids, ids)["params"]
+    keys = ("input_ids", "attention_mask", "decoder_input_ids")
+    inputs = config.arguments(dict.fromkeys(keys, jnp.zeros((1, 1), jnp.int32)))
+    params = config.module().init(jax.random.key(recipe.seed), *inputs)["params"]
     return Candidate(name, family, config, params, hf, folder)
 
 
