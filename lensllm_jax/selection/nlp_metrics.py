@@ -9,7 +9,8 @@ Yang et al. 2023, "Test accuracy vs. generalization gap", arXiv 2202.02842, for 
 
 A heavier tail (smaller alpha, smaller lambda) goes with better trained layers, so the score is the
 mean PL alpha over the layers and smaller is better.  Both fits and :math:`x_{min}` (least
-Kolmogorov-Smirnov distance) are the `powerlaw` package's.  Embeddings, biases and norms are left
+Kolmogorov-Smirnov distance) are the `powerlaw` package's, with alpha free above 1; alpha then
+equals weightwatcher's.  Embeddings, biases and norms are left
 out, as are matrices with fewer than ``MIN_EIGENVALUES`` eigenvalues, too few for a tail.
 
 Example:
@@ -39,6 +40,8 @@ NOT_A_LAYER = re.compile(
     r"bias|scale|norm|ln_|embed|wte|wpe|shared|position|lm_head", re.IGNORECASE
 )
 RELATIVE_ZERO = 1e-10  # eigenvalues below it times the largest are rounding errors of zero
+# The package would keep alpha below 3, and so move xmin until it is; layers of 5 and more exist.
+ALPHA_RANGE = (1.0, None)
 
 
 class HeavyTailMetrics(NamedTuple):
@@ -75,7 +78,7 @@ def heavy_tail_metrics(
         )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the package warns of parameters near its search's ends
-        fit = powerlaw.Fit(values, verbose=False)
+        fit = powerlaw.Fit(values, verbose=False, parameter_ranges={"alpha": ALPHA_RANGE})
         rate = float(fit.truncated_power_law.parameter2) if truncated else float("nan")
         return HeavyTailMetrics(float(fit.power_law.alpha), rate, float(fit.xmin), len(values))
 

@@ -1,12 +1,16 @@
 """Scores from features and weights, beside dense and independent computations."""
 
-import importlib.util
+import json
+from pathlib import Path
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import safetensors.numpy
 
+import lensllm_jax
 from lensllm_jax import checks
+from lensllm_jax.selection import nlp_metrics
 from lensllm_jax.selection.logme import log_evidence
 from lensllm_jax.selection.loss_table import LossTable
 from lensllm_jax.selection.nlp_metrics import heavy_tail_metrics, mean_pl_alpha, weight_matrices
@@ -14,6 +18,7 @@ from lensllm_jax.selection.rank import rank
 from tests import oracles
 from tests.tolerances import assert_close
 
+ZOO = Path(lensllm_jax.__file__).parent / "zoo"
 RNG = np.random.default_rng(0)
 FEATURES = RNG.standard_normal((40, 6))
 LABELS = (FEATURES[:, 0] + 0.5 * RNG.standard_normal(40) > 0).astype(int)
@@ -59,15 +64,25 @@ def test_a_truncated_tail_has_a_larger_lambda():
     assert heavy_tail_metrics(bounded).etpl_lambda > heavy_tail_metrics(cut).etpl_lambda
 
 
-@pytest.mark.skipif(not importlib.util.find_spec("weightwatcher"), reason="needs weightwatcher")
-def test_alpha_equals_weightwatchers():
-    import weightwatcher
+GOLDEN = json.loads((Path(__file__).parents[1] / "goldens/weightwatcher_alpha.json").read_text())
 
-    matrix = heavy(2.5)
-    watcher = weightwatcher.WeightWatcher()
-    theirs = watcher.fit_powerlaw(np.linalg.svd(matrix, compute_uv=False) ** 2, plot=False)[0]
-    # the two packages search xmin over slightly different values
-    assert_close(heavy_tail_metrics(matrix, truncated=False).pl_alpha, theirs, rel=0.02)
+
+@pytest.mark.parametrize("candidate", GOLDEN["alpha"])
+def test_alpha_of_every_layer_equals_weightwatchers(candidate):
+    theirs = GOLDEN["alpha"][candidate]
+    layers = dict(weight_matrices(ZOO / candidate))
+    assert layers.keys() == theirs.keys()
+    for name, matrix in layers.items():
+        ours = heavy_tail_metrics(matrix, truncated=False).pl_alpha
+        assert_close(ours, theirs[name], jnp.float64)
+
+
+def test_alpha_above_three_is_not_cut_off(monkeypatch):
+    # the package's own range ends at 3: with it the layers of 7 and 11 came out at 1.6 and 2.6
+    assert max(GOLDEN["alpha"]["gpt2-xs"].values()) > 5.0
+    steep = heavy_tail_metrics(heavy(6.0), truncated=False).pl_alpha
+    monkeypatch.setattr(nlp_metrics, "ALPHA_RANGE", (0.0, 3.0))
+    assert heavy_tail_metrics(heavy(6.0), truncated=False).pl_alpha < 3.1 < steep
 
 
 def test_params_file_and_folder_give_the_same_alpha_and_skip_what_is_no_layer(tmp_path):
