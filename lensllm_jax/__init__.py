@@ -23,6 +23,8 @@ _HOME = {
     "candidate_ntk": "lensllm_jax.ntk.candidate",
     "empirical_ntk": "lensllm_jax.ntk.gram",
     "ntk_loss": "lensllm_jax.ntk.loss",
+    "ntk_loss_matrix_free": "lensllm_jax.ntk.operator",
+    "ntk_matvec": "lensllm_jax.ntk.operator",
     "fit_law": "lensllm_jax.scaling.fit",
     "fit_laws": "lensllm_jax.scaling.fit",
     "read_loss_table": "lensllm_jax.selection.loss_table",

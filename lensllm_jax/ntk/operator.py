@@ -1,0 +1,277 @@
+r"""The kernel as an operator: products :math:`\Theta v`, and the NTK loss from them alone.
+
+With the Jacobian :math:`J` of all outputs (n*k, p), the kernel is :math:`\Theta = J J^\top` and
+
+.. math:: \Theta v = J\,(J^\top v):
+
+one reverse-mode pass over the examples gives :math:`J^\top v`, shaped like the parameters, and one
+forward-mode pass multiplies it by :math:`J`.  Neither :math:`J` nor :math:`\Theta` is ever held:
+memory is that of one block of examples and of two copies of the parameters.
+
+Lanczos' iteration turns m such products into a tridiagonal :math:`T` whose eigenvalues and
+eigenvectors are the nodes and weights of Gauss quadrature for the measure that a residual r
+puts on the spectrum of :math:`\Theta` (Golub and Meurant 2010, *Matrices, Moments and
+Quadrature with Applications*, ch. 6 and 7):
+
+.. math:: F(t) = r^\top e^{-2 \eta t \Theta} r \approx |r|^2\, e_1^\top e^{-2 \eta t T} e_1 .
+
+All derivatives of even order of the integrand are positive and those of odd order negative, so
+that Gauss' rule lies below F, and Gauss and Radau's, with one node at or below the smallest
+eigenvalue, lies above: the difference bounds the error at every t.
+
+Example:
+    >>> import jax.numpy as jnp, numpy as np
+    >>> from lensllm_jax.ntk.operator import ntk_matvec
+    >>> f = lambda params, x: x @ params  # linear, so that the kernel is x x^T
+    >>> x = jnp.array([[1.0, 0.0], [1.0, 2.0]])
+    >>> ntk_matvec(f, jnp.zeros(2), x, np.array([1.0, 1.0]))
+    array([2., 6.], dtype=float32)
+"""
+
+import dataclasses
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float, Inexact
+from matfree import decomp
+
+from lensllm_jax import checks
+from lensllm_jax.ntk import gram
+from lensllm_jax.ntk.gram import num_examples, num_outputs
+from lensllm_jax.ntk.loss import NtkSpectrum, Steps
+from lensllm_jax.typing import ApplyFn, Array, Params
+
+BLOCK_SIZE = 64  # examples in memory at once: enough for the matrix products to be large
+
+
+class MatrixFreeNtkLoss(NamedTuple):
+    """F at the times asked for, and what gives it at any other."""
+
+    loss: Float[np.ndarray, "..."]  # F(t), a lower bound but for rounding
+    error: Float[np.ndarray, "..."]  # bound of |loss - F|: quadrature and measured rounding
+    spectrum: NtkSpectrum  # the rule: m nodes and weights in place of n eigenvalues
+    num_matvecs: int  # m; fewer than asked for where they already give F exactly
+
+
+def ntk_matvec(
+    f: ApplyFn,
+    params: Params,
+    x: Any,
+    v: Inexact[Array, "..."],
+    *,
+    x2: Any = None,
+    block_size: int = BLOCK_SIZE,
+) -> Inexact[np.ndarray, "..."]:
+    r"""The product :math:`\Theta(x, x_2)\, v`, without the kernel.
+
+    Args:
+        f: ``f(params, x)`` with outputs (n,) or (n, k), output i of example i alone.
+        params: pytree of floating arrays.
+        x: pytree of arrays whose leading axis counts the n examples of the rows.
+        v: the vector, shaped like ``f(params, x2)``: (m,) or (m, k); or several of them along one
+            more leading axis, which share the pass through the model.
+        x2: the examples of the columns; ``None`` stands for ``x``.
+        block_size: examples in memory at once.
+
+    Returns:
+        Shaped like ``f(params, x)``, with the leading axis of ``v`` where it has one.
+
+    Raises:
+        UserError: if shapes do not fit, or an entry of ``v`` or of the product is not finite.
+
+    Example:
+        >>> f = lambda params, x: x @ params
+        >>> ntk_matvec(f, jnp.zeros(2), jnp.eye(2), np.eye(2), block_size=1)
+        array([[1., 0.],
+               [0., 1.]], dtype=float32)
+    """
+    gram._check_params(params)
+    checks.positive("block_size", block_size)
+    rows = _Blocks.of("x", f, params, x, block_size)
+    columns = rows if x2 is None else _Blocks.of("x2", f, params, x2, block_size)
+    v = checks.finite("v", np.asarray(v, rows.dtype))
+    if v.shape != columns.shape and v.shape[1:] != columns.shape:
+        raise checks.UserError(
+            f"`v` must have shape {columns.shape}, that of the outputs, or one more leading axis, "
+            f"got {v.shape}"
+        )
+    vectors = v.reshape(-1, *columns.shape)
+    product = _matvecs(f, params, rows.x, columns.x, columns.cut(vectors))
+    return checks.finite("theta v", rows.join(np.asarray(product)).reshape(_like(v, columns, rows)))
+
+
+def ntk_loss_matrix_free(
+    f: ApplyFn,
+    params: Params,
+    x: Any,
+    residual: Float[Array, " n"] | Float[Array, "n k"],
+    *,
+    learning_rate: float,
+    steps: Steps,
+    num_matvecs: int = 50,
+    block_size: int = BLOCK_SIZE,
+) -> MatrixFreeNtkLoss:
+    r""":math:`F(\Theta, t) = \| e^{-\eta \Theta t} r \|_2^2` from products :math:`\Theta v` alone.
+
+    Args:
+        f: ``f(params, x)`` with outputs (n,) or (n, k), output i of example i alone.
+        params: pytree of floating arrays.
+        x: pytree of arrays whose leading axis counts the n training examples.
+        residual: :math:`r = f_0(X) - y`, shaped like the outputs.
+        learning_rate: :math:`\eta`, for a loss summed over examples.
+        steps: :math:`t` in optimizer steps, one number or an array of them.
+        num_matvecs: m, products with the kernel; each is a pass over all examples.
+        block_size: examples in memory at once.
+
+    Returns:
+        F in the shape of ``steps``, a bound of its error, and the rule that gives it.
+
+    Raises:
+        UserError: if shapes or settings do not fit, or a product is not finite.
+
+    Example:
+        >>> f = lambda params, x: x @ params
+        >>> x = jnp.diag(jnp.array([1.0, 0.1, 0.0]))
+        >>> found = ntk_loss_matrix_free(
+        ...     f, jnp.zeros(3), x, np.ones(3), learning_rate=0.5, steps=[0.0, 1.0, 1e3])
+        >>> found.loss.round(4).tolist()  # e^{-1} + e^{-0.01} + 1 at t = 1
+        [3.0, 2.3579, 1.0]
+    """
+    gram._check_params(params)
+    for name, count in (("num_matvecs", num_matvecs), ("block_size", block_size)):
+        checks.positive(name, count)
+    blocks = _Blocks.of("x", f, params, x, block_size)
+    r = checks.finite("residual", np.asarray(residual, np.float64))
+    checks.shape("residual", r, blocks.shape)
+    norm = float(np.linalg.norm(r))
+    start = (r / norm if norm else np.ones_like(r)).astype(blocks.dtype)
+    start, counted = (blocks.cut(a[None])[0] for a in (start, np.ones_like(start)))
+    h, left_over = _lanczos(f, params, blocks.x, start, counted, min(int(num_matvecs), r.size))
+    gauss, radau, rounding = _rules(np.asarray(h), float(left_over), norm**2)
+
+    def at(rule: NtkSpectrum, times: Steps) -> np.ndarray:
+        return rule.loss(learning_rate=learning_rate, steps=times)
+
+    t = np.asarray(steps, np.float64)
+    loss, upper = at(gauss, t), at(radau, t)
+    # d/dΘ of r^T exp(-cΘ) r along an error E of norm δ: |∫ r^T exp(-sΘ) E exp(-(c-s)Θ) r ds| is at
+    # most c δ |r| |exp(-cΘ) r|, since log|exp(-sΘ) r| is convex in s; c = 2 η t
+    moved = 2.0 * learning_rate * t * rounding * norm * np.sqrt(at(radau, 2.0 * t))
+    error = np.maximum(upper - loss, 0.0) + np.minimum(moved, norm**2)
+    error += 10 * np.finfo(np.float64).eps * norm**2
+    return MatrixFreeNtkLoss(loss, error, gauss, len(gauss.eigenvalues))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Blocks:
+    """Examples in blocks of one size, so that one program serves them all.
+
+    The last block repeats the last example; the weights of what it repeats are zero.
+    """
+
+    x: Any  # every leaf (blocks, block_size, ...)
+    shape: tuple[int, ...]  # of the outputs: (n,) or (n, k)
+    dtype: np.dtype  # of the outputs
+
+    @classmethod
+    def of(cls, name: str, f: ApplyFn, params: Params, x: Any, block_size: int) -> "_Blocks":
+        n = num_examples(name, x)
+        k = num_outputs(f, params, x)
+        block = min(int(block_size), n)
+        index = np.minimum(np.arange(-(-n // block) * block), n - 1).reshape(-1, block)
+        out = jax.eval_shape(f, params, x)
+        blocked = jax.tree.map(lambda leaf: np.asarray(leaf)[index], x)
+        return cls(blocked, (n,) if k is None else (n, k), out.dtype)
+
+    def cut(self, vectors: np.ndarray) -> np.ndarray:
+        """(c, n, ...) to (c, blocks, block_size, ...), filled up with zeros."""
+        num_blocks, block = jax.tree.leaves(self.x)[0].shape[:2]
+        missing = num_blocks * block - self.shape[0]
+        filled = np.pad(vectors, [(0, 0), (0, missing)] + [(0, 0)] * (vectors.ndim - 2))
+        return filled.reshape(len(vectors), num_blocks, block, *self.shape[1:])
+
+    def join(self, blocked: np.ndarray) -> np.ndarray:
+        """What ``cut`` took apart."""
+        return blocked.reshape(len(blocked), -1, *self.shape[1:])[:, : self.shape[0]]
+
+
+def _like(v: np.ndarray, columns: _Blocks, rows: _Blocks) -> tuple[int, ...]:
+    """The shape of a product: that of ``v`` with the rows' examples for the columns'."""
+    return v.shape[: v.ndim - len(columns.shape)] + rows.shape
+
+
+def _matvec(f: ApplyFn, params: Params, rows: Any, columns: Any, v: jax.Array) -> jax.Array:
+    """J (J^T v), both passes block by block; v (blocks, block_size, ...)."""
+
+    def pull(total: Params, block: tuple) -> tuple[Params, None]:
+        x, weights = block
+        _, pullback = jax.vjp(lambda p: f(p, x), params)
+        return jax.tree.map(jnp.add, total, pullback(weights)[0]), None
+
+    direction, _ = jax.lax.scan(pull, jax.tree.map(jnp.zeros_like, params), (columns, v))
+
+    def push(x: Any) -> jax.Array:
+        return jax.jvp(lambda p: f(p, x), (params,), (direction,))[1]
+
+    return jax.lax.map(push, rows)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _matvecs(f: ApplyFn, params: Params, rows: Any, columns: Any, vectors: Array) -> jax.Array:
+    """Products with several vectors (c, blocks, block_size, ...) in one pass."""
+    with jax.default_matmul_precision("highest"):
+        return jax.vmap(lambda v: _matvec(f, params, rows, columns, v))(vectors)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 5))
+def _lanczos(
+    f: ApplyFn, params: Params, x: Any, start: Array, counted: Array, num_matvecs: int
+) -> tuple[jax.Array, jax.Array]:
+    """H = Q^T Theta Q (m, m), and the length of what the m-th product leaves outside Q.
+
+    Matfree's tridiagonalisation with full reorthogonalisation is its Arnoldi iteration followed
+    by an average of H and its transpose.  H itself is taken here: what of it is not
+    tridiagonal measures the rounding of the products.
+    """
+    arnoldi = decomp.hessenberg(num_matvecs, reortho="full", custom_vjp=False)
+    with jax.default_matmul_precision("highest"):
+        # what the last block repeats has no weight in J^T v, and must gain none from J
+        found = arnoldi(lambda v: counted * _matvec(f, params, x, x, v), start)
+    return found.J_small, jnp.linalg.norm(found.residual)
+
+
+def _rules(
+    hessenberg: np.ndarray, left_over: float, squared_norm: float
+) -> tuple[NtkSpectrum, NtkSpectrum, float]:
+    """Gauss' rule, Gauss and Radau's, and the norm of the rounding of the products."""
+    eps = float(np.finfo(hessenberg.dtype).eps)
+    h = hessenberg.astype(np.float64)
+    below = np.append(np.diag(h, -1), left_over)
+    # once a product adds nothing to the space, T is exact and what follows is noise
+    noise = 10 * eps * np.maximum.accumulate(np.abs(np.diag(h)))
+    m = min([*np.flatnonzero(below <= noise) + 1, len(h)])
+    h = checks.finite("theta v (in Lanczos' iteration)", h[:m, :m])
+    t = np.diag(np.diag(h)) + np.diag(below[: m - 1], -1) + np.diag(below[: m - 1], 1)
+    largest = float(np.linalg.norm(t, 2))
+    rounding = max(float(np.linalg.norm(h - t, 2)), 10 * eps * largest)
+    gauss = np.linalg.eigh(t)
+    node = min(float(gauss.eigenvalues[0]), 0.0) - rounding  # surely below every eigenvalue
+    # Golub 1973: the last diagonal entry that makes the node an eigenvalue
+    last = np.zeros(m)
+    last[-1] = below[m - 1] ** 2
+    corner = node + np.linalg.solve(t - node * np.eye(m), last)[-1] if largest else 0.0
+    extended = np.pad(t, (0, 1))
+    extended[m, m] = corner
+    extended[m, m - 1] = extended[m - 1, m] = below[m - 1]
+    radau = np.linalg.eigh(extended)
+    return _rule(gauss, squared_norm), _rule(radau, squared_norm), rounding
+
+
+def _rule(eigen: Any, squared_norm: float) -> NtkSpectrum:
+    """Nodes and weights of the quadrature that belongs to a tridiagonal matrix."""
+    return NtkSpectrum(
+        np.maximum(eigen.eigenvalues, 0.0), squared_norm * eigen.eigenvectors[0] ** 2
+    )
