@@ -25,6 +25,7 @@ from lensllm_jax import checks
 from lensllm_jax.checkpoints.zoo import load_candidate
 from lensllm_jax.data.catalogue import load_task
 from lensllm_jax.data.task import Task
+from lensllm_jax.selection.flops import training_flops
 from lensllm_jax.selection.loss_table import write_loss_table
 from lensllm_jax.selection.measurement import Measurement, MeasurementConfig
 
@@ -98,7 +99,7 @@ def ledger_rows(
             "candidate": candidate.name,
             "size": size,
             **{key: cell[key] for key in sorted(cell)},
-            "flops": 6 * candidate.num_params * cell["num_tokens"],
+            "flops": int(training_flops(candidate.num_params, cell["num_tokens"])),
             "learning_rate": config.learning_rate,
             "seed": config.seed,
         }

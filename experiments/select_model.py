@@ -39,6 +39,7 @@ from lensllm_jax.data.task import Task
 from lensllm_jax.report import figures
 from lensllm_jax.report.selection import Selection, selection_markdown
 from lensllm_jax.scaling.laws import NtkSpectrum
+from lensllm_jax.selection.flops import FlopsLedger, kernel_flops
 from lensllm_jax.selection.halving import Halving
 from lensllm_jax.selection.loss_table import write_loss_table
 from lensllm_jax.selection.measurement import Measurement, MeasurementConfig
@@ -80,14 +81,14 @@ class Measured:
         losses: size -> test loss, nats per target token; 0 is before fine-tuning.
         search: Algorithm 1 at its end.
         spectrum: of its kernel, with the fine-tuning's rate.
-        num_tokens: trained on, all subsets together.
+        num_tokens: size -> tokens trained on.
         family: Hugging Face's name of its kind.
     """
 
     losses: dict[int, float]
     search: Halving
     spectrum: NtkSpectrum
-    num_tokens: int
+    num_tokens: dict[int, int]
     family: str
 
 
@@ -136,14 +137,14 @@ def measure(
     kernel_path = f"kernels/{measuring.slug_of(name)}"
     spectrum = measuring.remember_kernel(measurement, folder, kernel_path, progress)
     losses = {0: measuring.remember_zero_shot(measurement, folder, progress)}
-    num_tokens = 0
+    num_tokens: dict[int, int] = {}
     search = Halving(gamma=GAMMA.value, tau=TAU.value)
     for size in sizes:
         if search.stopped:
             progress.drop(measuring.fine_tune_work(candidate.num_params, size, config))
             continue
         cell = measuring.remember_cell(measurement, size, folder, progress)
-        losses[size], num_tokens = cell["test_loss"], num_tokens + cell["num_tokens"]
+        losses[size], num_tokens[size] = cell["test_loss"], cell["num_tokens"]
         search = search.observe(size, cell["test_loss"])
     return Measured(losses, search, spectrum, num_tokens, candidate.family.name)
 
@@ -167,19 +168,25 @@ def select(
         tau=TAU.value,
         spectra={name: measured[name].spectrum for name in names},
         searches={name: measured[name].search for name in names},
-        flops={
-            name: flops_of(num_params[name], measured[name].num_tokens, config) for name in names
-        },
+        ledger=ledger_of(num_params, measured, config),
         task=task,
         command=command(),
     )
 
 
-def flops_of(num_params: int, num_tokens: int, config: MeasurementConfig) -> float:
-    """FLOPs of a candidate: 6 N per training token; a kernel's gradients and their products."""
+def ledger_of(
+    num_params: dict[str, int], measured: dict[str, Measured], config: MeasurementConfig
+) -> FlopsLedger:
+    """What was spent on every candidate: its kernel, and its fine-tunes by their tokens."""
+    ledger = FlopsLedger()
     n = config.num_kernel_examples
-    kernel = 6.0 * num_params * n * config.max_length + 1.0 * num_params * n * (n + 1)
-    return 6.0 * num_params * num_tokens + kernel
+    for name, spent in measured.items():
+        size_of = {"num_params": num_params[name]}
+        flops = kernel_flops(**size_of, num_examples=n, num_tokens=n * config.max_length)
+        ledger = ledger.kernel(name, flops=flops)
+        for size, num_tokens in spent.num_tokens.items():
+            ledger = ledger.train(name, **size_of, num_examples=size, num_tokens=num_tokens)
+    return ledger
 
 
 def write_results(folder: RunFolder, selection: Selection) -> None:

@@ -40,26 +40,17 @@ def positive(name: str, value: Number) -> Number:
     Raises:
         UserError: if it is zero, negative, infinite or NaN.
     """
-    if not (math.isfinite(value) and value > 0):
-        raise UserError(f"`{name}` must be positive and finite, got {value!r}")
-    return value
+    return _finite_number(name, value, "positive", value > 0)
 
 
 def not_negative(name: str, value: Number) -> Number:
-    """``value``, if it is a finite number, zero or above.
+    """As :func:`positive`, with zero allowed."""
+    return _finite_number(name, value, "zero or positive", value >= 0)
 
-    Args:
-        name: what the caller calls it.
-        value: the number to check.
 
-    Returns:
-        ``value`` unchanged.
-
-    Raises:
-        UserError: if it is negative, infinite or NaN.
-    """
-    if not (math.isfinite(value) and value >= 0):
-        raise UserError(f"`{name}` must be zero or positive and finite, got {value!r}")
+def _finite_number(name: str, value: Number, wanted: str, satisfied: bool) -> Number:
+    if not (math.isfinite(value) and satisfied):
+        raise UserError(f"`{name}` must be {wanted} and finite, got {value!r}")
     return value
 
 

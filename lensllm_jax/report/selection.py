@@ -22,9 +22,9 @@ import numpy as np
 from jaxtyping import Float
 
 from lensllm_jax.data.task import Task
-from lensllm_jax.scaling.fit import fit_laws
-from lensllm_jax.scaling.laws import Law, NtkSpectrum
-from lensllm_jax.scaling.result import FREE_PARAMETERS, LawFits
+from lensllm_jax.scaling.laws import NtkSpectrum
+from lensllm_jax.scaling.result import LawFits
+from lensllm_jax.selection.flops import FlopsLedger
 from lensllm_jax.selection.halving import Halving
 from lensllm_jax.selection.loss_table import LossTable
 from lensllm_jax.selection.rank import Ranking, rank
@@ -44,7 +44,7 @@ class Selection:
         tau: Algorithm 1: residual deviations at which it stops.
         spectra: kernel of each candidate.
         searches: Algorithm 1 of each candidate, at its end.
-        flops: spent on each candidate: 6 N tokens for fine-tunes, and its kernel.
+        ledger: spent on the candidates: fine-tunes by their tokens, and kernels.
         task: what was fine-tuned on.
         command: what made all this.
     """
@@ -55,14 +55,14 @@ class Selection:
     tau: float
     spectra: Mapping[str, NtkSpectrum]
     searches: Mapping[str, Halving]
-    flops: Mapping[str, float]
+    ledger: FlopsLedger
     task: Task
     command: str
 
     @cached_property
     def ranking(self) -> Ranking:
         """LensLLM's verdict."""
-        return self._rank("lensllm", ntk_spectra=self.spectra)
+        return self._rank("lensllm", ntk_spectra=self.spectra, ledger=self.ledger)
 
     @cached_property
     def control(self) -> Ranking:
@@ -76,19 +76,11 @@ class Selection:
             gamma=self.gamma, tau=self.tau, **more,
         )  # fmt: skip
 
-    @cached_property
+    @property
     def fits(self) -> LawFits:
-        """Eq 10 of every candidate, on the losses that Algorithm 1 accepted and at size 0."""
-        accepted = [np.isin(self.table.sizes, self.searches[n].accepted_sizes) for n in self.names]
-        used = np.array(accepted) | (self.table.sizes == 0)[None]
-        return fit_laws(
-            Law.LENSLLM,
-            self.table.sizes,
-            self.table.losses,
-            weights=used.astype(np.float64),
-            spectra=[self.spectra[name] for name in self.names],
-            zero_floor=used.sum(1) <= FREE_PARAMETERS[Law.LENSLLM],
-        )
+        """Eq 10 of every candidate, as the ranking fitted it."""
+        assert self.ranking.fits is not None  # the selector lensllm always fits
+        return self.ranking.fits
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -104,6 +96,7 @@ class Selection:
         """The ranking, best first; losses in nats per target token."""
         budget = self.table.column(int(self.table.sizes[-1]))
         zero_shot = self.table.column(0)
+        flops = self.ranking.ledger.by_candidate()
         rows = []
         for place, name in enumerate(self.ranking.order, start=1):
             i = self.names.index(name)
@@ -117,7 +110,7 @@ class Selection:
                     "zero_shot_loss": float(zero_shot[i]),
                     "num_params": int(self.table.num_params[i]),
                     "sizes_paid": len(self.searches[name].sizes_spent),
-                    "pflops": self.flops[name] / 1e15,
+                    "pflops": flops[name] / 1e15,
                 }
             )
         return rows

@@ -3,12 +3,14 @@ r"""One ledger of what a selection costs, in floating-point operations.
 Training N parameters on D examples costs :math:`6 N \cdot` tokens :math:`\cdot` epochs
 :math:`\cdot` search rounds (Kaplan et al. 2020, arXiv 2001.08361: two operations a parameter and
 token forward, four backward; attention's own products are left out).  A zero-shot evaluation is
-no training and is not counted, for any selector.  Kernels enter with their own measured or
-estimated FLOPs.
+no training and is not counted, for any selector.  Kernels enter with their own FLOPs.  Where
+tokens were counted, the ledger takes the count; where only sizes are known, :class:`TrainingCost`
+says how many tokens a size means.
 
 Example:
     >>> cost = TrainingCost(tokens_per_example=100.0, epochs=2.0, search_rounds=3.0)
-    >>> ledger = FlopsLedger().train("gpt2", num_params=1e6, num_examples=50, cost=cost)
+    >>> tokens = cost.tokens(50)
+    >>> ledger = FlopsLedger().train("gpt2", num_params=1e6, num_examples=50, num_tokens=tokens)
     >>> ledger = ledger.kernel("gpt2", flops=5e9)
     >>> ledger.total, ledger.by_candidate()
     (185000000000.0, {'gpt2': 185000000000.0})
@@ -17,6 +19,34 @@ Example:
 import dataclasses
 
 from lensllm_jax import checks
+
+
+def training_flops(num_params: float, num_tokens: float) -> float:
+    """6 N a token: two forward, four backward.
+
+    Args:
+        num_params: N.
+        num_tokens: trained on, every pass counted.
+
+    Returns:
+        FLOPs.
+    """
+    return 6.0 * num_params * num_tokens
+
+
+def kernel_flops(num_params: float, *, num_examples: int, num_tokens: float) -> float:
+    """One gradient an example, and the products of every pair of gradients.
+
+    Args:
+        num_params: N, the length of a gradient.
+        num_examples: n of the kernel, which is symmetric: n (n + 1) / 2 products are needed.
+        num_tokens: of all examples together, padding counted.
+
+    Returns:
+        FLOPs.
+    """
+    products = num_params * num_examples * (num_examples + 1)  # two operations a term
+    return training_flops(num_params, num_tokens) + products
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,10 +62,13 @@ class TrainingCost:
         checks.positive("epochs", self.epochs)
         checks.positive("search_rounds", self.search_rounds)
 
+    def tokens(self, num_examples: int) -> float:
+        """Tokens trained on: examples x tokens x epochs x search rounds."""
+        return self.tokens_per_example * num_examples * self.epochs * self.search_rounds
+
     def flops(self, num_params: float, num_examples: int) -> float:
         """6 N x tokens x epochs x search rounds."""
-        tokens = self.tokens_per_example * num_examples
-        return 6.0 * num_params * tokens * self.epochs * self.search_rounds
+        return training_flops(num_params, self.tokens(num_examples))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,10 +88,10 @@ class FlopsLedger:
     entries: tuple[Entry, ...] = ()  # in the order of spending
 
     def train(
-        self, candidate: str, *, num_params: float, num_examples: int, cost: TrainingCost
+        self, candidate: str, *, num_params: float, num_examples: int, num_tokens: float
     ) -> "FlopsLedger":
-        """The ledger with one more fine-tune on ``num_examples`` examples."""
-        flops = cost.flops(num_params, num_examples)
+        """The ledger with one more fine-tune: ``num_tokens`` of ``num_examples`` examples."""
+        flops = training_flops(num_params, num_tokens)
         return FlopsLedger((*self.entries, Entry(candidate, "train", num_examples, flops)))
 
     def kernel(self, candidate: str, *, flops: float) -> "FlopsLedger":

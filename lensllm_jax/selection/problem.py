@@ -17,6 +17,7 @@ from jaxtyping import Float, Int
 
 from lensllm_jax import checks
 from lensllm_jax.scaling.laws import NtkSpectrum
+from lensllm_jax.scaling.result import LawFits
 from lensllm_jax.selection.flops import FlopsLedger, TrainingCost
 from lensllm_jax.selection.loss_table import LossTable
 
@@ -79,6 +80,7 @@ class Scores:
     picks: Float[np.ndarray, " num_candidates"] | None = None  # the lowest comes first, if given
     messages: tuple[str, ...] | None = None  # one a candidate: how its fit ended
     spent: tuple[tuple[int, ...], ...] | None = None  # sizes paid for, one tuple a candidate
+    fits: LawFits | None = None  # of the law that made the scores, one a candidate
 
     def ranks_by(self) -> Float[np.ndarray, " num_candidates"]:
         """What to sort by, ascending; NaN (no usable fit) sorts last."""
@@ -116,7 +118,10 @@ def ledger_of(problem: Problem, scores: Scores) -> FlopsLedger:
     for name, num_params, sizes in zip(table.names, table.num_params, scores.spent, strict=True):
         for size in sizes:
             ledger = ledger.train(
-                name, num_params=float(num_params), num_examples=size, cost=problem.cost
+                name,
+                num_params=float(num_params),
+                num_examples=size,
+                num_tokens=problem.cost.tokens(size),
             )
     return ledger
 

@@ -30,6 +30,7 @@ from jaxtyping import Float
 
 from lensllm_jax import checks
 from lensllm_jax.scaling.laws import NtkSpectrum
+from lensllm_jax.scaling.result import LawFits
 from lensllm_jax.selection import selectors
 from lensllm_jax.selection.flops import FlopsLedger, TrainingCost
 from lensllm_jax.selection.logme import logme
@@ -77,7 +78,8 @@ class Ranking:
     win_probability: Float[np.ndarray, "n n"]  # P(row beats column), rows in the table's order
     log_std: dict[str, float]  # of the log predicted losses, from the selector's own past
     advice: NextMeasurement | None  # what to measure next, when the first two overlap
-    ledger: FlopsLedger  # what the selector asked for
+    ledger: FlopsLedger  # what was spent, or what the selector asked for
+    fits: LawFits | None  # of the law behind the scores, rows in the table's order, if there is one
     seconds: float  # of the selector and of the predictions of its past
 
     @property
@@ -127,6 +129,7 @@ def rank(
     weights: Mapping[str, Any] | None = None,
     features: Mapping[str, tuple[np.ndarray, np.ndarray]] | None = None,
     cost: TrainingCost | None = None,
+    ledger: FlopsLedger | None = None,
 ) -> Ranking:
     """Ranks the candidates of ``table`` at ``target_size`` from losses up to ``budget_size``.
 
@@ -144,6 +147,8 @@ def rank(
         weights: nlp_metrics: each candidate's params, safetensors file or folder.
         features: logme: each candidate's features (n, d) and integer labels (n,).
         cost: tokens an example, epochs and search rounds of a fine-tune.
+        ledger: what was really spent, where it was counted; default what the selector asked
+            for, at ``cost``.
 
     Returns:
         The ranking.
@@ -177,10 +182,11 @@ def rank(
     begin = time.perf_counter()
     scores = with_uncertainty(problem, SELECTORS[selector])
     seconds = time.perf_counter() - begin
-    ledger = ledger_of(problem, scores)
-    if kernel_flops is not None and selector == "lensllm":
-        for name, flops in kernel_flops.items():
-            ledger = ledger.kernel(name, flops=flops)
+    if ledger is None:
+        ledger = ledger_of(problem, scores)
+        if kernel_flops is not None and selector == "lensllm":
+            for name, flops in kernel_flops.items():
+                ledger = ledger.kernel(name, flops=flops)
     named = {name: float(x) for name, x in zip(table.names, scores.scores, strict=True)}
     best_first = scores.best_first()
     messages = scores.messages or ("",) * len(table.names)
@@ -198,6 +204,7 @@ def rank(
         else {name: float(x) for name, x in zip(table.names, scores.log_std, strict=True)},
         advice=_advice(problem, scores, best_first),
         ledger=ledger,
+        fits=scores.fits,
         seconds=seconds,
     )
 

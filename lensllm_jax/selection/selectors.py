@@ -22,6 +22,8 @@ Example:
     array([0.6325])
 """
 
+import dataclasses
+
 import numpy as np
 
 from lensllm_jax import checks
@@ -48,6 +50,7 @@ def _from_fits(problem: Problem, fits: LawFits, spent=None) -> Scores:
         predicted,
         messages=tuple(fits[i].message for i in range(len(fits))),
         spent=_all_spent(problem) if spent is None else spent,
+        fits=fits,
     )
 
 
@@ -136,7 +139,7 @@ def lensllm(problem: Problem) -> Scores:
         f"{message}; phase fitting log-RMSE {error:.4f}"
         for message, error in zip(scores.messages, phase.log_rmse, strict=True)
     )
-    return Scores(scores.scores, messages=messages, spent=scores.spent)
+    return dataclasses.replace(scores, messages=messages)
 
 
 def fit_phase(problem: Problem, used: np.ndarray | None = None) -> LawFits:

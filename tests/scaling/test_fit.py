@@ -145,6 +145,15 @@ def test_unidentified_parameters_are_named():
     assert curved.warnings == ()
 
 
+def test_a_t_that_the_sizes_do_not_show_is_named():
+    spectrum = NtkSpectrum(np.array([1e-4, 1.0]), np.array([900.0, 100.0]), 0.01)
+    wandering = 9.0 * SIZES[1:] ** -0.3 * NOISE[1:]
+    fit = fit_law("lensllm", SIZES[1:], wandering, spectrum=spectrum)
+    assert any(warning.startswith("t ") for warning in fit.warnings), fit.warnings
+    shown = fit_law("lensllm", SIZES, 90.0 / (20.0 + SIZES**0.4) + 0.7, spectrum=spectrum)
+    assert not any(warning.startswith("t ") for warning in shown.warnings)
+
+
 @pytest.mark.parametrize(
     ("sizes", "losses", "message"),
     [
@@ -181,6 +190,34 @@ def test_profile_and_bootstrap_intervals_hold_the_truth_and_widen_with_distance(
     assert np.all(np.log(high / low) < widths)
 
 
+COVERAGE_SIZES = 200.0 * 2.0 ** np.arange(8)
+LAST = COVERAGE_SIZES[-1:] * 4
+
+
+def noisy_power_curves(count):
+    """Curves of one power law with independent Gaussian noise on log losses; the truth at LAST."""
+    truth = 9.0 * COVERAGE_SIZES**-0.3 + 0.7
+    noise = 0.01 * np.random.default_rng(0).standard_normal((count, len(truth)))
+    return truth * np.exp(noise), 9.0 * LAST**-0.3 + 0.7
+
+
+@pytest.mark.parametrize(("method", "least"), [("profile", 0.80), ("bootstrap", 0.70)])
+def test_intervals_cover_the_truth_about_as_often_as_they_say(method, least):
+    # 40 curves: a coverage of 0.9 has a standard error of 0.05, hence at least 0.80; the
+    # bootstrap of 8 residuals around 3 parameters is known to be too short
+    losses, truth = noisy_power_curves(40)
+    fits = fit_laws("power", COVERAGE_SIZES, losses)
+    covered = {}
+    for level in (0.9, 0.5):
+        ends = [
+            fit.interval(LAST, level=level, method=method, num_resamples=60)
+            for fit in (fits[i] for i in range(len(fits)))
+        ]
+        covered[level] = np.mean([low[0] <= truth[0] <= high[0] for low, high in ends])
+    assert covered[0.9] >= least
+    assert covered[0.5] <= 0.7  # a level is a level: the narrow one must miss sometimes
+
+
 def test_rolling_origin_is_zero_on_an_exact_law_and_not_on_another():
     losses = np.stack([90.0 / (20.0 + SIZES**0.4) + 0.7, 3.0 - 0.15 * np.arange(len(SIZES))])
     held_out = rolling_origin("rectified", SIZES, losses)
@@ -191,3 +228,23 @@ def test_kaplan_needs_two_model_sizes():
     fit = fit_kaplan(np.array([1e6, 1e6]), SIZES[1:], np.ones((2, 10)))
     assert fit.status is FitStatus.UNDERDETERMINED
     assert np.isnan(fit.params["A"])
+
+
+def test_kaplan_recovers_a_family_and_predicts_a_size_that_it_never_saw():
+    num_params = np.array([1e6, 4e6, 2e7, 1e8])
+    truth = {"A": 9.0, "alpha_N": 0.1, "B": 20.0, "alpha_D": 0.3, "alpha": 0.8}
+    bracket = truth["A"] / num_params[:, None] ** truth["alpha_N"]
+    bracket = bracket + truth["B"] / SIZES[None, 1:] ** truth["alpha_D"]
+    losses = bracket ** truth["alpha"]
+    measured = losses.copy()
+    measured[3, 4:] = np.nan  # the largest candidate was fine-tuned on little data only
+    fit = fit_kaplan(num_params, SIZES[1:], measured)
+    assert fit.status is FitStatus.CONVERGED
+    assert_close([fit.params[k] for k in truth], list(truth.values()), rel=1e-3)  # flat valley
+    assert_close(fit.predict(num_params, SIZES[1:])[3], losses[3], rel=FIT_TOLERANCE)
+    assert fit.params.keys() == fit.units.keys()
+
+
+def test_kaplan_refuses_a_loss_below_zero():
+    with pytest.raises(checks.UserError, match="`losses` must be positive"):
+        fit_kaplan(np.array([1e6, 1e7]), SIZES[1:], -np.ones((2, 10)))

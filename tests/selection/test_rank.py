@@ -8,7 +8,12 @@ import pytest
 from lensllm_jax import checks
 from lensllm_jax.metrics import pearson_correlation, relative_accuracy
 from lensllm_jax.scaling.laws import NtkSpectrum
-from lensllm_jax.selection.flops import TrainingCost
+from lensllm_jax.selection.flops import (
+    FlopsLedger,
+    TrainingCost,
+    kernel_flops,
+    training_flops,
+)
 from lensllm_jax.selection.halving import Halving, halve
 from lensllm_jax.selection.loss_table import LossTable, read_loss_table
 from lensllm_jax.selection.rank import NEEDS, SELECTORS, rank
@@ -139,6 +144,27 @@ def test_ledger_counts_six_n_tokens_epochs_and_rounds():
         rank(table, budget_size=6400, target_size=51200, kernel_flops=k) for k in (kernels, None)
     )
     assert with_kernel.flops == without.flops + 5.0
+
+
+def test_what_was_really_spent_takes_the_place_of_the_estimate():
+    spent = FlopsLedger().train("m0", num_params=1e6, num_examples=800, num_tokens=1e3)
+    r = rank(small_table(1), budget_size=800, target_size=1600, selector="ats", ledger=spent)
+    assert r.ledger is spent
+    assert r.flops == training_flops(1e6, 1e3) == 6e9
+
+
+def test_a_kernel_costs_its_gradients_and_their_products():
+    # 3 gradients of 5 tokens each, 6 pairs of 10 multiplications and 10 additions
+    assert kernel_flops(10.0, num_examples=3, num_tokens=15.0) == 6 * 10 * 15 + 6 * 20
+
+
+@pytest.mark.parametrize("selector", FROM_TABLE)
+def test_a_selector_hands_out_the_fits_that_made_its_predictions(selector):
+    r = rank(small_table(), budget_size=12800, target_size=51200, selector=selector)
+    assert (r.fits is not None) == (selector in ("lensllm", "power", "rectified", "vanilla"))
+    if r.fits is not None:
+        predicted = r.fits.predict(np.array([51200.0]))[:, 0]
+        np.testing.assert_array_equal(predicted, list(r.predicted.values()))
 
 
 def test_lensllm_with_kernels_reports_both_phases_and_respects_the_bound():

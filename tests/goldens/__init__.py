@@ -1,0 +1,1 @@
+"""Numbers made elsewhere by other programs, each beside its generator."""
