@@ -85,7 +85,10 @@ def dense(features: int, *, use_bias: bool, name: str, dtype: jnp.dtype | None =
     )
 
 
-def embedding(num_rows: int, features: int, *, name: str, dtype: jnp.dtype | None = None):
+def embedding(
+    num_rows: int, features: int, *, name: str, dtype: jnp.dtype | None = None,
+    stddev: float = INITIAL_STDDEV,
+):  # fmt: skip
     """A lookup table ``(num_rows, features)`` with this project's initial weights.
 
     Args:
@@ -93,6 +96,7 @@ def embedding(num_rows: int, features: int, *, name: str, dtype: jnp.dtype | Non
         features: width of a row.
         name: its key in the parameter tree.
         dtype: computing type; ``None`` takes the parameters'.
+        stddev: of the initial weights.
 
     Returns:
         The Flax module.
@@ -101,7 +105,7 @@ def embedding(num_rows: int, features: int, *, name: str, dtype: jnp.dtype | Non
         num_rows,
         features,
         dtype=dtype,
-        embedding_init=nn.initializers.normal(INITIAL_STDDEV),
+        embedding_init=nn.initializers.normal(stddev),
         name=name,
     )
 

@@ -1,0 +1,98 @@
+"""Encoder-decoders equal Hugging Face's PyTorch models, in logits, loss and gradients."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lensllm_jax.checkpoints.candidate import load_folder
+from lensllm_jax.models.relative import Buckets
+from tests.models.encoder_decoders import ENCODER_DECODERS, seq2seq_batch
+from tests.models.torch_oracle import (
+    auto_class,
+    difference,
+    logits_and_loss,
+    random_model,
+    torch,
+    transformers,
+)
+from tests.tolerances import assert_close, relative_difference, rtol
+
+pytestmark = pytest.mark.torch
+
+
+@pytest.mark.parametrize("variant", ENCODER_DECODERS)
+def test_logits_and_gradients_equal_pytorch_in_float32(variant, tmp_path):
+    found = difference(ENCODER_DECODERS[variant], "float32", tmp_path, seq2seq_batch())
+    assert max(found) <= rtol("float32"), found
+
+
+@pytest.mark.parametrize("variant", ENCODER_DECODERS)
+def test_logits_and_gradients_equal_pytorch_in_float64(variant, tmp_path, x64):
+    found = difference(ENCODER_DECODERS[variant], "float64", tmp_path, seq2seq_batch())
+    assert max(found) <= rtol("float64"), found
+
+
+# one of each way to hold the head; of an untied BART, Hugging Face would not tie the stacks
+@pytest.mark.parametrize("variant", ["t5", "t5-1.1", "mt5", "bart-scaled-embeddings"])
+def test_saved_folder_loads_in_pytorch_with_equal_logits(variant, tmp_path):
+    model = random_model(ENCODER_DECODERS[variant])
+    model.save_pretrained(tmp_path)
+    candidate = load_folder(tmp_path)
+    scaled = jax.tree.map(lambda leaf: leaf * 1.1, candidate.params)
+    candidate.save(tmp_path / "saved", params=scaled)
+    back = auto_class(model.config).from_pretrained(tmp_path / "saved", dtype=torch.float32).eval()
+    data = seq2seq_batch()
+    ours = np.asarray(candidate.apply_fn(scaled, data))
+    assert_close(ours, logits_and_loss(back, data)[0].detach().numpy(), "float32")
+    before = logits_and_loss(model, data)[0].detach().numpy()
+    assert relative_difference(ours, before) > 1e-3  # the scaled weights did arrive
+
+
+@pytest.mark.parametrize("variant", ["t5-1.1", "bart"])
+def test_given_decoder_input_is_read_instead_of_the_labels(variant, tmp_path):
+    model = random_model(ENCODER_DECODERS[variant])
+    model.save_pretrained(tmp_path)
+    candidate = load_folder(tmp_path)
+    data = seq2seq_batch()
+    written = np.roll(np.maximum(data.pop("labels"), 0), 1, axis=1)
+    tensors = {k: torch.tensor(v).long() for k, v in data.items()}
+    theirs = model(**tensors, decoder_input_ids=torch.tensor(written).long()).logits
+    ours = candidate.apply_fn(candidate.params, {**data, "decoder_input_ids": written})
+    assert_close(ours, theirs.detach().numpy(), "float32")
+
+
+@pytest.mark.parametrize("setting", [(32, 128), (8, 6), (16, 500)])
+@pytest.mark.parametrize("bidirectional", [True, False])
+def test_buckets_of_all_distances_equal_those_of_pytorch(setting, bidirectional):
+    from transformers.models.t5.modeling_t5 import T5Attention
+
+    distances = np.arange(-5000, 5001)
+    theirs = T5Attention._relative_position_bucket(torch.tensor(distances), bidirectional, *setting)
+    ours = Buckets(*setting, bidirectional=bidirectional).of(distances)
+    np.testing.assert_array_equal(ours, theirs.numpy())
+
+
+def test_a_wrong_relative_table_is_caught(tmp_path):
+    model = random_model(ENCODER_DECODERS["t5"])
+    model.save_pretrained(tmp_path)
+    candidate = load_folder(tmp_path)
+    table = candidate.params["decoder"]["relative_bias"]["table"]
+    table["embedding"] = jnp.roll(table["embedding"], 1, axis=0)
+    data = seq2seq_batch()
+    logits = logits_and_loss(model, data)[0].detach().numpy()
+    assert relative_difference(candidate.apply_fn(candidate.params, data), logits) > 1e-3
+
+
+def test_bare_bart_checkpoint_loads_without_logit_bias_and_prefix(tmp_path):
+    config = transformers.BartConfig(
+        **{k: v for k, v in ENCODER_DECODERS["bart"].items() if k != "model_type"}
+    )
+    transformers.BartModel(config).save_pretrained(tmp_path)
+    candidate = load_folder(tmp_path)
+    assert not candidate.params["logit_bias"]["constant"].any()
+    model = transformers.BartForConditionalGeneration.from_pretrained(tmp_path).eval()
+    data = seq2seq_batch()
+    logits = logits_and_loss(model, data)[0].detach().numpy()
+    assert_close(candidate.apply_fn(candidate.params, data), logits, "float32")
+    assert candidate.num_params == sum(p.numel() for p in model.parameters())
