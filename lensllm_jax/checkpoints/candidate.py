@@ -14,7 +14,6 @@ Example:
 import dataclasses
 import functools
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
@@ -23,28 +22,16 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import traverse_util
 
 from lensllm_jax import checks
+from lensllm_jax.checkpoints.config import CONFIG, read_config, transformers
 from lensllm_jax.checkpoints.tensors import SINGLE, TensorFiles
 from lensllm_jax.checkpoints.weights import checkpoint_tensors, load_params
-from lensllm_jax.models.families import FAMILIES
-from lensllm_jax.models.family import Family, ModelConfig
+from lensllm_jax.models.family import CONSTANT, Family, ModelConfig
 from lensllm_jax.typing import Batch, Params
 
-CONFIG = "config.json"
 VOCABULARIES = ("tokenizer.json", "vocab.json", "spiece.model", "tokenizer.model", "vocab.txt")
-
-
-def transformers() -> Any:
-    """Hugging Face's library, imported late (it is slow) and without its advice on PyTorch.
-
-    Returns:
-        The module.
-    """
-    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
-    import transformers
-
-    return transformers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,8 +61,9 @@ class Candidate:
 
     @property
     def num_params(self) -> int:
-        """Number of parameters, a shared one counted once."""
-        return sum(leaf.size for leaf in jax.tree.leaves(self.params))
+        """Number of parameters, a shared one counted once, constants not at all."""
+        flat = traverse_util.flatten_dict(self.params)
+        return sum(leaf.size for path, leaf in flat.items() if path[-1] != CONSTANT)
 
     @functools.cached_property
     def module(self) -> nn.Module:
@@ -169,46 +157,17 @@ def load_folder(
             supported, or its weights are damaged or do not fit its config.
     """
     folder = Path(folder)
-    if not (folder / CONFIG).is_file():
-        raise checks.UserError(f"`{folder}` must be a checkpoint folder with {CONFIG}, got none")
-    family, hf = _read_config(folder / CONFIG)
-    config = family.config(hf)
+    family, hf, config = read_config(folder)
     params = load_params(TensorFiles.of_folder(folder), family, config, dtype=_floating(dtype))
     return Candidate(
         name=name or folder.name,
         family=family,
         config=config,
-        params=jax.tree.map(jnp.asarray, params),
+        # the host's copy is given away, so that there is one copy and not two
+        params=jax.device_put(params, may_alias=True),
         hf_config=hf,
         folder=folder,
     )
-
-
-def _read_config(path: Path) -> tuple[Family, dict[str, Any]]:
-    """The family of a config.json, and its attributes completed by Hugging Face's defaults."""
-    try:
-        stored = json.loads(path.read_text())
-        model_type = stored["model_type"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise checks.UserError(
-            f"`{path}` must be JSON with a `model_type`, got {type(error).__name__}: {error}"
-        ) from error
-    if model_type not in FAMILIES:
-        raise checks.UserError(
-            f"`model_type` in {path} must be one of {', '.join(sorted(FAMILIES))}, "
-            f"got {model_type!r}"
-        )
-    family = FAMILIES[model_type]
-    config_class = type(transformers().AutoConfig.for_model(model_type))
-    defaults = config_class().to_dict()
-    try:
-        attributes = {**defaults, **config_class.from_dict(stored).to_dict()}
-    except Exception as error:  # transformers validates with classes of its own
-        raise checks.UserError(
-            f"`{path}` must be a valid {model_type} config, got {str(error).splitlines()[-1]}"
-        ) from error
-    family.refuse_unknown(attributes, defaults)
-    return family, attributes
 
 
 def _floating(dtype: str) -> np.dtype:

@@ -1,7 +1,7 @@
-r"""Tensors: the weight files of a checkpoint folder, read one tensor at a time.
+r"""Tensors: the weight files of a checkpoint folder, opened one at a time.
 
-A folder holds ``model.safetensors``, or several files and ``model.safetensors.index.json``
-that says which tensor lies where.  Nothing is ever unpickled.
+A folder holds one file, or several and an index that says which tensor lies where; of several
+formats the safest is read.
 
 Example:
     >>> import numpy as np, tempfile
@@ -9,40 +9,22 @@ Example:
     >>> from lensllm_jax.checkpoints.tensors import TensorFiles
     >>> folder = tempfile.mkdtemp()
     >>> save_file({"w": np.eye(2)}, f"{folder}/model.safetensors")
-    >>> TensorFiles.of_folder(folder).read("w").shape
-    (2, 2)
+    >>> [(name, tensor.shape) for name, tensor in TensorFiles.of_folder(folder).open({"w"})]
+    [('w', (2, 2))]
 """
 
-import contextlib
 import dataclasses
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
-
-import ml_dtypes
-import numpy as np
 
 from lensllm_jax import checks
+from lensllm_jax.checkpoints.formats import StoredTensor, open_tensors
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
-
-
-@contextlib.contextmanager
-def _readable(path: Path) -> Iterator[None]:
-    """Turns whatever a broken file raises into one line that names it."""
-    import safetensors
-
-    try:
-        yield
-    except (safetensors.SafetensorError, OSError, ValueError, KeyError) as error:
-        if isinstance(error, checks.UserError):
-            raise
-        raise checks.UserError(
-            f"`{path}` must be a complete safetensors file, got one that does not read "
-            f"({error}): fetch it again"
-        ) from error
+# the single file of each format; its index is called the same with ".index.json" after it
+FILES = (SINGLE, "flax_model.msgpack", "pytorch_model.bin")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,72 +53,63 @@ class TensorFiles:
             UserError: if there are none, one is missing, or one does not read.
         """
         folder = Path(folder)
-        if (folder / INDEX).exists():
-            return cls(folder, _read_index(folder))
-        if (folder / SINGLE).exists():
-            with _open(folder / SINGLE) as file:
-                return cls(folder, dict.fromkeys(file.keys(), SINGLE))
-        others = sorted(p.name for p in folder.glob("*") if p.suffix in (".bin", ".msgpack", ".h5"))
-        found = f"only {', '.join(others)}" if others else "no weights"
+        for single in FILES:
+            if (folder / f"{single}.index.json").exists():
+                return cls(folder, _file_of(folder, f"{single}.index.json"))
+            if (folder / single).exists():
+                return cls(folder, dict.fromkeys(open_tensors(folder / single), single))
+        others = sorted(p.name for p in folder.glob("*") if p.suffix in (".bin", ".h5", ".pt"))
         raise checks.UserError(
-            f"`{folder}` must hold {SINGLE} or {INDEX}, got {found}: save the model again with "
-            "safe_serialization=True"
+            f"`{folder}` must hold {', '.join(FILES)}, or an index of several such files, got "
+            f"{'only ' + ', '.join(others) if others else 'no weights'}: save the model again "
+            "with safe_serialization=True"
         )
 
-    def read(self, name: str) -> np.ndarray:
-        """One tensor.
-
-        Args:
-            name: its name in the checkpoint.
-
-        Returns:
-            Its values, in the type they were stored in.
-
-        Raises:
-            UserError: if the file does not read.
-        """
-        with _open(self.folder / self.file_of[name]) as file:
-            return _as_numpy(file, name)
-
-    def read_all(self, names: set[str]) -> Iterator[tuple[str, np.ndarray]]:
-        """Several tensors, opening each file once and holding one tensor at a time.
+    def open(self, names: set[str]) -> Iterator[tuple[str, StoredTensor]]:
+        """Several tensors, file by file, so that one file is open at a time.
 
         Args:
             names: which.
 
         Yields:
-            Name and values, file by file.
+            Name and tensor; read it before asking for the next.
 
         Raises:
-            UserError: if a file does not read.
+            UserError: if a file does not read, or lacks a tensor that the index finds there.
         """
         for file_name in sorted({self.file_of[name] for name in names}):
-            with _open(self.folder / file_name) as file:
-                for name in sorted(n for n in names if self.file_of[n] == file_name):
-                    yield name, _as_numpy(file, name)
+            tensors = open_tensors(self.folder / file_name)
+            wanted = sorted(name for name in names if self.file_of[name] == file_name)
+            if absent := [name for name in wanted if name not in tensors]:
+                raise checks.UserError(
+                    f"`{self.folder / file_name}` must hold the tensors that the index finds "
+                    f"there, got none named {', '.join(absent)}: fetch it again"
+                )
+            for name in wanted:
+                yield name, tensors[name]
 
 
-@contextlib.contextmanager
-def _open(path: Path) -> Iterator[Any]:
-    import safetensors
-
-    with _readable(path), safetensors.safe_open(path, framework="numpy") as file:
-        yield file
-
-
-def _as_numpy(file: Any, name: str) -> np.ndarray:
-    array = file.get_tensor(name)
-    # older safetensors hand bfloat16 over as raw 16-bit words
-    return array.view(ml_dtypes.bfloat16) if array.dtype == np.dtype("V2") else array
-
-
-def _read_index(folder: Path) -> dict[str, str]:
-    with _readable(folder / INDEX):
-        file_of = json.loads((folder / INDEX).read_text())["weight_map"]
+def _file_of(folder: Path, index: str) -> dict[str, str]:
+    try:
+        weight_map = json.loads((folder / index).read_text())["weight_map"]
+        file_of = {_pytorch_name(name): str(file) for name, file in weight_map.items()}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise checks.UserError(
+            f"`{folder / index}` must be JSON with a `weight_map`, got "
+            f"{type(error).__name__}: {error}"
+        ) from error
     missing = sorted({f for f in file_of.values() if not (folder / f).exists()})
     if missing:
         raise checks.UserError(
-            f"`{folder}` must hold every file that {INDEX} names, got none of "
+            f"`{folder}` must hold every file that {index} names, got none of "
             f"{', '.join(missing)}: fetch the missing shards"
         )
     return file_of
+
+
+def _pytorch_name(name: str) -> str:
+    """The name that ``formats`` gives a tensor; Flax's indices join a path by slashes."""
+    *modules, leaf = name.split("/")
+    if modules and leaf in ("kernel", "scale", "embedding"):
+        leaf = "weight"
+    return ".".join([*modules, leaf])

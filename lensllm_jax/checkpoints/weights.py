@@ -13,6 +13,7 @@ Example:
     (2, 8, 8)
 """
 
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
@@ -22,11 +23,13 @@ import numpy as np
 from flax import traverse_util
 
 from lensllm_jax import checks
+from lensllm_jax.checkpoints.formats import StoredTensor
 from lensllm_jax.checkpoints.tensors import TensorFiles
 from lensllm_jax.models.family import Family, ModelConfig, Weight
 from lensllm_jax.typing import Params
 
 MAX_SHOWN = 20  # problems of one message
+ALIGNMENT = 64  # bytes: what XLA asks of memory that it did not allocate itself
 
 
 def parameter_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
@@ -74,17 +77,18 @@ def load_params(
         for copy in (slot.name, *slot.copies)
         if copy in files.file_of and copy != source
     }
-    problems = [f"missing {name}" for name in sources if name not in files.file_of]
+    absent = {name: slot for name, slot in sources.items() if name not in files.file_of}
+    problems = [f"missing {name}" for name, slot in absent.items() if not slot.weight.optional]
     problems += [
         f"unexpected {name} (in {files.file_of[name]})"
         for name in _unused(files, family, {*sources, *copies})
     ]
-    params = {path: np.empty(shape, dtype) for path, shape in shapes.items()}
-    for name, values in files.read_all(set(sources) & set(files.file_of)):
-        wrong = _fill(params, sources[name], values)
+    params = {path: _aligned(shape, dtype) for path, shape in shapes.items()}
+    for name, tensor in files.open(set(sources) & set(files.file_of)):
+        wrong = _fill(params, sources[name], tensor)
         problems += [f"{name} {reason} (in {files.file_of[name]})" for reason in wrong]
     for copy, source in copies.items():
-        if not np.array_equal(files.read(copy), files.read(source)):
+        if not _equal(files, copy, source):
             problems.append(f"{copy} (in {files.file_of[copy]}) unequal to {source}, its twin")
     if problems:
         more = f"; and {len(problems) - MAX_SHOWN} more" if len(problems) > MAX_SHOWN else ""
@@ -164,22 +168,51 @@ def _unused(files: TensorFiles, family: Family, used: set[str]) -> Iterator[str]
             yield name
 
 
-def _fill(params: Mapping[str, np.ndarray], slot: _Slot, values: np.ndarray) -> Iterator[str]:
-    """Writes one tensor into its parameter(s); yields what is wrong with it."""
+def _aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    """An empty array that starts where JAX can take it over without a copy."""
+    num_bytes = math.prod(shape) * dtype.itemsize
+    raw = np.empty(num_bytes + ALIGNMENT, np.uint8)
+    start = -raw.ctypes.data % ALIGNMENT
+    return raw[start : start + num_bytes].view(dtype).reshape(shape)
+
+
+def _equal(files: TensorFiles, one: str, other: str) -> bool:
+    """Whether two tensors hold the same values, read piece by piece."""
+    (_, a), (_, b) = (next(files.open({name})) for name in (one, other))
+    return a.shape == b.shape and all(
+        np.array_equal(values, b.rows(start, start + len(values))) for start, values in a.blocks()
+    )
+
+
+def _fill(
+    params: Mapping[str, np.ndarray], slot: _Slot, tensor: StoredTensor
+) -> Iterator[str]:  # fmt: skip
+    """Writes one tensor into its parameter(s), piece by piece; yields what is wrong with it."""
     weight = slot.weight
     parts = [slot.of(params[path]) for path in weight.targets]
     expected = (*parts[0].shape[:-1], sum(part.shape[-1] for part in parts))
     stored = expected[::-1] if weight.transpose else expected
-    if values.shape != stored:
-        yield f"of shape {values.shape} (the config asks for {stored})"
+    if tensor.shape != stored:
+        yield f"of shape {tensor.shape} (the config asks for {stored})"
         return
-    if not np.isfinite(values.astype(np.float32) if values.dtype.kind == "V" else values).all():
-        yield "holds values that are not finite"
-        return
-    ours = values.T if weight.transpose else values
-    lengths = [part.shape[-1] for part in parts]
-    for part, piece in zip(parts, _parted(ours, lengths, weight.groups), strict=True):
-        part[...] = piece if weight.offset == 0 else piece.astype(part.dtype) + weight.offset
+    if len(parts) == 1:
+        (part,) = parts
+        pieces = tensor.blocks()
+        stored_part = part.T if weight.transpose else part
+    else:  # a tensor that holds several parameters is that of one block, and small
+        stored_part, pieces = np.empty(stored, parts[0].dtype), iter([(0, tensor.whole())])
+    for start, values in pieces:
+        if not np.isfinite(values.astype(np.float32) if values.dtype.kind == "V" else values).all():
+            yield "holds values that are not finite"
+            return
+        stored_part[start : start + len(values)] = values
+    if weight.offset:
+        stored_part += stored_part.dtype.type(weight.offset)
+    if len(parts) > 1:
+        ours = stored_part.T if weight.transpose else stored_part
+        lengths = [part.shape[-1] for part in parts]
+        for part, piece in zip(parts, _parted(ours, lengths, weight.groups), strict=True):
+            part[...] = piece
 
 
 def _parted(whole: np.ndarray, lengths: Sequence[int], groups: int) -> list[np.ndarray]:

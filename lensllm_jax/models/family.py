@@ -36,6 +36,10 @@ HARMLESS = frozenset(
 Config: TypeAlias = Any  # the ModelConfig of one family
 
 
+# The leaf of a parameter tree that is never trained, as PyTorch's buffers are not.
+CONSTANT = "constant"
+
+
 @runtime_checkable
 class ModelConfig(Protocol):
     """What loading and everything after it ask of a config, whatever it describes."""
@@ -80,6 +84,7 @@ class Weight:
             prefix.
         copies: full names under which a checkpoint may hold the same tensor as well, or
             instead.
+        optional: whether a checkpoint may lack it; the parameter is then zero.
     """
 
     hf: str
@@ -89,6 +94,7 @@ class Weight:
     offset: float = 0.0
     outside: bool = False
     copies: tuple[str, ...] = ()
+    optional: bool = False
 
     @property
     def stacked(self) -> bool:
@@ -132,19 +138,19 @@ class Family:
     ignored: tuple[str, ...]
     architecture: str
 
-    def refuse_unknown(self, attributes: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
-        """Stops at config attributes whose effect on the logits is not implemented.
+    def unsupported(self, attributes: Mapping[str, Any], defaults: Mapping[str, Any]) -> list[str]:
+        """Config attributes whose effect on the logits is not implemented.
 
         Args:
             attributes: the checkpoint's config.
             defaults: Hugging Face's default of each attribute.
 
-        Raises:
-            UserError: listing every such attribute, its value and what is supported.
+        Returns:
+            Each such attribute, its value and what is supported.
         """
         problems = []
         known = self.read | self.harmless | HARMLESS
-        for name, value in attributes.items():
+        for name, value in sorted(attributes.items()):
             if name in self.required:
                 supported = self.required[name]
                 supported = supported if isinstance(supported, tuple) else (supported,)
@@ -153,11 +159,7 @@ class Family:
                     problems.append(f"{name}={value!r} (only {listed})")
             elif name not in known and (name not in defaults or value != defaults[name]):
                 problems.append(f"{name}={value!r} (unknown attribute)")
-        if problems:
-            raise checks.UserError(
-                f"config of a {self.name} checkpoint must use supported settings, got "
-                + "; ".join(sorted(problems))
-            )
+        return problems
 
 
 def embedding_weights(hf: str, ours: str, *, tied_head: bool) -> Weight:

@@ -85,8 +85,8 @@ def test_damage_is_named(folder):
     assert SINGLE in refusal(folder)
     (folder / SINGLE).unlink()
     assert "no weights" in refusal(folder)
-    (folder / "pytorch_model.bin").write_bytes(b"")
-    assert "only pytorch_model.bin" in refusal(folder)
+    (folder / "tf_model.h5").write_bytes(b"")
+    assert "only tf_model.h5" in refusal(folder)
 
 
 def test_all_tensor_problems_are_reported_at_once(folder):
@@ -101,10 +101,11 @@ def test_all_tensor_problems_are_reported_at_once(folder):
     change_tensors(folder, damage)
     message = refusal(folder)
     for part in (
-        "transformer.wte.weight of shape (2047, 64)",
-        "transformer.ln_f.weight holds values that are not finite",
+        f"{folder.name}` must hold",
+        f"wte.weight of shape (2047, 64) (the config asks for (2048, 64)) (in {SINGLE})",
+        f"transformer.ln_f.weight holds values that are not finite (in {SINGLE})",
         "missing transformer.ln_f.bias",
-        "unexpected transformer.stranger",
+        f"unexpected transformer.stranger (in {SINGLE})",
     ):
         assert part in message
 
@@ -123,6 +124,26 @@ def test_all_tensor_problems_are_reported_at_once(folder):
 def test_unsupported_config_is_refused_by_name(folder, attributes, named):
     change_config(folder, **attributes)
     assert named in refusal(folder)
+
+
+def test_all_config_problems_are_reported_at_once(folder):
+    change_config(folder, scale_attn_weights=False, new_norm="yes", activation_function="mish")
+    message = refusal(folder)
+    for part in (CONFIG, "scale_attn_weights=False (only True)", "new_norm='yes'", "mish"):
+        assert part in message
+
+
+def test_a_copy_of_the_tied_table_may_stand_in_for_it_but_must_equal_it(folder):
+    whole = load_folder(folder)
+    table = "transformer.wte.weight"
+    change_tensors(folder, lambda t: t.update({"lm_head.weight": t[table].copy()}))
+    assert same(load_folder(folder), whole)
+    change_tensors(folder, lambda t: t.update({"lm_head.weight": t[table] * 2}))
+    assert "lm_head.weight (in model.safetensors) unequal to transformer.wte.weight" in refusal(
+        folder
+    )
+    change_tensors(folder, lambda t: t.update({"lm_head.weight": t.pop(table)}))
+    assert same(load_folder(folder), whole)
 
 
 def test_harmless_config_attributes_are_accepted(folder):
@@ -159,8 +180,15 @@ def test_tokenizer_is_read_late_and_must_fit_the_embedding(folder):
 def test_unknown_candidates_say_what_to_do():
     with pytest.raises(checks.UserError, match="zoo/gpt2-xs"):
         lens.load_candidate("zoo/gpt5")
-    with pytest.raises(checks.UserError, match="give the path of a downloaded folder"):
+    with pytest.raises(checks.UserError, match="give the path of the folder"):
         lens.load_candidate("nobody/has-this-model")  # HF_HUB_OFFLINE=1 in the tests
+
+
+def test_a_missing_download_says_what_to_do():
+    with pytest.raises(checks.UserError) as caught:
+        lens.load_candidate("facebook/opt-350m")  # HF_HUB_OFFLINE=1 in the tests
+    for part in ("hf download facebook/opt-350m", "HF_HUB_OFFLINE=1 forbids", "folder"):
+        assert part in str(caught.value)
 
 
 def test_dtype_is_that_asked_for():

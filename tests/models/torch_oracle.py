@@ -10,7 +10,7 @@ import pytest
 
 from lensllm_jax.checkpoints.candidate import load_folder
 from lensllm_jax.checkpoints.weights import checkpoint_tensors
-from tests.models.variants import batch
+from tests.models.variants import batch, weight
 from tests.tolerances import relative_difference
 
 torch = pytest.importorskip("torch", reason="PyTorch is the parity oracle")
@@ -58,20 +58,39 @@ def random_model(attributes, dtype="float32"):
     attributes = dict(attributes)
     config = transformers.AutoConfig.for_model(attributes.pop("model_type"), **attributes)
     model = auto_class(config).from_config(config, dtype=getattr(torch, dtype)).eval()
-    generator = np.random.default_rng(0)
+    if config.is_encoder_decoder and attributes.get("tie_word_embeddings") is False:
+        separate_head(model)
     with torch.no_grad():
-        for _, parameter in sorted(model.named_parameters()):
+        for name, parameter in (*model.named_parameters(), *constants(model)):
             # biases and norms would start at 0 and 1, where errors hide
-            centre = parameter.mean() if parameter.ndim == 1 else 0.0
-            drawn = generator.normal(scale=0.2, size=tuple(parameter.shape)).astype(np.float32)
-            parameter.copy_(centre + torch.tensor(drawn))
+            centre = parameter.mean().item() if parameter.ndim == 1 else 0.0
+            parameter.copy_(torch.tensor(weight(name, tuple(parameter.shape), centre)))
     return model
+
+
+def separate_head(model):
+    """Gives an encoder-decoder a head of its own, and both stacks one table.
+
+    Hugging Face ties the head of a new T5 whatever its config says (a loaded one keeps the
+    head of its checkpoint), and gives the stacks of an untied BART a table each, which no
+    published checkpoint has.
+    """
+    body = getattr(model, "model", model)
+    for stack in (body.encoder, body.decoder):
+        stack.embed_tokens.weight = body.shared.weight
+    model.lm_head.weight = torch.nn.Parameter(body.shared.weight.detach().clone())
+
+
+def constants(model):
+    """The tensors of a checkpoint that are not trained."""
+    return [(name, b) for name, b in model.named_buffers() if name == "final_logits_bias"]
 
 
 def logits_and_loss(model, data):
     """The model's logits, and the mean cross entropy over target tokens."""
     tensors = {name: torch.tensor(np.asarray(values)).long() for name, values in data.items()}
-    labels = tensors.pop("labels")
+    # an encoder-decoder makes the decoder's input of the labels
+    labels = tensors["labels"] if model.config.is_encoder_decoder else tensors.pop("labels")
     logits = model(**tensors).logits
     # PyTorch's own loss of these models is float32 whatever the model is
     predicting = logits if model.config.is_encoder_decoder else logits[:, :-1]
@@ -116,6 +135,8 @@ def difference(attributes, dtype, folder, data=None) -> Difference:
     ours_loss, gradient = jax.value_and_grad(our_loss)(candidate.params, candidate, data)
     expected = {name: p.grad.numpy() for name, p in model.named_parameters()}
     got = dict(checkpoint_tensors(gradient, candidate.family, candidate.config, offset=False))
+    for name, _ in constants(model):
+        assert not got.pop(name).any()  # never trained
     assert set(got) == set(expected)
     scale = max(np.abs(g).max() for g in expected.values())
     # logits at padding mean nothing

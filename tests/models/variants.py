@@ -1,8 +1,12 @@
-"""Tiny configs of every family and variant, as Hugging Face attributes.
+"""Tiny configs of every family and variant, as Hugging Face attributes, and their weights.
 
 Weights are drawn with a standard deviation of 0.2, not 0.02: logits of order one, and every
 activation, norm and projection far from its linear regime, so that a wrong one shows.
 """
+
+import zlib
+
+import numpy as np
 
 GPT2 = {
     "model_type": "gpt2",
@@ -141,10 +145,15 @@ VARIANTS = {
 }  # fmt: skip
 
 
+def weight(name, shape, centre):
+    """The weights of one checkpoint tensor: they depend on its name and on nothing else."""
+    rng = np.random.default_rng(zlib.crc32(name.encode()))
+    # exact in float32, so that every type holds the same numbers
+    return centre + rng.normal(scale=0.2, size=shape).astype(np.float32)
+
+
 def batch():
     """Two padded sequences, one to the right and one to the left; pads are masked labels."""
-    import numpy as np
-
     rng = np.random.default_rng(0)
     input_ids = rng.integers(4, 37, (3, 9)).astype(np.int32)
     attention_mask = np.ones((3, 9), np.int32)

@@ -1,0 +1,110 @@
+"""Config: what a checkpoint's config.json says, and the family that understands it.
+
+Hugging Face's own class completes the attributes by its defaults and turns old spellings
+into today's; then every attribute that could change a logit is either understood or refused
+by name.
+
+Example:
+    >>> from lensllm_jax.checkpoints.config import parse_config
+    >>> parse_config({"model_type": "gpt2", "n_layer": 6}).config.num_layers
+    6
+"""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from lensllm_jax import checks
+from lensllm_jax.models.families import FAMILIES
+from lensllm_jax.models.family import Family, ModelConfig
+
+CONFIG = "config.json"
+
+
+def transformers() -> Any:
+    """Hugging Face's library, imported late (it is slow) and without its advice on PyTorch.
+
+    Returns:
+        The module.
+    """
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+    import transformers
+
+    return transformers
+
+
+class CheckpointConfig(NamedTuple):
+    """A config, as theirs and as ours."""
+
+    family: Family  # the tables that understand it
+    attributes: dict[str, Any]  # theirs, completed by their defaults
+    config: ModelConfig  # ours
+
+
+def read_config(folder: str | Path) -> CheckpointConfig:
+    """The config of a checkpoint folder.
+
+    Args:
+        folder: holds a config.json.
+
+    Returns:
+        Family, their attributes, our config.
+
+    Raises:
+        UserError: if there is no such file, or ``parse_config`` refuses what it says.
+    """
+    path = Path(folder) / CONFIG
+    if not path.is_file():
+        raise checks.UserError(f"`{folder}` must be a checkpoint folder with {CONFIG}, got none")
+    try:
+        stored = json.loads(path.read_text())
+    except ValueError as error:
+        raise checks.UserError(f"`{path}` must be JSON, got {error}") from error
+    if not isinstance(stored, dict):
+        raise checks.UserError(
+            f"`{path}` must hold attributes, `model_type` among them, got {stored!r}"
+        )
+    return parse_config(stored, name=str(path))
+
+
+def parse_config(stored: Mapping[str, Any], *, name: str = CONFIG) -> CheckpointConfig:
+    """The family of a config, and the config that it describes.
+
+    Args:
+        stored: the attributes as they were published.
+        name: what to call them in a message.
+
+    Returns:
+        Family, their attributes, our config.
+
+    Raises:
+        UserError: if the family is unknown, or naming every attribute that is not supported.
+    """
+    model_type = stored.get("model_type")
+    if model_type not in FAMILIES:
+        raise checks.UserError(
+            f"`model_type` in {name} must be one of {', '.join(sorted(FAMILIES))}, "
+            f"got {model_type!r}"
+        )
+    family = FAMILIES[model_type]
+    config_class = type(transformers().AutoConfig.for_model(model_type))
+    defaults = config_class().to_dict()
+    try:
+        attributes = {**defaults, **config_class.from_dict(dict(stored)).to_dict()}
+    except Exception as error:  # transformers validates with classes of its own
+        raise checks.UserError(
+            f"`{name}` must be a valid {model_type} config, got {str(error).splitlines()[-1]}"
+        ) from error
+    problems, config = family.unsupported(attributes, defaults), None
+    try:
+        config = family.config(attributes)
+    except checks.UserError as error:
+        problems.append(str(error))
+    if problems or config is None:
+        raise checks.UserError(
+            f"`{name}` must describe a {model_type} model with supported settings, got "
+            + "; ".join(problems)
+        )
+    return CheckpointConfig(family, attributes, config)

@@ -1,0 +1,182 @@
+r"""Format: one kind of weight file, opened as a map from names to tensors that are read in pieces.
+
+* safetensors: a header of names, types and offsets, then the values; read piece by piece.
+* msgpack, as Flax wrote it: a tree of arrays, whose names and layouts are turned into those of
+  PyTorch (``kernel`` is a transposed ``weight``); held whole, one file at a time.
+* bin, as PyTorch wrote it: read by PyTorch itself, told to accept tensors and nothing that
+  could run (``weights_only=True``).
+
+Nothing is ever unpickled here.
+
+Example:
+    >>> import numpy as np, tempfile
+    >>> from safetensors.numpy import save_file
+    >>> from lensllm_jax.checkpoints.formats import open_tensors
+    >>> path = f"{tempfile.mkdtemp()}/model.safetensors"
+    >>> save_file({"w": np.eye(2)}, path)
+    >>> open_tensors(path)["w"].whole().sum()
+    np.float64(2.0)
+"""
+
+import dataclasses
+import json
+import math
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from lensllm_jax import checks
+
+BLOCK_BYTES = 16 * 2**20  # read at a time: small beside a model, large beside a disk's pages
+
+# safetensors' name -> numpy's; integers and truth values are read to be refused by their shape
+_DTYPES: Mapping[str, Any] = {
+    "F64": np.float64,
+    "F32": np.float32,
+    "F16": np.float16,
+    "BF16": ml_dtypes.bfloat16,
+    "I64": np.int64,
+    "I32": np.int32,
+    "I16": np.int16,
+    "I8": np.int8,
+    "U8": np.uint8,
+    "BOOL": np.bool_,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class StoredTensor:
+    """A tensor in a file.
+
+    Attributes:
+        shape: as stored.
+        itemsize: bytes a value.
+        rows: from start and stop of the first axis to values; a scalar has one row.
+    """
+
+    shape: tuple[int, ...]
+    itemsize: int
+    rows: Callable[[int, int], np.ndarray]
+
+    def blocks(self) -> Iterator[tuple[int, np.ndarray]]:
+        """The tensor in pieces of about ``BLOCK_BYTES`` along its first axis.
+
+        Yields:
+            First row of a piece, and its values.
+        """
+        num_rows = self.shape[0] if self.shape else 1
+        row_bytes = max(1, math.prod(self.shape[1:]) * self.itemsize)
+        step = max(1, BLOCK_BYTES // row_bytes)
+        for start in range(0, num_rows, step):
+            yield start, self.rows(start, min(start + step, num_rows))
+
+    def whole(self) -> np.ndarray:
+        """All values."""
+        return self.rows(0, self.shape[0] if self.shape else 1)
+
+
+Tensors = Mapping[str, StoredTensor]
+
+
+def open_tensors(path: str | Path) -> Tensors:
+    """The tensors of a weight file.
+
+    Args:
+        path: ends in .safetensors, .msgpack or .bin.
+
+    Returns:
+        PyTorch's name of each tensor -> the tensor.
+
+    Raises:
+        UserError: if the file does not read.
+    """
+    path = Path(path)
+    try:
+        return _OPENERS[path.suffix](path)
+    except checks.UserError:
+        raise
+    except Exception as error:  # what a damaged file raises is the libraries' affair
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise checks.UserError(
+            f"`{path}` must be a complete {path.suffix[1:]} file of tensors, got one that does not "
+            f"read ({reason}): fetch it again"
+        ) from error
+
+
+def _open_safetensors(path: Path) -> Tensors:
+    import safetensors
+
+    # the library checks the header against the file; the values are read without it, because
+    # pages of its memory map would count as this process's memory
+    with safetensors.safe_open(path, framework="numpy") as file:
+        names = set(file.keys())
+    with path.open("rb") as file:
+        header_bytes = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(header_bytes))
+    return {name: _lazy(path, 8 + header_bytes, header[name]) for name in names}
+
+
+def _lazy(path: Path, start_of_values: int, entry: Mapping[str, Any]) -> StoredTensor:
+    shape = tuple(entry["shape"])
+    dtype = np.dtype(_DTYPES[checks.one_of("dtype", entry["dtype"], _DTYPES)])
+    first = start_of_values + entry["data_offsets"][0]
+    row_size = math.prod(shape[1:])
+
+    def rows(start: int, stop: int) -> np.ndarray:
+        offset = first + start * row_size * dtype.itemsize
+        values = np.fromfile(path, dtype, (stop - start) * row_size, offset=offset)
+        return values.reshape((stop - start, *shape[1:])) if shape else values.reshape(())
+
+    return StoredTensor(shape, dtype.itemsize, rows)
+
+
+def _held(values: np.ndarray) -> StoredTensor:
+    """A tensor that is in memory already."""
+    rows = (lambda start, stop: values[start:stop]) if values.ndim else (lambda *_: values)
+    return StoredTensor(values.shape, values.dtype.itemsize, rows)
+
+
+def _open_msgpack(path: Path) -> Tensors:
+    from flax import serialization, traverse_util
+
+    tree = serialization.msgpack_restore(path.read_bytes())
+    flat = traverse_util.flatten_dict(tree)
+    return dict(_as_pytorch(keys, np.asarray(values)) for keys, values in flat.items())
+
+
+def _as_pytorch(keys: tuple[str, ...], values: np.ndarray) -> tuple[str, StoredTensor]:
+    """Name and layout of a Flax parameter in the PyTorch model that it was converted from."""
+    *modules, leaf = keys
+    leaf = "weight" if leaf in ("kernel", "scale", "embedding") else leaf
+    return ".".join([*modules, leaf]), _held(values.T if keys[-1] == "kernel" else values)
+
+
+def _open_bin(path: Path) -> Tensors:
+    try:
+        import torch
+    except ImportError as error:
+        raise checks.UserError(
+            f"`{path}` must be read by PyTorch, got no PyTorch: install it "
+            "(pip install torch), or save the model again with safe_serialization=True"
+        ) from error
+    try:
+        loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except RuntimeError:  # the format of before 2020 has no memory map
+        loaded = torch.load(path, map_location="cpu", weights_only=True)
+
+    def stored(tensor: Any) -> StoredTensor:
+        words = tensor.view(torch.int16) if tensor.dtype is torch.bfloat16 else tensor
+        values = words.detach().numpy()
+        return _held(values.view(ml_dtypes.bfloat16) if words is not tensor else values)
+
+    return {name: stored(tensor) for name, tensor in loaded.items()}
+
+
+_OPENERS: Mapping[str, Callable[[Path], Tensors]] = {
+    ".safetensors": _open_safetensors,
+    ".msgpack": _open_msgpack,
+    ".bin": _open_bin,
+}

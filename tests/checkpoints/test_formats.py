@@ -1,0 +1,197 @@
+"""Every format gives the same parameters, nothing is unpickled, and loading needs little memory."""
+
+import json
+import pickle
+import shutil
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+from flax import serialization, traverse_util
+from safetensors.numpy import load_file, save_file
+
+from lensllm_jax import checks
+from lensllm_jax.checkpoints import formats
+from lensllm_jax.checkpoints.candidate import load_folder
+from lensllm_jax.checkpoints.config import CONFIG
+from lensllm_jax.checkpoints.tensors import INDEX, SINGLE
+from lensllm_jax.checkpoints.zoo import FOLDER
+from tests.models.tiny import tiny_candidate
+from tests.models.variants import VARIANTS
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return shutil.copytree(FOLDER / "gpt2-xs", tmp_path / "gpt2-xs")
+
+
+def same(a, b):
+    return jax.tree.all(jax.tree.map(lambda x, y: bool((x == y).all()), a.params, b.params))
+
+
+def as_flax(tensors):
+    """The tree that transformers' Flax GPT-2 stored: transposed kernels, scales, embeddings."""
+    tree = {}
+    for name, values in tensors.items():
+        *modules, leaf = name.split(".")
+        if leaf == "weight" and modules[-1] in ("wte", "wpe"):
+            leaf = "embedding"
+        elif leaf == "weight":
+            leaf, values = ("scale", values) if values.ndim == 1 else ("kernel", values.T)
+        tree[(*modules, leaf)] = np.ascontiguousarray(values)
+    return tree
+
+
+def test_flax_msgpack_loads_the_same_parameters(folder):
+    whole, flat = load_folder(folder), as_flax(load_file(folder / SINGLE))
+    (folder / SINGLE).unlink()
+    file = folder / "flax_model.msgpack"
+    file.write_bytes(serialization.msgpack_serialize(traverse_util.unflatten_dict(flat)))
+    assert same(load_folder(folder), whole)
+    names, weight_map = list(flat), {}
+    for i, members in enumerate((names[::2], names[1::2])):
+        shard = traverse_util.unflatten_dict({name: flat[name] for name in members})
+        (folder / f"shard{i}.msgpack").write_bytes(serialization.msgpack_serialize(shard))
+        weight_map |= {"/".join(name): f"shard{i}.msgpack" for name in members}
+    (folder / "flax_model.msgpack.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    file.unlink()
+    assert same(load_folder(folder), whole)
+
+
+def test_damaged_msgpack_is_named(folder):
+    (folder / SINGLE).unlink()
+    (folder / "flax_model.msgpack").write_bytes(b"\x85\xa1")
+    with pytest.raises(checks.UserError, match=r"flax_model\.msgpack"):
+        load_folder(folder)
+
+
+def test_bin_without_pytorch_says_what_to_do(folder, monkeypatch):
+    (folder / SINGLE).rename(folder / "pytorch_model.bin")
+    monkeypatch.setitem(sys.modules, "torch", None)
+    with pytest.raises(checks.UserError, match="pip install torch"):
+        load_folder(folder)
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("legacy", [False, True])
+def test_bin_loads_the_same_parameters(folder, legacy):
+    torch = pytest.importorskip("torch")
+    whole = load_folder(folder)
+    tensors = {name: torch.tensor(v) for name, v in load_file(folder / SINGLE).items()}
+    (folder / SINGLE).unlink()
+    file = folder / "pytorch_model.bin"
+    torch.save(tensors, file, _use_new_zipfile_serialization=not legacy)
+    assert same(load_folder(folder), whole)
+    halves = {name: v.to(torch.bfloat16) for name, v in tensors.items()}
+    torch.save(halves, file)
+    got = load_folder(folder, dtype="bfloat16").params
+    expected = jax.tree.map(lambda x: x.astype("bfloat16"), whole.params)
+    assert jax.tree.all(jax.tree.map(lambda x, y: bool((x == y).all()), got, expected))
+
+
+class Harm:
+    def __reduce__(self):
+        return (print, ("this ran while a checkpoint was read",))
+
+
+@pytest.mark.torch
+def test_bin_that_would_run_something_is_refused(folder, capsys):
+    torch = pytest.importorskip("torch")
+    (folder / SINGLE).unlink()
+    torch.save({"transformer.wte.weight": Harm()}, folder / "pytorch_model.bin")
+    with pytest.raises(checks.UserError, match=r"pytorch_model\.bin"):
+        load_folder(folder)
+    assert capsys.readouterr().out == ""
+    pickle.loads(pickle.dumps(Harm()))  # the control: an unpickler does run it
+    assert "this ran" in capsys.readouterr().out
+
+
+def test_a_tensor_read_in_small_pieces_is_the_same(tmp_path, monkeypatch):
+    """Transposed, joined, interleaved and shifted tensors, each cut into pieces of a few rows."""
+    for variant in ("pythia", "gemma2", "phi3", "gpt2"):
+        folder = tmp_path / variant
+        folder.mkdir()
+        whole = tiny_candidate(VARIANTS[variant], folder)
+        with monkeypatch.context() as patch:
+            patch.setattr(formats, "BLOCK_BYTES", 100)
+            assert same(load_folder(folder), whole)
+
+
+def test_an_index_that_names_the_wrong_shard_is_refused(folder):
+    tensors = load_file(folder / SINGLE)
+    (folder / SINGLE).rename(folder / "a.safetensors")
+    save_file({"x": np.ones(1)}, folder / "b.safetensors")
+    weight_map = dict.fromkeys(tensors, "a.safetensors") | {
+        "transformer.ln_f.bias": "b.safetensors"
+    }
+    (folder / INDEX).write_text(json.dumps({"weight_map": weight_map}))
+    with pytest.raises(checks.UserError, match=r"b\.safetensors.*transformer\.ln_f\.bias"):
+        load_folder(folder)
+    (folder / INDEX).write_text("[]")
+    with pytest.raises(checks.UserError, match="weight_map"):
+        load_folder(folder)
+
+
+# VmHWM, not getrusage: that one starts from the memory of the process that started this one
+MEASURE = """
+import re, sys
+from lensllm_jax.checkpoints.candidate import load_folder
+def peak_bytes():
+    return 1024 * int(re.search(r"VmHWM:\\s+(\\d+) kB", open("/proc/self/status").read())[1])
+load_folder(sys.argv[1])  # a small one: what libraries need anyway
+before = peak_bytes()
+candidate = load_folder(sys.argv[2])
+print(peak_bytes() - before, candidate.num_params * 4)
+"""
+
+
+def synthetic_checkpoint(folder, num_layers, num_shards):
+    """A sharded Llama of random weights: 3 MB a layer and 134 MB of embedding, in float32."""
+    folder.mkdir()
+    d, ff, vocabulary = 256, 768, 131072
+    attributes = {
+        "model_type": "llama",
+        "hidden_size": d,
+        "intermediate_size": ff,
+        "vocab_size": vocabulary,
+        "num_hidden_layers": num_layers,
+        "num_attention_heads": 4,
+        "tie_word_embeddings": True,
+    }
+    (folder / CONFIG).write_text(json.dumps(attributes))
+    shapes = {"model.embed_tokens.weight": (vocabulary, d), "model.norm.weight": (d,)}
+    for i in range(num_layers):
+        block = f"model.layers.{i}"
+        shapes |= {f"{block}.self_attn.{p}_proj.weight": (d, d) for p in "qkvo"}
+        shapes |= {f"{block}.mlp.{p}_proj.weight": (ff, d) for p in ("gate", "up")}
+        shapes |= {f"{block}.mlp.down_proj.weight": (d, ff)}
+        shapes |= {f"{block}.{n}_layernorm.weight": (d,) for n in ("input", "post_attention")}
+    weight_map, names = {}, list(shapes)
+    for shard in range(num_shards):
+        file = f"model-{shard}.safetensors"
+        save_file(
+            {name: np.full(shapes[name], 0.1, np.float32) for name in names[shard::num_shards]},
+            folder / file,
+        )
+        weight_map |= dict.fromkeys(names[shard::num_shards], file)
+    (folder / INDEX).write_text(json.dumps({"weight_map": weight_map}))
+
+
+def loading_memory(tmp_path, num_layers):
+    """Peak of loading a synthetic checkpoint over its size at the type asked for."""
+    synthetic_checkpoint(tmp_path / "large", num_layers, 4)
+    run = subprocess.run(
+        [sys.executable, "-c", MEASURE, str(FOLDER / "gpt2-xs"), str(tmp_path / "large")],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    peak, size = map(int, run.stdout.split())
+    return peak / size, size
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_loading_holds_the_parameters_once(tmp_path):
+    ratio, size = loading_memory(tmp_path, num_layers=40)
+    assert size > 250e6
+    assert 0.9 < ratio <= 1.15, ratio
