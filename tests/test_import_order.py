@@ -7,12 +7,13 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "lensllm_jax"
 
-LEAVES = {"typing", "checks", "_version"}
+LEAVES = {"typing", "checks", "durable", "_version"}
 NUMBERS = LEAVES | {"linalg", "metrics"}
 MAY_IMPORT = {
     "_version": set(),
     "typing": set(),
     "checks": set(),
+    "durable": set(),
     "linalg": LEAVES,
     "metrics": LEAVES,
     "models": NUMBERS,

@@ -1,0 +1,279 @@
+r"""Tile store: a kernel in a folder, safe against being killed at any moment.
+
+A tile is a rectangle :math:`\Theta(X_{rows}, X_{columns})`, one file each; of a symmetric kernel
+only the tiles on and above the diagonal exist.  A file appears whole or not at all (written aside,
+flushed to the disk, renamed) and carries the SHA-256 of its bytes in its name, so that a
+damaged one is noticed and computed again.  The folder belongs to one kernel: ``settings.json``
+holds what decides every bit of it, and anything else is refused by the name of what differs.
+
+Several processes share the work through the folder alone: tile i belongs to process i mod p of
+``jax.distributed``, and each waits until the others' tiles are there.
+
+Example:
+    >>> import tempfile, numpy as np
+    >>> from lensllm_jax.ntk.gram import assemble, tiles
+    >>> x = np.arange(3.0)
+    >>> store = TileStore.open(tempfile.mkdtemp(), {"x": fingerprint(x)})
+    >>> shape = {"block_size": 2, "symmetric": True}
+    >>> store.fill(tiles(3, 3, **shape), lambda tile: np.outer(x[tile[0]], x[tile[1]]))
+    >>> assemble(store.read, 3, 3, **shape)
+    array([[0., 0., 0.],
+           [0., 1., 2.],
+           [0., 2., 4.]])
+"""
+
+import dataclasses
+import hashlib
+import io
+import json
+import logging
+import re
+import time
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple, TypeAlias
+
+import jax
+import numpy as np
+
+from lensllm_jax import checks, durable
+from lensllm_jax._version import __version__
+from lensllm_jax.typing import ApplyFn, Array, Params
+
+logger = logging.getLogger(__name__)
+
+SETTINGS = "settings.json"
+SECONDS_BETWEEN_LOOKS = 0.2
+PATIENCE_SECONDS = 3600.0  # how long no other process may finish a tile
+_TILE = re.compile(r"tile_(\d+)_(\d+)_([0-9a-f]{64})\.npy")
+
+Rectangle: TypeAlias = tuple[slice, slice]  # rows and columns, such as ``gram.Tile``
+
+
+class TileProgress(NamedTuple):
+    """How far this process is."""
+
+    done: int  # tiles of this process that are in the folder
+    total: int  # tiles of this process
+    computed: bool  # whether the last one was computed now (else found)
+
+
+@dataclasses.dataclass(frozen=True)
+class TileStore:
+    """A folder that belongs to one kernel.
+
+    Attributes:
+        path: where it is.
+    """
+
+    path: Path
+    # names of the files of each tile when the folder was last looked through
+    _files: dict[str, list[str]] = dataclasses.field(default_factory=dict, repr=False)
+
+    @classmethod
+    def open(cls, path: str | Path, settings: Mapping[str, Any]) -> "TileStore":
+        """Opens a new folder, or goes on in one of the same kernel.
+
+        Args:
+            path: where it is or will be.
+            settings: what decides the kernel, as JSON values; see ``kernel_settings``.
+
+        Returns:
+            The store.
+
+        Raises:
+            UserError: if the path is a file, or holds another kernel or other files.
+        """
+        path = Path(path)
+        if path.exists() and not path.is_dir():
+            raise checks.UserError(f"`store` must be a folder, got the file {path}")
+        path.mkdir(parents=True, exist_ok=True)
+        foreign = sorted(
+            p.name
+            for p in path.iterdir()
+            if p.name != SETTINGS and not p.name.endswith(durable.PARTIAL)
+        )
+        if foreign and not (path / SETTINGS).exists():
+            raise checks.UserError(
+                f"`store` must be empty or hold a kernel's tiles, got {path} with {foreign[0]}: "
+                "name another folder"
+            )
+        text = json.dumps(settings, indent=2, sort_keys=True, allow_nan=False) + "\n"
+        durable.create(path / SETTINGS, text.encode())
+        _check_same(path, json.loads(text))
+        return cls(path)
+
+    def fill(
+        self,
+        tiles: Iterable[Rectangle],
+        tile_fn: Callable[[Any], Array],
+        *,
+        on_tile: Callable[[TileProgress], None] | None = None,
+        patience_seconds: float = PATIENCE_SECONDS,
+    ) -> None:
+        """Computes the missing tiles of this process and waits for those of the others.
+
+        Args:
+            tiles: all tiles of the kernel, in the same order in every process.
+            tile_fn: computes one.
+            on_tile: called after each tile of this process.
+            patience_seconds: how long to wait while no other process finishes a tile.
+
+        Raises:
+            UserError: if a tile is not finite; it is not stored.
+            TimeoutError: if the other processes stopped; what is stored stays.
+        """
+        tiles = list(tiles)
+        self._look()
+        mine = tiles[jax.process_index() :: jax.process_count()]
+        for done, tile in enumerate(mine, start=1):
+            missing = self._load(tile) is None
+            if missing:
+                self._drop(tile)
+                self._write(tile, np.asarray(tile_fn(tile)))
+            if on_tile is not None:
+                on_tile(TileProgress(done, len(mine), computed=missing))
+        self._wait(tiles, patience_seconds)
+
+    def read(self, tile: Rectangle) -> np.ndarray:
+        """A stored tile.
+
+        Args:
+            tile: which.
+
+        Returns:
+            Its values, bit for bit as they were computed.
+
+        Raises:
+            UserError: if it is not in the folder, or damaged.
+        """
+        values = self._load(tile)
+        if values is None:  # another process may have written it since
+            self._look()
+            values = self._load(tile)
+        if values is None:
+            raise checks.UserError(
+                f"`store` must hold {_stem(tile)}, got none that is whole in {self.path}: fill it"
+            )
+        return values
+
+    def _load(self, tile: Rectangle) -> np.ndarray | None:
+        """The tile, or None if there is none that is whole."""
+        for name in self._files.get(_stem(tile), ()):
+            file = self.path / name
+            content, named = file.read_bytes(), _TILE.fullmatch(name)
+            if named and named[3] == hashlib.sha256(content).hexdigest():
+                return np.load(io.BytesIO(content), allow_pickle=False)
+        return None
+
+    def _drop(self, tile: Rectangle) -> None:
+        """Deletes damaged files of a tile; its process alone does, so that none races."""
+        for name in self._files.pop(_stem(tile), ()):
+            logger.warning(
+                "%s is damaged (its SHA-256 is not that of its name): computed again",
+                self.path / name,
+            )
+            (self.path / name).unlink(missing_ok=True)
+
+    def _write(self, tile: Rectangle, values: np.ndarray) -> None:
+        checks.finite(f"theta ({_stem(tile)})", values)
+        buffer = io.BytesIO()
+        np.save(buffer, values, allow_pickle=False)
+        name = f"{_stem(tile)}_{hashlib.sha256(buffer.getbuffer()).hexdigest()}.npy"
+        durable.replace(self.path / name, buffer.getvalue())
+        self._files[_stem(tile)] = [name]
+
+    def _look(self) -> None:
+        """Learns which files the folder holds; once for many tiles, for it may hold many."""
+        self._files.clear()
+        for file in self.path.iterdir():
+            if named := _TILE.fullmatch(file.name):
+                self._files.setdefault(f"tile_{named[1]}_{named[2]}", []).append(file.name)
+
+    def _wait(self, tiles: list[Rectangle], patience_seconds: float) -> None:
+        """Returns once a file of every tile is there."""
+        wanted, fewest, since = {_stem(tile) for tile in tiles}, len(tiles) + 1, 0.0
+        while missing := wanted - self._files.keys():
+            if len(missing) < fewest:
+                fewest, since = len(missing), time.monotonic()
+            if time.monotonic() - since > patience_seconds:
+                raise TimeoutError(
+                    f"{len(missing)} tiles of other processes, such as {min(missing)}, did not "
+                    f"appear in {self.path} for {patience_seconds:g} s: see what stopped them and "
+                    "run the same again, it goes on from here"
+                )
+            time.sleep(SECONDS_BETWEEN_LOOKS)
+            self._look()
+
+
+def kernel_settings(
+    f: ApplyFn, params: Params, x1: Any, x2: Any, **settings: Any
+) -> dict[str, Any]:  # fmt: skip
+    """What decides every bit of a kernel, as JSON values.
+
+    Args:
+        f: the function; it enters through its compiled program, constants included.
+        params: its parameters.
+        x1: examples of the rows.
+        x2: examples of the columns, or ``None``.
+        **settings: method, block size, read-out and whatever else decides the result.
+
+    Returns:
+        Fingerprints and settings, by the names that a refusal uses.
+    """
+    # its text names every constant; a jaxpr's leaves the values of arrays out
+    program = jax.jit(lambda params, x: f(params, x)).lower(params, x1).as_text()
+    return {
+        "version": __version__,
+        "jax_version": jax.__version__,
+        "platform": jax.default_backend(),
+        "x64": bool(jax.config.read("jax_enable_x64")),
+        "f": hashlib.sha256(program.encode()).hexdigest(),
+        "params": fingerprint(params),
+        "x1": fingerprint(x1),
+        "x2": None if x2 is None else fingerprint(x2),
+        **{name: str(value) if value is not None else None for name, value in settings.items()},
+    }
+
+
+def fingerprint(tree: Any) -> str:
+    """SHA-256 over the names, types, shapes and bytes of a pytree's arrays.
+
+    Args:
+        tree: the pytree.
+
+    Returns:
+        64 hexadecimal digits.
+
+    Example:
+        >>> fingerprint({"w": np.zeros(2)}) == fingerprint({"w": np.zeros(2)})
+        True
+        >>> fingerprint({"w": np.zeros(2)}) == fingerprint({"w": np.zeros((2, 1))})
+        False
+    """
+    digest = hashlib.sha256()
+    for path, leaf in jax.tree.leaves_with_path(tree):
+        array = np.ascontiguousarray(leaf)
+        digest.update(f"{jax.tree_util.keystr(path)} {array.dtype} {np.shape(leaf)}\n".encode())
+        digest.update(memoryview(array.reshape(-1).view(np.uint8)))
+    return digest.hexdigest()
+
+
+def _stem(tile: Rectangle) -> str:
+    rows, columns = tile
+    return f"tile_{rows.start}_{columns.start}"
+
+
+def _check_same(path: Path, settings: Mapping[str, Any]) -> None:
+    try:
+        before = dict(json.loads((path / SETTINGS).read_text()))
+    except (ValueError, TypeError) as error:
+        raise checks.UserError(
+            f"`store` must hold a {SETTINGS} of ours, got one that does not read in {path}: name "
+            "another folder"
+        ) from error
+    if different := durable.differences(before, settings):
+        raise checks.UserError(
+            f"`store` must hold tiles of this kernel, got {path} with {'; '.join(different)}: "
+            "name another folder"
+        )
