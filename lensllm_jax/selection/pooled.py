@@ -9,21 +9,26 @@ bend; all candidates together show the task's.  With x = log2 D, slope
     \log L_i(x_T) = \log L_i(x_b) - \int_{x_b}^{x_T} s_i(x)\,dx .
 
 * r: the median over candidates of the slope in each octave, its logarithm regressed on x (ridge,
-  half-life ``GROWTH_HALF_LIFE`` octaves), kept in [0, ``MAX_GROWTH``];
+  half-life ``growth_half_life`` octaves), kept in [0, ``max_growth``];
 * local view: :math:`s_i` is the age-weighted Huber mean of the candidate's octave slopes (one
-  octave's jump must not count), times ``RELIABILITY`` because a noisy slope regresses to the mean;
+  octave's jump must not count), times ``reliability`` because a noisy slope regresses to the mean;
 * warped view: Accept-then-Stop in the time :math:`w = (e^{r x} - 1)/r`, in which the shared bend is
-  straight, averaged over ``TAUS``;
-* the predicted log loss is the average of both views.
+  straight, averaged over ``taus``;
+* head starts: of two candidates on a bending task, the one that owes more of its fall so far to
+  the very first examples bends less.  With :math:`h_i = \log(L_i(0) / L_i(D_1)) /
+  \log(L_i(0) / L_i(D_b))`, the share of the fall by the smallest size, the log loss at the target
+  rises by ``head_start`` :math:`r (x_T - x_b)(h_i - \bar h)`;
+* the predicted log loss is the average of both views, plus that.
 
 One candidate is picked, and the lowest of many extrapolations is the most flattered one.  The
 pick therefore leans on the rectified law, whose free floor E extrapolates with more caution:
-``PICK_CAUTION`` of its log loss against the rest of the views'.  With fewer sizes than twice its
+``pick_caution`` of its log loss against the rest of the views'.  With fewer sizes than twice its
 parameters that law is no evidence, and the views pick alone.  The candidate so picked comes first;
 the others follow by predicted loss.
 
 The constants were chosen on FLAN and Gigaword where scores are flat in all of them
-(benchmarks/LOG.md, "Selectors", lists what else was tried).
+(benchmarks/LOG.md, "Selectors", lists what else was tried); ``python -m
+benchmarks.leave_one_task_out`` chooses them on one table and scores them on the other.
 
 Example:
     >>> from lensllm_jax.selection.loss_table import LossTable
@@ -35,8 +40,10 @@ Example:
     True
 """
 
+import dataclasses
+
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from lensllm_jax.scaling.laws import Law
 from lensllm_jax.scaling.result import FREE_PARAMETERS
@@ -44,15 +51,25 @@ from lensllm_jax.selection.halving import deviation_from_line
 from lensllm_jax.selection.problem import Problem, Scores
 from lensllm_jax.selection.selectors import rectified
 
-SLOPE_HALF_LIFE = 1.5  # octaves
-GROWTH_HALF_LIFE = 8.0  # octaves
-GROWTH_RIDGE = 1.0  # squared octaves
-MAX_GROWTH = 0.15  # per octave: a factor 3.3 over the seven octaves that curves have at most
-RELIABILITY = 0.8
-HUBER_SCALE = 1.5  # robust standard deviations
-TAUS = (3.0, 5.0)
-PICK_CAUTION = 2.0 / 3.0
 MIN_SIZES_OF_CAUTION = 2 * FREE_PARAMETERS[Law.RECTIFIED]
+
+
+@dataclasses.dataclass(frozen=True)
+class Constants:
+    """What is the same for every task."""
+
+    slope_half_life: float = 1.5  # octaves
+    growth_half_life: float = 8.0  # octaves
+    growth_ridge: float = 1.0  # squared octaves
+    max_growth: float = 0.15  # per octave: a factor 3.3 over the seven octaves of longest curves
+    reliability: float = 0.8  # of a measured slope
+    huber_scale: float = 1.5  # robust standard deviations
+    taus: tuple[float, ...] = (3.0, 5.0)  # residual standard deviations, one line each
+    head_start: float = 0.1  # log loss for one whole share of head start, by r x octaves
+    pick_caution: float = 2.0 / 3.0  # the rectified law's part in the pick
+
+
+DEFAULT = Constants()
 
 Rows = Float[np.ndarray, "num_candidates num_octaves"]
 
@@ -84,7 +101,9 @@ def octave_slopes(
     return slopes, middles, spans
 
 
-def task_growth(slopes: Rows, middles: Rows, spans: Rows) -> float:
+def task_growth(
+    slopes: Rows, middles: Rows, spans: Rows, *, constants: Constants = DEFAULT
+) -> float:
     """The task-wide growth r of slopes per octave; 0 if fewer than three octaves show it."""
     centers = np.unique(middles[spans > 0])
     if len(centers) < 3:
@@ -94,18 +113,24 @@ def task_growth(slopes: Rows, middles: Rows, spans: Rows) -> float:
     if kept.sum() < 3:
         return 0.0
     x, y = centers[kept], np.log(medians[kept])
-    w = 0.5 ** ((x[-1] - x) / GROWTH_HALF_LIFE)
+    w = 0.5 ** ((x[-1] - x) / constants.growth_half_life)
     dx, dy = x - np.average(x, weights=w), y - np.average(y, weights=w)
-    growth = (w * dx * dy).sum() / ((w * dx**2).sum() + GROWTH_RIDGE)
-    return float(np.clip(growth, 0.0, MAX_GROWTH))
+    growth = (w * dx * dy).sum() / ((w * dx**2).sum() + constants.growth_ridge)
+    return float(np.clip(growth, 0.0, constants.max_growth))
 
 
 def robust_slopes(
-    slopes: Rows, middles: Rows, spans: Rows, budget: float, growth: float
+    slopes: Rows,
+    middles: Rows,
+    spans: Rows,
+    *,
+    budget: float,
+    growth: float,
+    constants: Constants = DEFAULT,
 ) -> Float[np.ndarray, " num_candidates"]:
     """Each candidate's slope at the budget: age-weighted Huber mean, carried on by ``growth``."""
     ages = budget - middles
-    weights = spans * 0.5 ** (ages / SLOPE_HALF_LIFE)
+    weights = spans * 0.5 ** (ages / constants.slope_half_life)
     values = np.where(spans > 0, slopes, 0.0)
     with np.errstate(invalid="ignore", divide="ignore"):
         mean = (weights * values).sum(1) / weights.sum(1)
@@ -113,7 +138,7 @@ def robust_slopes(
         for _ in range(10):
             off = np.abs(values - mean[:, None])
             scale = 1.4826 * np.median(off[spans > 0]) if np.any(spans > 0) else 0.0
-            pull = np.minimum(1.0, HUBER_SCALE * scale / np.maximum(off, 1e-12))
+            pull = np.minimum(1.0, constants.huber_scale * scale / np.maximum(off, 1e-12))
             mean = (weights * pull * values).sum(1) / (weights * pull).sum(1)
     return mean * np.exp(growth * age)
 
@@ -154,7 +179,33 @@ def warped_lines(
     return predicted
 
 
-def views(problem: Problem) -> Float[np.ndarray, "2 num_candidates"]:
+def head_starts(
+    losses: Float[np.ndarray, "num_candidates num_sizes"], sizes: Int[np.ndarray, " num_sizes"]
+) -> Float[np.ndarray, " num_candidates"]:
+    """Share of each candidate's fall in log loss that the smallest size made, less the mean.
+
+    Args:
+        losses: NaN where not measured.
+        sizes: ascending.
+
+    Returns:
+        Differences from the mean; 0 where the share is not known: no zero-shot loss, no loss at
+        the smallest size, or none lower than the zero-shot loss.
+    """
+    if sizes[0] != 0 or len(sizes) < 3:
+        return np.zeros(len(losses))
+    zero_shot, early, latest = (np.log(losses[:, column]) for column in (0, 1, -1))
+    known = zero_shot > latest  # false where one is NaN
+    known &= ~np.isnan(early)
+    if not known.any():
+        return np.zeros(len(losses))
+    share = np.clip((zero_shot - early) / np.where(known, zero_shot - latest, 1.0), 0.0, 1.0)
+    return np.where(known, share - np.mean(share, where=known), 0.0)
+
+
+def views(
+    problem: Problem, *, constants: Constants = DEFAULT
+) -> Float[np.ndarray, "2 num_candidates"]:
     """Log losses at the target by the local view and by the warped view."""
     table = problem.table
     positive = table.sizes > 0
@@ -162,19 +213,45 @@ def views(problem: Problem) -> Float[np.ndarray, "2 num_candidates"]:
     log_losses = np.log(table.losses[:, positive])
     target = float(np.log2(problem.target_size))
     parts = octave_slopes(octaves, log_losses)
-    growth = task_growth(*parts)
-    slopes = robust_slopes(*parts, float(octaves[-1]), growth)
+    growth = task_growth(*parts, constants=constants)
+    slopes = robust_slopes(*parts, budget=float(octaves[-1]), growth=growth, constants=constants)
     last = [np.flatnonzero(~np.isnan(row)) for row in log_losses]
     usable = np.array([len(where) >= 2 for where in last])
     ends = np.array([where[-1] if len(where) else 0 for where in last])
     start = octaves[ends] - octaves[-1]
     way = warped(np.array(target - octaves[-1]), growth) - warped(start, growth)
-    local = log_losses[np.arange(len(ends)), ends] - RELIABILITY * slopes * way
+    local = log_losses[np.arange(len(ends)), ends] - constants.reliability * slopes * way
     lines = [
         warped_lines(octaves, log_losses, growth, target, gamma=problem.gamma, tau=tau)
-        for tau in TAUS
+        for tau in constants.taus
     ]
-    return np.where(usable[None], np.stack([local, np.mean(lines, axis=0)]), np.nan)
+    rise = constants.head_start * growth * problem.octaves
+    late = rise * head_starts(table.losses, table.sizes)
+    return np.where(usable[None], np.stack([local, np.mean(lines, axis=0)]) + late[None], np.nan)
+
+
+def picks_by(
+    predicted: Float[np.ndarray, " num_candidates"],
+    cautious: Float[np.ndarray, " num_candidates"],
+    num_measured: Int[np.ndarray, " num_candidates"],
+    *,
+    constants: Constants = DEFAULT,
+) -> Float[np.ndarray, " num_candidates"]:
+    """What the pick minimises: the rectified law's log losses against the views'.
+
+    Args:
+        predicted: log losses by the views.
+        cautious: log losses by the rectified law; NaN where it has no fit.
+        num_measured: sizes, 0 included.
+        constants: how much caution.
+
+    Returns:
+        The mixture, or ``predicted`` where the law has too few sizes to be evidence.
+    """
+    # all or none: a pick must not compare careful predictions with bold ones
+    if not np.all(np.isfinite(cautious) & (num_measured >= MIN_SIZES_OF_CAUTION)):
+        return predicted
+    return constants.pick_caution * cautious + (1.0 - constants.pick_caution) * predicted
 
 
 def pooled(problem: Problem) -> Scores:
@@ -183,13 +260,14 @@ def pooled(problem: Problem) -> Scores:
     cautious = rectified(problem)
     with np.errstate(divide="ignore"):
         caution = np.log(cautious.scores)
-    measured = (~np.isnan(problem.table.losses)).sum(1)
-    # all or none: a pick must not compare careful predictions with bold ones
-    if not np.all(np.isfinite(caution) & (measured >= MIN_SIZES_OF_CAUTION)):
-        caution = predicted
-    picks = PICK_CAUTION * caution + (1.0 - PICK_CAUTION) * predicted
+    num_measured = (~np.isnan(problem.table.losses)).sum(1)
     messages = tuple(
         "two sizes above 0 are needed" if np.isnan(value) else "own slope, task-wide growth"
         for value in predicted
     )
-    return Scores(np.exp(predicted), picks=picks, messages=messages, spent=cautious.spent)
+    return Scores(
+        np.exp(predicted),
+        picks=picks_by(predicted, caution, num_measured),
+        messages=messages,
+        spent=cautious.spent,
+    )

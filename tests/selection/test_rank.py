@@ -16,6 +16,8 @@ from lensllm_jax.selection.flops import (
 )
 from lensllm_jax.selection.halving import Halving, halve
 from lensllm_jax.selection.loss_table import LossTable, read_loss_table
+from lensllm_jax.selection.pooled import Constants, head_starts, views
+from lensllm_jax.selection.problem import Problem
 from lensllm_jax.selection.rank import NEEDS, SELECTORS, rank
 from tests.selection.tables import BUDGET_FRACTIONS, TABLES, needs_tables
 
@@ -32,10 +34,18 @@ PUBLISHED = {
         [98.9, 97.6, 96.9, 92.0, 91.1, 89.1, 91.0],
         [100.0, 91.4, 94.3, 100.0, 94.3, 94.3, 91.4],
     ),
-    ("flan", "zero_shot"): ([-10.7] * 7, None),
-    ("gigaword", "zero_shot"): ([-49.2] * 7, None),
-    ("flan", "model_size"): ([-20.9] * 7, None),
-    ("gigaword", "model_size"): ([-24.5] * 7, None),
+    ("flan", "subtuning"): (
+        [60.9, 46.5, 36.4, 29.0, 24.6, 20.9, 16.4],
+        [93.2, 93.2, 93.2, 93.2, 59.6, 59.6, 59.6],
+    ),
+    ("gigaword", "subtuning"): (
+        [93.2, 89.3, 85.4, 80.9, 76.2, 69.9, 64.8],
+        [87.6, 87.6, 87.6, 71.3, 71.3, 71.3, 71.3],
+    ),
+    ("flan", "zero_shot"): ([-10.7] * 7, [85.3] * 7),
+    ("gigaword", "zero_shot"): ([-49.2] * 7, [71.3] * 7),
+    ("flan", "model_size"): ([-20.9] * 7, [59.6] * 7),
+    ("gigaword", "model_size"): ([-24.45] * 7, [71.3] * 7),  # printed as -24.4
 }
 
 
@@ -69,13 +79,13 @@ def metrics(task, selector):
 def test_published_rows_are_reproduced(task, selector):
     pearson, accuracy = metrics(task, selector)
     expected, expected_accuracy = PUBLISHED[task, selector]
-    np.testing.assert_allclose(pearson, expected, atol=0.051)  # printed with one decimal
-    if expected_accuracy is not None:
-        np.testing.assert_allclose(accuracy, expected_accuracy, atol=0.051)  # likewise
+    # printed with one decimal, of a number that was rounded to four before
+    np.testing.assert_allclose(pearson, expected, atol=0.055)
+    np.testing.assert_allclose(accuracy, expected_accuracy, atol=0.055)
 
 
 @needs_tables
-@pytest.mark.parametrize(("task", "least"), [("flan", 71.0), ("gigaword", 93.8)])
+@pytest.mark.parametrize(("task", "least"), [("flan", 73.0), ("gigaword", 93.8)])
 def test_pooled_ranks_and_picks_better_than_ats(task, least):
     pearson, accuracy = metrics(task, "pooled")
     ats_pearson, ats_accuracy = metrics(task, "ats")
@@ -132,6 +142,28 @@ def test_pooled_sees_the_shared_bend_that_straight_lines_miss():
         r = rank(table, budget_size=3200, target_size=51200, selector=selector)
         errors[selector] = np.abs(np.log(list(r.predicted.values())) - np.log(truth)).mean()
     assert errors["pooled"] < errors["ats"]
+
+
+def test_a_head_start_is_the_share_of_the_fall_that_the_first_examples_made():
+    sizes = np.array([0, 200, 400])
+    losses = np.array([[4.0, 2.0, 1.0], [4.0, 1.0, 1.0], [4.0, np.nan, 1.0], [1.0, 2.0, 3.0]])
+    # shares 1/2 and 1; the third was not measured, the fourth never fell
+    np.testing.assert_allclose(head_starts(losses, sizes), [-0.25, 0.25, 0.0, 0.0], atol=1e-15)
+    assert not head_starts(losses[3:], sizes).any()
+    assert not head_starts(losses[:, 1:], sizes[1:]).any()  # no zero-shot loss
+
+
+def test_on_a_task_that_does_not_bend_head_starts_change_nothing():
+    table = small_table()
+    early = table.losses.copy()
+    early[0, 0] *= 3.0
+    for bend, changes in ((0.0, False), (0.08, True)):
+        x = np.log2(table.sizes[1:] / 200.0)
+        way = np.expm1(bend * x) / bend if bend else x
+        losses = np.column_stack([early[:, 0], np.exp(0.9 - 0.03 * np.ones((4, 1)) * way)])
+        one = Problem(dataclasses.replace(table, losses=losses), target_size=409600)
+        off = views(one, constants=Constants(head_start=0.0))
+        assert np.allclose(views(one), off, atol=1e-12) != changes
 
 
 def test_ledger_counts_six_n_tokens_epochs_and_rounds():
