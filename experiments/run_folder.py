@@ -16,7 +16,6 @@ Example:
 import dataclasses
 import io
 import json
-import os
 import sys
 from collections.abc import Callable, Mapping
 from importlib import metadata
@@ -25,7 +24,7 @@ from typing import Any
 
 import numpy as np
 
-from lensllm_jax import __version__, checks
+from lensllm_jax import __version__, checks, durable
 
 RUN = "run.json"
 RECORDED_PACKAGES = ("jax", "jaxlib", "flax", "optax", "neural-tangents", "transformers", "numpy")
@@ -63,7 +62,7 @@ class RunFolder:
         if (path / RUN).exists():
             folder._check_same(settings)
             return folder
-        foreign = [p.name for p in path.iterdir() if not p.name.endswith(".partial")] if (
+        foreign = [p.name for p in path.iterdir() if not p.name.endswith(durable.PARTIAL)] if (
             path.exists()
         ) else []  # fmt: skip
         if foreign:
@@ -82,12 +81,7 @@ class RunFolder:
                 f"`output_dir` must hold a {RUN} of ours, got one that does not read: "
                 f"{self.path}; name another folder"
             ) from error
-        different = [
-            f"{name}={before.get(name)!r} there, {settings.get(name)!r} now"
-            for name in sorted({*before, *settings})
-            if before.get(name) != settings.get(name)
-        ]
-        if different:
+        if different := durable.differences(before, settings):
             raise checks.UserError(
                 f"`output_dir` must be of a run with these settings, got {self.path} with "
                 f"{'; '.join(different)}: name another folder"
@@ -132,14 +126,7 @@ class RunFolder:
 
     def write_bytes(self, name: str, content: bytes) -> None:
         """Writes a file that appears whole or not at all, even if the machine stops."""
-        target = self.path / name
-        target.parent.mkdir(parents=True, exist_ok=True)
-        partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
-        with open(partial, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, target)
+        durable.replace(self.path / name, content)
 
 
 def command() -> str:
