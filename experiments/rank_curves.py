@@ -35,6 +35,7 @@ from experiments.progress import Progress
 from experiments.run_folder import RunFolder
 from lensllm_jax import checks
 from lensllm_jax.metrics import pearson_correlation, relative_accuracy
+from lensllm_jax.report.figures import colour_of
 from lensllm_jax.selection.flops import TrainingCost
 from lensllm_jax.selection.loss_table import LossTable, read_loss_table
 from lensllm_jax.selection.rank import NEEDS, SELECTORS, Ranking, rank
@@ -52,6 +53,7 @@ EPOCHS = flags.DEFINE_float("epochs", 1.0, "Epochs of a fine-tune, for the FLOPs
 ROUNDS = flags.DEFINE_float("search_rounds", 1.0, "Fine-tunes a subset, for the FLOPs.")
 ABLATION = flags.DEFINE_bool("ablation", False, "Also run gamma 3..5 x tau 1..5.")
 
+MARKERS = "os^Dv<>PX*h"  # one a selector
 GAMMAS, TAUS = (3, 4, 5), (1.0, 2.0, 3.0, 4.0, 5.0)
 ABLATED = ("lensllm", "ats")
 FROM_TABLE = [name for name in SELECTORS if name not in NEEDS]
@@ -241,14 +243,27 @@ def _png(draw: Callable[[Figure], None], width: float, height: float) -> bytes:
     return buffer.getvalue()
 
 
+def _ranked_on(table: LossTable, rankings) -> list[str]:
+    """Selectors with a ranking of the table, in the order in which they are drawn."""
+    found = {name for task, _, name in rankings if task == table.task}
+    return [name for name in SELECTORS if name in found]
+
+
+def _style(name: str) -> dict[str, Any]:
+    """A colour, a dash and a marker, the same in every figure; lines that coincide stay visible."""
+    index = sorted(SELECTORS).index(name)
+    marker = {"marker": MARKERS[index], "markersize": 6.0, "markerfacecolor": "none"}
+    return {**colour_of(index), **marker}
+
+
 def _metrics_figure(table: LossTable, divisors, rankings) -> bytes:
     def draw(figure: Figure) -> None:
         axes = figure.subplots(1, 2, sharex=True)
-        for name in sorted({key[2] for key in rankings if key[0] == table.task}):
+        for name in _ranked_on(table, rankings):
             known = [d for d in divisors if (table.task, d, name) in rankings]
             values = [_metrics(table, rankings[table.task, d, name]) for d in known]
             for axis, series in zip(axes, zip(*values, strict=True), strict=True):
-                axis.plot([1.0 / d for d in known], series, marker="o", label=name)
+                axis.plot([1.0 / d for d in known], series, label=name, **_style(name))
         for axis, label in zip(axes, ("PearCorr (%)", "RelAcc (%)"), strict=True):
             axis.set_xscale("log", base=2)
             axis.set_xlabel("budget, fraction of the full data")
@@ -268,10 +283,9 @@ def _predicted_figure(table: LossTable, rankings) -> bytes:
     def draw(figure: Figure) -> None:
         axis = figure.subplots()
         least = min((key[1] for key in mine), default=0)
-        for (_, divisor, name), ranking in mine.items():
-            if divisor == least:
-                predicted = [ranking.predicted[candidate] for candidate in table.names]
-                axis.scatter(truth, predicted, s=14, label=name)
+        for name in _ranked_on(table, mine):
+            predicted = [mine[table.task, least, name].predicted[who] for who in table.names]
+            axis.plot(truth, predicted, label=name, **{**_style(name), "linestyle": "none"})
         axis.axline((truth.min(), truth.min()), slope=1.0, color="black", linewidth=0.8)
         axis.set_xlabel("true loss (nats per token)")
         axis.set_ylabel("predicted loss (nats per token)")
