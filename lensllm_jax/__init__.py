@@ -26,6 +26,8 @@ _HOME = {
     "ntk_loss": "lensllm_jax.ntk.loss",
     "ntk_loss_matrix_free": "lensllm_jax.ntk.operator",
     "ntk_matvec": "lensllm_jax.ntk.operator",
+    "ntk_test_residual": "lensllm_jax.ntk.loss",
+    "ntk_train_residual": "lensllm_jax.ntk.loss",
     "fit_law": "lensllm_jax.scaling.fit",
     "fit_laws": "lensllm_jax.scaling.fit",
     "read_loss_table": "lensllm_jax.selection.loss_table",

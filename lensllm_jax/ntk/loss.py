@@ -119,6 +119,38 @@ def ntk_spectrum(theta: Kernel, residual: Residual) -> NtkSpectrum:
     return NtkSpectrum(eigen.values, (eigen.vectors.T @ r) ** 2)
 
 
+def ntk_train_residual(
+    theta: Kernel, residual: Residual, *, learning_rate: float, steps: Steps
+) -> Float[np.ndarray, "..."]:
+    r"""The training residual :math:`r_t = e^{-\eta \Theta t} r_0` under a frozen kernel.
+
+    Args:
+        theta: the kernel of the training examples.
+        residual: :math:`r_0 = f_0(X) - y`.
+        learning_rate: :math:`\eta`, for a loss summed over examples.
+        steps: :math:`t`, one number or an array of them.
+
+    Returns:
+        In float64; the shape of ``steps`` followed by that of ``residual``.  Added to y it is the
+        linearised model's prediction.
+
+    Raises:
+        UserError: as ``ntk_loss``.
+
+    Example:
+        >>> ntk_train_residual(np.diag([2.0, 0.0]), np.ones(2), learning_rate=0.5, steps=[0, 1])
+        array([[1.        , 1.        ],
+               [0.3678..., 1.        ]])
+    """
+    eigen = _eigen_of_kernel(theta)
+    r = _flat_residual("residual", residual, theta)
+    time = _time(learning_rate, steps)
+    decay = np.exp(-np.multiply.outer(time, eigen.values))
+    return ((decay * (eigen.vectors.T @ r)) @ eigen.vectors.T).reshape(
+        time.shape + np.shape(residual)
+    )
+
+
 def ntk_test_residual(
     theta_test_train: Float[Array, "m n"] | Float[Array, "m n k k"],
     theta: Kernel,
@@ -126,8 +158,8 @@ def ntk_test_residual(
     residual: Residual,
     *,
     learning_rate: float,
-    steps: float,
-) -> Float[np.ndarray, " m"] | Float[np.ndarray, "m k"]:
+    steps: Steps,
+) -> Float[np.ndarray, "..."]:
     r"""The residual on other examples at time t (Lee et al. 2019, equations 10 and 11).
 
     .. math:: r_t(x) = r_0(x) - \Theta(x, X)\, \Theta^{-1} (I - e^{-\eta \Theta t})\, r_0(X)
@@ -141,10 +173,10 @@ def ntk_test_residual(
         test_residual: :math:`f_0(x) - y(x)` at the test examples.
         residual: :math:`f_0(X) - y` at the training examples.
         learning_rate: :math:`\eta`, for a loss summed over examples.
-        steps: :math:`t`, one number.
+        steps: :math:`t`, one number or an array of them.
 
     Returns:
-        The test residual at time t in float64, shaped like ``test_residual``.
+        In float64; the shape of ``steps`` followed by that of ``test_residual``.
 
     Raises:
         UserError: as ``ntk_loss``, and if the two kernels do not fit.
@@ -152,21 +184,24 @@ def ntk_test_residual(
     Example:
         >>> theta = np.array([[2.0]])  # one training example seen again in testing
         >>> r = np.array([1.0])
-        >>> ntk_test_residual(theta, theta, r, r, learning_rate=0.5, steps=1.0)  # e^{-1}
-        array([0.3678...])
+        >>> ntk_test_residual(theta, theta, r, r, learning_rate=0.5, steps=[0.0, 1.0])
+        array([[1.        ],
+               [0.3678...]])
     """
     eigen = _eigen_of_kernel(theta)
     r = _flat_residual("residual", residual, theta)
     cross = flat_kernel(checks.finite("theta_test_train", np.asarray(theta_test_train)))
     r_test = checks.finite("test_residual", np.asarray(test_residual, np.float64))
     checks.shape("theta_test_train (flattened)", cross, (r_test.size, r.size))
-    time = float(_time(learning_rate, steps))
-
-    def learnt(values: np.ndarray) -> np.ndarray:
-        safe = np.where(values > 0, values, 1.0)
-        return np.where(values > 0, -np.expm1(-time * safe) / safe, time)
-
-    return r_test - (cross @ linalg.apply_function(eigen, learnt, r)).reshape(r_test.shape)
+    time = _time(learning_rate, steps)
+    positive = np.where(eigen.values > 0, eigen.values, 1.0)
+    learnt = np.where(
+        eigen.values > 0,
+        -np.expm1(-np.multiply.outer(time, positive)) / positive,
+        time[..., None],
+    )
+    moved = (learnt * (eigen.vectors.T @ r)) @ (cross @ eigen.vectors).T
+    return r_test - moved.reshape(time.shape + r_test.shape)
 
 
 def kernel_report(theta: Kernel) -> KernelReport:

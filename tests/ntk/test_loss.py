@@ -12,6 +12,7 @@ from lensllm_jax.ntk.loss import (
     ntk_loss,
     ntk_spectrum,
     ntk_test_residual,
+    ntk_train_residual,
 )
 from tests import oracles
 from tests.tolerances import assert_close, relative_difference
@@ -106,14 +107,34 @@ def test_rounding_below_zero_does_not_grow_with_time():
     assert np.all(np.diff(losses) <= 0)
 
 
-def test_training_residual_equals_gradient_flow():
-    flowed = oracles.gradient_flow_residual(THETA, RESIDUAL, 0.1, 7.0)
-    on_training_set = ntk_test_residual(
-        THETA, THETA, RESIDUAL, RESIDUAL, learning_rate=0.1, steps=7.0
-    )
-    assert_close(on_training_set, flowed, rel=1e-7)  # the integrator's tolerance
-    loss = ntk_loss(THETA, RESIDUAL, learning_rate=0.1, steps=7.0)
-    assert_close(np.sum(flowed**2), loss, rel=1e-7)  # the integrator's tolerance
+def test_training_residual_equals_gradient_flow_at_every_time():
+    times = np.array([[0.0, 1.0], [7.0, 30.0]])
+    got = ntk_train_residual(THETA, RESIDUAL, learning_rate=0.1, steps=times)
+    assert got.shape == (2, 2, 6)
+    for index in np.ndindex(2, 2):
+        flowed = oracles.gradient_flow_residual(THETA, RESIDUAL, 0.1, times[index])
+        assert_close(got[index], flowed, rel=1e-7)  # the integrator's tolerance
+    losses = ntk_loss(THETA, RESIDUAL, learning_rate=0.1, steps=times)
+    assert_close(np.sum(got**2, axis=2), losses)
+    as_test = ntk_test_residual(THETA, THETA, RESIDUAL, RESIDUAL, learning_rate=0.1, steps=times)
+    assert_close(as_test, got)
+
+
+def test_both_residuals_follow_gradient_descent_of_small_steps():
+    rng = np.random.default_rng(5)
+    train, test = rng.normal(size=(6, 9)) / 3, rng.normal(size=(4, 9)) / 3
+    r, r_test, w = RESIDUAL, rng.normal(size=4), np.zeros(9)
+    times, rate, seen = np.array([0.0, 2.0, 5.0]), 1e-4, []
+    for step in range(50001):  # Euler's method: its error is of the order of rate
+        if step in (0, 20000, 50000):
+            seen.append((r + train @ w, r_test + test @ w))
+        w = w - rate * train.T @ (r + train @ w)
+    settings_ = {"learning_rate": 1.0, "steps": times}
+    got = ntk_train_residual(train @ train.T, r, **settings_)
+    got_test = ntk_test_residual(test @ train.T, train @ train.T, r_test, r, **settings_)
+    assert_close(got, [a for a, _ in seen], rel=1e-3)  # of Euler's method
+    assert_close(got_test, [b for _, b in seen], rel=1e-3)  # of Euler's method
+    assert relative_difference(got_test[2], got_test[0]) > 0.1  # and it did move
 
 
 @pytest.mark.parametrize("p", [20, 4])
@@ -125,11 +146,16 @@ def test_test_residual_equals_training_the_linear_model_by_gradient_flow(p):
     joint = np.zeros((11, 11))
     joint[:6, :6], joint[6:, :6] = train @ train.T, test @ train.T
     both = np.concatenate([RESIDUAL, test_residual])
-    flowed = oracles.gradient_flow_residual(joint, both, 0.1, 9.0)
+    times = [0.5, 9.0]
+    flowed = [oracles.gradient_flow_residual(joint, both, 0.1, t)[6:] for t in times]
     got = ntk_test_residual(
+        test @ train.T, train @ train.T, test_residual, RESIDUAL, learning_rate=0.1, steps=times
+    )
+    assert_close(got, flowed, rel=1e-7)  # the integrator's tolerance
+    alone = ntk_test_residual(
         test @ train.T, train @ train.T, test_residual, RESIDUAL, learning_rate=0.1, steps=9.0
     )
-    assert_close(got, flowed[6:], rel=1e-7)  # the integrator's tolerance
+    assert_close(alone, got[1])
 
 
 def test_test_residual_keeps_the_shape_of_many_outputs():
