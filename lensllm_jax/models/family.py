@@ -16,7 +16,6 @@ from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import flax.linen as nn
 
-from lensllm_jax import checks
 from lensllm_jax.typing import Array, Batch
 
 # Attributes that every Hugging Face config may carry and that change no logit of a plain
@@ -28,7 +27,8 @@ HARMLESS = frozenset(
     task_specific_params initializer_range init_std chunk_size_feed_forward id2label
     label2id problem_type
     output_attentions output_hidden_states return_dict torchscript is_decoder is_encoder_decoder
-    attn_implementation _attn_implementation use_bfloat16 gradient_checkpointing
+    attn_implementation _attn_implementation use_bfloat16 gradient_checkpointing auto_map
+    transformers.js_config
     """.split()
 )  # fmt: skip
 

@@ -18,7 +18,7 @@ from lensllm_jax.checkpoints.candidate import load_folder
 from lensllm_jax.checkpoints.config import CONFIG
 from lensllm_jax.checkpoints.tensors import INDEX, SINGLE
 from lensllm_jax.checkpoints.zoo import FOLDER
-from tests.models.tiny import tiny_candidate
+from tests.models.tiny import write_tiny_checkpoint
 from tests.models.variants import VARIANTS
 
 
@@ -113,7 +113,8 @@ def test_a_tensor_read_in_small_pieces_is_the_same(tmp_path, monkeypatch):
     for variant in ("pythia", "gemma2", "phi3", "gpt2"):
         folder = tmp_path / variant
         folder.mkdir()
-        whole = tiny_candidate(VARIANTS[variant], folder)
+        write_tiny_checkpoint(VARIANTS[variant], folder)
+        whole = load_folder(folder)
         with monkeypatch.context() as patch:
             patch.setattr(formats, "BLOCK_BYTES", 100)
             assert same(load_folder(folder), whole)

@@ -84,7 +84,7 @@ PHI = {
     "hidden_size": 16,
     "rope_parameters": {"rope_theta": 100.0, "partial_rotary_factor": 0.5},
 }
-PHI3 = {**LLAMA, "model_type": "phi3", "pad_token_id": 0}
+PHI3 = {**LLAMA, "model_type": "phi3", "pad_token_id": 0, "eos_token_id": 2}
 
 VARIANTS = {
     "gpt2": GPT2,

@@ -41,7 +41,7 @@ def config(hf: Mapping[str, Any]) -> DecoderConfig:
         d_ff=hf["ffn_dim"],
         activation=hf["activation_function"],
         block_form=BlockForm.PRE_NORM if hf["do_layer_norm_before"] else BlockForm.POST_NORM,
-        final_norm=hf["do_layer_norm_before"] and not hf["_remove_final_layer_norm"],
+        final_norm=not hf["_remove_final_layer_norm"] and hf["do_layer_norm_before"],
         attention_bias=hf["enable_bias"],
         output_bias=hf["enable_bias"],
         feed_forward_bias=hf["enable_bias"],

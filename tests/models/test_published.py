@@ -1,0 +1,92 @@
+"""Published models have, in our shapes, as many parameters as PyTorch's; no weights are needed."""
+
+import math
+
+import jax
+import numpy as np
+import pytest
+
+from lensllm_jax.checkpoints.config import parse_config
+from lensllm_jax.checkpoints.weights import parameter_shapes
+from lensllm_jax.models.rotary import Rotary
+from tests.goldens.parameter_counts import golden_counts, torch_count
+from tests.models.published import PUBLISHED, STATED_COUNTS
+
+
+def count(config):
+    return sum(math.prod(shape) for shape in parameter_shapes(config).values())
+
+
+@pytest.mark.parametrize("model", PUBLISHED)
+def test_shapes_hold_as_many_parameters_as_pytorch(model):
+    config = parse_config(PUBLISHED[model]).config
+    assert count(config) == golden_counts()[model]
+    assert golden_counts()[model] == STATED_COUNTS.get(model, golden_counts()[model])
+
+
+@pytest.mark.parametrize("model", PUBLISHED)
+def test_logits_have_the_shape_of_the_vocabulary(model):
+    config = parse_config(PUBLISHED[model]).config
+    ids = np.zeros((2, 7), np.int32)
+    module = config.module()
+    params = jax.eval_shape(module.init, jax.random.key(0), ids, ids)
+    assert jax.eval_shape(module.apply, params, ids, ids).shape == (2, 7, config.vocab_size)
+
+
+def test_old_spellings_of_positions_are_understood():
+    def config(model):
+        return parse_config(PUBLISHED[model]).config
+
+    assert config("EleutherAI/pythia-160m").rotaries == (Rotary(10000.0, 16),)
+    assert config("microsoft/phi-2").rotaries == (Rotary(10000.0, 32),)
+    llama = Rotary(500000.0, 64, factor=32.0, blend=(1.0, 4.0, 8192))
+    assert config("meta-llama/Llama-3.2-1B").rotaries == (llama,)
+    gemma = config("google/gemma-3-1b-pt")
+    assert gemma.rotaries == (Rotary(1e6, 256), Rotary(1e4, 256))
+    assert [i for i, slides in enumerate(gemma.sliding_layers) if not slides] == [5, 11, 17, 23]
+    assert not any(config("Qwen/Qwen2.5-0.5B").sliding_layers)
+    assert all(config("microsoft/Phi-3-mini-4k-instruct").sliding_layers)
+
+
+class Recording(dict):
+    """Remembers which of its keys were asked for."""
+
+    def __init__(self, *args):
+        super().__init__(*args)
+        self.asked = set()
+
+    def __getitem__(self, key):
+        self.asked.add(key)
+        return super().__getitem__(key)
+
+    def get(self, key, default=None):
+        self.asked.add(key)
+        return super().get(key, default)
+
+
+# attributes that Hugging Face itself turns into others, which the family does read
+TURNED = {"use_sliding_window", "max_window_layers"}
+
+
+@pytest.mark.parametrize("model", PUBLISHED)
+def test_a_family_reads_every_attribute_that_it_says_it_reads(model):
+    family, attributes, _ = parse_config(PUBLISHED[model])
+    recording = Recording(attributes)
+    family.config(recording)
+    # Gemma hands a copy of its attributes on, and with it the reading of them
+    assert family.name.startswith("gemma") or family.read - TURNED <= recording.asked
+
+
+def test_every_tensor_of_the_weight_table_stands_for_shapes_that_cover_the_model():
+    """Each parameter is filled by exactly one entry, in every published model."""
+    for attributes in PUBLISHED.values():
+        family, _, config = parse_config(attributes)
+        targets = [path for weight in family.weights(config) for path in weight.targets]
+        assert sorted(targets) == sorted(parameter_shapes(config))
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("model", PUBLISHED)
+def test_golden_counts_are_those_of_pytorch(model):
+    pytest.importorskip("torch")
+    assert torch_count(PUBLISHED[model]) == golden_counts()[model]
