@@ -160,17 +160,14 @@ def _structured_tile_fn(
     f: ApplyFn, params: Params, method: NtkMethod, reduction: OutputReduction
 ) -> Callable[[Block, Block | None], Array]:  # fmt: skip
     del method
-    kept: dict[int, Any] = {}  # the groups of the current row of tiles, by its first example
 
     def of_blocks(rows: Block, columns: Block | None) -> Array:
-        if rows.rows.start not in kept:
-            kept.clear()
-            kept[rows.rows.start] = structured.gradient_groups(f, params, rows.take())
-        left = kept[rows.rows.start]
-        right = None if columns is None else structured.gradient_groups(f, params, columns.take())
-        k = num_outputs(f, params, rows.take())
-        trace = reduction is not OutputReduction.NONE
-        theta = structured.gram_of_groups(left, right, trace=trace or k is None)
+        x1 = rows.take()
+        k = num_outputs(f, params, x1)
+        theta = structured.structured_ntk(
+            f, params, x1, None if columns is None else columns.take(),
+            trace=k is None or reduction is not OutputReduction.NONE,
+        )  # fmt: skip
         return theta / k if reduction is OutputReduction.MEAN and k else theta
 
     return of_blocks

@@ -19,13 +19,14 @@ Example:
     >>> import jax.numpy as jnp
     >>> from lensllm_jax.ntk.rules import Group, Outer, gram
     >>> r, c = jnp.array([[[[1.0, 2.0]]]]), jnp.array([[[[3.0]]]])  # one example, one token
-    >>> g = Group((Outer(r, c),), "kernel", 2, 1)  # G = (3, 6)
+    >>> g = Group((Outer(r, c),), 2, 1)  # G = (3, 6)
     >>> gram(g, None, trace=False)
     Array([[[[45.]]]], dtype=float32)
 """
 
 import dataclasses
 import functools
+import itertools
 import operator
 from typing import Any, TypeAlias
 
@@ -33,8 +34,11 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-# Numbers of one example block formed at once: 4 MiB in float32, about a core's share of cache.
-PIECE_SIZE = 2**20
+# Numbers formed at once: 16 MiB in float32, which stay in the last cache. Smaller pieces pay more
+# for each small product than they save (benchmarks/LOG.md).
+PIECE_SIZE = 2**22
+# Rows of a symmetric Gram that are multiplied at once: the tiles below the diagonal are left out.
+SYMMETRIC_TILE = 256
 # Entries of a (tokens x tokens) Gram in memory at once: 64 MiB in float32.
 PAIR_SIZE = 2**24
 
@@ -73,14 +77,13 @@ Term: TypeAlias = Outer | Lookup | Formed
 @functools.partial(
     jax.tree_util.register_dataclass,
     data_fields=["terms"],
-    meta_fields=["name", "num_rows", "num_columns"],
+    meta_fields=["num_rows", "num_columns"],
 )
 @dataclasses.dataclass(frozen=True)
 class Group:
     """All gradient terms of one parameter, or of one slice of a stacked one."""
 
     terms: tuple[Term, ...]
-    name: str  # its path in the parameter tree
     num_rows: int  # R
     num_columns: int  # C
 
@@ -175,18 +178,48 @@ def gram_formed(left: Group, right: Group | None, *, trace: bool) -> jax.Array:
         piece = functools.reduce(operator.add, pieces)
         return piece.reshape((group.num_examples * (1 if trace else k), -1))
 
-    def product(start: jax.Array | int, size: int) -> jax.Array:
+    def products(start: jax.Array | int, size: int) -> list[jax.Array]:
         a = flat(left, start, size)
-        b = a if right is None else flat(right, start, size)
-        return lax.dot_general(a, b, (((1,), (1,)), ((), ())))
+        if right is None:
+            return [_inner(a[i], a[j]) for i, j in tiles]
+        return [_inner(a, flat(right, start, size))]
 
+    tiles = _upper_tiles(n * (1 if trace else k))
     whole, rest = divmod(num_rows, height)
-    total = product(0, height)
+    total = products(0, height)
     if whole > 1:
-        total = lax.fori_loop(1, whole, lambda i, t: t + product(i * height, height), total)
+        total = lax.fori_loop(1, whole, lambda i, t: _added(t, products(i * height, height)), total)
     if rest:
-        total = total + product(whole * height, rest)
-    return total if trace else total.reshape(n, k, m, k).transpose(0, 2, 1, 3)
+        total = _added(total, products(whole * height, rest))
+    theta = _mirrored(total, tiles) if right is None else total[0]
+    return theta if trace else theta.reshape(n, k, m, k).transpose(0, 2, 1, 3)
+
+
+def _inner(a: jax.Array, b: jax.Array) -> jax.Array:
+    return lax.dot_general(a, b, (((1,), (1,)), ((), ())))
+
+
+def _added(a: list[jax.Array], b: list[jax.Array]) -> list[jax.Array]:
+    return [x + y for x, y in zip(a, b, strict=True)]
+
+
+def _upper_tiles(n: int) -> list[tuple[slice, slice]]:
+    """Tiles of about ``SYMMETRIC_TILE`` on and above the diagonal of an n x n matrix."""
+    count = max(1, round(n / SYMMETRIC_TILE))
+    edges = [round(i * n / count) for i in range(count + 1)]
+    spans = [slice(a, b) for a, b in itertools.pairwise(edges)]
+    return [(spans[i], spans[j]) for i in range(count) for j in range(i, count)]
+
+
+def _mirrored(parts: list[jax.Array], tiles: list[tuple[slice, slice]]) -> jax.Array:
+    """The whole symmetric matrix out of its upper tiles."""
+    if len(parts) == 1:
+        return parts[0]
+    by_tile = {(i.start, j.start): part for (i, j), part in zip(tiles, parts, strict=True)}
+    starts = sorted({i.start for i, _ in tiles})
+    return jnp.block(
+        [[by_tile[i, j] if i <= j else by_tile[j, i].T for j in starts] for i in starts]
+    )
 
 
 def gram_pairwise(left: Group, right: Group | None, *, trace: bool) -> jax.Array:

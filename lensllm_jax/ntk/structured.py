@@ -1,9 +1,10 @@
-r"""The structured kernel: exact, with the memory of one block's activations.
+r"""The structured kernel: exact, with one layer's activations in memory.
 
 .. math:: \Theta_{ab}(x_i, x_j) = \sum_{W} \langle G^W_{ia}, G^W_{jb} \rangle
 
-One forward pass records what enters each use of a parameter (``uses``), one backward pass
-for all examples at once gives the cotangents there, and each parameter adds its block by the
+The program of f is cut in stages (``stages``).  A forward sweep keeps the values between them; a
+backward sweep recomputes one stage at a time for all examples, records what enters each use of
+a parameter and the cotangents there (``uses``), and adds each parameter's block at once by the
 cheaper of two exact contractions (``rules``).  No Jacobian is ever formed: a dense layer's gradient
 is a sum of outer products, a few rows of which are made at a time.
 
@@ -12,210 +13,437 @@ parameters that enter through ``dot_general`` or a lookup of rows are cheap.
 
 Example:
     >>> import jax, jax.numpy as jnp
-    >>> from lensllm_jax.ntk.structured import gradient_groups
-    >>> f = lambda params, x: jnp.tanh(x @ params["w"] + params["b"][None]).sum(1)
+    >>> from lensllm_jax.ntk.structured import kernel_by_parameter
+    >>> f = lambda params, x: (x @ params["w"] + params["b"][None]).sum(1)
     >>> params = {"w": jnp.ones((3, 2)), "b": jnp.zeros(2)}
-    >>> groups = gradient_groups(f, params, jnp.ones((4, 3)))
-    >>> [(g.name, type(g.terms[0]).__name__) for g in groups]
-    [("['b']", 'Formed'), ("['w']", 'Outer')]
+    >>> for share in kernel_by_parameter(f, params, jnp.eye(3)[:2], trace=True):
+    ...     print(share.names, share.theta.sum(0).tolist())
+    ("['w']", "['b']") [[4.0, 2.0], [2.0, 4.0]]
 """
 
 import functools
 import math
 import operator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lensllm_jax.ntk import rules, uses
-from lensllm_jax.ntk.rules import Formed, Group, Lookup, Outer, Term
-from lensllm_jax.ntk.uses import Tap, UseKind
-from lensllm_jax.typing import ApplyFn, Params
+from lensllm_jax import checks
+from lensllm_jax.ntk import rules, terms
+from lensllm_jax.ntk.stages import Call, Schedule, Slot, Source, Stage, cut, operand
+from lensllm_jax.ntk.terms import Term
+from lensllm_jax.ntk.uses import Taps
+from lensllm_jax.typing import ApplyFn, Array, Params
+
+# What the stages of one chunk of examples may hold: enough for large matrix products, little
+# enough to stay near the caches.
+CHUNK_BYTES = 2**27
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def gradient_groups(f: ApplyFn, params: Params, x: Any) -> list[Group]:
-    """The gradient terms of every parameter for a block of examples.
+class Share(NamedTuple):
+    """What some parameters, known at the same moment of the backward sweep, add to the kernel."""
+
+    names: tuple[str, ...]  # paths in the parameter tree, with the slice of a stacked one
+    theta: Array  # (len(names), n, m, k, k), or (len(names), n, m) if traced
+
+
+class Block(NamedTuple):
+    """Some examples on their way through the program."""
+
+    values: dict[int, Array]  # between stages, (n, ...)
+    cotangents: dict[int, Array]  # of what lies downstream, (n, k, ...)
+
+
+class Traced(NamedTuple):
+    """A function's program with what is known of it."""
+
+    schedule: Schedule
+    names: tuple[str, ...]  # path of each parameter
+    num_outputs: int  # k
+    dtype: Any  # of the outputs
+
+
+def kernel_by_parameter(
+    f: ApplyFn, params: Params, x1: Any, x2: Any = None, *, trace: bool
+) -> Iterator[Share]:
+    """The kernel of two blocks of examples, parameter by parameter, from the last to the first.
 
     Args:
         f: ``f(params, x)`` with outputs (n,) or (n, k), examples independent.
         params: pytree of floating arrays.
-        x: the block, a pytree with a leading example axis.
+        x1: examples of the rows, a pytree with a leading axis.
+        x2: examples of the columns; ``None`` stands for ``x1``.
+        trace: sum over equal outputs.
+
+    Yields:
+        Shares whose sum is the kernel; a parameter that f never uses has none.
+
+    Raises:
+        UserError: if a value or a gradient is not finite; it names where.
+    """
+    traced = trace_program(f, params, x1)
+    leaves = jax.tree.leaves(params)
+    sizes = [_padded_size(x, traced.schedule) for x in (x1, x2) if x is not None]
+    lengths = [jax.tree.leaves(x)[0].shape[0] for x in (x1, x2) if x is not None]
+    n, m = lengths[0], lengths[-1]
+    with jax.default_matmul_precision("highest"):
+        blocks = [
+            _forward_sweep(traced, leaves, _padded(x, size), size // num_chunks)
+            for x, (size, num_chunks) in zip((x1, x2), sizes, strict=False)
+        ]
+        chunks = [size // num_chunks for size, num_chunks in sizes]
+        for keys, sides in _backward_sweep(traced, leaves, blocks, chunks):
+            right = sides[1] if len(sides) > 1 else None
+            theta, is_finite = _grams(sides[0], right, trace=trace)
+            names = tuple(_name(traced.names[leaf], step) for leaf, step in keys)
+            _check_finite(names, is_finite)
+            yield Share(names, theta[:, :n, :m])
+
+
+def structured_ntk(f: ApplyFn, params: Params, x1: Any, x2: Any = None, *, trace: bool) -> Array:
+    """The kernel of two blocks of examples: the sum over parameters.
+
+    Args:
+        f: ``f(params, x)`` with outputs (n,) or (n, k), examples independent.
+        params: pytree of floating arrays.
+        x1: examples of the rows, a pytree with a leading axis.
+        x2: examples of the columns; ``None`` stands for ``x1``.
+        trace: sum over equal outputs.
 
     Returns:
-        One group a parameter, or a slice of a stacked parameter; what f never uses has none.
+        (n, m, k, k), or (n, m) if traced.
+
+    Raises:
+        UserError: if a value or a gradient is not finite; it names where.
+    """
+    total: Any = None
+    for share in kernel_by_parameter(f, params, x1, x2, trace=trace):
+        part = share.theta.sum(0)
+        total = part if total is None else total + part
+    if total is not None:
+        return total
+    traced = trace_program(f, params, x1)  # f uses no parameter
+    n, m = (jax.tree.leaves(x)[0].shape[0] for x in (x1, x1 if x2 is None else x2))
+    outputs = () if trace else (traced.num_outputs,) * 2
+    return jnp.zeros((n, m, *outputs), traced.dtype)
+
+
+def gradient_groups(f: ApplyFn, params: Params, x: Any) -> list[tuple[str, rules.Group]]:
+    """The gradient terms of every parameter for a block of examples, all at once.
+
+    Args:
+        f: as for ``structured_ntk``.
+        params: its parameters.
+        x: the examples.
+
+    Returns:
+        Named groups; a parameter has several where its uses touch disjoint slices.
+    """
+    traced = trace_program(f, params, x)
+    n = jax.tree.leaves(x)[0].shape[0]
+    with jax.default_matmul_precision("highest"):
+        leaves = jax.tree.leaves(params)
+        block = _forward_sweep(traced, leaves, jax.tree.leaves(x), n)
+        return [
+            (_name(traced.names[leaf], step), group)
+            for keys, (side,) in _backward_sweep(traced, leaves, [block], [n])
+            for (leaf, step), found in zip(keys, side, strict=True)
+            for group in terms.groups(found)
+        ]
+
+
+def trace_program(f: ApplyFn, params: Params, x: Any) -> Traced:
+    """The program of one example, cut in stages; kept for the next call with the same shapes.
+
+    Args:
+        f: the function.
+        params: its parameters.
+        x: its examples.
+
+    Returns:
+        The program.
     """
     leaves, structure = jax.tree.flatten(params)
     names = [jax.tree_util.keystr(path) for path, _ in jax.tree.leaves_with_path(params)]
     x_leaves, x_structure = jax.tree.flatten(x)
+    shapes = tuple((jnp.shape(leaf), jnp.result_type(leaf)) for leaf in leaves)
+    x_shapes = tuple((jnp.shape(leaf)[1:], jnp.result_type(leaf)) for leaf in x_leaves)
+    x64 = bool(jax.config.jax_enable_x64)  # type: ignore[attr-defined]
+    key: Any = f  # hashable, as every function is
+    return _traced(key, structure, tuple(names), shapes, x_structure, x_shapes, x64)
+
+
+@functools.lru_cache(maxsize=64)
+def _traced(
+    f: Any, structure: Any, names: tuple, shapes: tuple, x_structure: Any, x_shapes: tuple,
+    x64: bool,
+) -> Traced:  # fmt: skip
+    del x64  # part of the key: the same function traces to another program
 
     def of_one(leaves: list, x_leaves: list) -> jax.Array:
         one = jax.tree.unflatten(x_structure, [leaf[None] for leaf in x_leaves])
         return f(jax.tree.unflatten(structure, leaves), one).reshape(-1)
 
-    example = [jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype) for leaf in x_leaves]
     with jax.default_matmul_precision("highest"):
-        program = jax.make_jaxpr(of_one)(leaves, example)
-        taps, lefts, deltas = _cotangents(program, leaves, x_leaves)
-        terms = [
-            _Term(tap, left, jax.vmap(jax.vmap(tap.right_fn))(delta))
-            for tap, left, delta in zip(taps, lefts, deltas, strict=True)
-        ]
-        return [
-            _group(names[leaf], part, box)
-            for leaf in range(len(leaves))
-            for part, box in _connected([term for term in terms if term.tap.leaf == leaf])
-        ]
-
-
-@functools.partial(jax.jit, static_argnames=("trace",))
-def gram_of_groups(left: list[Group], right: list[Group] | None, *, trace: bool) -> jax.Array:
-    """The kernel of two blocks of examples: the sum over parameters.
-
-    Args:
-        left: groups of the rows' examples.
-        right: groups of the columns' examples; ``None`` stands for ``left``.
-        trace: sum over equal outputs.
-
-    Returns:
-        (n, m, k, k), or (n, m) if traced.
-    """
-    others: list[Any] = [None] * len(left) if right is None else right
-    with jax.default_matmul_precision("highest"):
-        parts = [rules.gram(a, b, trace=trace) for a, b in zip(left, others, strict=True)]
-    return functools.reduce(operator.add, parts)
-
-
-class _Term(NamedTuple):
-    """A tap with what it recorded for all examples."""
-
-    tap: Tap
-    left: Any  # OUTER (n, t, A), LOOKUP (n, t), WHOLE None
-    right: Any  # (n, k, t, B), for WHOLE (n, k, *lengths of the box's axes)
-
-
-def _cotangents(
-    program: Any, leaves: list, x_leaves: list
-) -> tuple[list[Tap], list[Any], list[jax.Array]]:
-    """Taps, what they recorded (n, ...), and the cotangents (n, k, ...) of what they tap."""
-    n = x_leaves[0].shape[0]
-    example = [jax.ShapeDtypeStruct(x.shape[1:], x.dtype) for x in x_leaves]
-    shapes = uses.shapes(program, leaves, example)
-    seen: list[list[Tap]] = []
-
-    def tapped(perturbations: list, x_leaves: list) -> tuple[jax.Array, list]:
-        (out,), taps = uses.run(program, leaves, x_leaves, perturbations)
-        seen.append(taps)
-        return out, [tap.left for tap in taps]
-
-    zeros = [jnp.zeros((n, *shape.shape), shape.dtype) for shape in shapes]
-    outputs, pullback, lefts = jax.vjp(
-        lambda perturbations: jax.vmap(tapped)(perturbations, x_leaves), zeros, has_aux=True
-    )
-    k = outputs.shape[1]
-    # output a of every example at once: examples do not mix, so their cotangents do not either
-    basis = jnp.broadcast_to(jnp.eye(k, dtype=outputs.dtype)[:, None, :], (k, n, k))
-    (deltas,) = jax.vmap(pullback)(basis)
-    return seen[-1], lefts, [jnp.moveaxis(delta, 0, 1) for delta in deltas]
-
-
-Box = tuple[tuple[int, int], ...]
-
-
-def _connected(terms: list[_Term]) -> list[tuple[list[_Term], Box]]:
-    """Terms of one parameter, parted where they touch disjoint slices of it, with the hulls."""
-    parts: list[tuple[list[_Term], Box]] = []
-    for term in terms:
-        joined, box = [term], term.tap.box
-        apart = []
-        for others, other_box in parts:
-            if _overlap(box, other_box):
-                joined = others + joined
-                box = tuple(
-                    (min(a, c), max(b, d))
-                    for (a, b), (c, d) in zip(box, other_box, strict=True)
-                )  # fmt: skip
-            else:
-                apart.append((others, other_box))
-        parts = [*apart, (joined, box)]
-    return parts
-
-
-def _overlap(a: Box, b: Box) -> bool:
-    return all(
-        max(p, r) < min(q, s) for (p, q), (r, s) in zip(a, b, strict=True)
-    )  # fmt: skip
-
-
-def _group(name: str, terms: list[_Term], box: Box) -> Group:
-    """Terms of one slice of a parameter, brought to one layout (rows, columns)."""
-    layout = _common_layout(terms, box)
-    if layout is None:
-        formed = tuple(_formed(term, box) for term in terms)
-        return Group(formed, name, 1, formed[0].values.shape[3])
-    rows, columns = layout
-    lengths = [stop - start for start, stop in box]
-    num_rows, num_columns = (math.prod(lengths[axis] for axis in axes) for axes in layout)
-    arranged = tuple(_arranged(term, rows, columns, num_rows, num_columns) for term in terms)
-    return Group(arranged, name, num_rows, num_columns)
-
-
-def _common_layout(
-    terms: list[_Term], box: Box
-) -> tuple[tuple[int, ...], tuple[int, ...]] | None:  # fmt: skip
-    """Axes to take as rows and columns so that every term keeps its form; None if none do."""
-    if any(term.tap.box != box for term in terms):
-        return None
-    lookups = {t.tap.split for t in terms if t.tap.kind is UseKind.LOOKUP}
-    outers = {t.tap.split for t in terms if t.tap.kind is UseKind.OUTER}
-    if not (lookups or outers):
-        return ((), tuple(axis for axis, (start, stop) in enumerate(box) if stop - start > 1))
-    if lookups:
-        layout = min(lookups)
-    else:
-        # the longer side is cut into pieces
-        layout = max(
-            (pair for split in outers for pair in (split, split[::-1])),
-            key=lambda pair: math.prod(box[axis][1] - box[axis][0] for axis in pair[0]),
+        program, out = jax.make_jaxpr(of_one, return_shape=True)(
+            [jax.ShapeDtypeStruct(*shape) for shape in shapes],
+            [jax.ShapeDtypeStruct(*shape) for shape in x_shapes],
         )
-    fits = lookups <= {layout} and outers <= {layout, layout[::-1]}
-    return layout if fits else None
+    return Traced(cut(program, num_params=len(shapes)), names, out.shape[0], out.dtype)
 
 
-def _arranged(
-    term: _Term, rows: tuple, columns: tuple, num_rows: int, num_columns: int
-) -> Term:  # fmt: skip
-    if term.tap.kind is UseKind.LOOKUP:
-        return Lookup(term.left, term.right)
-    if term.tap.kind is UseKind.OUTER:
-        left = term.left[:, None]
-        if term.tap.split == (rows, columns):
-            return Outer(left, term.right)
-        return Outer(term.right, left)
-    n, k = term.right.shape[:2]
-    # a whole term has the axes longer than one, ascending
-    order = {axis: 2 + i for i, axis in enumerate(sorted((*rows, *columns)))}
-    by_layout = term.right.transpose(0, 1, *(order[axis] for axis in (*rows, *columns)))
-    return Formed(by_layout.reshape(n, k, num_rows, num_columns))
+def _forward_sweep(traced: Traced, leaves: list, x_leaves: list, chunk_size: int) -> Block:
+    """The values between stages; the last stage is left to the backward sweep."""
+    schedule = traced.schedule
+    values = dict(zip(schedule.inputs, x_leaves, strict=True))
+    for call in schedule.calls[:-1]:
+        fixed, varying = _operands(schedule, call, leaves, values)
+        found = _forward(_signature(call), fixed, varying, chunk_size=chunk_size)
+        _check_values(traced, call, found)
+        values.update(zip(call.results, found, strict=True))
+    n, k = x_leaves[0].shape[0], traced.num_outputs
+    # output a of every example at once: examples do not mix, so their cotangents do not either
+    basis = jnp.broadcast_to(jnp.eye(k, dtype=traced.dtype)[None], (n, k, k))
+    return Block(values, {schedule.output: basis})
 
 
-def _formed(term: _Term, hull: Box) -> Formed:
-    """Any term as a matrix of one row, embedded in the hull of its group's boxes."""
-    tap = term.tap
-    lengths = [stop - start for start, stop in tap.box]
-    n, k = term.right.shape[:2]
-    if tap.kind is UseKind.WHOLE:
-        values = term.right
-    else:
-        left_axes, right_axes = tap.split
-        num_rows = math.prod(lengths[axis] for axis in left_axes)
-        simple = _arranged(term, left_axes, right_axes, num_rows, term.right.shape[3])
-        matrix = rules.whole_term(simple, num_rows)
-        parted = matrix.reshape(n, k, *(lengths[axis] for axis in (*left_axes, *right_axes)))
-        order = np.argsort((*left_axes, *right_axes))
-        values = parted.transpose(0, 1, *(2 + int(i) for i in order))
-    values = values.reshape(n, k, *lengths)
-    margins = [(a - c, d - b) for (a, b), (c, d) in zip(tap.box, hull, strict=True)]
-    return Formed(jnp.pad(values, [(0, 0), (0, 0), *margins]).reshape(n, k, 1, -1))
+Key = tuple[int, int | None]  # a parameter, or a slice of a stacked one
+
+
+def _backward_sweep(
+    traced: Traced, leaves: list, blocks: list[Block], chunk_sizes: list[int]
+) -> Iterator[tuple[list[Key], list[tuple[tuple[Term, ...], ...]]]]:
+    """The terms of each parameter, for each block, as soon as its first use has been passed."""
+    schedule = traced.schedule
+    waiting: dict[Key, list[list[Term]]] = {}
+    for place in reversed(range(len(schedule.calls))):
+        call = schedule.calls[place]
+        for side, (block, chunk_size) in enumerate(zip(blocks, chunk_sizes, strict=True)):
+            for key, found in _stage_terms(schedule, call, leaves, block, chunk_size):
+                waiting.setdefault(key, [[] for _ in blocks])[side].extend(found)
+        earlier = {
+            (slot.index, slot.step)
+            for before in schedule.calls[:place]
+            for slot in before.slots
+            if slot.source is Source.PARAM
+        }
+        keys = [key for key in waiting if key not in earlier]
+        complete = [waiting.pop(key) for key in keys]
+        if complete:
+            yield keys, [tuple(tuple(c[side]) for c in complete) for side in range(len(blocks))]
+        del complete
+
+
+def _stage_terms(
+    schedule: Schedule, call: Call, leaves: list, block: Block, chunk_size: int
+) -> list[tuple[Key, list[Term]]]:
+    """One stage backwards: its terms, and the cotangents of what entered it."""
+    fixed, varying = _operands(schedule, call, leaves, block.values)
+    slots = [slot for slot in call.slots if slot.source is Source.VALUE]
+    wanted = tuple(
+        i for i, slot in enumerate(slots)
+        if slot.index in schedule.active and jnp.issubdtype(varying[i].dtype, np.floating)
+    )  # fmt: skip
+    reached = tuple(i for i, name in enumerate(call.results) if name in block.cotangents)
+    downstream = [block.cotangents.pop(call.results[i]) for i in reached]
+    for name in call.results:
+        block.values.pop(name, None)
+    upstream, lefts, found = _backward(
+        _signature(call), fixed, varying, downstream,
+        wanted=wanted, reached=reached, chunk_size=chunk_size,
+    )  # fmt: skip
+    for i, cotangent in zip(wanted, upstream, strict=True):
+        name = slots[i].index
+        known = block.cotangents.get(name)
+        block.cotangents[name] = cotangent if known is None else known + cotangent
+    by_key: dict[Key, list[Term]] = {}
+    for (position, left), term in found:
+        slot = call.slots[position]
+        recorded = Term(
+            None if left is None else lefts[left], term.right, term.kind, term.box, term.split
+        )
+        by_key.setdefault((slot.index, slot.step), []).append(recorded)
+    return list(by_key.items())
+
+
+class _Signature(NamedTuple):
+    """What of a call a compiled program depends on: all steps of a loop share it."""
+
+    stage: Stage
+    slots: tuple[Slot, ...]  # without which parameter, constant, value or step
+
+
+def _signature(call: Call) -> _Signature:
+    return _Signature(call.stage, tuple(Slot(s.source, 0, None, s.dtype) for s in call.slots))
+
+
+def _operands(
+    schedule: Schedule, call: Call, leaves: Sequence, values: dict[int, Array]
+) -> tuple[list, list]:
+    """What is the same for all examples, and what is not (n, ...)."""
+    sources: dict[Source, Any] = {
+        Source.PARAM: leaves, Source.CONSTANT: schedule.constants, Source.VALUE: values
+    }  # fmt: skip
+    fixed: list[Array] = []
+    varying: list[Array] = []
+    for slot in call.slots:
+        value = sources[slot.source][slot.index]
+        is_value = slot.source is Source.VALUE
+        if slot.step is not None:
+            # a traced index: slicing compiles once for all steps
+            value = _slice(value, slot.step, axis=int(is_value))
+        (varying if is_value else fixed).append(value)
+    return fixed, varying
+
+
+@functools.partial(jax.jit, static_argnames="axis")
+def _slice(value: Array, step: Any, *, axis: int) -> Array:
+    return jax.lax.dynamic_index_in_dim(value, step, axis, keepdims=False)
+
+
+def _evaluate(signature: _Signature, fixed: list, varying: Sequence, taps: Taps) -> list:
+    fixed_left, varying_left = iter(fixed), iter(varying)
+    operands = [
+        operand(slot, next(varying_left if slot.source is Source.VALUE else fixed_left), position)
+        for position, slot in enumerate(signature.slots)
+    ]
+    return signature.stage.evaluate(operands, taps)
+
+
+@functools.partial(jax.jit, static_argnames=("signature", "chunk_size"))
+def _forward(signature: _Signature, fixed: list, varying: list, *, chunk_size: int) -> list:
+    """The results of a stage for all examples."""
+    of_one = functools.partial(_evaluate, signature, fixed, taps=Taps(None))
+    return _in_chunks(jax.vmap(lambda one: of_one(one)), varying, chunk_size)
+
+
+@functools.partial(jax.jit, static_argnames=("signature", "wanted", "reached", "chunk_size"))
+def _backward(
+    signature: _Signature, fixed: list, varying: list, downstream: list, *,
+    wanted: tuple[int, ...], reached: tuple[int, ...], chunk_size: int,
+) -> tuple[list, list, list]:  # fmt: skip
+    """A stage recomputed and pulled back, for all examples.
+
+    Returns the cotangents of the ``wanted`` operands (n, k, ...), what the taps recorded
+    (n, ...), and a term without its left factor a tap: ((position, left), term).
+    """
+    one = [jax.ShapeDtypeStruct(v.shape[1:], v.dtype) for v in varying]
+    untapped = Taps(None)
+    jax.eval_shape(lambda one: _evaluate(signature, fixed, one, untapped)[:0], one)
+
+    def of_chunk(arguments: tuple[list, list]) -> tuple[list, list, list]:
+        varying, downstream = arguments
+        c = varying[0].shape[0]
+        zeros = [jnp.zeros((c, *shape.shape), shape.dtype) for shape in untapped.shapes]
+
+        def tapped(perturbations: list, wanted_one: list, all_one: list) -> tuple[list, list]:
+            taps = Taps(perturbations)
+            replaced = dict(zip(wanted, wanted_one, strict=True))
+            entering = [replaced.get(i, value) for i, value in enumerate(all_one)]
+            results = _evaluate(signature, fixed, entering, taps)
+            return [results[i] for i in reached], taps.lefts
+
+        _, pullback, lefts = jax.vjp(
+            lambda perturbations, states: jax.vmap(tapped)(perturbations, states, varying),
+            zeros,
+            [varying[i] for i in wanted],
+            has_aux=True,
+        )
+        if downstream[0].shape[1] == 1:  # one output needs no further batch axis
+            squeezed = pullback([cotangent[:, 0] for cotangent in downstream])
+            deltas, upstream = jax.tree.map(lambda leaf: leaf[:, None], squeezed)
+        else:
+            deltas, upstream = jax.vmap(pullback, in_axes=1, out_axes=1)(downstream)
+        rights = [
+            jax.vmap(jax.vmap(tap.right_fn))(delta)
+            for tap, delta in zip(untapped.taps, deltas, strict=True)
+        ]
+        return upstream, lefts, rights
+
+    upstream, lefts, rights = _in_chunks(of_chunk, (varying, downstream), chunk_size)
+    found = [
+        (_Static((tap.leaf, tap.left)), Term(None, right, tap.kind, tap.box, tap.split))
+        for tap, right in zip(untapped.taps, rights, strict=True)
+    ]
+    return upstream, lefts, found
+
+
+@jax.tree_util.register_static
+class _Static(tuple):
+    """Numbers that leave a compiled function as they are."""
+
+
+def _in_chunks(f: Any, arguments: Any, chunk_size: int) -> Any:
+    """``f`` of a few examples at a time; their number is a multiple of ``chunk_size``."""
+    n = jax.tree.leaves(arguments)[0].shape[0]
+    if n == chunk_size:
+        return f(arguments)
+    parted = jax.tree.map(lambda x: x.reshape(-1, chunk_size, *x.shape[1:]), arguments)
+    return jax.tree.map(lambda y: y.reshape(n, *y.shape[2:]), jax.lax.map(f, parted))
+
+
+@functools.partial(jax.jit, static_argnames="trace")
+def _grams(
+    left: tuple[tuple[Term, ...], ...], right: tuple[tuple[Term, ...], ...] | None, *, trace: bool
+) -> tuple[jax.Array, jax.Array]:
+    """Each parameter's block of the kernel (p, n, m, ...), and whether it is finite (p,)."""
+    others: Sequence[Any] = [None] * len(left) if right is None else right
+    blocks = []
+    for one, other in zip(left, others, strict=True):
+        rows = terms.groups(one)
+        columns = [None] * len(rows) if other is None else terms.groups(other)
+        parts = [rules.gram(a, b, trace=trace) for a, b in zip(rows, columns, strict=True)]
+        blocks.append(functools.reduce(operator.add, parts))
+    theta = jnp.stack(blocks)
+    return theta, jnp.isfinite(theta).all(axis=tuple(range(1, theta.ndim)))
+
+
+def _padded_size(x: Any, schedule: Schedule) -> tuple[int, int]:
+    """A number of examples that fills equal chunks, and the number of chunks."""
+    n = jax.tree.leaves(x)[0].shape[0]
+    hungriest = max(call.stage.num_bytes for call in schedule.calls)
+    num_chunks = math.ceil(n / max(1, CHUNK_BYTES // max(hungriest, 1)))
+    return num_chunks * math.ceil(n / num_chunks), num_chunks
+
+
+def _padded(x: Any, size: int) -> list:
+    """The examples, the last one repeated: what it adds is cut off from the kernel."""
+    leaves = jax.tree.leaves(x)
+    index = np.minimum(np.arange(size), leaves[0].shape[0] - 1)
+    return leaves if len(leaves[0]) == size else [leaf[index] for leaf in leaves]
+
+
+def _name(path: str, step: int | None) -> str:
+    return path if step is None else f"{path}[{step}]"
+
+
+def _check_finite(names: tuple[str, ...], is_finite: Array) -> None:
+    if not np.all(is_finite):
+        guilty = names[int(np.argmin(np.asarray(is_finite)))]
+        raise checks.UserError(
+            f"the gradient in parameter {guilty} must be finite, got NaN or infinity: look at the "
+            "weights and at what enters that layer, or compute in float64"
+        )
+
+
+def _check_values(traced: Traced, call: Call, values: list) -> None:
+    """Stops where the forward sweep first meets a number that is not finite."""
+    floating = [v for v in values if jnp.issubdtype(v.dtype, np.floating)]
+    if floating and not bool(_all_finite(floating)):
+        names = ", ".join(
+            _name(traced.names[slot.index], slot.step)
+            for slot in call.slots
+            if slot.source is Source.PARAM
+        )
+        raise checks.UserError(
+            f"the values of the layer of {names} must be finite, got NaN or infinity: look at "
+            "these weights, or compute in float64"
+        )
+
+
+@jax.jit
+def _all_finite(values: list) -> jax.Array:
+    return jnp.stack([jnp.isfinite(value).all() for value in values]).all()

@@ -42,7 +42,7 @@ from jax.extend import core
 MAX_UNROLLED_STEPS = 256  # longer loops get one WHOLE use: compiling them written out takes minutes
 
 # Calls without a derivative rule of their own, named as JAX 0.10 to 0.12 name them.
-_TRANSPARENT_CALLS = frozenset({"jit", "pjit", "closed_call", "core_call", "remat2", "checkpoint"})
+TRANSPARENT_CALLS = frozenset({"jit", "pjit", "closed_call", "core_call", "remat2", "checkpoint"})
 
 
 class UseKind(enum.Enum):
@@ -61,13 +61,14 @@ class Tap:
     leaf: int  # which parameter
     box: tuple[tuple[int, int], ...]  # the part of it that is used: (start, stop) an axis
     split: tuple[tuple[int, ...], tuple[int, ...]]  # its axes: (left factor's, right factor's)
-    left: Any  # OUTER: a (t, left axes flattened); LOOKUP: ids (t,); WHOLE: None
+    # place in ``Taps.lefts``; OUTER: a (t, left axes flattened), LOOKUP: ids (t,), WHOLE: none
+    left: int | None
     # from delta, shaped like y, to (t, right axes flattened), or to the term itself for WHOLE
     right_fn: Callable[[Any], Any]
 
 
 @dataclasses.dataclass(frozen=True)
-class _Ref:
+class Ref:
     """A value that is a parameter, or a part of it in another order of axes."""
 
     value: Any
@@ -77,7 +78,18 @@ class _Ref:
     # order nothing, are left out, so that () is an axis of length one
     axes: tuple[tuple[int, ...], ...]
 
+    @classmethod
+    def of(cls, value: Any, leaf: int) -> "Ref":
+        """The whole of parameter number ``leaf``."""
+        return cls(
+            value,
+            leaf,
+            tuple((0, length) for length in value.shape),
+            tuple((axis,) if length > 1 else () for axis, length in enumerate(value.shape)),
+        )
+
     def lengths(self, axes: Sequence[int]) -> list[int]:
+        """How long each of some axes of the parameter is, within the box."""
         return [self.box[axis][1] - self.box[axis][0] for axis in axes]
 
     def by_axis(self, array: Any, order: Sequence[int], num_tokens: int) -> Any:
@@ -87,23 +99,38 @@ class _Ref:
         return parted.transpose(sorting).reshape(num_tokens, -1)
 
 
-class _Taps:
+class Taps:
     """Collects taps, and adds the perturbation of each where there is one."""
 
     def __init__(self, perturbations: Sequence[Any] | None):
         self.perturbations = perturbations
         self.taps: list[Tap] = []
         self.shapes: list[jax.ShapeDtypeStruct] = []
+        self.lefts: list[Any] = []  # what OUTER and LOOKUP taps record, each once
+        self._left_of: dict[Any, tuple[int, Any]] = {}
 
     def add(self, y: Any, tap: Tap) -> Any:
+        """``y`` with its perturbation, once its tap is noted."""
         index = len(self.taps)
         self.taps.append(tap)
         self.shapes.append(jax.ShapeDtypeStruct(y.shape, y.dtype))
         return y if self.perturbations is None else y + self.perturbations[index]
 
+    def left(self, source: Any, key: tuple, make: Callable[[], Any]) -> int:
+        """The place in ``lefts`` of what ``make`` gives; recorded once for a source and key.
+
+        Query, key and value of an attention layer all read the same states.
+        """
+        where = (id(source), key)
+        if where not in self._left_of:
+            # the source is kept, since the id of a value that is gone may be given again
+            self._left_of[where] = (len(self.lefts), source)
+            self.lefts.append(make())
+        return self._left_of[where][0]
+
     def whole(self, value: Any) -> Any:
         """A plain array in place of a reference: the use that needs no understanding."""
-        if not isinstance(value, _Ref):
+        if not isinstance(value, Ref):
             return value
         order = [axis for axes in value.axes for axis in axes]
         by_axis = np.argsort(order)
@@ -118,10 +145,7 @@ class _Taps:
 
 
 def run(
-    program: core.ClosedJaxpr,
-    params: Sequence[Any],
-    inputs: Sequence[Any],
-    perturbations: Sequence[Any] | None = None,
+    program: core.ClosedJaxpr, params: Sequence[Any], inputs: Sequence[Any]
 ) -> tuple[list[Any], list[Tap]]:
     """Evaluates a traced function with a tap at every use of a parameter.
 
@@ -129,51 +153,28 @@ def run(
         program: from ``jax.make_jaxpr(f)(params, *inputs)``.
         params: the leaves of the parameters, first among its arguments.
         inputs: the leaves of its other arguments.
-        perturbations: what to add to the y of each use, in the order of the taps that a call
-            without perturbations returns (and shaped like ``shapes`` says).
 
     Returns:
         The outputs and the taps.
     """
-    taps = _Taps(perturbations)
-    return _evaluate_all(program, params, inputs, taps), taps.taps
+    taps = Taps(None)
+    refs = [Ref.of(value, leaf) for leaf, value in enumerate(params)]
+    outputs = evaluate(program.jaxpr, program.consts, [*refs, *inputs], taps)
+    return [taps.whole(out) for out in outputs], taps.taps
 
 
-def shapes(
-    program: core.ClosedJaxpr, params: Sequence[Any], inputs: Sequence[Any]
-) -> list[jax.ShapeDtypeStruct]:
-    """Shape and dtype of y at each use, which are those of its perturbation.
+def evaluate(jaxpr: core.Jaxpr, consts: Sequence, arguments: Sequence, taps: Taps) -> list:
+    """Evaluates a program of which some arguments are parameters.
 
     Args:
-        program: as for ``run``.
-        params: arrays or their shapes.
-        inputs: arrays or their shapes.
+        jaxpr: the program.
+        consts: its constants.
+        arguments: a ``Ref`` for each parameter, arrays for the rest.
+        taps: collects its uses of parameters.
 
     Returns:
-        One a tap.
+        Its results; one that is a parameter itself stays a ``Ref``.
     """
-    taps = _Taps(None)
-    jax.eval_shape(
-        lambda p, x: _evaluate_all(program, p, x, taps), list(params), list(inputs)
-    )  # fmt: skip
-    return taps.shapes
-
-
-def _evaluate_all(program: core.ClosedJaxpr, params: Any, inputs: Any, taps: _Taps) -> list[Any]:
-    refs = [
-        _Ref(
-            value,
-            leaf,
-            tuple((0, length) for length in value.shape),
-            tuple((axis,) if length > 1 else () for axis, length in enumerate(value.shape)),
-        )
-        for leaf, value in enumerate(params)
-    ]
-    outputs = _evaluate(program.jaxpr, program.consts, [*refs, *inputs], taps)
-    return [taps.whole(out) for out in outputs]
-
-
-def _evaluate(jaxpr: core.Jaxpr, consts: Sequence, arguments: Sequence, taps: _Taps) -> list:
     values: dict[Any, Any] = dict(zip(jaxpr.constvars, consts, strict=True))
     values.update(zip(jaxpr.invars, arguments, strict=True))
 
@@ -182,11 +183,7 @@ def _evaluate(jaxpr: core.Jaxpr, consts: Sequence, arguments: Sequence, taps: _T
 
     for equation in jaxpr.eqns:
         operands = [read(atom) for atom in equation.invars]
-        if any(isinstance(operand, _Ref) for operand in operands):
-            results = _use(equation, operands, taps)
-        else:
-            results = _bind(equation, operands)
-        values.update(zip(equation.outvars, results, strict=True))
+        values.update(zip(equation.outvars, apply(equation, operands, taps), strict=True))
     return [read(atom) for atom in jaxpr.outvars]
 
 
@@ -204,13 +201,25 @@ def _bind(equation: Any, operands: Sequence) -> Sequence:
     return core.jaxpr_as_fun(core.ClosedJaxpr(alone, ()))(*arguments.values())
 
 
-def _use(equation: Any, operands: list, taps: _Taps) -> Sequence:
-    """Results of an equation that a parameter enters."""
+def apply(equation: Any, operands: Sequence[Any], taps: Taps) -> Sequence[Any]:
+    """Results of one equation, with a tap where a parameter enters it.
+
+    Args:
+        equation: the equation.
+        operands: a ``Ref`` for each parameter, arrays for the rest.
+        taps: collects its uses of parameters.
+
+    Returns:
+        Its results.
+    """
+    operands = list(operands)
+    if not any(isinstance(operand, Ref) for operand in operands):
+        return _bind(equation, operands)
     name = equation.primitive.name
-    if name in _TRANSPARENT_CALLS:
-        return _evaluate(*_opened(equation.params["jaxpr"]), operands, taps)
+    if name in TRANSPARENT_CALLS:
+        return evaluate(*opened(equation.params["jaxpr"]), operands, taps)
     if name == "scan" and equation.params["length"] <= MAX_UNROLLED_STEPS:
-        counts = _scan_counts(equation.params)
+        counts = scan_counts(equation.params)
         if counts is not None:
             return _unrolled_scan(equation.params, *counts, operands, taps)
     if name in _VIEWS and (view := _VIEWS[name](equation, operands)) is not None:
@@ -220,14 +229,28 @@ def _use(equation: Any, operands: list, taps: _Taps) -> Sequence:
     return _bind(equation, [taps.whole(operand) for operand in operands])
 
 
-def _opened(program: Any) -> tuple[core.Jaxpr, Sequence]:
-    """A nested program and its constants, whether JAX keeps it open or closed."""
+def opened(program: Any) -> tuple[core.Jaxpr, Sequence]:
+    """A nested program and its constants, whether JAX keeps it open or closed.
+
+    Args:
+        program: the program.
+
+    Returns:
+        Both.
+    """
     closed = getattr(program, "jaxpr", program)
     return closed, getattr(program, "consts", ())
 
 
-def _scan_counts(settings: dict) -> tuple[int, int] | None:
-    """How many operands of a loop are constants and how many its state; None if unknown."""
+def scan_counts(settings: dict) -> tuple[int, int] | None:
+    """How many operands of a loop are constants and how many its state.
+
+    Args:
+        settings: the parameters of a ``scan`` equation.
+
+    Returns:
+        Both counts; ``None`` if this JAX keeps them where we do not know.
+    """
     if "num_consts" in settings:  # JAX 0.10
         return settings["num_consts"], settings["num_carry"]
     if "ft_in" in settings:  # JAX 0.12
@@ -237,22 +260,22 @@ def _scan_counts(settings: dict) -> tuple[int, int] | None:
 
 
 def _unrolled_scan(
-    settings: dict, num_consts: int, num_carry: int, operands: list, taps: _Taps
+    settings: dict, num_consts: int, num_carry: int, operands: list, taps: Taps
 ) -> list:
     """A loop over layers, written out."""
     consts = operands[:num_consts]
     carry = operands[num_consts : num_consts + num_carry]
     # an axis merged of several cannot be stepped through as a view
     stacked = [
-        taps.whole(x) if isinstance(x, _Ref) and len(x.axes[0]) > 1 else x
+        taps.whole(x) if isinstance(x, Ref) and len(x.axes[0]) > 1 else x
         for x in operands[num_consts + num_carry :]
     ]
-    body, length = _opened(settings["jaxpr"]), settings["length"]
+    body, length = opened(settings["jaxpr"]), settings["length"]
     steps = range(length - 1, -1, -1) if settings["reverse"] else range(length)
     per_step: list[list] = [[] for _ in range(length)]
     for step in steps:
         slices = [_index(x, step) for x in stacked]
-        results = _evaluate(*body, [*consts, *carry, *slices], taps)
+        results = evaluate(*body, [*consts, *carry, *slices], taps)
         carry = results[:num_carry]
         per_step[step] = [taps.whole(y) for y in results[num_carry:]]
     return [*carry, *(jnp.stack(ys) for ys in zip(*per_step, strict=True))]
@@ -260,12 +283,12 @@ def _unrolled_scan(
 
 def _index(x: Any, step: int) -> Any:
     """``x[step]``; of a parameter, a reference to that slice."""
-    if not isinstance(x, _Ref):
+    if not isinstance(x, Ref):
         return lax.index_in_dim(x, step, keepdims=False)
     box = x.box
     for axis in x.axes[0]:  # one, or none where the loop has a single step
         box = _shrunk(box, axis, step, step + 1)
-    return _Ref(lax.index_in_dim(x.value, step, keepdims=False), x.leaf, box, x.axes[1:])
+    return Ref(lax.index_in_dim(x.value, step, keepdims=False), x.leaf, box, x.axes[1:])
 
 
 def _shrunk(box: tuple, axis: int, start: int, stop: int) -> tuple:
@@ -276,13 +299,13 @@ def _shrunk(box: tuple, axis: int, start: int, stop: int) -> tuple:
 # Views: a parameter stays the same parameter, entry for entry, in another arrangement.
 
 
-def _transposed(equation: Any, operands: list) -> _Ref | None:
+def _transposed(equation: Any, operands: list) -> Ref | None:
     (ref,) = operands
     axes = tuple(ref.axes[i] for i in equation.params["permutation"])
     return dataclasses.replace(ref, value=_bind(equation, [ref.value])[0], axes=axes)
 
 
-def _reshaped(equation: Any, operands: list) -> _Ref | None:
+def _reshaped(equation: Any, operands: list) -> Ref | None:
     """Axes merged, parted where they had been merged, added or dropped at length one."""
     if len(operands) != 1:  # a shape that is known at run time only
         return None
@@ -292,7 +315,7 @@ def _reshaped(equation: Any, operands: list) -> _Ref | None:
     return None if axes is None else dataclasses.replace(ref, value=value, axes=axes)
 
 
-def _regrouped(ref: _Ref, shape: tuple[int, ...]) -> tuple[tuple[int, ...], ...] | None:
+def _regrouped(ref: Ref, shape: tuple[int, ...]) -> tuple[tuple[int, ...], ...] | None:
     """The axes of ``ref``, in their order, dealt out to a new shape; None if one would break."""
     left = [axis for axes in ref.axes for axis in axes]
     groups = []
@@ -306,14 +329,14 @@ def _regrouped(ref: _Ref, shape: tuple[int, ...]) -> tuple[tuple[int, ...], ...]
     return tuple(groups)
 
 
-def _recast(equation: Any, operands: list) -> _Ref | None:
+def _recast(equation: Any, operands: list) -> Ref | None:
     (ref,) = operands
     value = _bind(equation, [ref.value])[0]
     is_float = jnp.issubdtype(value.dtype, np.floating)
     return dataclasses.replace(ref, value=value) if is_float else None
 
 
-def _sliced(equation: Any, operands: list) -> _Ref | None:
+def _sliced(equation: Any, operands: list) -> Ref | None:
     (ref,) = operands
     settings = equation.params
     if any(stride != 1 for stride in settings["strides"] or ()):
@@ -327,10 +350,10 @@ def _sliced(equation: Any, operands: list) -> _Ref | None:
             return None
         box = _shrunk(box, axes[i][0], start, stop)
         axes[i] = axes[i] if stop - start > 1 else ()
-    return _Ref(_bind(equation, [ref.value])[0], ref.leaf, box, tuple(axes))
+    return Ref(_bind(equation, [ref.value])[0], ref.leaf, box, tuple(axes))
 
 
-_VIEWS: dict[str, Callable[[Any, list], _Ref | None]] = {
+_VIEWS: dict[str, Callable[[Any, list], Ref | None]] = {
     "transpose": _transposed,
     "reshape": _reshaped,
     "squeeze": _reshaped,
@@ -340,15 +363,27 @@ _VIEWS: dict[str, Callable[[Any, list], _Ref | None]] = {
 }
 
 
+def is_view(equation: Any) -> bool:
+    """Whether an equation may only arrange a parameter anew.
+
+    Args:
+        equation: the equation.
+
+    Returns:
+        True if so.
+    """
+    return equation.primitive.name in _VIEWS
+
+
 # Rules: the uses that are understood.
 
 
-def _dot_general(equation: Any, operands: list, taps: _Taps) -> Any:
+def _dot_general(equation: Any, operands: list, taps: Taps) -> Any:
     """Y = a W, contracted over any axes of W, on either side."""
     contracted, batched = equation.params["dimension_numbers"]
-    side = [isinstance(operand, _Ref) for operand in operands].index(True)
+    side = [isinstance(operand, Ref) for operand in operands].index(True)
     ref, a = operands[side], operands[1 - side]
-    if isinstance(a, _Ref) or any(batched):
+    if isinstance(a, Ref) or any(batched):
         return None
     contracted_w, contracted_a = contracted[side], contracted[1 - side]
     free_w = [i for i in range(ref.value.ndim) if i not in contracted_w]
@@ -363,18 +398,22 @@ def _dot_general(equation: Any, operands: list, taps: _Taps) -> Any:
             delta = jnp.moveaxis(delta, range(len(free_w)), range(-len(free_w), 0))
         return ref.by_axis(delta, right_order, num_tokens)
 
-    left = ref.by_axis(a.transpose(*free_a, *contracted_a), left_order, num_tokens)
+    left = taps.left(
+        a,
+        (*free_a, -1, *contracted_a, *left_order),
+        lambda: ref.by_axis(a.transpose(*free_a, *contracted_a), left_order, num_tokens),
+    )
     operands = [ref.value, a] if side == 0 else [a, ref.value]
     split = (tuple(sorted(left_order)), tuple(sorted(right_order)))
     tap = Tap(UseKind.OUTER, ref.leaf, ref.box, split, left, right_fn)
     return taps.add(_bind(equation, operands)[0], tap)
 
 
-def _gather(equation: Any, operands: list, taps: _Taps) -> Any:
+def _gather(equation: Any, operands: list, taps: Taps) -> Any:
     """Y = W[ids]: whole rows of a table, and nothing cleverer."""
     ref, indices = operands
     numbers, settings = equation.params["dimension_numbers"], equation.params
-    if not isinstance(ref, _Ref) or isinstance(indices, _Ref):
+    if not isinstance(ref, Ref) or isinstance(indices, Ref):
         return None
     y = _bind(equation, [ref.value, indices])[0]
     num_rows, *row = ref.value.shape
@@ -389,21 +428,25 @@ def _gather(equation: Any, operands: list, taps: _Taps) -> Any:
     modes = lax.GatherScatterMode
     if not takes_rows or mode not in (modes.CLIP, modes.FILL_OR_DROP, modes.PROMISE_IN_BOUNDS):
         return None
-    ids = indices.reshape(-1)
-    if mode == modes.FILL_OR_DROP:  # the constant that is filled in has no gradient
-        ids = jnp.where((ids >= 0) & (ids < num_rows), ids, -1)
-    else:
-        ids = jnp.clip(ids, 0, num_rows - 1)
+    num_ids = math.prod(indices.shape[:-1])
+
+    def ids() -> Any:
+        flat = indices.reshape(-1)
+        if mode == modes.FILL_OR_DROP:  # the constant that is filled in has no gradient
+            return jnp.where((flat >= 0) & (flat < num_rows), flat, -1)
+        return jnp.clip(flat, 0, num_rows - 1)
+
     order = [axis for axes in ref.axes[1:] for axis in axes]
 
     def right_fn(delta: Any) -> Any:
-        return ref.by_axis(delta, order, ids.size)
+        return ref.by_axis(delta, order, num_ids)
 
     split = (tuple(ref.axes[0]), tuple(sorted(order)))
-    return taps.add(y, Tap(UseKind.LOOKUP, ref.leaf, ref.box, split, ids, right_fn))
+    left = taps.left(indices, (num_rows, mode), ids)
+    return taps.add(y, Tap(UseKind.LOOKUP, ref.leaf, ref.box, split, left, right_fn))
 
 
-_RULES: dict[str, Callable[[Any, list, _Taps], Any]] = {
+_RULES: dict[str, Callable[[Any, list, Taps], Any]] = {
     "dot_general": _dot_general,
     "gather": _gather,
 }

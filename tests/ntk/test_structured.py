@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 from jax import lax
 
-from lensllm_jax.ntk import rules, uses
+from lensllm_jax import checks
+from lensllm_jax.ntk import rules, structured, uses
 from lensllm_jax.ntk.gram import empirical_ntk
 from lensllm_jax.ntk.rules import Group, Lookup, Outer
-from lensllm_jax.ntk.structured import gradient_groups, gram_of_groups
+from lensllm_jax.ntk.structured import gradient_groups
 from tests import oracles
 from tests.ntk import cases
 from tests.tolerances import assert_close, relative_difference
@@ -245,22 +246,28 @@ def test_cheap_uses_are_recognised():
 
 def test_no_large_parameter_of_a_transformer_is_differentiated_whole():
     case = cases.make("scanned and rematerialised")
-    groups = gradient_groups(case.f, case.params, case.x)
-    whole = {g.name: g for g in groups if any(isinstance(t, rules.Formed) for t in g.terms)}
-    assert max(g.num_rows * g.num_columns for g in whole.values()) <= 6 * 8  # position table
-    assert not any("kernel" in name or "embedding" in name for name in whole)
+    whole = [
+        (name, group)
+        for name, group in gradient_groups(case.f, case.params, case.x)
+        if any(isinstance(term, rules.Formed) for term in group.terms)
+    ]
+    assert max(g.num_rows * g.num_columns for _, g in whole) <= 6 * 8  # position table
+    assert not any("kernel" in name or "embedding" in name for name, _ in whole)
 
 
 def test_dropping_a_cross_term_of_a_tied_table_fails(x64):
     f, make_params, make_x = PROGRAMS["lookup and head of one table"]
     params, x = make_params(), make_x()
-    groups = gradient_groups(f, params, x)
+    groups = [group for _, group in gradient_groups(f, params, x)]
     (tied,) = [g for g in groups if len(g.terms) == 2]
     exact = oracles.dense_kernel(f, params, x)
-    assert_close(gram_of_groups(groups, None, trace=False), exact)
-    apart = [Group((term,), tied.name, tied.num_rows, tied.num_columns) for term in tied.terms]
-    rest = [g for g in groups if g is not tied]
-    without = gram_of_groups([*rest, *apart], None, trace=False)
+
+    def kernel(groups):
+        return sum(np.asarray(rules.gram(group, None, trace=False)) for group in groups)
+
+    assert_close(kernel(groups), exact)
+    apart = [Group((term,), tied.num_rows, tied.num_columns) for term in tied.terms]
+    without = kernel([*(g for g in groups if g is not tied), *apart])
     assert relative_difference(without, exact) > 1e-3
 
 
@@ -282,7 +289,6 @@ def random_group(key, n, k, rows, columns):
                 jax.random.normal(next(keys), (n, k, 4, columns)),
             ),
         ),
-        "table",
         rows,
         columns,
     )
@@ -316,7 +322,7 @@ def test_term_of_a_lookup_counts_repeated_ids_and_leaves_out_negative_ones():
 def test_the_cheaper_contraction_is_taken():
     def group(n, t, r, c):
         outer = Outer(jnp.ones((n, 1, t, r)), jnp.ones((n, 1, t, c)))
-        return Group((outer,), "kernel", r, c)
+        return Group((outer,), r, c)
 
     # 2 n m t^2 (r + c) against 2 n t r c + 2 n m r c: short texts and wide layers go by pairs
     wide, narrow = group(8, 2, 64, 64), group(8, 32, 8, 8)
@@ -359,3 +365,90 @@ def test_jitted_and_remat_functions_are_looked_into():
     f, make_params, make_x = PROGRAMS["lookup and head of one table"]
     for wrapped in (jax.jit(f), jax.checkpoint(f), jax.jit(jax.checkpoint(jax.jit(f)))):
         assert kinds(wrapped, make_params(), make_x()[:1]) == ["lookup", "outer", "outer"]
+
+
+def test_steps_of_a_loop_over_layers_are_calls_of_one_stage():
+    case = cases.make("scanned transformer")
+    calls = structured.trace_program(case.f, case.params, case.x).schedule.calls
+    stages = [call.stage for call in calls]
+    assert len(stages) == 2 + cases.LAYERS
+    assert len(set(stages)) == 3
+    assert calls[1].slots != calls[2].slots  # each its own slices
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["loop over layers, forward and backward", "one matrix in every step of a loop"],
+)
+def test_chunks_and_symmetric_tiles_change_nothing(x64, monkeypatch, name):
+    f, make_params, make_x = PROGRAMS[name]
+    params, x = make_params(), make_x()
+    expected = oracles.dense_kernel(f, params, x)[:, :, 0, 0]
+    monkeypatch.setattr(structured, "CHUNK_BYTES", 1)  # one example at a time
+    monkeypatch.setattr(rules, "SYMMETRIC_TILE", 2)
+    # a new function object: programs are compiled once a function
+    assert_close(empirical_ntk(lambda p, x: f(p, x), params, x), expected)
+
+
+def test_chunks_that_do_not_divide_the_examples_are_filled_up(x64, monkeypatch):
+    case = cases.make("scanned transformer")
+    expected = empirical_ntk(case.f, case.params, case.x)
+    traced = structured.trace_program(case.f, case.params, case.x)
+    n = len(case.x["input_ids"])
+    assert n % 2, "the case must leave a rest"
+    hungriest = max(call.stage.num_bytes for call in traced.schedule.calls)
+    monkeypatch.setattr(structured, "CHUNK_BYTES", 2 * hungriest)
+    again = empirical_ntk(lambda p, x: case.f(p, x), case.params, case.x)
+    assert again.shape == expected.shape
+    assert_close(again, expected)
+
+
+def test_shares_of_the_parameters_are_their_own_kernels(x64):
+    case = cases.make("scanned transformer")
+    total, names = 0.0, []
+    for share in structured.kernel_by_parameter(case.f, case.params, case.x, trace=True):
+        names += share.names
+        total = total + np.asarray(share.theta).sum(0)
+    assert len(names) == len(set(names))
+    assert_close(total, empirical_ntk(case.f, case.params, case.x))
+    # each alone: the kernel of f with all other parameters held fixed
+    shares = {
+        name: theta
+        for share in structured.kernel_by_parameter(case.f, case.params, case.x, trace=True)
+        for name, theta in zip(share.names, np.asarray(share.theta), strict=True)
+    }
+    weights = case.params["params"]
+
+    def alone(positions, x):
+        return case.f({"params": {**weights, "positions": positions}}, x)
+
+    one = empirical_ntk(alone, weights["positions"], case.x)
+    assert_close(shares["['params']['positions']"], one)
+
+
+@pytest.mark.parametrize("step", [0, 1])
+def test_a_number_that_is_not_finite_stops_with_the_layer(step):
+    case = cases.make("scanned transformer")
+    params = jax.tree.map(np.array, case.params)
+    params["params"]["blocks"]["Dense_0"]["kernel"][step, 0, 0] = np.nan
+    with pytest.raises(checks.UserError, match=rf"\['blocks'\].*\[{step}\].*finite"):
+        empirical_ntk(case.f, params, case.x)
+
+
+def test_a_function_without_parameters_has_a_kernel_of_zeros():
+    x = jnp.ones((3, 2))
+    theta = empirical_ntk(lambda params, x: x.sum(1), {"unused": jnp.ones(2)}, x)
+    assert theta.tolist() == np.zeros((3, 3)).tolist()
+
+
+def test_parameters_cast_before_the_loop_stay_cheap():
+    case = cases.make("scanned transformer")
+    half = functools.partial(
+        lambda f, p, x: f(jax.tree.map(lambda w: w.astype(jnp.bfloat16), p), x).astype(jnp.float32),
+        case.f,
+    )
+    params = jax.tree.map(lambda w: w.astype(jnp.float32), case.params)
+    calls = structured.trace_program(half, params, case.x).schedule.calls
+    assert len({call.stage for call in calls}) == 3
+    groups = structured.gradient_groups(half, params, case.x)
+    assert not [n for n, g in groups if "kernel" in n and isinstance(g.terms[0], rules.Formed)]

@@ -1,0 +1,277 @@
+"""Benchmark: what a kernel costs, every method in the same run, against the arithmetic floor.
+
+Command (minutes on 2 cores: 6 for the default rows, 25 with --rows=all):
+
+    python -m benchmarks.ntk --output=out/ntk.csv
+
+Each measurement runs in a process of its own: the kernel is computed once to compile, then
+``--repeats`` times; the table gives the median of the seconds and the largest resident memory of
+the process above what it held before the first kernel (the bare process: Python, JAX, the weights
+and the batch).
+
+The floor of a row is the least arithmetic that the exact kernel needs by the structured route,
+counted in ``minimal_flops`` (a forward pass, a backward pass to the states only, and for each
+matrix the cheaper contraction of half a symmetric kernel), over the rate of a 2048 x 2048 float32
+matrix product measured just before.
+"""
+
+import csv
+import functools
+import json
+import pathlib
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from typing import Any, NamedTuple
+
+from absl import app, flags
+
+_ROWS = flags.DEFINE_string("rows", "reference", "which rows: a name of ROWS, or all")
+_METHODS = flags.DEFINE_list("methods", "structured,jacobian_contraction", "methods to run")
+_REPEATS = flags.DEFINE_integer("repeats", 3, "timed runs of each measurement", lower_bound=1)
+_OUTPUT = flags.DEFINE_string("output", None, "CSV file to write as well")
+_MEASURE = flags.DEFINE_string("measure", None, "internal: one measurement, as JSON")
+
+
+class Shape(NamedTuple):
+    """A model and what its kernel is taken on."""
+
+    d_model: int
+    num_layers: int
+    num_heads: int
+    vocab_size: int
+    s: int  # tokens of an example
+    n: int  # examples
+    readout: str = "target_logprob"
+    k: int = 1  # outputs
+    family: str = "gpt2"
+
+
+SMALL = Shape(256, 6, 8, 8000, s=32, n=128)  # 6.8 M parameters
+GPT2 = Shape(768, 12, 12, 50257, s=32, n=64)  # the published 124 M configuration
+ROWS: dict[str, list[Shape]] = {
+    "reference": [SMALL._replace(n=n) for n in (16, 64, 128)],
+    "growth in n": [SMALL._replace(n=n) for n in (64, 128, 256, 512, 1024)],
+    "growth in s": [SMALL._replace(s=s, n=64) for s in (16, 32, 64, 128, 256)],
+    "label logits": [SMALL._replace(readout="label_logits", k=8, n=n) for n in (16, 32)],
+    "gpt2": [GPT2],
+}
+# A Jacobian that would not fit into this many bytes is not tried.
+MOST_JACOBIAN_BYTES = 12e9
+
+
+class Measured(NamedTuple):
+    """One measurement."""
+
+    seconds: list[float]
+    compile_seconds: float  # the first run, compilation included
+    peak_bytes: int  # of the process, above the bare process
+    bare_bytes: int
+    theta_sum: float
+
+
+def num_matrix_params(shape: Shape) -> int:
+    """Entries of the matrices that states are multiplied with; the head is the embedding.
+
+    Args:
+        shape: the model.
+
+    Returns:
+        The count.
+    """
+    return 12 * shape.num_layers * shape.d_model**2 + shape.vocab_size * shape.d_model
+
+
+def minimal_flops(shape: Shape) -> float:
+    """The least operations of the structured route: see the module's text.
+
+    Args:
+        shape: the model, the examples and the outputs.
+
+    Returns:
+        Multiplications and additions.
+    """
+    d, s, n, k = shape.d_model, shape.s, shape.n, shape.k
+    tokens, entries = n * s, num_matrix_params(shape)
+    passes = 2 * entries * tokens * (1 + k) + 4 * shape.num_layers * n * s * s * d * (1 + 2 * k)
+    matrices = shape.num_layers * [(d, d)] * 4 + shape.num_layers * [(d, 4 * d)] * 2
+    matrices += [(shape.vocab_size, d)]
+    pairs = n * (n + 1) / 2 * k * k
+    grams = 0.0
+    for rows, columns in matrices:
+        formed = 2 * tokens * k * rows * columns + 2 * pairs * rows * columns
+        pairwise = n * (n + 1) / 2 * s * s * 2 * (rows + k * columns)
+        grams += min(formed, pairwise)
+    return passes + grams
+
+
+def matmul_flops_per_second() -> float:
+    """The rate of a large float32 matrix product here and now (best of five).
+
+    Returns:
+        Operations a second.
+    """
+    import jax
+
+    size = 2048
+    a = jax.random.normal(jax.random.key(0), (size, size))
+    multiply = jax.jit(functools.partial(jax.numpy.matmul, precision="highest"))
+    multiply(a, a).block_until_ready()
+    seconds = []
+    for _ in range(5):
+        start = time.perf_counter()
+        multiply(a, a).block_until_ready()
+        seconds.append(time.perf_counter() - start)
+    return 2 * size**3 / min(seconds)
+
+
+def problem(shape: Shape) -> tuple[Any, Any, dict]:
+    """A model with random weights and a batch of random tokens.
+
+    Args:
+        shape: what to make.
+
+    Returns:
+        f, its parameters and the batch.
+    """
+    import jax
+    import numpy as np
+
+    from lensllm_jax.models.decoder import Decoder, DecoderConfig
+    from lensllm_jax.ntk.candidate import ReadoutFn
+    from lensllm_jax.ntk.readout import Readout
+
+    config = DecoderConfig(
+        vocab_size=shape.vocab_size, max_positions=max(shape.s, 32), d_model=shape.d_model,
+        num_layers=shape.num_layers, num_heads=shape.num_heads, d_ff=4 * shape.d_model,
+    )  # fmt: skip
+    model = Decoder(config)
+    ids = np.random.default_rng(0).integers(0, shape.vocab_size, (shape.n, shape.s))
+    batch = {
+        "input_ids": ids.astype(np.int32),
+        "attention_mask": np.ones_like(ids, np.int32),
+        "labels": ids.astype(np.int32),
+    }
+    init = jax.jit(lambda key: model.init(key, ids[:1], batch["attention_mask"][:1])["params"])
+    params = init(jax.random.key(0))
+    readout = Readout(shape.readout)
+    label_tokens = tuple(range(shape.k)) if readout is Readout.LABEL_LOGITS else ()
+
+    def apply_fn(params: Any, batch: Any) -> Any:
+        return model.apply({"params": params}, batch["input_ids"], batch["attention_mask"])
+
+    return ReadoutFn(apply_fn, readout, True, label_tokens), params, batch
+
+
+def measure(shape: Shape, method: str, repeats: int) -> Measured:
+    """Times one kernel in this process.
+
+    Args:
+        shape: the problem.
+        method: the algorithm.
+        repeats: timed runs after the first.
+
+    Returns:
+        What was seen.
+    """
+    import jax
+
+    from lensllm_jax.ntk.gram import empirical_ntk
+
+    f, params, batch = problem(shape)
+    jax.block_until_ready(params)
+    bare = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    seconds = []
+    for _ in range(repeats + 1):
+        start = time.perf_counter()
+        theta = empirical_ntk(f, params, batch, method=method)
+        seconds.append(time.perf_counter() - start)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return Measured(seconds[1:], seconds[0], peak - bare, bare, float(theta.sum()))
+
+
+def measured_apart(shape: Shape, method: str, repeats: int) -> Measured:
+    """The same, in a process of its own.
+
+    Args:
+        shape: the problem.
+        method: the algorithm.
+        repeats: timed runs after the first.
+
+    Returns:
+        What that process saw.
+    """
+    command = [
+        sys.executable, "-m", "benchmarks.ntk", f"--repeats={repeats}",
+        f"--measure={json.dumps([method, shape])}",
+    ]  # fmt: skip
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    return Measured(**json.loads(done.stdout.splitlines()[-1]))
+
+
+def table(rows: list[Shape], methods: list[str], repeats: int) -> list[dict]:
+    """All measurements, printed as they come.
+
+    Args:
+        rows: problems.
+        methods: algorithms.
+        repeats: timed runs of each.
+
+    Returns:
+        One record a measurement.
+    """
+    records = []
+    for shape in rows:
+        rate = matmul_flops_per_second()
+        floor = minimal_flops(shape) / rate
+        for method in methods:
+            jacobian_bytes = 4 * shape.n * shape.k * num_matrix_params(shape)
+            if method == "jacobian_contraction" and jacobian_bytes > MOST_JACOBIAN_BYTES:
+                print(f"{method} left out: its Jacobian alone is {jacobian_bytes / 1e9:.0f} GB")
+                continue
+            seen = measured_apart(shape, method, repeats)
+            seconds = statistics.median(seen.seconds)
+            record = {
+                **shape._asdict(), "method": method, "seconds": round(seconds, 3),
+                "compile_seconds": round(seen.compile_seconds - seconds, 2),
+                "peak_gb": round(seen.peak_bytes / 1e9, 3),
+                "bare_gb": round(seen.bare_bytes / 1e9, 3),
+                "floor_seconds": round(floor, 3), "times_floor": round(seconds / floor, 2),
+                "gflops_matmul": round(rate / 1e9), "theta_sum": seen.theta_sum,
+            }  # fmt: skip
+            print(
+                f"d={shape.d_model} l={shape.num_layers} v={shape.vocab_size} s={shape.s:<3} "
+                f"n={shape.n:<4} k={shape.k} {method:<21} {seconds:8.2f} s "
+                f"({seconds / floor:5.2f} x floor) {record['peak_gb']:7.2f} GB "
+                f"compile {record['compile_seconds']:.1f} s",
+                flush=True,
+            )
+            records.append(record)
+    return records
+
+
+def main(argv: list[str]) -> None:
+    """Prints the table, or one measurement as JSON for the process that asked for it."""
+    del argv
+    if _MEASURE.value is not None:
+        method, shape = json.loads(_MEASURE.value)
+        print(json.dumps(measure(Shape(*shape), method, _REPEATS.value)._asdict()))
+        return
+    wanted = list(ROWS) if _ROWS.value == "all" else [_ROWS.value]
+    if unknown := set(wanted) - set(ROWS):
+        sys.exit(f"error: `rows` must be one of {', '.join(ROWS)} or all, got {unknown.pop()}")
+    rows = list(dict.fromkeys(shape for name in wanted for shape in ROWS[name]))
+    records = table(rows, _METHODS.value, _REPEATS.value)
+    if _OUTPUT.value:
+        path = pathlib.Path(_OUTPUT.value)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("w", newline="") as file:
+            writer = csv.DictWriter(file, list(records[0]))
+            writer.writeheader()
+            writer.writerows(records)
+
+
+if __name__ == "__main__":
+    app.run(main)

@@ -1,0 +1,344 @@
+r"""Stage: a stretch of a model's program, such as one layer.
+
+The computation of one example is cut where a loop over layers (``scan``) steps,
+
+.. math:: f = S_m \circ \dots \circ S_1 ,
+
+so that a kernel can be computed with one stage's activations in memory: values between stages are
+kept, what happens inside is computed again on the way back.  All steps of a loop are calls of ONE
+stage, compiled once whatever the depth.  A program without such a loop is a single stage.
+
+A parameter enters a stage whole or as one slice of a stacked parameter (``Slot``).
+
+Example:
+    >>> import jax, jax.numpy as jnp
+    >>> from lensllm_jax.ntk.stages import cut
+    >>> def f(w, x):  # four layers
+    ...     return jax.lax.scan(lambda h, w: (jnp.tanh(h @ w), None), x, w)[0]
+    >>> calls = cut(jax.make_jaxpr(f)(jnp.ones((4, 3, 3)), jnp.ones(3)), num_params=1).calls
+    >>> [len(call.slots) for call in calls], calls[1].stage is calls[3].stage
+    ([1, 2, 2, 2, 2, 1], True)
+"""
+
+import dataclasses
+import enum
+import functools
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import jax.numpy as jnp
+from jax.extend import core
+
+from lensllm_jax.ntk import uses
+from lensllm_jax.ntk.uses import Ref, Taps
+
+
+class Source(enum.Enum):
+    """Where an operand of a stage comes from."""
+
+    PARAM = "param"  # a parameter: the same for all examples, with a gradient
+    CONSTANT = "constant"  # the same for all examples, without
+    VALUE = "value"  # computed from the example
+
+
+@dataclasses.dataclass(frozen=True)
+class Slot:
+    """One operand of a call."""
+
+    source: Source
+    index: int  # of the parameter, constant or value
+    step: int | None = None  # the slice of its first axis that enters; None for the whole
+    dtype: Any = None  # what a parameter is cast to; None for its own
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Stage:
+    """A stretch of the program of one example; equal only to itself, so that it compiles once."""
+
+    # operands (a ``Ref`` for each parameter) and taps to results
+    evaluate: Callable[[Sequence[Any], Taps], list[Any]]
+    num_bytes: int  # of all values that one example's evaluation makes
+
+
+@dataclasses.dataclass(frozen=True)
+class Call:
+    """A stage at its place in the program."""
+
+    stage: Stage
+    slots: tuple[Slot, ...]
+    results: tuple[int, ...]  # the values that it gives
+
+
+@dataclasses.dataclass(frozen=True)
+class Schedule:
+    """A program, cut."""
+
+    calls: tuple[Call, ...]
+    constants: tuple[Any, ...]
+    inputs: tuple[int, ...]  # the values that hold the example
+    output: int  # the value that f returns
+    active: frozenset[int]  # the values through which a parameter can reach the output
+
+    def uses_of(self, leaf: int, step: int | None) -> int:
+        """How many calls a parameter, or a slice of it, enters.
+
+        Args:
+            leaf: which parameter.
+            step: which slice.
+
+        Returns:
+            The count.
+        """
+        return sum(
+            (slot.source, slot.index, slot.step) == (Source.PARAM, leaf, step)
+            for call in self.calls
+            for slot in dict.fromkeys(call.slots)
+        )
+
+
+def cut(program: core.ClosedJaxpr, *, num_params: int) -> Schedule:
+    """Cuts a program at the steps of its loops over layers.
+
+    Args:
+        program: from ``jax.make_jaxpr(f)(params, *inputs)`` for one example, with one output.
+        num_params: how many of its arguments are parameters; they come first.
+
+    Returns:
+        The schedule.
+    """
+    schedule = _Cutter(program, num_params, loops=True).schedule()
+    if _slices_and_wholes_meet(schedule):
+        # one group of gradient terms cannot hold a slice and the whole: written out, it can
+        schedule = _Cutter(program, num_params, loops=False).schedule()
+    return schedule
+
+
+def _slices_and_wholes_meet(schedule: Schedule) -> bool:
+    slots = {
+        (slot.index, slot.step is None)
+        for call in schedule.calls
+        for slot in call.slots
+        if slot.source is Source.PARAM
+    }
+    return any((leaf, not whole) in slots for leaf, whole in slots)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Instruction:
+    """One operation of a straight stretch; names are numbers that occur once in a program."""
+
+    apply: Callable[[Sequence[Any], Taps], Sequence[Any]]
+    operands: tuple[int, ...]
+    results: tuple[int, ...]
+    num_bytes: int
+
+
+@dataclasses.dataclass(frozen=True)
+class _Loop:
+    """A loop over layers: every step takes ``fixed``, a state and the step's slices."""
+
+    equation: Any
+    operands: tuple[int, ...]
+    results: tuple[int, ...]
+    num_fixed: int
+    num_state: int
+
+
+class _Cutter:
+    """Reads a program once, then deals it out in calls."""
+
+    def __init__(self, program: core.ClosedJaxpr, num_params: int, *, loops: bool):
+        self.loops = loops
+        self.count = 0
+        self.known: dict[int, Slot] = {}  # parameters (perhaps cast) and constants, by name
+        self.views: dict[int, _Instruction] = {}  # parameters in another arrangement
+        self.constants: list[Any] = []
+        self.active: set[int] = set()
+        self.parts: list[list[_Instruction] | _Loop] = [[]]
+        names = [self.new() for _ in program.jaxpr.invars]
+        for leaf, name in enumerate(names[:num_params]):
+            self.known[name] = Slot(Source.PARAM, leaf)
+        self.inputs = tuple(names[num_params:])
+        (output,) = self.read(program.jaxpr, program.consts, names)
+        self.output = self.new()
+        # the last stage returns the output even where no operation made it
+        self.instruct(lambda operands, taps: operands, [output], [self.output], 0)
+
+    def new(self) -> int:
+        self.count += 1
+        return self.count - 1
+
+    def constant(self, value: Any) -> int:
+        name = self.new()
+        self.known[name] = Slot(Source.CONSTANT, len(self.constants))
+        self.constants.append(value)
+        return name
+
+    def from_params(self, name: int) -> bool:
+        is_param = name in self.known and self.known[name].source is Source.PARAM
+        return is_param or name in self.views
+
+    def instruct(
+        self, apply: Callable, operands: Sequence[int], results: Sequence[int], num_bytes: int
+    ) -> None:
+        if not isinstance(self.parts[-1], list):
+            self.parts.append([])
+        part = self.parts[-1]
+        assert isinstance(part, list)
+        part.append(_Instruction(apply, tuple(operands), tuple(results), num_bytes))
+        if any(self.from_params(name) or name in self.active for name in operands):
+            self.active.update(results)
+
+    def read(self, jaxpr: core.Jaxpr, consts: Sequence, arguments: Sequence[int]) -> list[int]:
+        names: dict[Any, int] = dict(zip(jaxpr.invars, arguments, strict=True))
+        names.update(
+            {var: self.constant(c) for var, c in zip(jaxpr.constvars, consts, strict=True)}
+        )
+
+        def name_of(atom: Any) -> int:
+            return self.constant(atom.val) if isinstance(atom, core.Literal) else names[atom]
+
+        for equation in jaxpr.eqns:
+            operands = [name_of(atom) for atom in equation.invars]
+            names.update(zip(equation.outvars, self.equation(equation, operands), strict=True))
+        return [name_of(atom) for atom in jaxpr.outvars]
+
+    def equation(self, equation: Any, operands: list[int]) -> Sequence[int]:
+        name = equation.primitive.name
+        if name in uses.TRANSPARENT_CALLS:
+            return self.read(*uses.opened(equation.params["jaxpr"]), operands)
+        if name == "scan" and (loop := self.loop(equation, operands)) is not None:
+            self.parts.append(loop)
+            self.active.update(loop.results)
+            return loop.results
+        results = [self.new() for _ in equation.outvars]
+        apply = functools.partial(uses.apply, equation)
+        num_bytes = _num_bytes(equation.outvars)
+        if uses.is_view(equation) and len(operands) == 1 and self.from_params(operands[0]):
+            (operand,), (result,) = operands, results
+            self.views[result] = _Instruction(apply, (operand,), (result,), num_bytes)
+            if name == "convert_element_type" and operand in self.known:
+                dtype = equation.outvars[0].aval.dtype
+                self.known[result] = dataclasses.replace(self.known[operand], dtype=dtype)
+        else:
+            self.instruct(apply, operands, results, num_bytes)
+        return results
+
+    def loop(self, equation: Any, operands: list[int]) -> _Loop | None:
+        """The loop, if it steps through stacked parameters in a way that can be cut."""
+        settings = equation.params
+        counts = uses.scan_counts(settings)
+        if not self.loops or counts is None or settings["length"] > uses.MAX_UNROLLED_STEPS:
+            return None
+        num_fixed, num_state = counts
+        stacked = operands[num_fixed + num_state :]
+        if (
+            len(equation.outvars) != num_state  # results of each step are wanted
+            or not any(self.from_params(name) for name in stacked)
+            or any(name in self.views and name not in self.known for name in operands)
+            or any(self.from_params(name) for name in operands[num_fixed : num_fixed + num_state])
+            or any(name in self.active for name in stacked)
+        ):
+            return None
+        state = []
+        for name in operands[num_fixed : num_fixed + num_state]:
+            state.append(self.new())  # a state must be a value, whatever it starts from
+            self.instruct(lambda operands, taps: operands, [name], [state[-1]], 0)
+        results = tuple(self.new() for _ in equation.outvars)
+        entering = (*operands[:num_fixed], *state, *stacked)
+        return _Loop(equation, entering, results, num_fixed, num_state)
+
+    def schedule(self) -> Schedule:
+        calls: list[Call] = []
+        needed = {self.output}
+        for part in reversed(self.parts):
+            made = [self.straight(part, needed)] if isinstance(part, list) else [*self.steps(part)]
+            calls = made + calls
+            needed |= {s.index for c in made for s in c.slots if s.source is Source.VALUE}
+        return Schedule(
+            tuple(call for call in calls if call.results),
+            tuple(self.constants),
+            self.inputs,
+            self.output,
+            frozenset(self.active),
+        )
+
+    def slot(self, name: int, step: int | None = None) -> Slot:
+        known = self.known.get(name, Slot(Source.VALUE, name))
+        return dataclasses.replace(known, step=step)
+
+    def straight(self, part: list[_Instruction], needed: set[int]) -> Call:
+        made = {name for instruction in part for name in instruction.results}
+        results = tuple(sorted(made & needed))
+        instructions = [*self.arranged(part), *part]
+        inside = {name for instruction in instructions for name in instruction.results}
+        entering = tuple(
+            dict.fromkeys(n for i in instructions for n in i.operands if n not in inside)
+        )
+
+        def evaluate(operands: Sequence[Any], taps: Taps) -> list[Any]:
+            values = dict(zip(entering, operands, strict=True))
+            for one in instructions:
+                found = one.apply([values[name] for name in one.operands], taps)
+                values.update(zip(one.results, found, strict=True))
+            return [taps.whole(values[name]) for name in results]
+
+        num_bytes = sum(instruction.num_bytes for instruction in part)
+        slots = tuple(self.slot(name) for name in entering)
+        return Call(Stage(evaluate, num_bytes), slots, results)
+
+    def arranged(self, part: list[_Instruction]) -> list[_Instruction]:
+        """The views that a stretch uses: each stage makes its own, so that none goes between."""
+        found: dict[int, _Instruction] = {}
+        open_names = [name for instruction in part for name in instruction.operands]
+        while open_names:
+            name = open_names.pop()
+            if name in self.views and name not in found:
+                found[name] = self.views[name]
+                open_names += self.views[name].operands
+        return [found[name] for name in sorted(found)]  # made in the order of their names
+
+    def steps(self, loop: _Loop) -> Iterator[Call]:
+        settings = loop.equation.params
+        jaxpr, consts = uses.opened(settings["jaxpr"])
+
+        def evaluate(operands: Sequence[Any], taps: Taps) -> list[Any]:
+            return [taps.whole(y) for y in uses.evaluate(jaxpr, consts, operands, taps)]
+
+        stage = Stage(evaluate, _num_bytes(v for e in jaxpr.eqns for v in e.outvars))
+        length, num_fixed = settings["length"], loop.num_fixed
+        fixed, stacked = loop.operands[:num_fixed], loop.operands[num_fixed + loop.num_state :]
+        state = loop.operands[num_fixed : num_fixed + loop.num_state]
+        for i in range(length):
+            step = length - 1 - i if settings["reverse"] else i
+            last = i == length - 1
+            results = loop.results if last else tuple(self.new() for _ in state)
+            self.active.update(results)
+            slots = (
+                *(self.slot(name) for name in (*fixed, *state)),
+                *(self.slot(name, step) for name in stacked),
+            )
+            yield Call(stage, slots, results)
+            state = results
+
+
+def _num_bytes(variables: Any) -> int:
+    avals = (variable.aval for variable in variables)
+    return sum(math.prod(a.shape) * jnp.dtype(a.dtype).itemsize for a in avals)
+
+
+def operand(slot: Slot, value: Any, position: int) -> Any:
+    """What a stage reads for a slot: a parameter stands as a reference.
+
+    Args:
+        slot: the slot.
+        value: the array, a slice of it taken already.
+        position: among the stage's parameters.
+
+    Returns:
+        The operand.
+    """
+    if slot.source is not Source.PARAM:
+        return value
+    return Ref.of(value if slot.dtype is None else value.astype(slot.dtype), position)
