@@ -151,3 +151,12 @@ def maximum_log_evidence(features, labels):
         return -min(f.fun for f in found) / n
 
     return float(np.mean([best((labels == c).astype(float)) for c in np.unique(labels)]))
+
+
+def gaussian_kl(mean, covariance, other_mean, other_covariance):
+    """KL(N(mean, covariance) || N(other_mean, other_covariance)), the general formula."""
+    inverse = np.linalg.inv(other_covariance)
+    difference = other_mean - mean
+    log_determinants = np.linalg.slogdet(other_covariance)[1] - np.linalg.slogdet(covariance)[1]
+    quadratic = difference @ inverse @ difference
+    return 0.5 * (np.trace(inverse @ covariance) - len(mean) + quadratic + log_determinants)

@@ -1,0 +1,1 @@
+"""The theory, computable: Hessian forms, KL, the PAC-Bayes bound, its corollary, and phases."""

@@ -1,0 +1,1 @@
+"""Tests of the theory room, against dense linear algebra in float64."""
