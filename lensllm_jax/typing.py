@@ -37,6 +37,9 @@ Array: TypeAlias = jax.Array | np.ndarray
 Params: TypeAlias = Any  # a pytree of arrays
 Batch: TypeAlias = Mapping[str, Array]  # input_ids, attention_mask, labels, ... each (b, s)
 
+# The label of a position that is no target, as in PyTorch and transformers.
+IGNORE = -100
+
 
 @runtime_checkable
 class ApplyFn(Protocol):

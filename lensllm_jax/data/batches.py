@@ -3,7 +3,7 @@
 Three rules hold for every candidate:
 
 * ``labels`` stand under the ``input_ids`` (decoder-only) or under the logits of
-  ``decoder_input_ids`` (encoder-decoder), with ``IGNORED`` = -100 where nothing is scored:
+  ``decoder_input_ids`` (encoder-decoder), with ``IGNORE`` = -100 where nothing is scored:
   prompt, beginning-of-sequence, padding.  For a decoder-only model the loss shifts them by one.
 * The end-of-sequence token is a target: a model must know where to stop.
 * No scored token stands first: it would have no context, and the shift would lose it.
@@ -35,8 +35,8 @@ from lensllm_jax import checks
 from lensllm_jax.checks import UserError
 from lensllm_jax.data.subsets import subset_order
 from lensllm_jax.data.task import Example
+from lensllm_jax.typing import IGNORE
 
-IGNORED = -100  # label of a position that is not scored, as in transformers
 PREFIX_SHARE = 1 / 3  # of a target's words, given as context where a task has no prompt
 Tokenizer: TypeAlias = Any  # a transformers PreTrainedTokenizerFast
 
@@ -47,7 +47,7 @@ class EncodedExamples:
 
     input_ids: Int32[np.ndarray, "n s"]  # what the model, or its encoder, reads
     attention_mask: Int32[np.ndarray, "n s"]  # 1 on tokens, 0 on padding
-    labels: Int32[np.ndarray, "n u"]  # targets, IGNORED elsewhere; u = s if decoder-only
+    labels: Int32[np.ndarray, "n u"]  # targets, IGNORE elsewhere; u = s if decoder-only
     num_target_tokens: Int32[np.ndarray, " n"]  # scored tokens of each example, at least 1
     decoder_input_ids: Int32[np.ndarray, "n u"] | None = None  # encoder-decoder only
 
@@ -57,7 +57,7 @@ class EncodedExamples:
     def batch(self, indices: Int[np.ndarray, " b"]) -> dict[str, np.ndarray]:
         """The model's inputs for the examples ``indices``; an index of -1 is padding.
 
-        A padding row repeats the first example with every label IGNORED: it weighs nothing in
+        A padding row repeats the first example with every label IGNORE: it weighs nothing in
         a sum over target tokens, and its attention is as finite as any other row's.
 
         Args:
@@ -67,7 +67,7 @@ class EncodedExamples:
             input_ids, attention_mask, labels, and decoder_input_ids for an encoder-decoder.
         """
         rows = np.maximum(indices, 0)
-        labels = np.where(indices[:, None] < 0, np.int32(IGNORED), self.labels[rows])
+        labels = np.where(indices[:, None] < 0, np.int32(IGNORE), self.labels[rows])
         batch = {
             "input_ids": self.input_ids[rows],
             "attention_mask": self.attention_mask[rows],
@@ -171,11 +171,52 @@ def encode_seq2seq(
     bos = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
     eos, pad = tokenizer.eos_token_id, _pad_id(tokenizer)
     sources = [bos + prompt.cut(max_length - len(bos) - 1) + [eos] for prompt in prompts]
-    input_ids, attention_mask = _padded(sources, max_length, pad)
     scored = [[*bos, *target, eos][:max_target_length] for target in targets]
-    target_ids, target_mask = _padded(scored, max_target_length, pad)
-    start = np.full((len(scored), 1), decoder_start_token_id, np.int32)
-    ignored = (target_mask == 0) | (np.arange(max_target_length)[None, :] < len(bos))
+    return pair_arrays(
+        sources,
+        scored,
+        max_length=max_length,
+        max_target_length=max_target_length,
+        num_unscored=len(bos),
+        pad_token_id=pad,
+        decoder_start_token_id=decoder_start_token_id,
+    )
+
+
+def pair_arrays(
+    sources: Sequence[Sequence[int]],
+    targets: Sequence[Sequence[int]],
+    *,
+    max_length: int,
+    max_target_length: int,
+    num_unscored: int,
+    pad_token_id: int,
+    decoder_start_token_id: int,
+) -> EncodedExamples:
+    """Token lists of an encoder-decoder as padded arrays, the decoder's input shifted right.
+
+    Args:
+        sources: what the encoder reads, at most ``max_length`` tokens each.
+        targets: what the decoder writes, at most ``max_target_length`` tokens each.
+        max_length: ``s``, the length of every encoder row.
+        max_target_length: ``u``, the length of every decoder row.
+        num_unscored: leading tokens of every target that are no label, such as a bos.
+        pad_token_id: fills rows up.
+        decoder_start_token_id: what the decoder reads first.
+
+    Returns:
+        input_ids (n, max_length); labels and decoder_input_ids (n, max_target_length).
+
+    Example:
+        >>> encoded = pair_arrays([[5, 1]], [[7, 8, 1]], max_length=3, max_target_length=4,
+        ...                       num_unscored=0, pad_token_id=0, decoder_start_token_id=0)
+        >>> encoded.labels.tolist(), encoded.decoder_input_ids.tolist()
+        ([[7, 8, 1, -100]], [[0, 7, 8, 1]])
+    """
+    input_ids, attention_mask = _padded(sources, max_length, pad_token_id)
+    target_ids, target_mask = _padded(targets, max_target_length, pad_token_id)
+    start = np.full((len(targets), 1), decoder_start_token_id, np.int32)
+    ignored = (target_mask == 0) | (np.arange(max_target_length)[None, :] < num_unscored)
     decoder_input_ids = np.concatenate([start, target_ids[:, :-1]], axis=1)
     return _encoded(input_ids, attention_mask, target_ids, ignored, decoder_input_ids)
 
@@ -248,7 +289,7 @@ def minibatches(
 
     Yields:
         Batches as :meth:`EncodedExamples.batch` gives them; the last is filled up with rows
-        whose labels are all IGNORED.
+        whose labels are all IGNORE.
     """
     for indices in index_batches(len(encoded), batch_size=batch_size, seed=seed, epoch=epoch):
         yield encoded.batch(indices)
@@ -319,7 +360,7 @@ def _pad_id(tokenizer: Tokenizer) -> int:
 
 
 def _padded(
-    rows: list[list[int]], length: int, pad: int
+    rows: Sequence[Sequence[int]], length: int, pad: int
 ) -> tuple[Int32[np.ndarray, "n s"], Int32[np.ndarray, "n s"]]:
     """Rows filled up to ``length`` with ``pad``, and the mask of what is not filling."""
     ids = np.full((len(rows), length), pad, np.int32)
@@ -340,7 +381,7 @@ def _encoded(
     return EncodedExamples(
         input_ids=input_ids,
         attention_mask=attention_mask,
-        labels=np.where(ignored, np.int32(IGNORED), targets),
+        labels=np.where(ignored, np.int32(IGNORE), targets),
         num_target_tokens=(~ignored).sum(axis=1, dtype=np.int32),
         decoder_input_ids=decoder_input_ids,
     )

@@ -43,9 +43,7 @@ from lensllm_jax.models.layers import (
     embedding,
 )
 from lensllm_jax.models.relative import Buckets, RelativeBias
-from lensllm_jax.typing import Array, Batch
-
-IGNORE = -100  # the label of a position that predicts nothing
+from lensllm_jax.typing import IGNORE, Array, Batch
 
 
 @dataclasses.dataclass(frozen=True)

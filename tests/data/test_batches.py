@@ -7,7 +7,6 @@ from hypothesis import strategies as st
 
 from lensllm_jax.checks import UserError
 from lensllm_jax.data.batches import (
-    IGNORED,
     encode_causal,
     encode_seq2seq,
     index_batches,
@@ -15,6 +14,7 @@ from lensllm_jax.data.batches import (
     split_prefix,
 )
 from lensllm_jax.data.task import Example
+from lensllm_jax.typing import IGNORE
 from tests.data.conftest import WORDS, word_tokenizer
 
 PAD, BOS, EOS, A, B, C, D = range(7)
@@ -31,7 +31,7 @@ def test_prompt_and_padding_are_not_scored_and_the_end_is(opt_like):
     encoded = encode_causal([Example("a b", "c d")], opt_like, max_length=8)
     assert rows(encoded.input_ids) == [[BOS, A, B, C, D, EOS, PAD, PAD]]
     assert rows(encoded.attention_mask) == [[1, 1, 1, 1, 1, 1, 0, 0]]
-    assert rows(encoded.labels) == [[IGNORED] * 3 + [C, D, EOS] + [IGNORED] * 2]
+    assert rows(encoded.labels) == [[IGNORE] * 3 + [C, D, EOS] + [IGNORE] * 2]
     assert rows(encoded.num_target_tokens) == [3]
 
 
@@ -40,13 +40,13 @@ def test_a_record_without_prompt_starts_at_the_mark_between_documents(opt_like, 
     assert rows(with_bos.input_ids) == [[BOS, A, B, EOS]]
     without = encode_causal([Example("", "a b")], pythia_like, max_length=6)
     assert rows(without.input_ids) == [[EOS, A, B, EOS, EOS, EOS]]
-    assert rows(without.labels) == [[IGNORED, A, B, EOS, IGNORED, IGNORED]]
+    assert rows(without.labels) == [[IGNORE, A, B, EOS, IGNORE, IGNORE]]
     assert rows(without.attention_mask) == [[1, 1, 1, 1, 0, 0]]
 
 
 def test_padding_with_the_end_token_is_masked_but_the_end_itself_is_scored(pythia_like):
     encoded = encode_causal([Example("a", "b")], pythia_like, max_length=6)
-    scored = encoded.labels[0] != IGNORED
+    scored = encoded.labels[0] != IGNORE
     assert rows(encoded.input_ids[0][scored]) == [B, EOS]
 
 
@@ -71,7 +71,7 @@ def test_a_prompt_with_no_room_left_vanishes(opt_like):
 def test_a_target_is_cut_only_when_it_alone_is_too_long(opt_like, pythia_like):
     encoded = encode_causal([Example("a b", "a b c d")], opt_like, max_length=4)
     assert rows(encoded.input_ids) == [[BOS, A, B, C]]
-    assert rows(encoded.labels) == [[IGNORED, A, B, C]]
+    assert rows(encoded.labels) == [[IGNORE, A, B, C]]
     encoded = encode_causal([Example("a b", "a b c d")], pythia_like, max_length=4)
     assert rows(encoded.input_ids) == [[B, A, B, C]]  # one prompt token stays for context
 
@@ -82,7 +82,7 @@ def test_shapes_masks_and_counts_agree_for_any_records(examples, max_length, kin
     encoded = encode_causal(
         examples, word_tokenizer(eos_token="</s>", **special), max_length=max_length
     )
-    scored = encoded.labels != IGNORED
+    scored = encoded.labels != IGNORE
     assert encoded.input_ids.shape == encoded.labels.shape == (len(examples), max_length)
     assert np.array_equal(encoded.labels[scored], encoded.input_ids[scored])
     assert np.all(encoded.attention_mask[scored] == 1)
@@ -130,7 +130,7 @@ def test_t5_reads_the_prompt_and_decodes_the_target(t5_like):
     assert rows(encoded.input_ids) == [[A, B, EOS, PAD, PAD]]
     assert rows(encoded.attention_mask) == [[1, 1, 1, 0, 0]]
     assert rows(encoded.decoder_input_ids) == [[PAD, C, D, EOS, PAD]]
-    assert rows(encoded.labels) == [[C, D, EOS, IGNORED, IGNORED]]
+    assert rows(encoded.labels) == [[C, D, EOS, IGNORE, IGNORE]]
     assert rows(encoded.num_target_tokens) == [3]
 
 
@@ -138,13 +138,13 @@ def test_bart_wraps_both_sides_and_its_own_first_token_is_not_scored(opt_like):
     encoded = encode_pair(opt_like, Example("a b", "c d"))
     assert rows(encoded.input_ids) == [[BOS, A, B, EOS, PAD]]
     assert rows(encoded.decoder_input_ids) == [[PAD, BOS, C, D, EOS]]
-    assert rows(encoded.labels) == [[IGNORED, C, D, EOS, IGNORED]]
+    assert rows(encoded.labels) == [[IGNORE, C, D, EOS, IGNORE]]
 
 
 def test_both_kinds_of_model_are_scored_on_the_same_tokens(opt_like, t5_like):
     example = Example("a b", "c d")
     scored = [
-        encoded.labels[encoded.labels != IGNORED].tolist()
+        encoded.labels[encoded.labels != IGNORE].tolist()
         for encoded in (
             encode_causal([example], opt_like, max_length=9),
             encode_pair(opt_like, example),
@@ -163,7 +163,7 @@ def test_long_sides_are_cut_as_in_a_decoder_only_model(t5_like):
 def test_without_a_prompt_the_first_third_is_the_context(t5_like):
     encoded = encode_pair(t5_like, Example("", "a b c"))
     assert rows(encoded.input_ids) == [[A, EOS, PAD, PAD, PAD]]
-    assert rows(encoded.labels) == [[B, C, EOS, IGNORED, IGNORED]]
+    assert rows(encoded.labels) == [[B, C, EOS, IGNORE, IGNORE]]
 
 
 @given(st.lists(st.sampled_from("abc"), min_size=2, max_size=9), st.floats(0, 1))
@@ -198,9 +198,9 @@ def test_padding_rows_carry_no_target_and_leave_the_sum_over_targets_alone(opt_l
     encoded = encode_causal([Example("a", w) for w in "abc"], opt_like, max_length=5)
     batches = list(minibatches(encoded, batch_size=2, seed=0, epoch=0))
     assert {b["labels"].shape for b in batches} == {(2, 5)}
-    num_scored = sum(int((b["labels"] != IGNORED).sum()) for b in batches)
+    num_scored = sum(int((b["labels"] != IGNORE).sum()) for b in batches)
     assert num_scored == encoded.num_target_tokens.sum()
-    assert np.all(batches[-1]["labels"][1] == IGNORED)
+    assert np.all(batches[-1]["labels"][1] == IGNORE)
     assert batches[-1]["attention_mask"][1].any()  # no row without a token to attend to
 
 
