@@ -32,6 +32,7 @@ _HOME = {
     "fit_laws": "lensllm_jax.scaling.fit",
     "read_loss_table": "lensllm_jax.selection.loss_table",
     "rank": "lensllm_jax.selection.rank",
+    "parameter_group_ntk": "lensllm_jax.ntk.gram",
     "pearson_correlation": "lensllm_jax.metrics",
     "relative_accuracy": "lensllm_jax.metrics",
 }

@@ -19,15 +19,19 @@ Example:
 
 import enum
 import functools
-from collections.abc import Callable, Iterator
+import os
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import Inexact
 
 from lensllm_jax import checks
 from lensllm_jax.ntk import neural_tangents, structured
+from lensllm_jax.ntk.store import TileStore, kernel_settings
 from lensllm_jax.typing import ApplyFn, Array, Params
 
 
@@ -68,6 +72,8 @@ def empirical_ntk(
     method: NtkMethod | str = NtkMethod.STRUCTURED,
     output_reduction: OutputReduction | str = OutputReduction.NONE,
     block_size: int | None = None,
+    devices: Sequence[jax.Device] | None = None,
+    store: str | os.PathLike | None = None,
 ) -> Inexact[np.ndarray, "n m"] | Inexact[np.ndarray, "n m k k"]:
     r"""The kernel :math:`\Theta_{ab}(x, x') = \nabla_\theta f_a(x)^\top \nabla_\theta f_b(x')`.
 
@@ -81,7 +87,11 @@ def empirical_ntk(
         method: the algorithm.
         output_reduction: what becomes of the k x k outputs of a pair: "none" keeps them,
             "sum" is the trace over a = b, "mean" the trace divided by k.
-        block_size: examples whose Jacobians are in memory at once, a side; ``None`` takes all.
+        block_size: examples of a tile's side, and so in memory at once; ``None`` takes all.
+        devices: for "structured", devices that share the examples of each tile; ``None`` takes
+            the default one.
+        store: folder that keeps each finished tile, so that a run that was killed goes on;
+            several processes of ``jax.distributed`` share the tiles.  The numbers are the same.
 
     Returns:
         Shape (n, m, k, k), in the order of neural-tangents; (n, m) after a reduction, and
@@ -114,8 +124,15 @@ def empirical_ntk(
     num_outputs(f, params, x1)
     block = max(n, m) if block_size is None else int(checks.positive("block_size", block_size))
 
-    make_tile_fn = _structured_tile_fn if method is NtkMethod.STRUCTURED else _bridged_tile_fn
-    of_blocks = make_tile_fn(f, params, method, reduction)
+    if method is NtkMethod.STRUCTURED:
+        of_blocks = _structured_tile_fn(f, params, reduction, _mesh(devices))
+    elif devices is None:
+        of_blocks = _bridged_tile_fn(f, params, method, reduction)
+    else:
+        raise checks.UserError(
+            f'`devices` must be left out for method {method.value!r}: only "structured" shares '
+            "its examples between devices"
+        )
 
     def tile_fn(tile: Tile) -> Array:
         rows = Block(x1, tile.rows, min(block, n))
@@ -124,7 +141,13 @@ def empirical_ntk(
         theta = of_blocks(rows, None if same else columns)
         return theta[: tile.rows.stop - tile.rows.start, : tile.columns.stop - tile.columns.start]
 
-    theta = assemble(tile_fn, n, m, block_size=block, symmetric=x2 is None)
+    if store is None:
+        theta = assemble(tile_fn, n, m, block_size=block, symmetric=x2 is None)
+    else:
+        theta = _assemble_in_store(
+            store, f, params, x1, x2, tile_fn, method=method, reduction=reduction,
+            block_size=block, num_devices=1 if devices is None else len(devices),
+        )  # fmt: skip
     return checks.finite("theta (the computed kernel)", theta)
 
 
@@ -157,20 +180,95 @@ def _bridged_tile_fn(
 
 
 def _structured_tile_fn(
-    f: ApplyFn, params: Params, method: NtkMethod, reduction: OutputReduction
+    f: ApplyFn, params: Params, reduction: OutputReduction, mesh: Mesh | None
 ) -> Callable[[Block, Block | None], Array]:  # fmt: skip
-    del method
-
     def of_blocks(rows: Block, columns: Block | None) -> Array:
         x1 = rows.take()
         k = num_outputs(f, params, x1)
         theta = structured.structured_ntk(
             f, params, x1, None if columns is None else columns.take(),
-            trace=k is None or reduction is not OutputReduction.NONE,
+            trace=k is None or reduction is not OutputReduction.NONE, mesh=mesh,
         )  # fmt: skip
         return theta / k if reduction is OutputReduction.MEAN and k else theta
 
     return of_blocks
+
+
+def _mesh(devices: Sequence[jax.Device] | None) -> Mesh | None:
+    if devices is None:
+        return None
+    if not len(devices):
+        raise checks.UserError("`devices` must name at least one device, got none")
+    return Mesh(np.asarray(devices), ("examples",))
+
+
+def _assemble_in_store(
+    path: str | os.PathLike, f: ApplyFn, params: Params, x1: Any, x2: Any,
+    tile_fn: Callable[[Tile], Array], *, block_size: int, **settings: Any,
+) -> np.ndarray:  # fmt: skip
+    n, m = num_examples("x1", x1), num_examples("x1", x1 if x2 is None else x2)
+    kernel = kernel_settings(f, params, x1, x2, block_size=block_size, **settings)
+    kept = TileStore.open(Path(path), kernel)
+    shape: dict[str, Any] = {"block_size": block_size, "symmetric": x2 is None}
+    kept.fill(tiles(n, m, **shape), tile_fn)
+    return assemble(kept.read, n, m, **shape)
+
+
+def parameter_group_ntk(
+    f: ApplyFn,
+    params: Params,
+    x1: Any,
+    x2: Any = None,
+    *,
+    group_of: Callable[[str], str],
+    output_reduction: OutputReduction | str = OutputReduction.NONE,
+    devices: Sequence[jax.Device] | None = None,
+) -> dict[str, np.ndarray]:
+    r"""The kernel part by part: which layer carries it.
+
+    The kernel is a sum over parameters,
+    :math:`\Theta = \sum_W J_W J_W^\top`; each group's part is a kernel of its own, that of f
+    with all other parameters held fixed.
+
+    Args:
+        f: as for ``empirical_ntk``.
+        params: its parameters.
+        x1: examples of the rows.
+        x2: examples of the columns; ``None`` stands for ``x1``.
+        group_of: from the path of a parameter, such as ``"['blocks']['up']['kernel'][3]"`` (the
+            slice of a stacked parameter at its end), to the name of its group.
+        output_reduction: as for ``empirical_ntk``.
+        devices: as for ``empirical_ntk``.
+
+    Returns:
+        Kernels by group, which add up to ``empirical_ntk``.
+
+    Raises:
+        UserError: as ``empirical_ntk``.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> f = lambda params, x: x @ params["w"] + params["b"]
+        >>> params = {"w": jnp.zeros(2), "b": jnp.zeros(())}
+        >>> parts = parameter_group_ntk(f, params, jnp.eye(2), group_of=lambda path: path)
+        >>> {path: theta.tolist() for path, theta in sorted(parts.items())}
+        {"['b']": [[1.0, 1.0], [1.0, 1.0]], "['w']": [[1.0, 0.0], [0.0, 1.0]]}
+    """
+    reduction = OutputReduction(
+        checks.one_of("output_reduction", output_reduction, list(OutputReduction))
+    )
+    _check_params(params)
+    k = num_outputs(f, params, x1)
+    trace = k is None or reduction is not OutputReduction.NONE
+    scale = k if k is not None and reduction is OutputReduction.MEAN else 1
+    parts: dict[str, np.ndarray] = {}
+    for share in structured.kernel_by_parameter(
+        f, params, x1, x2, trace=trace, mesh=_mesh(devices)
+    ):
+        for name, theta in zip(share.names, np.asarray(share.theta) / scale, strict=True):
+            group = group_of(name)
+            parts[group] = parts[group] + theta if group in parts else theta
+    return parts
 
 
 def assemble(

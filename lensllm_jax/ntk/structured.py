@@ -30,6 +30,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh, PartitionSpec
 
 from lensllm_jax import checks
 from lensllm_jax.ntk import rules, terms
@@ -57,6 +58,14 @@ class Block(NamedTuple):
     cotangents: dict[int, Array]  # of what lies downstream, (n, k, ...)
 
 
+class Plan(NamedTuple):
+    """How the examples of one side are dealt out."""
+
+    size: int  # examples, the last one repeated until chunks and devices are full
+    chunk_size: int  # examples of a device that pass through a stage at once
+    mesh: Mesh | None
+
+
 class Traced(NamedTuple):
     """A function's program with what is known of it."""
 
@@ -67,7 +76,7 @@ class Traced(NamedTuple):
 
 
 def kernel_by_parameter(
-    f: ApplyFn, params: Params, x1: Any, x2: Any = None, *, trace: bool
+    f: ApplyFn, params: Params, x1: Any, x2: Any = None, *, trace: bool, mesh: Mesh | None = None
 ) -> Iterator[Share]:
     """The kernel of two blocks of examples, parameter by parameter, from the last to the first.
 
@@ -77,6 +86,8 @@ def kernel_by_parameter(
         x1: examples of the rows, a pytree with a leading axis.
         x2: examples of the columns; ``None`` stands for ``x1``.
         trace: sum over equal outputs.
+        mesh: devices that share the examples of either side, along its one axis; ``None`` takes
+            the default device.
 
     Yields:
         Shares whose sum is the kernel; a parameter that f never uses has none.
@@ -86,24 +97,26 @@ def kernel_by_parameter(
     """
     traced = trace_program(f, params, x1)
     leaves = jax.tree.leaves(params)
-    sizes = [_padded_size(x, traced.schedule) for x in (x1, x2) if x is not None]
-    lengths = [jax.tree.leaves(x)[0].shape[0] for x in (x1, x2) if x is not None]
+    sides = [x for x in (x1, x2) if x is not None]
+    lengths = [jax.tree.leaves(x)[0].shape[0] for x in sides]
     n, m = lengths[0], lengths[-1]
+    plans = [_plan(length, traced.schedule, mesh) for length in lengths]
     with jax.default_matmul_precision("highest"):
         blocks = [
-            _forward_sweep(traced, leaves, _padded(x, size), size // num_chunks)
-            for x, (size, num_chunks) in zip((x1, x2), sizes, strict=False)
+            _forward_sweep(traced, leaves, _padded(x, plan), plan)
+            for x, plan in zip(sides, plans, strict=True)
         ]
-        chunks = [size // num_chunks for size, num_chunks in sizes]
-        for keys, sides in _backward_sweep(traced, leaves, blocks, chunks):
-            right = sides[1] if len(sides) > 1 else None
-            theta, is_finite = _grams(sides[0], right, trace=trace)
+        for keys, found in _backward_sweep(traced, leaves, blocks, plans):
+            right = found[1] if len(found) > 1 else None
+            theta, is_finite = _grams(found[0], right, trace=trace, mesh=mesh)
             names = tuple(_name(traced.names[leaf], step) for leaf, step in keys)
             _check_finite(names, is_finite)
             yield Share(names, theta[:, :n, :m])
 
 
-def structured_ntk(f: ApplyFn, params: Params, x1: Any, x2: Any = None, *, trace: bool) -> Array:
+def structured_ntk(
+    f: ApplyFn, params: Params, x1: Any, x2: Any = None, *, trace: bool, mesh: Mesh | None = None
+) -> Array:
     """The kernel of two blocks of examples: the sum over parameters.
 
     Args:
@@ -112,6 +125,7 @@ def structured_ntk(f: ApplyFn, params: Params, x1: Any, x2: Any = None, *, trace
         x1: examples of the rows, a pytree with a leading axis.
         x2: examples of the columns; ``None`` stands for ``x1``.
         trace: sum over equal outputs.
+        mesh: as for ``kernel_by_parameter``.
 
     Returns:
         (n, m, k, k), or (n, m) if traced.
@@ -120,7 +134,7 @@ def structured_ntk(f: ApplyFn, params: Params, x1: Any, x2: Any = None, *, trace
         UserError: if a value or a gradient is not finite; it names where.
     """
     total: Any = None
-    for share in kernel_by_parameter(f, params, x1, x2, trace=trace):
+    for share in kernel_by_parameter(f, params, x1, x2, trace=trace, mesh=mesh):
         part = share.theta.sum(0)
         total = part if total is None else total + part
     if total is not None:
@@ -146,10 +160,11 @@ def gradient_groups(f: ApplyFn, params: Params, x: Any) -> list[tuple[str, rules
     n = jax.tree.leaves(x)[0].shape[0]
     with jax.default_matmul_precision("highest"):
         leaves = jax.tree.leaves(params)
-        block = _forward_sweep(traced, leaves, jax.tree.leaves(x), n)
+        plan = Plan(n, n, None)
+        block = _forward_sweep(traced, leaves, jax.tree.leaves(x), plan)
         return [
             (_name(traced.names[leaf], step), group)
-            for keys, (side,) in _backward_sweep(traced, leaves, [block], [n])
+            for keys, (side,) in _backward_sweep(traced, leaves, [block], [plan])
             for (leaf, step), found in zip(keys, side, strict=True)
             for group in terms.groups(found)
         ]
@@ -195,13 +210,13 @@ def _traced(
     return Traced(cut(program, num_params=len(shapes)), names, out.shape[0], out.dtype)
 
 
-def _forward_sweep(traced: Traced, leaves: list, x_leaves: list, chunk_size: int) -> Block:
+def _forward_sweep(traced: Traced, leaves: list, x_leaves: list, plan: Plan) -> Block:
     """The values between stages; the last stage is left to the backward sweep."""
     schedule = traced.schedule
     values = dict(zip(schedule.inputs, x_leaves, strict=True))
     for call in schedule.calls[:-1]:
         fixed, varying = _operands(schedule, call, leaves, values)
-        found = _forward(_signature(call), fixed, varying, chunk_size=chunk_size)
+        found = _forward(_signature(call), fixed, varying, plan=plan)
         _check_values(traced, call, found)
         values.update(zip(call.results, found, strict=True))
     n, k = x_leaves[0].shape[0], traced.num_outputs
@@ -214,15 +229,15 @@ Key = tuple[int, int | None]  # a parameter, or a slice of a stacked one
 
 
 def _backward_sweep(
-    traced: Traced, leaves: list, blocks: list[Block], chunk_sizes: list[int]
+    traced: Traced, leaves: list, blocks: list[Block], plans: list[Plan]
 ) -> Iterator[tuple[list[Key], list[tuple[tuple[Term, ...], ...]]]]:
     """The terms of each parameter, for each block, as soon as its first use has been passed."""
     schedule = traced.schedule
     waiting: dict[Key, list[list[Term]]] = {}
     for place in reversed(range(len(schedule.calls))):
         call = schedule.calls[place]
-        for side, (block, chunk_size) in enumerate(zip(blocks, chunk_sizes, strict=True)):
-            for key, found in _stage_terms(schedule, call, leaves, block, chunk_size):
+        for side, (block, plan) in enumerate(zip(blocks, plans, strict=True)):
+            for key, found in _stage_terms(schedule, call, leaves, block, plan):
                 waiting.setdefault(key, [[] for _ in blocks])[side].extend(found)
         earlier = {
             (slot.index, slot.step)
@@ -238,7 +253,7 @@ def _backward_sweep(
 
 
 def _stage_terms(
-    schedule: Schedule, call: Call, leaves: list, block: Block, chunk_size: int
+    schedule: Schedule, call: Call, leaves: list, block: Block, plan: Plan
 ) -> list[tuple[Key, list[Term]]]:
     """One stage backwards: its terms, and the cotangents of what entered it."""
     fixed, varying = _operands(schedule, call, leaves, block.values)
@@ -253,7 +268,7 @@ def _stage_terms(
         block.values.pop(name, None)
     upstream, lefts, found = _backward(
         _signature(call), fixed, varying, downstream,
-        wanted=wanted, reached=reached, chunk_size=chunk_size,
+        wanted=wanted, reached=reached, plan=plan,
     )  # fmt: skip
     for i, cotangent in zip(wanted, upstream, strict=True):
         name = slots[i].index
@@ -313,17 +328,20 @@ def _evaluate(signature: _Signature, fixed: list, varying: Sequence, taps: Taps)
     return signature.stage.evaluate(operands, taps)
 
 
-@functools.partial(jax.jit, static_argnames=("signature", "chunk_size"))
-def _forward(signature: _Signature, fixed: list, varying: list, *, chunk_size: int) -> list:
+@functools.partial(jax.jit, static_argnames=("signature", "plan"))
+def _forward(signature: _Signature, fixed: list, varying: list, *, plan: Plan) -> list:
     """The results of a stage for all examples."""
-    of_one = functools.partial(_evaluate, signature, fixed, taps=Taps(None))
-    return _in_chunks(jax.vmap(lambda one: of_one(one)), varying, chunk_size)
+
+    def of_chunk(fixed: list, varying: list) -> list:
+        return jax.vmap(lambda one: _evaluate(signature, fixed, one, Taps(None)))(varying)
+
+    return _in_chunks(of_chunk, fixed, varying, plan)
 
 
-@functools.partial(jax.jit, static_argnames=("signature", "wanted", "reached", "chunk_size"))
+@functools.partial(jax.jit, static_argnames=("signature", "wanted", "reached", "plan"))
 def _backward(
     signature: _Signature, fixed: list, varying: list, downstream: list, *,
-    wanted: tuple[int, ...], reached: tuple[int, ...], chunk_size: int,
+    wanted: tuple[int, ...], reached: tuple[int, ...], plan: Plan,
 ) -> tuple[list, list, list]:  # fmt: skip
     """A stage recomputed and pulled back, for all examples.
 
@@ -334,7 +352,7 @@ def _backward(
     untapped = Taps(None)
     jax.eval_shape(lambda one: _evaluate(signature, fixed, one, untapped)[:0], one)
 
-    def of_chunk(arguments: tuple[list, list]) -> tuple[list, list, list]:
+    def of_chunk(fixed: list, arguments: tuple[list, list]) -> tuple[list, list, list]:
         varying, downstream = arguments
         c = varying[0].shape[0]
         zeros = [jnp.zeros((c, *shape.shape), shape.dtype) for shape in untapped.shapes]
@@ -363,7 +381,7 @@ def _backward(
         ]
         return upstream, lefts, rights
 
-    upstream, lefts, rights = _in_chunks(of_chunk, (varying, downstream), chunk_size)
+    upstream, lefts, rights = _in_chunks(of_chunk, fixed, (varying, downstream), plan)
     found = [
         (_Static((tap.leaf, tap.left)), Term(None, right, tap.kind, tap.box, tap.split))
         for tap, right in zip(untapped.taps, rights, strict=True)
@@ -376,20 +394,57 @@ class _Static(tuple):
     """Numbers that leave a compiled function as they are."""
 
 
-def _in_chunks(f: Any, arguments: Any, chunk_size: int) -> Any:
-    """``f`` of a few examples at a time; their number is a multiple of ``chunk_size``."""
-    n = jax.tree.leaves(arguments)[0].shape[0]
-    if n == chunk_size:
-        return f(arguments)
-    parted = jax.tree.map(lambda x: x.reshape(-1, chunk_size, *x.shape[1:]), arguments)
-    return jax.tree.map(lambda y: y.reshape(n, *y.shape[2:]), jax.lax.map(f, parted))
+def _in_chunks(f: Any, fixed: list, arguments: Any, plan: Plan) -> Any:
+    """``f(fixed, arguments)``, a few examples of each device at a time."""
+
+    def of_device(fixed: list, arguments: Any) -> Any:
+        n = jax.tree.leaves(arguments)[0].shape[0]
+        if n == plan.chunk_size:
+            return f(fixed, arguments)
+        parted = jax.tree.map(lambda x: x.reshape(-1, plan.chunk_size, *x.shape[1:]), arguments)
+        found = jax.lax.map(functools.partial(f, fixed), parted)
+        return jax.tree.map(lambda y: y.reshape(n, *y.shape[2:]), found)
+
+    if plan.mesh is None:
+        return of_device(fixed, arguments)
+    examples = PartitionSpec(*plan.mesh.axis_names)
+    return _on_devices(
+        of_device, plan.mesh, in_specs=(PartitionSpec(), examples), out_specs=examples
+    )(fixed, arguments)
 
 
-@functools.partial(jax.jit, static_argnames="trace")
+def _on_devices(f: Any, mesh: Mesh, *, in_specs: Any, out_specs: Any) -> Any:
+    # check_vma: the loops over chunks and rows start from zeros, which JAX takes for replicated
+    return jax.shard_map(f, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False)
+
+
+Sides = tuple[tuple[Term, ...], ...]  # the terms of each parameter
+
+
+@functools.partial(jax.jit, static_argnames=("trace", "mesh"))
 def _grams(
-    left: tuple[tuple[Term, ...], ...], right: tuple[tuple[Term, ...], ...] | None, *, trace: bool
+    left: Sides, right: Sides | None, *, trace: bool, mesh: Mesh | None
 ) -> tuple[jax.Array, jax.Array]:
     """Each parameter's block of the kernel (p, n, m, ...), and whether it is finite (p,)."""
+    if mesh is None:
+        theta = _stacked_grams(left, right, trace=trace)
+    else:
+        (axis,) = mesh.axis_names
+
+        def of_device(rows: Sides, columns: Sides) -> jax.Array:
+            everyone = jax.tree.map(
+                lambda leaf: jax.lax.all_gather(leaf, axis, axis=0, tiled=True), columns
+            )
+            return _stacked_grams(rows, everyone, trace=trace)
+
+        examples = PartitionSpec(axis)
+        theta = _on_devices(
+            of_device, mesh, in_specs=(examples, examples), out_specs=PartitionSpec(None, axis)
+        )(left, left if right is None else right)
+    return theta, jnp.isfinite(theta).all(axis=tuple(range(1, theta.ndim)))
+
+
+def _stacked_grams(left: Sides, right: Sides | None, *, trace: bool) -> jax.Array:
     others: Sequence[Any] = [None] * len(left) if right is None else right
     blocks = []
     for one, other in zip(left, others, strict=True):
@@ -397,23 +452,24 @@ def _grams(
         columns = [None] * len(rows) if other is None else terms.groups(other)
         parts = [rules.gram(a, b, trace=trace) for a, b in zip(rows, columns, strict=True)]
         blocks.append(functools.reduce(operator.add, parts))
-    theta = jnp.stack(blocks)
-    return theta, jnp.isfinite(theta).all(axis=tuple(range(1, theta.ndim)))
+    return jnp.stack(blocks)
 
 
-def _padded_size(x: Any, schedule: Schedule) -> tuple[int, int]:
-    """A number of examples that fills equal chunks, and the number of chunks."""
-    n = jax.tree.leaves(x)[0].shape[0]
+def _plan(n: int, schedule: Schedule, mesh: Mesh | None) -> Plan:
+    """Equal chunks for every device."""
+    num_devices = 1 if mesh is None else mesh.size
+    share = math.ceil(n / num_devices)
     hungriest = max(call.stage.num_bytes for call in schedule.calls)
-    num_chunks = math.ceil(n / max(1, CHUNK_BYTES // max(hungriest, 1)))
-    return num_chunks * math.ceil(n / num_chunks), num_chunks
+    num_chunks = math.ceil(share / max(1, CHUNK_BYTES // max(hungriest, 1)))
+    chunk_size = math.ceil(share / num_chunks)
+    return Plan(num_devices * num_chunks * chunk_size, chunk_size, mesh)
 
 
-def _padded(x: Any, size: int) -> list:
+def _padded(x: Any, plan: Plan) -> list:
     """The examples, the last one repeated: what it adds is cut off from the kernel."""
     leaves = jax.tree.leaves(x)
-    index = np.minimum(np.arange(size), leaves[0].shape[0] - 1)
-    return leaves if len(leaves[0]) == size else [leaf[index] for leaf in leaves]
+    index = np.minimum(np.arange(plan.size), leaves[0].shape[0] - 1)
+    return leaves if len(leaves[0]) == plan.size else [leaf[index] for leaf in leaves]
 
 
 def _name(path: str, step: int | None) -> str:

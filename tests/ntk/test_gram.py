@@ -10,7 +10,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lensllm_jax.checks import UserError
-from lensllm_jax.ntk.gram import NtkMethod, OutputReduction, empirical_ntk, tiles
+from lensllm_jax.ntk import structured
+from lensllm_jax.ntk.gram import (
+    NtkMethod,
+    OutputReduction,
+    empirical_ntk,
+    parameter_group_ntk,
+    tiles,
+)
 from tests import oracles
 from tests.ntk import cases
 from tests.tolerances import assert_close, relative_difference
@@ -182,3 +189,34 @@ def test_bad_input_is_refused_with_the_remedy():
     }.items():
         with pytest.raises(UserError, match=message):
             call()
+
+
+def test_a_store_changes_no_bit_and_goes_on_where_it_stopped(tmp_path, monkeypatch):
+    case = cases.make("scanned transformer")
+    in_memory = empirical_ntk(case.f, case.params, case.x, block_size=2)
+    stored = empirical_ntk(case.f, case.params, case.x, block_size=2, store=tmp_path / "tiles")
+    assert stored.tobytes() == in_memory.tobytes()
+    monkeypatch.setattr(structured, "structured_ntk", None)  # whoever computes a tile now fails
+    again = empirical_ntk(case.f, case.params, case.x, block_size=2, store=tmp_path / "tiles")
+    assert again.tobytes() == in_memory.tobytes()
+    with pytest.raises(UserError, match="block_size"):
+        empirical_ntk(case.f, case.params, case.x, block_size=3, store=tmp_path / "tiles")
+
+
+@pytest.mark.parametrize("reduction", ["none", "sum", "mean"])
+def test_groups_of_parameters_add_up_to_the_kernel(x64, reduction):
+    case = cases.make("mlp, 3 outputs")
+    parts = parameter_group_ntk(
+        case.f, case.params, case.x, case.x[:2],
+        group_of=lambda path: path.split("']['")[1], output_reduction=reduction,
+    )  # fmt: skip
+    assert set(parts) == {"Dense_0", "Dense_1", "Dense_2", "LayerNorm_0"}
+    whole = empirical_ntk(case.f, case.params, case.x, case.x[:2], output_reduction=reduction)
+    assert_close(sum(parts.values()), whole)
+    only = {"params": {"Dense_2": case.params["params"]["Dense_2"]}}
+    rest = case.params["params"]
+    alone = empirical_ntk(
+        lambda w, x: case.f({"params": {**rest, **w["params"]}}, x), only, case.x, case.x[:2],
+        output_reduction=reduction,
+    )  # fmt: skip
+    assert_close(parts["Dense_2"], alone)

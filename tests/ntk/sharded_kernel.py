@@ -1,0 +1,28 @@
+"""Run by test_sharding in a process of its own: kernels over several virtual devices."""
+
+import sys
+
+import jax
+import numpy as np
+
+from lensllm_jax.ntk.gram import empirical_ntk
+from tests.ntk import cases
+
+
+def main() -> None:
+    """Prints the largest relative difference of sharded kernels to those of one device."""
+    differences = []
+    for name in ("scanned transformer", "mlp, 3 outputs"):
+        case = cases.make(name)
+        n = jax.tree.leaves(case.x)[0].shape[0]
+        for x in (case.x, cases.first(case.x, np.arange(11) % n)):  # neither divides evenly
+            for x2 in (None, cases.first(x, np.arange(3))):
+                one = empirical_ntk(case.f, case.params, x, x2)
+                many = empirical_ntk(case.f, case.params, x, x2, devices=jax.devices())
+                assert many.shape == one.shape
+                differences.append(np.max(np.abs(many - one)) / np.max(np.abs(one)))
+    print(len(jax.devices()), len(differences), max(differences))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
