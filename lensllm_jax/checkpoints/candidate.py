@@ -28,6 +28,7 @@ from lensllm_jax import checks
 from lensllm_jax.checkpoints.config import CONFIG, read_config, transformers
 from lensllm_jax.checkpoints.tensors import SINGLE, TensorFiles
 from lensllm_jax.checkpoints.weights import checkpoint_tensors, load_params
+from lensllm_jax.models.encoder_decoder import EncoderDecoderConfig
 from lensllm_jax.models.family import CONSTANT, Family, ModelConfig
 from lensllm_jax.typing import Batch, Params
 
@@ -58,6 +59,17 @@ class Candidate:
     def is_encoder_decoder(self) -> bool:
         """Whether logits at a position predict that position's label (else the next one's)."""
         return self.config.is_encoder_decoder
+
+    @property
+    def decoder_start_token_id(self) -> int:
+        """The token that the decoder of an encoder-decoder reads first.
+
+        Raises:
+            UserError: if it is none.
+        """
+        if not isinstance(self.config, EncoderDecoderConfig):
+            raise checks.UserError(f"`{self.name}` must be an encoder-decoder, got a decoder alone")
+        return self.config.decoder_start_token_id
 
     @property
     def num_params(self) -> int:
