@@ -8,13 +8,14 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "lensllm_jax"
 
 LEAVES = {"typing", "checks", "durable", "_version"}
-NUMBERS = LEAVES | {"linalg", "metrics"}
+NUMBERS = LEAVES | {"linalg", "metrics", "language_modelling"}
 MAY_IMPORT = {
     "_version": set(),
     "typing": set(),
     "checks": set(),
     "durable": set(),
     "linalg": LEAVES,
+    "language_modelling": LEAVES,
     "metrics": LEAVES,
     "models": NUMBERS,
     "checkpoints": NUMBERS | {"models"},

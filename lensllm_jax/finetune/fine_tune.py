@@ -30,8 +30,7 @@ from jaxtyping import Int
 from lensllm_jax import checks
 from lensllm_jax.data.subsets import subset_order
 from lensllm_jax.finetune.loop import Loop
-from lensllm_jax.finetune.objective import IGNORE
-from lensllm_jax.typing import Array, Batch, Params
+from lensllm_jax.typing import IGNORE, Array, Batch, Params
 
 EVALUATION_BATCH = 64  # examples; one shape for every evaluation
 

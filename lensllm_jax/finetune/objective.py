@@ -23,9 +23,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Float, Int
 
+from lensllm_jax.language_modelling import target_logprobs
 from lensllm_jax.typing import ApplyFn, Array, Batch, Params
-
-IGNORE = -100  # Hugging Face's label of a token that is no target
 
 
 class NatsAndCount(NamedTuple):
@@ -49,14 +48,8 @@ def nats_and_count(
     Returns:
         Nats and number of target tokens.
     """
-    if shift:
-        logits, labels = logits[:-1], labels[1:]
-    is_target = labels != IGNORE
-    picked = jnp.take_along_axis(logits, jnp.where(is_target, labels, 0)[:, None], axis=1)[:, 0]
-    # log sum_j exp z_ij - z_ic, without an array of log-probabilities
-    nats = jax.nn.logsumexp(logits.astype(jnp.promote_types(logits.dtype, jnp.float32)), axis=1)
-    nats = jnp.where(is_target, nats - picked, 0.0)
-    return NatsAndCount(jnp.sum(nats), jnp.sum(is_target))
+    logprobs, is_target = target_logprobs(logits, labels, shift=shift)
+    return NatsAndCount(-jnp.sum(logprobs), jnp.sum(is_target))
 
 
 def batch_nats_and_count(

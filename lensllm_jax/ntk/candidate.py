@@ -20,10 +20,11 @@ Example:
 """
 
 import dataclasses
+import os
 import resource
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import jax
@@ -34,8 +35,8 @@ from jaxtyping import Float
 from lensllm_jax import checks
 from lensllm_jax.ntk import readout as readouts
 from lensllm_jax.ntk.gram import NtkMethod, OutputReduction, empirical_ntk, num_examples
-from lensllm_jax.ntk.readout import IGNORE, Readout
-from lensllm_jax.typing import ApplyFn, Array, Batch, Params
+from lensllm_jax.ntk.readout import Projection, Readout
+from lensllm_jax.typing import IGNORE, ApplyFn, Array, Batch, Params
 
 
 @runtime_checkable
@@ -65,6 +66,8 @@ class CandidateNtk:
     outputs: np.ndarray  # f_0 of the rows (n, k)
     targets: np.ndarray  # y of the rows (n, k)
     readout: Readout  # what f is
+    label_tokens: tuple[int, ...]  # of label_logits, else empty
+    projection: Projection | None  # of projected_logits, else None
     method: NtkMethod  # how theta was computed
     output_reduction: OutputReduction  # what became of the k x k outputs of a pair
     num_examples: int  # n, rows
@@ -91,6 +94,7 @@ class ReadoutFn:
     readout: Readout
     shift: bool  # logits at position i predict label i + 1
     label_tokens: tuple[int, ...] = ()  # of label_logits
+    projection: Projection | None = None  # of projected_logits
 
     def __call__(self, params: Params, batch: Batch) -> Array:
         """The outputs of each example of ``batch``."""
@@ -102,14 +106,21 @@ class ReadoutFn:
         if self.readout is Readout.LABEL_LOGITS:
             tokens = jnp.asarray(self.label_tokens)
             return readouts.label_logits(logits, labels, tokens, shift=self.shift)
+        if self.projection is not None:
+            return readouts.projected_logits(logits, labels, self.projection, shift=self.shift)
         scalar = {Readout.LOSS: readouts.loss, Readout.TARGET_LOGPROB: readouts.target_logprob}
         return scalar[self.readout](logits, labels, shift=self.shift)
 
-    def targets(self, batch: Batch, dtype: np.dtype) -> Float[np.ndarray, "n k"]:
-        """The y of each example."""
+    def targets(self, batch: Batch, vocabulary: int, dtype: np.dtype) -> Float[np.ndarray, "n k"]:
+        """The y of each example; ``vocabulary`` counts the logits of a position."""
+        labels = np.asarray(batch["labels"])
+        if self.projection is not None:
+            projected = readouts.projected_targets(
+                labels, vocabulary, self.projection, shift=self.shift
+            )
+            return projected.astype(dtype)
         if self.readout is Readout.LABEL_LOGITS:
             tokens = np.asarray(self.label_tokens)
-            labels = np.asarray(batch["labels"])
             return readouts.one_hot_targets(labels, tokens, shift=self.shift).astype(dtype)
         return np.zeros((num_examples("batch", batch), 1), dtype)
 
@@ -121,9 +132,12 @@ def candidate_ntk(
     *,
     readout: Readout | str = Readout.TARGET_LOGPROB,
     label_tokens: tuple[int, ...] | list[int] = (),
+    projection: Projection | None = None,
     method: NtkMethod | str = NtkMethod.STRUCTURED,
     output_reduction: OutputReduction | str = OutputReduction.NONE,
     block_size: int | None = None,
+    devices: Sequence[jax.Device] | None = None,
+    store: str | os.PathLike | None = None,
     params: Params | None = None,
 ) -> CandidateNtk:
     r"""The exact kernel of a language model's read-out on batches of text.
@@ -136,9 +150,13 @@ def candidate_ntk(
         batch2: the columns' texts; ``None`` stands for ``batch``.
         readout: which outputs the kernel is of.
         label_tokens: for "label_logits", the tokens that name the classes.
+        projection: for "projected_logits", how many, and their seed; ``None`` stands for
+            ``Projection()``.
         method: the algorithm.
         output_reduction: what becomes of the k x k outputs of a pair of examples.
         block_size: examples in memory at once, a side; ``None`` takes all.
+        devices: for "structured", devices that share the examples (``empirical_ntk``).
+        store: folder that keeps each finished tile (``empirical_ntk``).
         params: another state of the model, such as a step of its training (default: ``c.params``).
 
     Returns:
@@ -146,13 +164,17 @@ def candidate_ntk(
 
     Raises:
         UserError: if a batch lacks a key, has unequal shapes, a label outside the vocabulary
-            or an example without target; if ``label_tokens`` do not fit the read-out; or if
-            the kernel is not finite.
+            or an example without target; if ``label_tokens`` or ``projection`` do not fit
+            the read-out; or if the kernel is not finite.
     """
     start = time.perf_counter()
     readout = Readout(checks.one_of("readout", readout, list(Readout)))
     params = c.params if params is None else params
-    f = ReadoutFn(c.apply_fn, readout, not c.is_encoder_decoder, tuple(map(int, label_tokens)))
+    if readout is Readout.PROJECTED_LOGITS:
+        projection = projection or Projection()
+    f = ReadoutFn(
+        c.apply_fn, readout, not c.is_encoder_decoder, tuple(map(int, label_tokens)), projection
+    )
     for name, texts in (("batch", batch), ("batch2", batch2)):
         if texts is not None:
             _check_batch(name, texts, c.is_encoder_decoder)
@@ -166,13 +188,17 @@ def candidate_ntk(
         method=method,
         output_reduction=output_reduction,
         block_size=block_size,
+        devices=devices,
+        store=store,
     )
     outputs = _outputs(f, params, batch, block_size)
     return CandidateNtk(
         theta=theta,
         outputs=outputs,
-        targets=f.targets(batch, outputs.dtype),
+        targets=f.targets(batch, _vocabulary(f, params, batch), outputs.dtype),
         readout=readout,
+        label_tokens=f.label_tokens,
+        projection=f.projection,
         method=NtkMethod(method),
         output_reduction=OutputReduction(output_reduction),
         num_examples=theta.shape[0],
@@ -228,13 +254,17 @@ def _check_batch(name: str, batch: Mapping, is_encoder_decoder: bool) -> None:
         checks.shape(f"{name}[{key!r}]", batch[key], np.shape(batch[like]))
 
 
+def _vocabulary(f: ReadoutFn, params: Params, batch: Batch) -> int:
+    return jax.eval_shape(f.apply_fn, params, dict(batch)).shape[-1]
+
+
 def _labels_like(keys: set[str]) -> str:
     return "decoder_input_ids" if "decoder_input_ids" in keys else "input_ids"
 
 
 def _check_labels(name: str, batch: Batch, f: ReadoutFn, params: Params) -> None:
     labels = np.asarray(batch["labels"])
-    vocabulary = jax.eval_shape(f.apply_fn, params, dict(batch)).shape[-1]
+    vocabulary = _vocabulary(f, params, batch)
     for what, tokens in (
         (f"{name}['labels']", labels[labels != IGNORE]),
         ("label_tokens", np.asarray(f.label_tokens, int)),
@@ -248,6 +278,11 @@ def _check_labels(name: str, batch: Batch, f: ReadoutFn, params: Params) -> None
         raise checks.UserError(
             "`label_tokens` must name the classes' tokens for readout 'label_logits' and stay "
             f"empty for the others, got {f.label_tokens} for {f.readout.value!r}"
+        )
+    if f.projection is not None and f.readout is not Readout.PROJECTED_LOGITS:
+        raise checks.UserError(
+            "`projection` must stay out of every readout but 'projected_logits', got "
+            f"{f.readout.value!r}"
         )
     without = np.flatnonzero(np.all(labels[:, int(f.shift) :] == IGNORE, axis=1))
     if len(without):

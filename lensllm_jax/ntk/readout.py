@@ -10,6 +10,8 @@ read-out        k      f                                               y
 loss            1      mean negative log-likelihood, nats per token    0
 target_logprob  1      mean log-probability, nats per token            0, that is log 1
 label_logits    labels logits of the label tokens at the first target  one-hot
+projected_      chosen random projections of the logits at all targets projected one-hot
+logits
 =============== ====== =============================================== ==================
 
 Labels hold ``IGNORE`` (-100) where no token is to be predicted.  In a causal model logits at
@@ -25,16 +27,20 @@ Example:
     -1.6094...
 """
 
+import dataclasses
 import enum
+import math
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.extend import random
+from jax.typing import DTypeLike
 from jaxtyping import Float, Int
 
-from lensllm_jax.typing import Array
-
-IGNORE = -100  # the label of a position that predicts nothing, as in PyTorch and Hugging Face
+from lensllm_jax import checks
+from lensllm_jax.language_modelling import align, target_logprobs
+from lensllm_jax.typing import IGNORE, Array
 
 
 class Readout(enum.StrEnum):
@@ -43,22 +49,63 @@ class Readout(enum.StrEnum):
     LOSS = "loss"
     TARGET_LOGPROB = "target_logprob"
     LABEL_LOGITS = "label_logits"
+    PROJECTED_LOGITS = "projected_logits"
 
 
-def align(
-    logits: Float[Array, "s v"], labels: Int[Array, " s"], *, shift: bool
-) -> tuple[Float[Array, "t v"], Int[Array, " t"]]:
-    """Logits beside the labels that they predict.
+class Distribution(enum.StrEnum):
+    """What the entries of a random projection are drawn from; both have mean 0 and variance 1."""
 
-    Args:
-        logits: one example's logits.
-        labels: its labels.
-        shift: whether logits at position i predict label i + 1.
+    RADEMACHER = "rademacher"  # +1 or -1: the least variance of the trace
+    GAUSSIAN = "gaussian"
 
-    Returns:
-        Both, one position shorter if shifted.
+
+@dataclasses.dataclass(frozen=True)
+class Projection:
+    """Which random projections ``projected_logits`` takes.
+
+    Attributes:
+        num_projections: k, outputs of an example.
+        seed: of the draw.
+        distribution: of its entries.
     """
-    return (logits[:-1], labels[1:]) if shift else (logits, labels)
+
+    num_projections: int = 8
+    seed: int = 0
+    distribution: Distribution | str = Distribution.RADEMACHER
+
+    def __post_init__(self):
+        checks.positive("num_projections", self.num_projections)
+        checks.not_negative("seed", self.seed)
+        checks.one_of("distribution", self.distribution, list(Distribution))
+
+    def directions(self, num_targets: int, vocabulary: int, dtype: DTypeLike) -> jax.Array:
+        r"""The directions R / sqrt(k), (t, k, v).
+
+        Those of the i-th target depend on i, v and the settings alone, so that padding changes
+        nothing.
+
+        Args:
+            num_targets: t.
+            vocabulary: v.
+            dtype: of the entries.
+
+        Returns:
+            The directions, drawn anew each time: they are cheaper to draw than to keep.
+        """
+        shape = (self.num_projections, vocabulary)
+
+        def of_target(i: jax.Array) -> jax.Array:
+            # raw bits: typed keys have no place in a program that is differentiated part by part
+            key = jnp.stack([jnp.uint32(self.seed), i])
+            bits = random.threefry_2x32(key, jnp.arange(math.prod(shape), dtype=jnp.uint32))
+            if self.distribution == Distribution.RADEMACHER:
+                return (1 - 2 * (bits & 1).astype(dtype)).reshape(shape)
+            # 23 bits at the middle of their cell, so that neither 0 nor 1 is met in float32
+            uniform = ((bits >> 9).astype(dtype) + 0.5) * 2.0**-23
+            return jax.scipy.special.ndtri(uniform).reshape(shape)
+
+        directions = jax.vmap(of_target)(jnp.arange(num_targets, dtype=jnp.uint32))
+        return directions / np.sqrt(self.num_projections).astype(dtype)
 
 
 def target_logprob(
@@ -81,12 +128,8 @@ def target_logprob(
         >>> float(target_logprob(jnp.zeros((1, 2)), jnp.array([1]), shift=False))
         -0.6931...
     """
-    logits, labels = align(logits, labels, shift=shift)
-    is_target = labels != IGNORE
-    token = jnp.where(is_target, labels, 0)
-    chosen = jnp.take_along_axis(logits, token[:, None], axis=-1)[:, 0]
-    logprob = chosen - jax.nn.logsumexp(logits, axis=-1)
-    return jnp.sum(jnp.where(is_target, logprob, 0.0)) / jnp.sum(is_target)
+    logprobs, is_target = target_logprobs(logits, labels, shift=shift)
+    return jnp.sum(logprobs) / jnp.sum(is_target)
 
 
 def loss(logits: Float[Array, "s v"], labels: Int[Array, " s"], *, shift: bool) -> Float[Array, ""]:
@@ -160,3 +203,66 @@ def one_hot_targets(
     first = np.argmax(labels != IGNORE, axis=1)
     token = labels[np.arange(len(labels)), first]
     return (token[:, None] == np.asarray(label_tokens)[None, :]).astype(np.float64)
+
+
+def projected_logits(
+    logits: Float[Array, "s v"], labels: Int[Array, " s"], projection: Projection, *, shift: bool
+) -> Float[Array, " k"]:
+    r"""Random projections of all logits at the target tokens; y is that of their one-hot codes.
+
+    .. math:: f_a = \frac{1}{\sqrt k} \sum_{i \in T} \sum_{j=1}^{v} R_{aij}\, z_{ij},
+              \qquad E[R_{aij}] = 0, \; E[R_{aij} R_{bi'j'}] = [aij = bi'j']
+
+    with i counting the targets of an example and one R for all examples, so that the sum over
+    outputs :math:`\sum_a \Theta_{aa}` has the expectation :math:`\sum_{ij} \nabla z_{ij}^\top
+    \nabla z_{ij}'`: the trace of the kernel over all logits, target beside target (Hutchinson
+    1990).
+
+    Args:
+        logits: one example's logits.
+        labels: its labels; those that are tokens say where.
+        projection: which projections.
+        shift: whether logits at position i predict label i + 1.
+
+    Returns:
+        One output a projection.
+
+    Example:
+        >>> two = Projection(num_projections=2)
+        >>> f = projected_logits(jnp.eye(3), jnp.array([-100, 2, -100]), two, shift=False)
+        >>> abs(f).round(4).tolist()  # one entry of 1 with a sign, over the root of two
+        [0.7071, 0.7071]
+    """
+    logits, labels = align(logits, labels, shift=shift)
+    is_target = labels != IGNORE
+    order = jnp.argsort(~is_target, stable=True)  # the targets first, as they stand
+    targets = jnp.where(is_target[order][:, None], logits[order], 0)
+    num_positions, vocabulary = logits.shape
+    directions = projection.directions(num_positions, vocabulary, logits.dtype)
+    return jnp.einsum("tkv,tv->k", directions, targets)
+
+
+def projected_targets(
+    labels: Int[Array, "b s"], vocabulary: int, projection: Projection, *, shift: bool
+) -> Float[np.ndarray, "b k"]:
+    """The targets y of ``projected_logits``: the projections of one-hot codes.
+
+    Args:
+        labels: labels of each example.
+        vocabulary: v.
+        projection: which projections.
+        shift: whether logits at position i predict label i + 1.
+
+    Returns:
+        One row an example.
+
+    Example:
+        >>> projected_targets(np.array([[-100, 1]]), 5, Projection(4), shift=True).shape
+        (1, 4)
+    """
+
+    def of_one(labels: Array) -> Array:
+        codes = jax.nn.one_hot(jnp.roll(labels, -1) if shift else labels, vocabulary)
+        return projected_logits(codes, labels, projection, shift=shift)
+
+    return np.asarray(jax.lax.map(of_one, jnp.asarray(labels)))

@@ -101,6 +101,74 @@ def test_label_logits_give_a_kernel_of_every_pair_of_classes(model_and_batch):
     assert_close(reduced.theta, np.einsum("ijaa->ij", k.theta))
 
 
+def jacobian_of_target_logits(case):
+    """(n, t, v, p), targets first and zeros after them, by dense automatic differentiation."""
+
+    def of_all_logits(params, x):
+        ids, mask, labels = x["input_ids"], x["attention_mask"], x["labels"]
+        logits = cases.transformer_module().apply(params, ids, mask)[:, :-1]
+        return jnp.where(labels[:, 1:, None] != -100, logits, 0).reshape(len(ids), -1)
+
+    full = oracles.dense_jacobian(of_all_logits, case.params, case.x)
+    by_position = full.reshape(len(full), cases.LENGTH - 1, cases.VOCABULARY, -1)
+    order = np.argsort(case.x["labels"][:, 1:] == -100, axis=1, kind="stable")
+    return np.take_along_axis(by_position, order[:, :, None, None], axis=1)
+
+
+def test_projected_kernel_is_that_of_the_projected_logits(x64):
+    case = cases.make("tied transformer")
+    projection = readout.Projection(3, seed=7)
+    k = candidate_ntk(
+        TinyModel(case.params), case.x, readout="projected_logits", projection=projection
+    )
+    r = projection.directions(cases.LENGTH - 1, cases.VOCABULARY, np.float64)
+    projected = np.einsum("tkv,ntvp->nkp", r, jacobian_of_target_logits(case))
+    assert_close(k.theta, np.einsum("iap,jbp->ijab", projected, projected))
+    assert (k.outputs.shape, k.targets.shape) == ((5, 3), (5, 3))
+    assert k.projection == projection
+    # y is the projection of one-hot codes of the targets, in their order
+    targets = [labels[1:][labels[1:] != -100] for labels in case.x["labels"]]
+    by_hand = [sum(r[i, :, token] for i, token in enumerate(tokens)) for tokens in targets]
+    assert_close(k.targets, by_hand)
+
+
+@pytest.mark.parametrize("distribution", list(readout.Distribution))
+def test_sum_over_projections_is_the_trace_over_all_logits_in_expectation(distribution):
+    jacobian = np.random.default_rng(0).normal(size=(3, 4 * 5, 6))  # targets times vocabulary
+    trace = np.einsum("ilp,jlp->ij", jacobian, jacobian)
+    sums = []
+    for seed in range(500):
+        projection = readout.Projection(2, seed=seed, distribution=distribution)
+        r = np.asarray(projection.directions(4, 5, np.float32), np.float64)
+        projected = np.einsum("kl,ilp->ikp", r.transpose(1, 0, 2).reshape(2, -1), jacobian)
+        sums.append(np.einsum("iap,jap->ij", projected, projected))
+    deviation = np.std(sums, axis=0) / np.sqrt(len(sums))
+    # nine normal scores: one beyond 4.5 happens once in 16,000 draws of the seeds
+    assert np.max(np.abs(np.mean(sums, axis=0) - trace) / deviation) < 4.5
+    # without the division by k the same test fails by far
+    assert np.max(np.abs(2 * np.mean(sums, axis=0) - trace) / deviation) > 20
+
+
+def test_neither_padding_nor_a_longer_prompt_changes_a_projection():
+    projection = readout.Projection(4)
+    rng = np.random.default_rng(0)
+
+    def project(logits, labels, projection=projection):
+        return readout.projected_logits(jnp.asarray(logits), labels, projection, shift=True)
+
+    f = project(LOGITS, LABELS)
+    prompt, padding = rng.normal(size=(2, 3, 7))
+    none = np.full(3, -100)
+    assert_close(
+        project(np.concatenate([LOGITS, padding]), np.concatenate([LABELS, none])), f, rel=1e-5
+    )  # float32 sums in another order
+    assert_close(
+        project(np.concatenate([prompt, LOGITS]), np.concatenate([none, LABELS])), f, rel=1e-5
+    )  # float32 sums in another order
+    assert np.max(np.abs(project(LOGITS, np.roll(LABELS, 1)) - f)) > 0.1  # other targets
+    assert np.max(np.abs(project(LOGITS, LABELS, readout.Projection(4, seed=1)) - f)) > 0.1
+
+
 def test_what_is_ignored_changes_nothing(model_and_batch):
     model, batch = model_and_batch
     before = candidate_ntk(model, batch)
@@ -150,10 +218,15 @@ def test_bad_batches_are_refused_with_the_remedy(model_and_batch):
         ("`readout` must be one of", batch, {"readout": "logits"}),
         ("`label_tokens` must name", batch, {"readout": "label_logits"}),
         ("`label_tokens` must name", batch, {"label_tokens": [3]}),
+        ("`projection` must stay out", batch, {"projection": readout.Projection()}),
         ("`label_tokens` must be tokens", batch, {"readout": "label_logits", "label_tokens": [99]}),
     ):
         with pytest.raises(UserError, match=message):
             candidate_ntk(model, changed, **settings)
+    with pytest.raises(UserError, match="`num_projections` must be positive"):
+        readout.Projection(0)
+    with pytest.raises(UserError, match="`distribution` must be one of"):
+        readout.Projection(distribution="uniform")
     with pytest.raises(UserError, match="`batch2` must have the keys"):
         candidate_ntk(model, batch, {"input_ids": batch["input_ids"]})
     with pytest.raises(UserError, match="decoder_input_ids"):
