@@ -5,11 +5,14 @@ r"""Computes the exact neural tangent kernel of a candidate at its pretrained we
 
 --output_dir receives ntk.npy, the kernel of the first examples of the nested order, and
 ntk.json: read-out, outputs f0 and targets y (so that F is defined), eigenvalues, smallest
-eigenvalue, asymmetry.  A kernel that is there already is not computed again.
+eigenvalue, asymmetry.  A kernel that is there already is not computed again; with --store_dir
+neither is a tile of it, so that a long run that was killed goes on where it was.
 
 About 20 s for a bundled candidate on 2 cores at 64 examples, compilation included.
 """
 
+import dataclasses
+import logging
 from collections.abc import Sequence
 
 from absl import flags
@@ -18,11 +21,15 @@ from experiments import cli, measuring
 from experiments.progress import Progress
 from experiments.run_folder import RunFolder
 from lensllm_jax import checks
-from lensllm_jax.data.catalogue import load_task
+from lensllm_jax.ntk import store
 from lensllm_jax.selection.measurement import Measurement
 
 flags.DEFINE_alias("candidate", "candidates")
 flags.DEFINE_alias("num_examples", "num_kernel_examples")
+STORE_DIR = flags.DEFINE_string("store_dir", None, "Folder that keeps each finished tile.")
+KERNEL_BLOCK_SIZE = flags.DEFINE_integer(
+    "kernel_block_size", measuring.DEFAULTS.kernel_block_size, "Examples of a tile's side."
+)
 
 
 def main(argv: Sequence[str]) -> None:
@@ -31,18 +38,42 @@ def main(argv: Sequence[str]) -> None:
     names = measuring.candidate_names()
     if len(names) != 1:
         raise checks.UserError(f"`candidate` must be one, got {', '.join(names)}")
-    config = measuring.measurement_config()
-    task = load_task(measuring.TASK.value)
+    config = dataclasses.replace(
+        measuring.measurement_config(), kernel_block_size=KERNEL_BLOCK_SIZE.value
+    )
+    task = measuring.load_task_for(names)
     measuring.check_kernel_examples(task, config)
     candidate = measuring.load_checked(names[0], config)
     settings = measuring.task_settings(names, task, config)
     folder = RunFolder.open(measuring.OUTPUT_DIR.value, settings)
     with Progress(total=1.0, quiet=measuring.QUIET.value) as progress:
         measurement = Measurement(candidate, task, config=config)
-        spectrum = measuring.remember_kernel(measurement, folder, ".", progress)
+        show_tiles(progress)
+        spectrum = measuring.remember_kernel(
+            measurement, folder, ".", progress, store=STORE_DIR.value
+        )
         largest = spectrum.eigenvalues.max()
-        progress.finish(1.0, f"{candidate.name}: largest eigenvalue {largest:.4g}")
+        rest = progress.total - progress.done  # nothing, where tiles were counted
+        progress.finish(rest, f"{candidate.name}: largest eigenvalue {largest:.4g}")
     print(folder.path / "ntk.npy")
+
+
+def show_tiles(progress: Progress) -> None:
+    """Counts the tiles that the store reports; all of them are the total of ``progress``."""
+
+    def count(record: logging.LogRecord) -> bool:
+        tile = getattr(record, "tile", None)
+        if tile is None:
+            return True
+        share = progress.total / tile.total
+        if tile.computed:
+            progress.finish(share, f"tile {tile.done} of {tile.total}")
+        else:
+            progress.skip(share)
+        return False  # shown here and nowhere else
+
+    store.logger.setLevel(logging.INFO)
+    store.logger.addFilter(count)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,10 @@ from experiments.progress import Progress
 from experiments.run_folder import RunFolder
 from lensllm_jax import checks
 from lensllm_jax.checkpoints.candidate import Candidate
-from lensllm_jax.checkpoints.zoo import list_zoo, load_candidate
+from lensllm_jax.checkpoints.config import read_config
+from lensllm_jax.checkpoints.zoo import folder_of, list_zoo, load_candidate
+from lensllm_jax.data.batches import with_prompts
+from lensllm_jax.data.catalogue import load_task
 from lensllm_jax.data.task import Task
 from lensllm_jax.finetune.fine_tune import Progress as Step
 from lensllm_jax.ntk.candidate import CandidateNtk
@@ -88,6 +91,23 @@ def measurement_config() -> MeasurementConfig:
         method=METHOD.value,
         seed=SEED.value,
     )
+
+
+def load_task_for(names: Sequence[str]) -> Task:
+    """The task that --task names, as the whole pool can be compared on it.
+
+    Args:
+        names: the pool.
+
+    Returns:
+        With prompts everywhere if one of the pool is an encoder-decoder.
+
+    Raises:
+        UserError: if there is no such task or candidate.
+    """
+    task = load_task(TASK.value)
+    configs = (read_config(folder_of(name)).config for name in names)
+    return with_prompts(task) if any(c.is_encoder_decoder for c in configs) else task
 
 
 def check_kernel_examples(task: Task, config: MeasurementConfig) -> None:
@@ -204,12 +224,13 @@ def loss_table(
 
 
 def remember_kernel(
-    measurement: Measurement, folder: RunFolder, path: str, progress: Progress
-) -> NtkSpectrum:
+    measurement: Measurement, folder: RunFolder, path: str, progress: Progress,
+    *, store: str | None = None,
+) -> NtkSpectrum:  # fmt: skip
     """The kernel's spectrum; ntk.json is written last and says that ntk.npy is whole."""
     progress.at(0.0, f"{measurement.candidate.name}: kernel")
     if not folder.has(f"{path}/ntk.json"):
-        kernel = measurement.kernel()
+        kernel = measurement.kernel(store=store)
         folder.write_array(f"{path}/ntk.npy", kernel.theta)
         folder.write_json(f"{path}/ntk.json", kernel_summary(measurement, kernel))
     stored = folder.read_json(f"{path}/ntk.json")["spectrum"]

@@ -113,6 +113,9 @@ class TileStore:
     ) -> None:
         """Computes the missing tiles of this process and waits for those of the others.
 
+        Each tile is also an INFO record of this module's logger, with its ``TileProgress`` as the
+        attribute ``tile``: a program far from here can show how far it is.
+
         Args:
             tiles: all tiles of the kernel, in the same order in every process.
             tile_fn: computes one.
@@ -131,8 +134,10 @@ class TileStore:
             if missing:
                 self._drop(tile)
                 self._write(tile, np.asarray(tile_fn(tile)))
+            progress = TileProgress(done, len(mine), computed=missing)
+            logger.info("tile %d of %d, %s", *progress[:2], _stem(tile), extra={"tile": progress})
             if on_tile is not None:
-                on_tile(TileProgress(done, len(mine), computed=missing))
+                on_tile(progress)
         self._wait(tiles, patience_seconds)
 
     def read(self, tile: Rectangle) -> np.ndarray:
@@ -212,7 +217,8 @@ def kernel_settings(
     """What decides every bit of a kernel, as JSON values.
 
     Args:
-        f: the function; it enters through its compiled program, constants included.
+        f: the function; it enters through its program, constants included, and where it is a
+            dataclass by the names of its fields too, so that a refusal can name one.
         params: its parameters.
         x1: examples of the rows.
         x2: examples of the columns, or ``None``.
@@ -223,6 +229,10 @@ def kernel_settings(
     """
     # its text names every constant; a jaxpr's leaves the values of arrays out
     program = jax.jit(lambda params, x: f(params, x)).lower(params, x1).as_text()
+    named = dict(settings)
+    for field in dataclasses.fields(f) if dataclasses.is_dataclass(f) else ():
+        if not callable(value := getattr(f, field.name)):
+            named[field.name] = value
     return {
         "version": __version__,
         "jax_version": jax.__version__,
@@ -232,7 +242,7 @@ def kernel_settings(
         "params": fingerprint(params),
         "x1": fingerprint(x1),
         "x2": None if x2 is None else fingerprint(x2),
-        **{name: str(value) if value is not None else None for name, value in settings.items()},
+        **{name: str(value) if value is not None else None for name, value in named.items()},
     }
 
 

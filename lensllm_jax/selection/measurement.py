@@ -20,12 +20,13 @@ Example:
 import dataclasses
 import functools
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 
 from lensllm_jax import checks
 from lensllm_jax.checkpoints.candidate import Candidate
-from lensllm_jax.data.batches import EncodedExamples, encode_causal
+from lensllm_jax.data.batches import encode_causal, encode_seq2seq
 from lensllm_jax.data.subsets import subset_order
 from lensllm_jax.data.task import Example, Task
 from lensllm_jax.finetune.fine_tune import (
@@ -50,7 +51,8 @@ class MeasurementConfig:
         learning_rate: of AdamW, after warm-up.
         weight_decay: of matrices.
         batch_size: examples a step.
-        max_length: tokens of an example, prompt and target; longer prompts are cut.
+        max_length: tokens of an example, prompt and target; longer prompts are cut.  Of an
+            encoder-decoder, tokens of either.
         max_epochs: passes over a subset at most.
         patience: evaluations without a new best after which a fine-tune stops.
         num_validation_examples: how many decide when to stop.
@@ -166,26 +168,39 @@ class Measurement:
             on_progress=on_progress,
         )
 
-    def kernel(self) -> CandidateNtk:
-        """The exact kernel at the pretrained weights on the first examples of the order."""
+    def kernel(self, *, store: str | Path | None = None) -> CandidateNtk:
+        """The exact kernel at the pretrained weights on the first examples of the order.
+
+        Args:
+            store: folder that keeps each finished tile, so that a killed run goes on.
+
+        Returns:
+            The kernel with all that the NTK loss needs.
+        """
         return candidate_ntk(
             self.candidate,
             self.subset(self.config.num_kernel_examples),
             readout=self.config.readout,
             method=self.config.method,
             block_size=self.config.kernel_block_size,
+            store=store,
         )
 
     def _encode(self, examples) -> Batch:
         texts: tuple[Example, ...] = tuple(examples)
-        encoded: EncodedExamples = encode_causal(
-            texts, self.candidate.tokenizer, max_length=self.config.max_length
-        )
-        return {
-            "input_ids": encoded.input_ids,
-            "attention_mask": encoded.attention_mask,
-            "labels": encoded.labels,
-        }
+        tokenizer, max_length = self.candidate.tokenizer, self.config.max_length
+        if not self.candidate.is_encoder_decoder:
+            encoded = encode_causal(texts, tokenizer, max_length=max_length)
+        else:
+            encoded = encode_seq2seq(
+                texts,
+                tokenizer,
+                max_length=max_length,
+                # a target is cut where a decoder's would be, which needs one token of context
+                max_target_length=max_length - (tokenizer.bos_token_id is None),
+                decoder_start_token_id=self.candidate.decoder_start_token_id,
+            )
+        return encoded.batch(np.arange(len(texts)))
 
 
 def spectrum_for_law(kernel: CandidateNtk, *, learning_rate: float) -> NtkSpectrum:

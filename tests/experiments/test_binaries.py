@@ -258,9 +258,19 @@ def test_grid_measures_every_cell_and_its_cost(text_task, tmp_path):
 def test_kernel_binary_writes_the_kernel(text_task, tmp_path):
     done = run(
         "compute_ntk", candidate="zoo/gpt2-xs", task=text_task, num_examples=5, max_length=24,
-        output_dir=tmp_path / "ntk",
+        kernel_block_size=2, store_dir=tmp_path / "tiles", output_dir=tmp_path / "ntk",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
+    assert "tile 6 of 6" in done.stderr
     kernel = np.load(tmp_path / "ntk" / "ntk.npy")
     assert kernel.shape == (5, 5)
+    tiles = sorted((tmp_path / "tiles").glob("tile_*.npy"))
+    assert len(tiles) == 6
+    tiles[2].unlink()
+    again = run(
+        "compute_ntk", candidate="zoo/gpt2-xs", task=text_task, num_examples=5, max_length=24,
+        kernel_block_size=2, store_dir=tmp_path / "tiles", output_dir=tmp_path / "again",
+    )  # fmt: skip
+    assert again.stderr.count("tile ") == 1  # the one that was missing
+    np.testing.assert_array_equal(np.load(tmp_path / "again" / "ntk.npy"), kernel)
     assert json.loads((tmp_path / "ntk" / "ntk.json").read_text())["report"]["is_psd"]

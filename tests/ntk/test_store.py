@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import threading
+from contextlib import nullcontext
 from pathlib import Path
 
 import jax
@@ -16,7 +17,9 @@ import numpy as np
 import pytest
 
 from lensllm_jax.checks import UserError
+from lensllm_jax.ntk.candidate import ReadoutFn
 from lensllm_jax.ntk.gram import assemble, tiles
+from lensllm_jax.ntk.readout import Readout
 from lensllm_jax.ntk.store import SETTINGS, TileStore, fingerprint, kernel_settings
 from tests.ntk import cases, stored_kernel
 
@@ -139,6 +142,16 @@ def test_what_a_function_closes_over_belongs_to_it():
     a, same, other = (settings_with(np.arange(3.0) + i) for i in (0, 0, 1))
     assert a == same
     assert {name for name in a if a[name] != other[name]} == {"f"}
+
+
+def test_the_readout_of_a_candidate_is_named_in_a_refusal(tmp_path):
+    case = cases.make("tied transformer")
+    apply_fn = lambda params, x: jnp.ones((*x["labels"].shape, 9)) * params  # noqa: E731
+    for readout, fits in ((Readout.LOSS, True), (Readout.TARGET_LOGPROB, False)):
+        f = ReadoutFn(apply_fn, readout, shift=True)
+        settings = kernel_settings(f, jnp.ones(()), case.x, None)
+        with nullcontext() if fits else pytest.raises(UserError, match="readout='loss' there"):
+            TileStore.open(tmp_path, settings)
 
 
 def test_folders_that_are_no_store_are_refused(tmp_path):
