@@ -31,7 +31,7 @@ import re
 import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias, cast
 
 import jax
 import numpy as np
@@ -229,9 +229,9 @@ def kernel_settings(
     """
     # its text names every constant; a jaxpr's leaves the values of arrays out
     program = jax.jit(lambda params, x: f(params, x)).lower(params, x1).as_text()
-    named = dict(settings)
-    for field in dataclasses.fields(f) if dataclasses.is_dataclass(f) else ():
-        if not callable(value := getattr(f, field.name)):
+    named, function = dict(settings), cast(Any, f)  # which may be more than a function
+    for field in dataclasses.fields(function) if dataclasses.is_dataclass(function) else ():
+        if not callable(value := getattr(function, field.name)):
             named[field.name] = value
     return {
         "version": __version__,

@@ -1,0 +1,32 @@
+"""The code in docs/ runs and prints what stands there."""
+
+import doctest
+import re
+from pathlib import Path
+
+import pytest
+
+DOCS = Path(__file__).parent.parent / "docs"
+OPTIONS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
+WITH_CODE = sorted(path for path in DOCS.glob("*.md") if "```python" in path.read_text())
+
+
+def failures(text, name):
+    """What doctest says of the examples of a page, in one namespace."""
+    # a closing fence would count as output; lines stay where they are
+    text = re.sub(r"^```.*$", "", text, flags=re.MULTILINE)
+    test = doctest.DocTestParser().get_doctest(text, {}, name, name, 0)
+    assert test.examples
+    said = []
+    doctest.DocTestRunner(optionflags=OPTIONS).run(test, out=said.append)
+    return "".join(said)
+
+
+@pytest.mark.parametrize("path", WITH_CODE, ids=lambda path: path.name)
+def test_code_prints_what_stands_below_it(path):
+    said = failures(path.read_text(), path.name)
+    assert not said, said
+
+
+def test_a_page_that_lies_is_caught():
+    assert "Expected:\n    3" in failures("```python\n>>> 1 + 1\n3\n\n```\n", "a lie")
