@@ -23,7 +23,6 @@ from experiments.progress import Progress
 from experiments.run_folder import RunFolder
 from lensllm_jax import checks
 from lensllm_jax.checkpoints.zoo import load_candidate
-from lensllm_jax.data.catalogue import load_task
 from lensllm_jax.data.task import Task
 from lensllm_jax.selection.flops import training_flops
 from lensllm_jax.selection.loss_table import write_loss_table
@@ -39,7 +38,7 @@ def main(argv: Sequence[str]) -> None:
     del argv
     names = measuring.candidate_names()
     config = measuring.measurement_config()
-    task = load_task(measuring.TASK.value)
+    task = measuring.load_task_for(names)
     sizes = sizes_of(SIZES.value, task)
     num_params = measuring.check_candidates(names, config)
     settings = {**measuring.task_settings(names, task, config), "sizes": list(sizes)}

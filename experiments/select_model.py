@@ -33,7 +33,6 @@ from experiments.progress import Progress, remaining
 from experiments.run_folder import RunFolder, command
 from lensllm_jax import checks
 from lensllm_jax.checkpoints.zoo import load_candidate
-from lensllm_jax.data.catalogue import load_task
 from lensllm_jax.data.subsets import nested_sizes
 from lensllm_jax.data.task import Task
 from lensllm_jax.report import figures
@@ -57,7 +56,7 @@ def main(argv: Sequence[str]) -> None:
     start = time.monotonic()
     names = measuring.candidate_names()
     config = measuring.measurement_config()
-    task = load_task(measuring.TASK.value)
+    task = measuring.load_task_for(names)
     sizes = affordable_sizes(task, config)
     num_params = measuring.check_candidates(names, config)
     folder = RunFolder.open(measuring.OUTPUT_DIR.value, settings(names, task, config))

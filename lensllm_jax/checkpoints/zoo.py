@@ -43,12 +43,25 @@ def load_candidate(name: str, *, dtype: str = "float32") -> Candidate:
     Raises:
         UserError: if there is no such candidate or it does not load.
     """
+    return load_folder(folder_of(name), name=name, dtype=dtype)
+
+
+def folder_of(name: str) -> Path:
+    """Where a candidate lies, fetched from the hub if need be.
+
+    Args:
+        name: as ``load_candidate`` takes it.
+
+    Returns:
+        Its checkpoint folder.
+
+    Raises:
+        UserError: if there is none.
+    """
     if name.startswith(PREFIX):
         checks.one_of("candidate", name, list_zoo())
-        return load_folder(FOLDER / name.removeprefix(PREFIX), name=name, dtype=dtype)
-    if Path(name).is_dir():
-        return load_folder(name, name=name, dtype=dtype)
-    return load_folder(_download(name), name=name, dtype=dtype)
+        return FOLDER / name.removeprefix(PREFIX)
+    return Path(name) if Path(name).is_dir() else Path(_download(name))
 
 
 def _download(hub_id: str) -> str:

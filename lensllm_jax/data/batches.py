@@ -24,6 +24,7 @@ Example:
     ([[1, 2, 3, 0, 0, 0]], [[-100, -100, 3, 0, -100, -100]])
 """
 
+import dataclasses
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -34,7 +35,7 @@ from jaxtyping import Int, Int32
 from lensllm_jax import checks
 from lensllm_jax.checks import UserError
 from lensllm_jax.data.subsets import subset_order
-from lensllm_jax.data.task import Example
+from lensllm_jax.data.task import Example, Task, fingerprint
 from lensllm_jax.typing import IGNORE
 
 PREFIX_SHARE = 1 / 3  # of a target's words, given as context where a task has no prompt
@@ -246,6 +247,34 @@ def split_prefix(example: Example, *, share: float = PREFIX_SHARE) -> Example:
         )
     cut = min(max(round(share * len(words)), 1), len(words) - 1)
     return Example(" ".join(words[:cut]), " ".join(words[cut:]))
+
+
+def with_prompts(task: Task) -> Task:
+    """``task`` with every record that has no prompt divided by :func:`split_prefix`.
+
+    A pool that holds encoder-decoders must be compared on this task: they read a prompt where
+    decoders need none, and all losses must be over the same text.
+
+    Args:
+        task: a task with or without prompts.
+
+    Returns:
+        The same task where all records have prompts, else one of another fingerprint.
+
+    Raises:
+        UserError: if a target without a prompt is one word.
+    """
+
+    def divided(examples: Sequence[Example]) -> tuple[Example, ...]:
+        return tuple(e if e.prompt else split_prefix(e) for e in examples)
+
+    splits = (divided(task.train), divided(task.validation), divided(task.test))
+    if splits == (task.train, task.validation, task.test):
+        return task
+    train, validation, test = splits
+    return dataclasses.replace(
+        task, train=train, validation=validation, test=test, fingerprint=fingerprint(*splits)
+    )
 
 
 def index_batches(
