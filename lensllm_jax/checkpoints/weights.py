@@ -83,7 +83,12 @@ def load_params(
         f"unexpected {name} (in {files.file_of[name]})"
         for name in _unused(files, family, {*sources, *copies})
     ]
+    filled = {path for slot in slots for path in slot.weight.targets}
+    problems += [f"nothing for our {path}" for path in sorted(set(shapes) - filled)]
     params = {path: _aligned(shape, dtype) for path, shape in shapes.items()}
+    for slot in absent.values():  # optional ones: the others end in an error
+        for path in slot.weight.targets:
+            slot.of(params[path])[...] = 0
     for name, tensor in files.open(set(sources) & set(files.file_of)):
         wrong = _fill(params, sources[name], tensor)
         problems += [f"{name} {reason} (in {files.file_of[name]})" for reason in wrong]

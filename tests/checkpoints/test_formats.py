@@ -13,11 +13,12 @@ from flax import serialization, traverse_util
 from safetensors.numpy import load_file, save_file
 
 from lensllm_jax import checks
-from lensllm_jax.checkpoints import formats
+from lensllm_jax.checkpoints import formats, weights
 from lensllm_jax.checkpoints.candidate import load_folder
 from lensllm_jax.checkpoints.config import CONFIG
 from lensllm_jax.checkpoints.tensors import INDEX, SINGLE
 from lensllm_jax.checkpoints.zoo import FOLDER
+from tests.models.encoder_decoders import ENCODER_DECODERS
 from tests.models.tiny import write_tiny_checkpoint
 from tests.models.variants import VARIANTS
 
@@ -118,6 +119,17 @@ def test_a_tensor_read_in_small_pieces_is_the_same(tmp_path, monkeypatch):
         with monkeypatch.context() as patch:
             patch.setattr(formats, "BLOCK_BYTES", 100)
             assert same(load_folder(folder), whole)
+
+
+def test_what_a_checkpoint_may_lack_is_zero(tmp_path, monkeypatch):
+    """BART's bias of the logits, where the memory that it takes held something else before."""
+    write_tiny_checkpoint(ENCODER_DECODERS["bart"], tmp_path)
+    tensors = load_file(tmp_path / SINGLE)
+    bias = tensors.pop("final_logits_bias")
+    assert np.abs(load_folder(tmp_path).params["logit_bias"]["constant"] - bias).max() == 0
+    save_file(tensors, tmp_path / SINGLE)
+    monkeypatch.setattr(weights, "_aligned", lambda shape, dtype: np.full(shape, 7, dtype))
+    assert np.abs(load_folder(tmp_path).params["logit_bias"]["constant"]).max() == 0
 
 
 def test_an_index_that_names_the_wrong_shard_is_refused(folder):

@@ -11,6 +11,8 @@ from tests.models.tiny import tiny_candidate
 from tests.models.variants import VARIANTS, batch
 from tests.tolerances import assert_close, relative_difference
 
+pytestmark = pytest.mark.slow  # compiling, in float64 whatever the suite runs in
+
 # one a family: all norms, tied and untied heads, grouped heads, windows, caps, parallel blocks
 FAMILIES = (
     "gpt2", "opt-350m-form", "llama-tied-grouped", "qwen2-tied-sliding",
@@ -34,7 +36,7 @@ def gradients(candidate, data):
 
 
 def shallow(attributes):
-    """Two layers, of both kinds where there are two: the kernel's loop over layers is written out."""
+    """Two layers, of both kinds if there are two: the kernel writes the loop over them out."""
     layers = "n_layer" if "n_layer" in attributes else "num_hidden_layers"
     kinds = {"layer_types": ["sliding_attention", "full_attention"]}
     windows = kinds if "sliding_window" in attributes else {}

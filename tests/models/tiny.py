@@ -13,7 +13,6 @@ from lensllm_jax.checkpoints.candidate import load_folder
 from lensllm_jax.checkpoints.config import CONFIG, parse_config
 from lensllm_jax.checkpoints.tensors import SINGLE
 from lensllm_jax.checkpoints.weights import checkpoint_tensors, parameter_shapes
-from lensllm_jax.models.family import CONSTANT
 from tests.models.variants import weight
 
 
@@ -25,18 +24,10 @@ def write_tiny_checkpoint(attributes, folder):
         path: np.full(shape, 1.0 if path.endswith("scale") else 0.0)
         for path, shape in parameter_shapes(config).items()
     }
-    # PyTorch's buffers are no parameters: nothing is drawn for them there either
-    constants = {
-        name
-        for entry in family.weights(config)
-        for name in (entry.hf, *entry.copies)
-        if entry.targets[0].endswith(CONSTANT)
-    }
     tree = traverse_util.unflatten_dict(start, sep="/")
     tensors = {
         name: weight(name, values.shape, values.mean() if values.ndim == 1 else 0.0)
         for name, values in checkpoint_tensors(tree, family, config)
-        if name not in constants
     }
     folder = Path(folder)
     save_file(tensors, folder / SINGLE)

@@ -149,7 +149,7 @@ def weight(name, shape, centre):
     """The weights of one checkpoint tensor: they depend on its name and on nothing else."""
     rng = np.random.default_rng(zlib.crc32(name.encode()))
     # exact in float32, so that every type holds the same numbers
-    return centre + rng.normal(scale=0.2, size=shape).astype(np.float32)
+    return np.float32(centre) + rng.normal(scale=0.2, size=shape).astype(np.float32)
 
 
 def batch():
