@@ -108,18 +108,16 @@ class TileStore:
         tiles: Iterable[Rectangle],
         tile_fn: Callable[[Any], Array],
         *,
-        on_tile: Callable[[TileProgress], None] | None = None,
         patience_seconds: float = PATIENCE_SECONDS,
     ) -> None:
         """Computes the missing tiles of this process and waits for those of the others.
 
-        Each tile is also an INFO record of this module's logger, with its ``TileProgress`` as the
+        Each tile is an INFO record of this module's logger, with its ``TileProgress`` as the
         attribute ``tile``: a program far from here can show how far it is.
 
         Args:
             tiles: all tiles of the kernel, in the same order in every process.
             tile_fn: computes one.
-            on_tile: called after each tile of this process.
             patience_seconds: how long to wait while no other process finishes a tile.
 
         Raises:
@@ -136,8 +134,6 @@ class TileStore:
                 self._write(tile, np.asarray(tile_fn(tile)))
             progress = TileProgress(done, len(mine), computed=missing)
             logger.info("tile %d of %d, %s", *progress[:2], _stem(tile), extra={"tile": progress})
-            if on_tile is not None:
-                on_tile(progress)
         self._wait(tiles, patience_seconds)
 
     def read(self, tile: Rectangle) -> np.ndarray:

@@ -27,6 +27,10 @@ ROOT = Path(__file__).parent.parent.parent
 NUM_TILES = 15  # 5 examples in blocks of one, half of the kernel
 
 
+def kernel(folder=None, seen=None):
+    return stored_kernel.kernel(folder, on_tile=[].append if seen is None else seen.append)
+
+
 def tile_files(folder):
     return sorted(folder.glob("tile_*.npy"))
 
@@ -48,13 +52,13 @@ def output_of(process):
 
 def test_kernel_is_that_in_memory_bit_for_bit_and_half_of_it_is_stored(tmp_path):
     seen = []
-    theta = stored_kernel.kernel(tmp_path, on_tile=seen.append)
-    np.testing.assert_array_equal(theta, stored_kernel.in_memory())
+    theta = kernel(tmp_path, seen)
+    np.testing.assert_array_equal(theta, kernel())
     assert len(tile_files(tmp_path)) == NUM_TILES
     assert [(p.done, p.total, p.computed) for p in seen][-1] == (NUM_TILES, NUM_TILES, True)
     # a second run finds everything
     seen.clear()
-    np.testing.assert_array_equal(stored_kernel.kernel(tmp_path, on_tile=seen.append), theta)
+    np.testing.assert_array_equal(kernel(tmp_path, seen), theta)
     assert [p.computed for p in seen] == [False] * NUM_TILES
 
 
@@ -67,8 +71,8 @@ def test_a_run_that_was_killed_goes_on_and_ends_with_the_same_bits(tmp_path):
     there = {path: path.stat().st_mtime_ns for path in tile_files(tmp_path)}
     assert 4 <= len(there) < NUM_TILES
     seen = []
-    theta = stored_kernel.kernel(tmp_path, on_tile=seen.append)
-    np.testing.assert_array_equal(theta, stored_kernel.in_memory())
+    theta = kernel(tmp_path, seen)
+    np.testing.assert_array_equal(theta, kernel())
     assert sum(p.computed for p in seen) == NUM_TILES - len(there)
     assert {path: path.stat().st_mtime_ns for path in there} == there  # none was made again
 
@@ -81,7 +85,7 @@ def test_two_processes_share_the_tiles_and_both_get_the_kernel(tmp_path):
     lines = [output_of(process) for process in both]
     assert [len(said) - 1 for said in lines] == [8, 7]  # every tile once
     assert len(tile_files(tmp_path)) == NUM_TILES
-    expected = fingerprint(stored_kernel.in_memory())
+    expected = fingerprint(kernel())
     assert [said[-1] for said in lines] == [expected, expected]
 
 
@@ -90,19 +94,19 @@ def test_two_processes_share_the_tiles_and_both_get_the_kernel(tmp_path):
     [lambda content: content[:-1], lambda content: content[:-3] + b"\0\1\2", lambda content: b""],
 )
 def test_a_damaged_tile_is_computed_again_and_said_so(tmp_path, damage, caplog):
-    theta = stored_kernel.kernel(tmp_path)
+    theta = kernel(tmp_path)
     victim = tile_files(tmp_path)[7]
     victim.write_bytes(damage(victim.read_bytes()))
     seen = []
     with caplog.at_level(logging.WARNING):
-        again = stored_kernel.kernel(tmp_path, on_tile=seen.append)
+        again = kernel(tmp_path, seen)
     np.testing.assert_array_equal(again, theta)
     assert sum(p.computed for p in seen) == 1
     assert f"{victim.name} is damaged" in caplog.text
 
 
 def test_a_damaged_tile_is_never_read(tmp_path):
-    stored_kernel.kernel(tmp_path)
+    kernel(tmp_path)
     settings = json.loads((tmp_path / SETTINGS).read_text())
     store = TileStore.open(tmp_path, settings)
     tile = (slice(0, 1), slice(2, 3))
