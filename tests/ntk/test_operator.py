@@ -46,7 +46,7 @@ def test_product_equals_dense_kernel_times_vector(x64, name, block_size):
 
 
 def test_product_in_the_suites_own_precision():
-    case = cases.make("tied transformer")
+    case = cases.make("mlp")
     v = drawn_residual(case)
     got = ntk_matvec(case.f, case.params, case.x, v, block_size=2)
     assert got.dtype == jnp.result_type(float)
@@ -77,6 +77,24 @@ def test_last_block_is_filled_up_without_counting_twice(x64, monkeypatch):
     monkeypatch.setattr(operator._Blocks, "cut", careless)
     wrong = ntk_matvec(case.f, case.params, case.x, v, block_size=3)
     assert relative_difference(wrong, expected) > 1e-2
+
+
+def test_products_are_linear_symmetric_and_never_negative_whatever_the_blocks(x64):
+    case = cases.make("mlp")
+
+    # two block sizes, so that two programs serve all examples that hypothesis draws
+    @settings(max_examples=20, deadline=None)
+    @given(st.integers(0, 2**30), st.sampled_from([2, 5]), st.floats(-10, 10))
+    def check(seed, block_size, scale):
+        u, v, w = np.random.default_rng(seed).normal(size=(3, 5))
+        vectors = np.stack([u, v, w, u + scale * v])
+        products = ntk_matvec(case.f, case.params, case.x, vectors, block_size=block_size)
+        assert_close(products[3], products[0] + scale * products[1])
+        by_pairs = vectors[:3] @ products[:3].T
+        assert_close(by_pairs, by_pairs.T)
+        assert np.all(np.diag(by_pairs) >= 0)
+
+    check()
 
 
 @pytest.mark.parametrize("name", ["mlp", "mlp, 3 outputs"])
