@@ -160,3 +160,18 @@ def gaussian_kl(mean, covariance, other_mean, other_covariance):
     log_determinants = np.linalg.slogdet(other_covariance)[1] - np.linalg.slogdet(covariance)[1]
     quadratic = difference @ inverse @ difference
     return 0.5 * (np.trace(inverse @ covariance) - len(mean) + quadratic + log_determinants)
+
+
+def block_hessians(loss, weights, examples):
+    """Dense Hessians of ``loss(weights, example)`` in one weight tensor, (n, d, d)."""
+    import jax
+
+    size = np.size(weights)
+    each = jax.jit(jax.vmap(jax.hessian(loss), in_axes=(None, 0)))(weights, examples)
+    return np.asarray(each).reshape(-1, size, size)
+
+
+def positive_part_form(hessian, v):
+    """v^T H^+ v by eigendecomposition, negative eigenvalues set to zero."""
+    values, vectors = np.linalg.eigh(0.5 * (hessian + hessian.T))
+    return float(np.maximum(values, 0.0) @ (vectors.T @ v) ** 2)

@@ -1,0 +1,239 @@
+"""Hessian forms against explicit Hessians and their eigendecompositions, in float64."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lensllm_jax import checks
+from lensllm_jax.theory.blocks import displacement, squared_norms, weight_blocks
+from lensllm_jax.theory.hessian import (
+    batch_means,
+    block_forms,
+    gradient_variance,
+    hessian_trace,
+    joint_forms,
+)
+from tests import oracles
+from tests.models.tiny import tiny_candidate
+from tests.models.variants import VARIANTS, batch
+from tests.tolerances import assert_close
+
+FAMILIES = {
+    "gpt2": r"blocks/.*(query/kernel|attention_norm/scale)",
+    "opt-350m-form": "query/kernel",
+    "llama-tied-grouped": "query/kernel",
+    "gemma2": "query/kernel",
+    "pythia": "query/kernel",
+}
+
+
+def example_loss(candidate):
+    """Mean cross entropy of one example's target tokens."""
+
+    def loss(params, one):
+        example = {name: values[None] for name, values in one.items()}
+        logits = candidate.apply_fn(params, example)[0, :-1]
+        labels = one["labels"][1:]
+        picked = jax.nn.log_softmax(logits)[jnp.arange(len(labels)), jnp.maximum(labels, 0)]
+        return -(picked * (labels >= 0)).sum() / jnp.maximum((labels >= 0).sum(), 1)
+
+    return loss
+
+
+@functools.cache
+def case(variant):
+    """A tiny candidate, its loss, its weights moved at random, and three examples."""
+    candidate = tiny_candidate(VARIANTS[variant])
+    rng = np.random.default_rng(0)
+    moved = jax.tree.map(lambda w: jnp.asarray(rng.normal(0, 0.1, w.shape)), candidate.params)
+    examples = {name: np.asarray(values)[:3] for name, values in batch().items()}
+    return candidate, example_loss(candidate), moved, examples
+
+
+def toy(seed=0, size=7):
+    """A quadratic loss with a known Hessian for each example."""
+    rng = np.random.default_rng(seed)
+    roots = rng.standard_normal((4, size, size))
+    hessians = roots + roots.transpose(0, 2, 1)
+
+    def loss(params, hessian):
+        w = jnp.concatenate([params["a"].ravel(), params["b"]])
+        return 0.5 * w @ hessian @ w
+
+    params = {"a": jnp.zeros((2, 2)), "b": jnp.zeros(size - 4)}
+    moved = {"a": jnp.asarray(rng.normal(size=(2, 2))), "b": jnp.asarray(rng.normal(size=size - 4))}
+    return loss, params, moved, hessians
+
+
+@pytest.mark.parametrize(
+    "variant", [v if v == "gpt2" else pytest.param(v, marks=pytest.mark.slow) for v in FAMILIES]
+)
+def test_forms_of_every_family_equal_the_eigendecomposition(variant, x64):
+    candidate, loss, moved, examples = case(variant)
+    params = candidate.params
+    blocks = weight_blocks(params, stacked=("blocks",), only=FAMILIES[variant])
+    blocks = [b for b in blocks if b.layer == 1]  # neither the first nor the last layer
+    assert blocks
+    found = block_forms(loss, params, moved, examples, blocks, num_matvecs=24)
+    for block, forms in zip(blocks, found, strict=True):
+        v = np.ravel(block.take(moved))
+        hessians = oracles.block_hessians(
+            lambda w, one, b=block: loss(b.put(params, w), one), block.take(params), examples
+        )
+        scale = np.linalg.norm(hessians, 2, axis=(1, 2)) * (v @ v)
+        assert np.all(abs(forms.plain - [v @ h @ v for h in hessians]) <= 1e-10 * scale)
+        # 24 products for 144 weights: the quadrature's own estimate must cover its error
+        expected = [oracles.positive_part_form(h, v) for h in hessians]
+        assert np.all(abs(forms.positive - expected) <= 3 * forms.error + 1e-10 * scale)
+        assert np.all(forms.error <= 1e-2 * scale)
+
+
+@pytest.mark.parametrize("size", [5, 7, 12])
+def test_a_block_with_as_many_products_as_weights_is_exact(size, x64):
+    loss, params, moved, hessians = toy(size=size)
+    for forms, part in zip(
+        block_forms(loss, params, moved, hessians, weight_blocks(params)),
+        (slice(0, 4), slice(4, size)),
+        strict=True,
+    ):
+        v = np.concatenate([np.ravel(x) for x in jax.tree.leaves(moved)])[part]
+        expected = [oracles.positive_part_form(h[part, part], v) for h in hessians]
+        assert_close(forms.positive, expected, np.float64)
+        assert_close(forms.plain, [v @ h[part, part] @ v for h in hessians], np.float64)
+        assert forms.h == forms.positive.max()
+        assert np.all(forms.error < 1e-10)
+        assert np.all(forms.positive >= forms.plain)
+
+
+def test_more_products_lower_the_error_and_the_estimate_follows(x64):
+    rng = np.random.default_rng(0)
+    basis = np.linalg.qr(rng.standard_normal((200, 200)))[0]
+    hessian = (basis * np.linspace(-1.0, 3.0, 200)) @ basis.T
+    params, moved = {"w": jnp.zeros(200)}, {"w": jnp.asarray(rng.standard_normal(200))}
+    expected = oracles.positive_part_form(hessian, np.asarray(moved["w"]))
+    errors, estimates = [], []
+    for m in (4, 16, 64):
+        (forms,) = block_forms(
+            lambda p, h: 0.5 * p["w"] @ h @ p["w"],
+            params, moved, hessian[None], weight_blocks(params), num_matvecs=m,
+        )  # fmt: skip
+        errors.append(abs(forms.positive[0] - expected))
+        estimates.append(forms.error[0])
+    assert errors[2] < errors[0] / 10
+    assert estimates[0] > estimates[1] > estimates[2]
+
+
+def test_an_exhausted_krylov_space_gives_exact_forms_and_no_noise():
+    # one eigenvector: after one product nothing is left, in float32 too
+    params, moved = {"w": jnp.zeros(6)}, {"w": jnp.array([0.0, 0.0, 2.0, 0.0, 0.0, 0.0])}
+    hessians = np.array([np.diag([1.0, 2, 3, 4, 5, 6]), -np.eye(6), np.zeros((6, 6))])
+    (forms,) = block_forms(
+        lambda p, h: 0.5 * p["w"] @ h @ p["w"], params, moved, hessians, weight_blocks(params)
+    )
+    assert_close(forms.positive, [12.0, 0.0, 0.0], rel=1e-6)  # float32
+    assert_close(forms.plain, [12.0, -4.0, 0.0], rel=1e-6)  # float32
+
+
+def test_joint_forms_hold_the_cross_terms_that_block_forms_leave_out(x64):
+    loss, params, moved, hessians = toy()
+    blocks = weight_blocks(params)
+    v = np.concatenate([np.ravel(x) for x in jax.tree.leaves(moved)])
+    joint = joint_forms(loss, params, moved, hessians, blocks)
+    for part, column in zip((slice(0, 4), slice(4, 7)), joint.T, strict=True):
+        assert_close(column, [v[part] @ h[part] @ v for h in hessians], np.float64)
+    assert_close(joint.sum(1), [v @ h @ v for h in hessians], np.float64)
+    plain = [forms.plain for forms in block_forms(loss, params, moved, hessians, blocks)]
+    assert not np.allclose(joint.T, plain)
+    # a block alone has no cross terms
+    alone = joint_forms(loss, params, moved, hessians, blocks[:1])
+    assert_close(alone[:, 0], plain[0], np.float64)
+
+
+def test_batch_means_are_the_forms_of_the_batches_mean_loss(x64):
+    loss, params, moved, hessians = toy()
+    blocks = weight_blocks(params)
+    joint = joint_forms(loss, params, moved, hessians, blocks)
+    means = batch_means(joint, batch_size=2)
+    expected = joint_forms(loss, params, moved, hessians.reshape(2, 2, 7, 7).mean(1), blocks)
+    assert_close(means, expected, np.float64)
+    assert np.all(means.max(0) <= joint.max(0))
+    with pytest.raises(checks.UserError, match="at most 4"):
+        batch_means(joint, batch_size=5)
+
+
+def test_traces_lie_in_their_intervals_as_often_as_they_say(x64):
+    loss, params, _, hessians = toy()
+    truth = np.trace(hessians.mean(0))
+    found = [
+        hessian_trace(loss, params, hessians, weight_blocks(params), seed=seed, num_probes=16)
+        for seed in range(60)
+    ]
+    # 60 draws at 0.9: a standard error of 0.04
+    assert np.mean([t.low <= truth <= t.high for t in found]) > 0.8
+    one = hessian_trace(loss, params, hessians, weight_blocks(params)[1:], num_probes=400)
+    assert one.low <= np.trace(hessians.mean(0)[4:, 4:]) <= one.high
+
+
+def test_a_diagonal_hessian_has_its_trace_without_error(x64):
+    params = {"w": jnp.zeros(4)}
+    found = hessian_trace(
+        lambda p, d: 0.5 * jnp.sum(d * p["w"] ** 2),
+        params, np.array([[1.0, 2.0, 3.0, 4.0]]), weight_blocks(params), num_probes=3,
+    )  # fmt: skip
+    assert_close([found.low, found.value, found.high], [10.0] * 3, np.float64)
+
+
+def test_gradient_variance_is_the_trace_of_the_covariance(x64):
+    loss, params, moved, hessians = toy()
+    blocks = weight_blocks(params)
+    v = np.concatenate([np.ravel(x) for x in jax.tree.leaves(moved)])
+    gradients = np.stack([h @ v for h in hessians])
+    expected = np.cov(gradients.T).trace()
+    assert_close(gradient_variance(loss, moved, hessians, blocks), expected, np.float64)
+    part = np.cov(gradients[:, :4].T).trace()
+    assert_close(gradient_variance(loss, moved, hessians, blocks[:1]), part, np.float64)
+
+
+def test_memory_budget_changes_nothing_but_memory(x64):
+    loss, params, moved, hessians = toy()
+    blocks = weight_blocks(params)
+    wide = block_forms(loss, params, moved, hessians, blocks)
+    narrow = block_forms(loss, params, moved, hessians, blocks, max_bytes=1)
+    for a, b in zip(wide, narrow, strict=True):
+        assert_close(a.positive, b.positive, np.float64)
+
+
+def test_a_block_that_did_not_move_has_no_form():
+    loss, params, moved, hessians = toy()
+    still = {**moved, "a": jnp.zeros((2, 2))}
+    forms = block_forms(loss, params, still, hessians, weight_blocks(params))
+    assert forms[0].h == 0.0
+    assert forms[1].h > 0.0
+
+
+def test_displacement_is_the_difference_and_names_what_does_not_match():
+    old, new = {"a": np.zeros((2, 3)), "b": np.ones(2)}, {"a": np.ones((2, 3)), "b": np.ones(2)}
+    moved = displacement(new, old)
+    assert squared_norms(moved, weight_blocks(moved)).tolist() == [6.0, 0.0]
+    with pytest.raises(checks.UserError, match=r"equal shapes, got \(2, 3\) and \(3, 2\) at"):
+        displacement(new, {**old, "a": np.zeros((3, 2))})
+    with pytest.raises(checks.UserError, match=r"\['b'\] in fine_tuned only"):
+        displacement(new, {"a": old["a"]})
+
+
+def test_curvature_that_is_not_finite_is_named():
+    params = {"w": jnp.ones(3)}
+    with pytest.raises(checks.UserError, match=r"v\^T H v of w, by example"):
+        block_forms(
+            lambda p, x: jnp.sum(jnp.sqrt(x - p["w"])),
+            params, params, np.array([2.0, 1.0]), weight_blocks(params),
+        )  # fmt: skip
+    with pytest.raises(checks.UserError, match="must be 2 or more"):
+        hessian_trace(lambda p, x: x, params, np.ones(2), weight_blocks(params), num_probes=1)
+    with pytest.raises(checks.UserError, match="2 or more for a variance"):
+        gradient_variance(lambda p, x: x, params, np.ones(1), weight_blocks(params))
+    with pytest.raises(checks.UserError, match="`only` must be part"):
+        weight_blocks(params, only="kernel")
