@@ -27,13 +27,14 @@ def torch_count(attributes):
     """Number of parameters of PyTorch's model, a shared one counted once."""
     import torch
 
-    from tests.models.torch_oracle import auto_class, transformers
+    from tests.models.torch_oracle import auto_class, separate_untied_head, transformers
 
     attributes = dict(attributes)
     config_class = type(transformers.AutoConfig.for_model(attributes["model_type"]))
     config = config_class.from_dict(attributes)
     with torch.device("meta"):
         model = auto_class(config).from_config(config)
+        separate_untied_head(model, attributes)
     return model.num_parameters()
 
 

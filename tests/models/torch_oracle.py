@@ -58,8 +58,7 @@ def random_model(attributes, dtype="float32"):
     attributes = dict(attributes)
     config = transformers.AutoConfig.for_model(attributes.pop("model_type"), **attributes)
     model = auto_class(config).from_config(config, dtype=getattr(torch, dtype)).eval()
-    if config.is_encoder_decoder and attributes.get("tie_word_embeddings") is False:
-        separate_head(model)
+    separate_untied_head(model, attributes)
     with torch.no_grad():
         for name, parameter in (*model.named_parameters(), *constants(model)):
             # biases and norms would start at 0 and 1, where errors hide
@@ -68,13 +67,15 @@ def random_model(attributes, dtype="float32"):
     return model
 
 
-def separate_head(model):
-    """Gives an encoder-decoder a head of its own, and both stacks one table.
+def separate_untied_head(model, attributes):
+    """Gives an untied encoder-decoder a head of its own, and both stacks one table.
 
     Hugging Face ties the head of a new T5 whatever its config says (a loaded one keeps the
     head of its checkpoint), and gives the stacks of an untied BART a table each, which no
     published checkpoint has.
     """
+    if not model.config.is_encoder_decoder or attributes.get("tie_word_embeddings", True):
+        return
     body = getattr(model, "model", model)
     for stack in (body.encoder, body.decoder):
         stack.embed_tokens.weight = body.shared.weight
