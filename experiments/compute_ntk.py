@@ -6,7 +6,11 @@ r"""Computes the exact neural tangent kernel of a candidate at its pretrained we
 --output_dir receives ntk.npy, the kernel of the first examples of the nested order, and
 ntk.json: read-out, outputs f0 and targets y (so that F is defined), eigenvalues, smallest
 eigenvalue, asymmetry.  A kernel that is there already is not computed again; with --store_dir
-neither is a tile of it, so that a long run that was killed goes on where it was.
+neither is a tile of it, so that a long run that was killed goes on where it was.  Several
+processes, on machines that share --store_dir, share the tiles:
+
+    python -m experiments.compute_ntk ... --store_dir=/shared/tiles --num_processes=2 \
+        --process_id=0 --coordinator_address=10.0.0.1:4321   # and the same with --process_id=1
 
 About 20 s for a bundled candidate on 2 cores at 64 examples, compilation included.
 """
@@ -15,6 +19,7 @@ import dataclasses
 import logging
 from collections.abc import Sequence
 
+import jax
 from absl import flags
 
 from experiments import cli, measuring
@@ -27,6 +32,11 @@ from lensllm_jax.selection.measurement import Measurement
 flags.DEFINE_alias("candidate", "candidates")
 flags.DEFINE_alias("num_examples", "num_kernel_examples")
 STORE_DIR = flags.DEFINE_string("store_dir", None, "Folder that keeps each finished tile.")
+NUM_PROCESSES = flags.DEFINE_integer("num_processes", 1, "Processes that share --store_dir.")
+PROCESS_ID = flags.DEFINE_integer("process_id", 0, "Which of them this is, from 0.")
+COORDINATOR_ADDRESS = flags.DEFINE_string(
+    "coordinator_address", None, "Host and port where process 0 is found by the others."
+)
 KERNEL_BLOCK_SIZE = flags.DEFINE_integer(
     "kernel_block_size", measuring.DEFAULTS.kernel_block_size, "Examples of a tile's side."
 )
@@ -35,6 +45,7 @@ KERNEL_BLOCK_SIZE = flags.DEFINE_integer(
 def main(argv: Sequence[str]) -> None:
     """Computes the kernel."""
     del argv
+    join_processes()
     names = measuring.candidate_names()
     if len(names) != 1:
         raise checks.UserError(f"`candidate` must be one, got {', '.join(names)}")
@@ -56,6 +67,22 @@ def main(argv: Sequence[str]) -> None:
         rest = progress.total - progress.done  # nothing, where tiles were counted
         progress.finish(rest, f"{candidate.name}: largest eigenvalue {largest:.4g}")
     print(folder.path / "ntk.npy")
+
+
+def join_processes() -> None:
+    """Makes this process one of several, before JAX looks for devices."""
+    if NUM_PROCESSES.value == 1:
+        return
+    if STORE_DIR.value is None or COORDINATOR_ADDRESS.value is None:
+        raise checks.UserError(
+            f"`num_processes` must be 1 without --store_dir and --coordinator_address, got "
+            f"{NUM_PROCESSES.value}"
+        )
+    if not 0 <= PROCESS_ID.value < NUM_PROCESSES.value:
+        raise checks.UserError(
+            f"`process_id` must be from 0 to {NUM_PROCESSES.value - 1}, got {PROCESS_ID.value}"
+        )
+    jax.distributed.initialize(COORDINATOR_ADDRESS.value, NUM_PROCESSES.value, PROCESS_ID.value)
 
 
 def show_tiles(progress: Progress) -> None:

@@ -5,6 +5,7 @@ import json
 import os
 import random
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -273,4 +274,31 @@ def test_kernel_binary_writes_the_kernel(text_task, tmp_path):
     )  # fmt: skip
     assert again.stderr.count("tile ") == 1  # the one that was missing
     np.testing.assert_array_equal(np.load(tmp_path / "again" / "ntk.npy"), kernel)
+
+
+@pytest.mark.slow
+def test_two_processes_compute_one_kernel(text_task, tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    shared = {
+        "candidate": "zoo/gpt2-xs", "task": text_task, "num_examples": 4, "max_length": 24,
+        "kernel_block_size": 2, "store_dir": tmp_path / "tiles", "output_dir": tmp_path / "ntk",
+        "num_processes": 2,
+    }  # fmt: skip
+    both = [
+        subprocess.Popen(
+            command("compute_ntk", **shared, process_id=i, coordinator_address=address),
+            cwd=ROOT, env=environment(), stderr=subprocess.PIPE, text=True,
+        )
+        for i in (0, 1)
+    ]  # fmt: skip
+    said = [process.communicate(timeout=300)[1] for process in both]
+    assert [process.returncode for process in both] == [0, 0], said
+    assert "tile 2 of 2" in said[0]
+    assert "tile 1 of 1" in said[1]
+    assert np.load(tmp_path / "ntk" / "ntk.npy").shape == (4, 4)
+    assert_refused(run("compute_ntk", **shared), "coordinator_address")
+    refused = run("compute_ntk", **shared, coordinator_address=address, process_id=2)
+    assert_refused(refused, "from 0 to 1")
     assert json.loads((tmp_path / "ntk" / "ntk.json").read_text())["report"]["is_psd"]
