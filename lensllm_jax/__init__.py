@@ -22,6 +22,7 @@ _HOME = {
     "load_task": "lensllm_jax.data.catalogue",
     "candidate_ntk": "lensllm_jax.ntk.candidate",
     "empirical_ntk": "lensllm_jax.ntk.gram",
+    "estimate_ntk_cost": "lensllm_jax.ntk.candidate",
     "kernel_velocity": "lensllm_jax.ntk.velocity",
     "ntk_loss": "lensllm_jax.ntk.loss",
     "ntk_loss_matrix_free": "lensllm_jax.ntk.operator",

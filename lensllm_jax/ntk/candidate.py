@@ -33,8 +33,10 @@ import numpy as np
 from jaxtyping import Float
 
 from lensllm_jax import checks
+from lensllm_jax.ntk import cost
 from lensllm_jax.ntk import readout as readouts
-from lensllm_jax.ntk.gram import NtkMethod, OutputReduction, empirical_ntk, num_examples
+from lensllm_jax.ntk.gram import empirical_ntk, num_examples
+from lensllm_jax.ntk.method import NtkMethod, OutputReduction
 from lensllm_jax.ntk.readout import Projection, Readout
 from lensllm_jax.typing import IGNORE, ApplyFn, Array, Batch, Params
 
@@ -94,7 +96,11 @@ class ReadoutFn:
     readout: Readout
     shift: bool  # logits at position i predict label i + 1
     label_tokens: tuple[int, ...] = ()  # of label_logits
-    projection: Projection | None = None  # of projected_logits
+    projection: Projection | None = None  # of projected_logits, which has one by default
+
+    def __post_init__(self):
+        if self.readout is Readout.PROJECTED_LOGITS and self.projection is None:
+            object.__setattr__(self, "projection", Projection())  # the way of frozen dataclasses
 
     def __call__(self, params: Params, batch: Batch) -> Array:
         """The outputs of each example of ``batch``."""
@@ -136,6 +142,7 @@ def candidate_ntk(
     method: NtkMethod | str = NtkMethod.STRUCTURED,
     output_reduction: OutputReduction | str = OutputReduction.NONE,
     block_size: int | None = None,
+    memory_budget: float | int | None = None,
     devices: Sequence[jax.Device] | None = None,
     store: str | os.PathLike | None = None,
     params: Params | None = None,
@@ -155,6 +162,7 @@ def candidate_ntk(
         method: the algorithm.
         output_reduction: what becomes of the k x k outputs of a pair of examples.
         block_size: examples in memory at once, a side; ``None`` takes all.
+        memory_budget: bytes from which the block size follows instead (``empirical_ntk``).
         devices: for "structured", devices that share the examples (``empirical_ntk``).
         store: folder that keeps each finished tile (``empirical_ntk``).
         params: another state of the model, such as a step of its training (default: ``c.params``).
@@ -170,8 +178,6 @@ def candidate_ntk(
     start = time.perf_counter()
     readout = Readout(checks.one_of("readout", readout, list(Readout)))
     params = c.params if params is None else params
-    if readout is Readout.PROJECTED_LOGITS:
-        projection = projection or Projection()
     f = ReadoutFn(
         c.apply_fn, readout, not c.is_encoder_decoder, tuple(map(int, label_tokens)), projection
     )
@@ -188,6 +194,7 @@ def candidate_ntk(
         method=method,
         output_reduction=output_reduction,
         block_size=block_size,
+        memory_budget=memory_budget,
         devices=devices,
         store=store,
     )
@@ -206,6 +213,48 @@ def candidate_ntk(
         seconds=time.perf_counter() - start,
         peak_bytes=peak_bytes(),
     )
+
+
+def estimate_ntk_cost(
+    c: LanguageModel,
+    batch_shape: tuple[int, int],
+    *,
+    method: NtkMethod | str = NtkMethod.STRUCTURED,
+    readout: Readout | str = Readout.TARGET_LOGPROB,
+    label_tokens: Sequence[int] = (),
+    rates: tuple[float, float] | None = None,
+) -> cost.NtkCost:
+    """What ``candidate_ntk`` of a batch will cost.
+
+    Args:
+        c: the model.
+        batch_shape: (n, s), examples and tokens of each.
+        method: the algorithm.
+        readout: which outputs the kernel is of.
+        label_tokens: for "label_logits".
+        rates: as ``measured_rates`` gives them; ``None`` measures them, in under a second.
+
+    Returns:
+        Bytes, operations and seconds.
+
+    Raises:
+        UserError: if a setting makes no sense.
+
+    Example:
+        >>> import lensllm_jax as lens
+        >>> c = lens.load_candidate("zoo/gpt2-xs")
+        >>> small, large = (lens.estimate_ntk_cost(c, (n, 16), rates=(1e9, 1e9)) for n in (8, 64))
+        >>> small.bytes < large.bytes and small.seconds < large.seconds
+        True
+    """
+    n, s = (int(checks.positive("batch_shape", length)) for length in batch_shape)
+    ids = np.ones((n, s), np.int32)
+    batch = {"input_ids": ids, "attention_mask": ids, "labels": ids}
+    if c.is_encoder_decoder:
+        batch["decoder_input_ids"] = ids
+    wanted = Readout(checks.one_of("readout", readout, list(Readout)))
+    f = ReadoutFn(c.apply_fn, wanted, not c.is_encoder_decoder, tuple(map(int, label_tokens)))
+    return cost.ntk_cost(f, c.params, batch, method=method, rates=rates)
 
 
 def peak_bytes() -> int:

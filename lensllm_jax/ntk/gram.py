@@ -17,7 +17,6 @@ Example:
            [1., 5.]], dtype=float32)
 """
 
-import enum
 import functools
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -31,29 +30,10 @@ from jaxtyping import Inexact
 
 from lensllm_jax import checks
 from lensllm_jax.ntk import neural_tangents, structured
+from lensllm_jax.ntk.cost import largest_block_size
+from lensllm_jax.ntk.method import NtkMethod, OutputReduction
 from lensllm_jax.ntk.store import TileStore, kernel_settings
 from lensllm_jax.typing import ApplyFn, Array, Params
-
-
-class NtkMethod(enum.StrEnum):
-    """Interchangeable algorithms for one kernel of n x m examples, k outputs, p parameters."""
-
-    # Ours: each parameter's Gram from what enters it and the cotangents of what leaves it; memory
-    # of a block's activations, several times faster on transformers. See ``structured``.
-    STRUCTURED = "structured"
-    # Both Jacobians whole, then one product: memory (n + m) k p, the oracle of the others.
-    JACOBIAN_CONTRACTION = "jacobian_contraction"
-    # One forward-mode pass through one reverse-mode pass a pair of examples: n m k passes,
-    # little memory; several times slower on transformers.
-    NTK_VECTOR_PRODUCTS = "ntk_vector_products"
-
-
-class OutputReduction(enum.StrEnum):
-    """What becomes of the k x k outputs of a pair of examples."""
-
-    NONE = "none"  # all of Θ_ab
-    SUM = "sum"  # the trace, Σ_a Θ_aa
-    MEAN = "mean"  # the trace divided by k
 
 
 class Tile(NamedTuple):
@@ -72,6 +52,7 @@ def empirical_ntk(
     method: NtkMethod | str = NtkMethod.STRUCTURED,
     output_reduction: OutputReduction | str = OutputReduction.NONE,
     block_size: int | None = None,
+    memory_budget: float | int | None = None,
     devices: Sequence[jax.Device] | None = None,
     store: str | os.PathLike | None = None,
 ) -> Inexact[np.ndarray, "n m"] | Inexact[np.ndarray, "n m k k"]:
@@ -88,6 +69,8 @@ def empirical_ntk(
         output_reduction: what becomes of the k x k outputs of a pair: "none" keeps them,
             "sum" is the trace over a = b, "mean" the trace divided by k.
         block_size: examples of a tile's side, and so in memory at once; ``None`` takes all.
+        memory_budget: for "structured", bytes above what the process holds already, from which
+            the block size follows (``cost.largest_block_size``).
         devices: for "structured", devices that share the examples of each tile; ``None`` takes
             the default one.
         store: folder that keeps each finished tile, so that a run that was killed goes on;
@@ -123,6 +106,13 @@ def empirical_ntk(
         raise checks.UserError("`x2` must be a pytree like `x1`, {}, got {}".format(*structures))
     num_outputs(f, params, x1)
     block = max(n, m) if block_size is None else int(checks.positive("block_size", block_size))
+    if memory_budget is not None:
+        if block_size is not None or method is not NtkMethod.STRUCTURED:
+            raise checks.UserError(
+                '`memory_budget` must come without `block_size` and with method "structured", got '
+                f"{block_size} and {method.value!r}"
+            )
+        block = largest_block_size(f, params, x1, x2, memory_budget=memory_budget)
 
     if method is NtkMethod.STRUCTURED:
         of_blocks = _structured_tile_fn(f, params, reduction, _mesh(devices))

@@ -110,8 +110,23 @@ def gram(left: Group, right: Group | None, *, trace: bool) -> jax.Array:
     Returns:
         (n, m, k, k), or (n, m) if traced.
     """
-    use_pairs = pairwise_flops(left, right, trace=trace) < formed_flops(left, right, trace=trace)
-    return (gram_pairwise if use_pairs else gram_formed)(left, right, trace=trace)
+    contraction = gram_formed if is_formed(left, right, trace=trace) else gram_pairwise
+    return contraction(left, right, trace=trace)
+
+
+def is_formed(left: Group, right: Group | None, *, trace: bool) -> bool:
+    """Whether forming the gradients counts no more operations than going by pairs.
+
+    Args:
+        left: terms of the rows' examples.
+        right: terms of the columns' examples, or ``None``.
+        trace: sum over a = b.
+
+    Returns:
+        True for ``gram_formed``.
+    """
+    pairwise = pairwise_flops(left, right, trace=trace)
+    return formed_flops(left, right, trace=trace) <= pairwise
 
 
 def formed_flops(left: Group, right: Group | None, *, trace: bool) -> int | float:

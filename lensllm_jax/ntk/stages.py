@@ -24,7 +24,7 @@ import dataclasses
 import enum
 import functools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -59,6 +59,7 @@ class Stage:
     # operands (a ``Ref`` for each parameter) and taps to results
     evaluate: Callable[[Sequence[Any], Taps], list[Any]]
     num_bytes: int  # of all values that one example's evaluation makes
+    num_flops: int  # of its matrix products
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,7 +132,8 @@ class _Instruction:
     apply: Callable[[Sequence[Any], Taps], Sequence[Any]]
     operands: tuple[int, ...]
     results: tuple[int, ...]
-    num_bytes: int
+    num_bytes: int = 0
+    num_flops: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -163,7 +165,7 @@ class _Cutter:
         (output,) = self.read(program.jaxpr, program.consts, names)
         self.output = self.new()
         # the last stage returns the output even where no operation made it
-        self.instruct(lambda operands, taps: operands, [output], [self.output], 0)
+        self.instruct(_Instruction(_unchanged, (output,), (self.output,)))
 
     def new(self) -> int:
         self.count += 1
@@ -179,16 +181,14 @@ class _Cutter:
         is_param = name in self.known and self.known[name].source is Source.PARAM
         return is_param or name in self.views
 
-    def instruct(
-        self, apply: Callable, operands: Sequence[int], results: Sequence[int], num_bytes: int
-    ) -> None:
+    def instruct(self, instruction: _Instruction) -> None:
         if not isinstance(self.parts[-1], list):
             self.parts.append([])
         part = self.parts[-1]
         assert isinstance(part, list)
-        part.append(_Instruction(apply, tuple(operands), tuple(results), num_bytes))
-        if any(self.from_params(name) or name in self.active for name in operands):
-            self.active.update(results)
+        part.append(instruction)
+        if any(self.from_params(name) or name in self.active for name in instruction.operands):
+            self.active.update(instruction.results)
 
     def read(self, jaxpr: core.Jaxpr, consts: Sequence, arguments: Sequence[int]) -> list[int]:
         names: dict[Any, int] = dict(zip(jaxpr.invars, arguments, strict=True))
@@ -212,17 +212,18 @@ class _Cutter:
             self.parts.append(loop)
             self.active.update(loop.results)
             return loop.results
-        results = [self.new() for _ in equation.outvars]
-        apply = functools.partial(uses.apply, equation)
-        num_bytes = _num_bytes(equation.outvars)
+        results = tuple(self.new() for _ in equation.outvars)
+        instruction = _Instruction(
+            functools.partial(uses.apply, equation), tuple(operands), results, *_costs([equation])
+        )
         if uses.is_view(equation) and len(operands) == 1 and self.from_params(operands[0]):
             (operand,), (result,) = operands, results
-            self.views[result] = _Instruction(apply, (operand,), (result,), num_bytes)
+            self.views[result] = instruction
             if name == "convert_element_type" and operand in self.known:
                 dtype = equation.outvars[0].aval.dtype
                 self.known[result] = dataclasses.replace(self.known[operand], dtype=dtype)
         else:
-            self.instruct(apply, operands, results, num_bytes)
+            self.instruct(instruction)
         return results
 
     def loop(self, equation: Any, operands: list[int]) -> _Loop | None:
@@ -244,7 +245,7 @@ class _Cutter:
         state = []
         for name in operands[num_fixed : num_fixed + num_state]:
             state.append(self.new())  # a state must be a value, whatever it starts from
-            self.instruct(lambda operands, taps: operands, [name], [state[-1]], 0)
+            self.instruct(_Instruction(_unchanged, (name,), (state[-1],)))
         results = tuple(self.new() for _ in equation.outvars)
         entering = (*operands[:num_fixed], *state, *stacked)
         return _Loop(equation, entering, results, num_fixed, num_state)
@@ -284,9 +285,12 @@ class _Cutter:
                 values.update(zip(one.results, found, strict=True))
             return [taps.whole(values[name]) for name in results]
 
-        num_bytes = sum(instruction.num_bytes for instruction in part)
+        num_bytes, num_flops = (
+            sum(getattr(instruction, name) for instruction in part)
+            for name in ("num_bytes", "num_flops")
+        )
         slots = tuple(self.slot(name) for name in entering)
-        return Call(Stage(evaluate, num_bytes), slots, results)
+        return Call(Stage(evaluate, num_bytes, num_flops), slots, results)
 
     def arranged(self, part: list[_Instruction]) -> list[_Instruction]:
         """The views that a stretch uses: each stage makes its own, so that none goes between."""
@@ -306,7 +310,7 @@ class _Cutter:
         def evaluate(operands: Sequence[Any], taps: Taps) -> list[Any]:
             return [taps.whole(y) for y in uses.evaluate(jaxpr, consts, operands, taps)]
 
-        stage = Stage(evaluate, _num_bytes(v for e in jaxpr.eqns for v in e.outvars))
+        stage = Stage(evaluate, *_costs(jaxpr.eqns))
         length, num_fixed = settings["length"], loop.num_fixed
         fixed, stacked = loop.operands[:num_fixed], loop.operands[num_fixed + loop.num_state :]
         state = loop.operands[num_fixed : num_fixed + loop.num_state]
@@ -323,9 +327,32 @@ class _Cutter:
             state = results
 
 
-def _num_bytes(variables: Any) -> int:
-    avals = (variable.aval for variable in variables)
-    return sum(math.prod(a.shape) * jnp.dtype(a.dtype).itemsize for a in avals)
+def _unchanged(operands: Sequence[Any], taps: Taps) -> Sequence[Any]:
+    del taps
+    return operands
+
+
+def _costs(equations: Iterable[Any]) -> tuple[int, int]:
+    """Bytes of the values that equations make, and operations of their matrix products."""
+    num_bytes = num_flops = 0
+    for equation in equations:
+        inner = uses.inner_program(equation)
+        if inner is not None:
+            repeats = equation.params.get("length", 1)
+            inner_bytes, inner_flops = _costs(inner.eqns)
+            # a loop keeps what each of its steps made for the way back
+            num_bytes, num_flops = (
+                num_bytes + repeats * inner_bytes,
+                num_flops + repeats * inner_flops,
+            )
+            continue
+        avals = [variable.aval for variable in equation.outvars]
+        num_bytes += sum(math.prod(a.shape) * jnp.dtype(a.dtype).itemsize for a in avals)
+        if equation.primitive.name == "dot_general":
+            (contracted, _), _ = equation.params["dimension_numbers"]
+            lengths = [equation.invars[0].aval.shape[axis] for axis in contracted]
+            num_flops += 2 * math.prod(lengths) * math.prod(avals[0].shape)
+    return num_bytes, num_flops
 
 
 def operand(slot: Slot, value: Any, position: int) -> Any:

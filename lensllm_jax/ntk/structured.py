@@ -100,13 +100,13 @@ def kernel_by_parameter(
     sides = [x for x in (x1, x2) if x is not None]
     lengths = [jax.tree.leaves(x)[0].shape[0] for x in sides]
     n, m = lengths[0], lengths[-1]
-    plans = [_plan(length, traced.schedule, mesh) for length in lengths]
+    plans = [make_plan(length, traced.schedule, mesh) for length in lengths]
     with jax.default_matmul_precision("highest"):
         blocks = [
-            _forward_sweep(traced, leaves, _padded(x, plan), plan)
+            forward_sweep(traced, leaves, _padded(x, plan), plan)
             for x, plan in zip(sides, plans, strict=True)
         ]
-        for keys, found in _backward_sweep(traced, leaves, blocks, plans):
+        for keys, found in backward_sweep(traced, leaves, blocks, plans):
             right = found[1] if len(found) > 1 else None
             theta, is_finite = _grams(found[0], right, trace=trace, mesh=mesh)
             names = tuple(_name(traced.names[leaf], step) for leaf, step in keys)
@@ -161,10 +161,10 @@ def gradient_groups(f: ApplyFn, params: Params, x: Any) -> list[tuple[str, rules
     with jax.default_matmul_precision("highest"):
         leaves = jax.tree.leaves(params)
         plan = Plan(n, n, None)
-        block = _forward_sweep(traced, leaves, jax.tree.leaves(x), plan)
+        block = forward_sweep(traced, leaves, jax.tree.leaves(x), plan)
         return [
             (_name(traced.names[leaf], step), group)
-            for keys, (side,) in _backward_sweep(traced, leaves, [block], [plan])
+            for keys, (side,) in backward_sweep(traced, leaves, [block], [plan])
             for (leaf, step), found in zip(keys, side, strict=True)
             for group in terms.groups(found)
         ]
@@ -210,8 +210,18 @@ def _traced(
     return Traced(cut(program, num_params=len(shapes)), names, out.shape[0], out.dtype)
 
 
-def _forward_sweep(traced: Traced, leaves: list, x_leaves: list, plan: Plan) -> Block:
-    """The values between stages; the last stage is left to the backward sweep."""
+def forward_sweep(traced: Traced, leaves: list, x_leaves: list, plan: Plan) -> Block:
+    """The values between stages; the last stage is left to the backward sweep.
+
+    Args:
+        traced: the program.
+        leaves: its parameters.
+        x_leaves: the examples, as many as ``plan`` says.
+        plan: how they are dealt out.
+
+    Returns:
+        The block, ready for the way back.
+    """
     schedule = traced.schedule
     values = dict(zip(schedule.inputs, x_leaves, strict=True))
     for call in schedule.calls[:-1]:
@@ -226,14 +236,30 @@ def _forward_sweep(traced: Traced, leaves: list, x_leaves: list, plan: Plan) -> 
 
 
 Key = tuple[int, int | None]  # a parameter, or a slice of a stacked one
+Sides = tuple[tuple[Term, ...], ...]  # the terms of each of several parameters
 
 
-def _backward_sweep(
-    traced: Traced, leaves: list, blocks: list[Block], plans: list[Plan]
-) -> Iterator[tuple[list[Key], list[tuple[tuple[Term, ...], ...]]]]:
-    """The terms of each parameter, for each block, as soon as its first use has been passed."""
+def backward_sweep(
+    traced: Traced,
+    leaves: list,
+    blocks: list[Block],
+    plans: list[Plan],
+    waiting: dict[Key, list[list[Term]]] | None = None,
+) -> Iterator[tuple[list[Key], list[Sides]]]:
+    """The terms of each parameter, for each block, as soon as its first use has been passed.
+
+    Args:
+        traced: the program.
+        leaves: its parameters.
+        blocks: from ``forward_sweep``; emptied on the way.
+        plans: how each block's examples are dealt out.
+        waiting: where to keep terms of parameters that have uses still to come.
+
+    Yields:
+        Parameters, or slices of them, and for each block the terms of each of them.
+    """
     schedule = traced.schedule
-    waiting: dict[Key, list[list[Term]]] = {}
+    waiting = {} if waiting is None else waiting
     for place in reversed(range(len(schedule.calls))):
         call = schedule.calls[place]
         for side, (block, plan) in enumerate(zip(blocks, plans, strict=True)):
@@ -266,6 +292,8 @@ def _stage_terms(
     downstream = [block.cotangents.pop(call.results[i]) for i in reached]
     for name in call.results:
         block.values.pop(name, None)
+    if not reached:  # what it gives, no parameter enters
+        return []
     upstream, lefts, found = _backward(
         _signature(call), fixed, varying, downstream,
         wanted=wanted, reached=reached, plan=plan,
@@ -418,9 +446,6 @@ def _on_devices(f: Any, mesh: Mesh, *, in_specs: Any, out_specs: Any) -> Any:
     return jax.shard_map(f, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False)
 
 
-Sides = tuple[tuple[Term, ...], ...]  # the terms of each parameter
-
-
 @functools.partial(jax.jit, static_argnames=("trace", "mesh"))
 def _grams(
     left: Sides, right: Sides | None, *, trace: bool, mesh: Mesh | None
@@ -455,8 +480,17 @@ def _stacked_grams(left: Sides, right: Sides | None, *, trace: bool) -> jax.Arra
     return jnp.stack(blocks)
 
 
-def _plan(n: int, schedule: Schedule, mesh: Mesh | None) -> Plan:
-    """Equal chunks for every device."""
+def make_plan(n: int, schedule: Schedule, mesh: Mesh | None) -> Plan:
+    """Equal chunks for every device.
+
+    Args:
+        n: examples.
+        schedule: the stages that they pass.
+        mesh: the devices; ``None`` for the default one.
+
+    Returns:
+        The plan.
+    """
     num_devices = 1 if mesh is None else mesh.size
     share = math.ceil(n / num_devices)
     hungriest = max(call.stage.num_bytes for call in schedule.calls)
@@ -488,6 +522,8 @@ def _check_finite(names: tuple[str, ...], is_finite: Array) -> None:
 def _check_values(traced: Traced, call: Call, values: list) -> None:
     """Stops where the forward sweep first meets a number that is not finite."""
     floating = [v for v in values if jnp.issubdtype(v.dtype, np.floating)]
+    if any(isinstance(v, jax.core.Tracer) for v in floating):
+        return  # only shapes are asked for
     if floating and not bool(_all_finite(floating)):
         names = ", ".join(
             _name(traced.names[slot.index], slot.step)

@@ -242,6 +242,19 @@ def opened(program: Any) -> tuple[core.Jaxpr, Sequence]:
     return closed, getattr(program, "consts", ())
 
 
+def inner_program(equation: Any) -> core.Jaxpr | None:
+    """The program inside a call or a loop; ``None`` for a plain operation.
+
+    Args:
+        equation: the equation.
+
+    Returns:
+        The program.
+    """
+    found = equation.params.get("jaxpr", equation.params.get("call_jaxpr"))
+    return None if found is None else opened(found)[0]
+
+
 def scan_counts(settings: dict) -> tuple[int, int] | None:
     """How many operands of a loop are constants and how many its state.
 

@@ -452,3 +452,11 @@ def test_parameters_cast_before_the_loop_stay_cheap():
     assert len({call.stage for call in calls}) == 3
     groups = structured.gradient_groups(half, params, case.x)
     assert not [n for n, g in groups if "kernel" in n and isinstance(g.terms[0], rules.Formed)]
+
+
+def test_a_stage_that_no_parameter_enters_is_passed_over(x64):
+    def deep(w, x):  # the state that the loop starts from is the example itself
+        return lax.scan(lambda h, w: (jnp.tanh(h @ w), None), x, w)[0].sum(1)
+
+    w, x = normal(0, 3, 2, 2), normal(1, 4, 2)
+    assert_close(empirical_ntk(deep, w, x), oracles.dense_kernel(deep, w, x)[:, :, 0, 0])

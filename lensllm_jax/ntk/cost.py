@@ -1,0 +1,244 @@
+r"""Cost of a kernel before it is computed: bytes, operations, seconds.
+
+The structured method is walked through abstractly, stage by stage as it will run, so that every
+array is counted while it lives:
+
+* bytes: values between stages, cotangents, recorded terms, one chunk's activations, the pieces
+  of gradients formed at once, and the kernel; above what the process holds already (the weights);
+* operations: one forward pass, a recomputing and a backward pass to the states
+  (:math:`F_{\mathrm{fwd}}\,(2 + k)` an example), and each parameter's cheaper contraction;
+* seconds: operations over rates measured here and now, one of a large matrix product, one of
+  forming small outer products, which memory bounds.
+
+The methods of neural-tangents hold Jacobians: :math:`(n + m)\, k\, p` numbers.
+
+Example:
+    >>> import jax.numpy as jnp
+    >>> from lensllm_jax.ntk.cost import ntk_cost
+    >>> cost = ntk_cost(lambda w, x: x @ w, jnp.ones(1000), jnp.ones((4, 1000)), rates=(1e9, 1e9))
+    >>> cost.flops >= 4 * 2 * 1000
+    True
+"""
+
+import functools
+import math
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from lensllm_jax import checks
+from lensllm_jax.ntk import rules, structured, terms
+from lensllm_jax.ntk.method import NtkMethod
+from lensllm_jax.ntk.rules import Group, Outer
+from lensllm_jax.ntk.structured import Plan, Traced
+from lensllm_jax.typing import ApplyFn, Params
+
+# What compiling the stages holds at its peak, on JAX 0.10 and a CPU.
+COMPILER_BYTES = 80e6
+# Norms, softmax, activations and copies move memory beside the matrix products of a pass.
+PASS_OVERHEAD = 1.0
+
+
+class NtkCost(NamedTuple):
+    """What a kernel will cost."""
+
+    bytes: int  # at the peak, above what the process holds before
+    flops: float  # multiplications and additions
+    seconds: float  # on this machine, without compilation
+
+
+class Rates(NamedTuple):
+    """How fast this machine is now, in operations a second."""
+
+    matmul: float  # a large matrix product
+    forming: float  # sums of small outer products, as gradients are
+
+
+def ntk_cost(
+    f: ApplyFn,
+    params: Params,
+    x: Any,
+    *,
+    method: NtkMethod | str = NtkMethod.STRUCTURED,
+    rates: tuple[float, float] | None = None,
+) -> NtkCost:
+    """What ``empirical_ntk(f, params, x)`` will cost in one tile.
+
+    Args:
+        f: ``f(params, x)`` with outputs (n,) or (n, k).
+        params: its parameters.
+        x: the examples; only their shapes are read.
+        method: the algorithm.
+        rates: as ``measured_rates`` gives them; ``None`` measures them.
+
+    Returns:
+        Bytes, operations and seconds.
+    """
+    method = NtkMethod(checks.one_of("method", method, list(NtkMethod)))
+    rate = measured_rates() if rates is None else Rates(*rates)
+    traced = structured.trace_program(f, params, x)
+    leaves, examples = (
+        [jax.ShapeDtypeStruct(jnp.shape(leaf), jnp.result_type(leaf)) for leaf in leaves]
+        for leaves in (jax.tree.leaves(params), jax.tree.leaves(x))
+    )
+    if method is NtkMethod.STRUCTURED:
+        return _structured_cost(traced, leaves, examples, rate)
+    n, k = examples[0].shape[0], traced.num_outputs
+    forward = sum(call.stage.num_flops for call in traced.schedule.calls)
+    num_params = sum(math.prod(leaf.shape) for leaf in leaves)
+    itemsize = jnp.dtype(traced.dtype).itemsize
+    if method is NtkMethod.JACOBIAN_CONTRACTION:
+        # forward, backward to states and to parameters; then every pair
+        flops = n * forward * (1 + 2.0 * k) + 2.0 * (n * k) ** 2 * num_params
+        # as it comes, and once more in the arrangement of the product
+        return NtkCost(2 * n * k * num_params * itemsize, flops, flops / rate.matmul)
+    # for every pair, one forward-mode pass through one reverse-mode pass
+    flops = 5.0 * n * n * k * forward
+    return NtkCost(n * n * k * num_params * itemsize, flops, flops / rate.matmul)
+
+
+def largest_block_size(
+    f: ApplyFn, params: Params, x1: Any, x2: Any = None, *, memory_budget: float | int
+) -> int:
+    """The longest side of a tile whose kernel fits into a memory budget.
+
+    Args:
+        f: as for ``ntk_cost``.
+        params: its parameters.
+        x1: examples of the rows.
+        x2: examples of the columns; ``None`` stands for ``x1``.
+        memory_budget: bytes above what the process holds already.
+
+    Returns:
+        A block size for the structured method, at most what one tile needs.
+
+    Raises:
+        UserError: if not even one example fits; it says the least that works.
+    """
+    checks.positive("memory_budget", memory_budget)
+    longest = max(jax.tree.leaves(x)[0].shape[0] for x in (x1, x2) if x is not None)
+
+    def needed(block: int) -> int:
+        few = jax.tree.map(lambda p: jax.ShapeDtypeStruct((block, *p.shape[1:]), p.dtype), x1)
+        one_side = ntk_cost(f, params, few, rates=(1.0, 1.0)).bytes
+        # a tile off the diagonal holds what its rows need and what its columns need
+        return one_side if block == longest and x2 is None else 2 * one_side
+
+    if needed(longest) <= memory_budget:
+        return longest
+    if needed(1) > memory_budget:
+        raise checks.UserError(
+            f"`memory_budget` must be at least {needed(1):.3g} bytes (one example a block), got "
+            f"{memory_budget:.3g}: shorten the examples or take a smaller model"
+        )
+    fits, too_many = 1, longest
+    while too_many - fits > 1:
+        middle = (fits + too_many) // 2
+        if needed(middle) <= memory_budget:
+            fits = middle
+        else:
+            too_many = middle
+    return fits
+
+
+def measured_rates() -> Rates:
+    """The rates of this machine, now (the best of several short runs).
+
+    Returns:
+        Operations a second.
+    """
+    key = jax.random.key(0)
+    a = jax.random.normal(key, (1024, 1024))
+    states, cotangents = (jax.random.normal(key, (64, 32, width)) for width in (256, 256))
+    return Rates(
+        _rate(lambda a: a @ a, 2 * 1024**3, a),
+        _rate(
+            functools.partial(jnp.einsum, "ntr,ntc->nrc"), 2 * 64 * 32 * 256**2, states, cotangents
+        ),
+    )
+
+
+def _rate(f: Callable, flops: int, *arguments: jax.Array) -> float:
+    with jax.default_matmul_precision("highest"):
+        compiled = jax.jit(f)
+        compiled(*arguments).block_until_ready()
+        seconds = []
+        for _ in range(7):
+            start = time.perf_counter()
+            compiled(*arguments).block_until_ready()
+            seconds.append(time.perf_counter() - start)
+    return flops / min(seconds)
+
+
+class _Moment(NamedTuple):
+    """The backward sweep where some parameters' terms are complete."""
+
+    groups: list[Group]  # of shapes
+    # values between stages, cotangents and terms, those of this stage twice: as its chunks give
+    # them, and put together
+    live_bytes: int
+
+
+def _structured_cost(traced: Traced, leaves: list, examples: list, rate: Rates) -> NtkCost:
+    """The two sweeps of ``structured``, in shapes."""
+    n, k = examples[0].shape[0], traced.num_outputs
+    calls = traced.schedule.calls
+    moments: list[_Moment] = []
+
+    def walk(leaves: list, examples: list) -> list:
+        moments.extend(_moments(traced, leaves, examples, Plan(n, n, None)))
+        return []
+
+    jax.eval_shape(walk, leaves, examples)
+    chunk = structured.make_plan(n, traced.schedule, None).chunk_size
+    itemsize = jnp.dtype(traced.dtype).itemsize
+    # values and cotangents of the chunk in work, and rows of gradients of both sides
+    scratch = max(call.stage.num_bytes for call in calls) * chunk + 2 * rules.PIECE_SIZE * itemsize
+    theta = 2 * n * n * k * k * itemsize
+    peak = (
+        max((moment.live_bytes for moment in moments), default=0) + scratch + theta + COMPILER_BYTES
+    )
+
+    forward = sum(call.stage.num_flops for call in calls)
+    passes = n * (forward * (2 + k) - calls[-1].stage.num_flops)
+    flops, seconds = float(passes), PASS_OVERHEAD * passes / rate.matmul
+    for moment in moments:
+        for group in moment.groups:
+            grams = min(
+                rules.formed_flops(group, None, trace=k == 1),
+                rules.pairwise_flops(group, None, trace=k == 1),
+            )
+            forming = _forming_flops(group) if rules.is_formed(group, None, trace=k == 1) else 0
+            flops += grams
+            seconds += (grams - forming) / rate.matmul + forming / rate.forming
+    return NtkCost(int(peak), flops, seconds)
+
+
+def _moments(traced: Traced, leaves: list, examples: list, plan: Plan) -> Iterator[_Moment]:
+    block = structured.forward_sweep(traced, leaves, examples, plan)
+    waiting: dict = {}
+    waited = 0
+    for _, (side,) in structured.backward_sweep(traced, leaves, [block], [plan], waiting):
+        recorded = _num_bytes([side, waiting])
+        live = _num_bytes([block.values, block.cotangents]) + 2 * recorded - waited
+        waited = _num_bytes(waiting)
+        yield _Moment([group for found in side for group in terms.groups(found)], live)
+
+
+def _forming_flops(group: Group) -> int:
+    """What ``rules.gram_formed`` spends on outer products."""
+    size = group.num_rows * group.num_columns
+    return sum(
+        2 * math.prod(term.columns.shape[:3]) * size
+        for term in group.terms
+        if isinstance(term, Outer)
+    )
+
+
+def _num_bytes(tree: Any) -> int:
+    # q, k and v share what entered them: the same array counts once
+    leaves = {id(leaf): leaf for leaf in jax.tree.leaves(tree)}.values()
+    return sum(math.prod(leaf.shape) * jnp.dtype(leaf.dtype).itemsize for leaf in leaves)

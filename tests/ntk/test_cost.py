@@ -1,0 +1,98 @@
+"""What a kernel is said to cost, against counts by hand and what it then does."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lensllm_jax import checks
+from lensllm_jax.checkpoints.zoo import load_candidate
+from lensllm_jax.ntk.candidate import estimate_ntk_cost
+from lensllm_jax.ntk.cost import largest_block_size, measured_rates, ntk_cost
+from lensllm_jax.ntk.gram import empirical_ntk
+from tests.ntk import cases
+
+ONE = (1.0, 1.0)  # an operation a second: seconds count operations
+
+
+def linear(w, x):
+    return (x @ w).sum(1)
+
+
+def test_operations_of_a_linear_map_are_those_counted_by_hand():
+    n, r, c = 4, 30, 20
+    cost = ntk_cost(linear, jnp.ones((r, c)), jnp.ones((n, r)), rates=ONE)
+    forward = 2 * r * c
+    # one stage: it is not recomputed, and pulled back once
+    passes = n * forward * 2
+    pairs = 2 * n * n * (r + c) + 2 * n * n  # one token: by pairs is cheaper
+    assert cost.flops == passes + pairs
+    assert cost.seconds == pytest.approx(cost.flops)
+
+
+def test_loops_over_layers_count_each_layer():
+    def deep(w, x):
+        return jax.lax.scan(lambda h, w: (jnp.tanh(h @ w), None), x, w)[0].sum(1)
+
+    def flops(layers):
+        return ntk_cost(deep, jnp.ones((layers, 6, 6)), jnp.ones((3, 6)), rates=ONE).flops
+
+    assert flops(8) - flops(4) == flops(12) - flops(8) > 0
+
+
+def test_bytes_grow_with_examples_and_forming_takes_its_own_rate():
+    case = cases.make("scanned transformer")
+    few, many = (
+        ntk_cost(case.f, case.params, cases.first(case.x, np.arange(n) % 5), rates=ONE)
+        for n in (4, 400)
+    )
+    assert few.bytes < many.bytes
+    slower = ntk_cost(case.f, case.params, case.x, rates=(1.0, 0.5))
+    assert slower.seconds >= ntk_cost(case.f, case.params, case.x, rates=ONE).seconds
+
+
+def test_jacobians_hold_every_parameter_of_every_example():
+    w, x = jnp.ones((30, 20)), jnp.ones((4, 30))
+    cost = ntk_cost(linear, w, x, method="jacobian_contraction", rates=ONE)
+    assert cost.bytes == 2 * 4 * 600 * w.dtype.itemsize
+    assert ntk_cost(linear, w, x, method="ntk_vector_products", rates=ONE).flops > 0
+
+
+def test_largest_block_fits_and_the_next_does_not():
+    case = cases.make("scanned transformer")
+    x = cases.first(case.x, np.arange(4000) % 5)
+
+    def needed(block):
+        few = cases.first(x, np.arange(block))
+        return 2 * ntk_cost(case.f, case.params, few, rates=ONE).bytes
+
+    budget = needed(700)
+    block = largest_block_size(case.f, case.params, x, memory_budget=budget)
+    assert needed(block) <= budget < needed(block + 1)
+    assert largest_block_size(case.f, case.params, x, memory_budget=1e12) == 4000
+
+
+def test_a_budget_for_less_than_one_example_says_the_least_that_works():
+    case = cases.make("scanned transformer")
+    with pytest.raises(checks.UserError, match=r"`memory_budget` must be at least .* bytes"):
+        largest_block_size(case.f, case.params, case.x, memory_budget=1000)
+    with pytest.raises(checks.UserError, match="`memory_budget` must be at least"):
+        empirical_ntk(case.f, case.params, case.x, memory_budget=1000)
+
+
+def test_a_memory_budget_chooses_the_block_and_not_the_kernel():
+    case = cases.make("scanned transformer")
+    least = 2.01 * ntk_cost(case.f, case.params, cases.first(case.x, slice(0, 2)), rates=ONE).bytes
+    small = empirical_ntk(case.f, case.params, case.x, memory_budget=least)
+    np.testing.assert_allclose(small, empirical_ntk(case.f, case.params, case.x), rtol=1e-5)
+
+
+def test_rates_are_those_of_a_computer():
+    rates = measured_rates()
+    assert 1e8 < rates.forming < 1e15
+    assert 1e8 < rates.matmul < 1e15
+
+
+def test_batch_shape_must_be_positive():
+    with pytest.raises(checks.UserError, match="`batch_shape`"):
+        estimate_ntk_cost(load_candidate("zoo/gpt2-xs"), (0, 4))
