@@ -25,14 +25,13 @@ import numpy as np
 from flax import traverse_util
 
 from lensllm_jax import checks
-from lensllm_jax.checkpoints.config import CONFIG, read_config, transformers
+from lensllm_jax.checkpoints.config import CONFIG, read_config
 from lensllm_jax.checkpoints.tensors import SINGLE, TensorFiles
+from lensllm_jax.checkpoints.tokenizer import read_tokenizer
 from lensllm_jax.checkpoints.weights import checkpoint_tensors, load_params
 from lensllm_jax.models.encoder_decoder import EncoderDecoderConfig
 from lensllm_jax.models.family import CONSTANT, Family, ModelConfig
 from lensllm_jax.typing import Batch, Params
-
-VOCABULARIES = ("tokenizer.json", "vocab.json", "spiece.model", "tokenizer.model", "vocab.txt")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,29 +100,10 @@ class Candidate:
         """The checkpoint's tokenizer, read when first asked for.
 
         Raises:
-            UserError: if the folder has none, or one with more tokens than the embedding
-                has rows.
+            UserError: if the folder has none, it does not read, it has more tokens than the
+                embedding has rows, or no end token is known.
         """
-        advice = "save it there with tokenizer.save_pretrained(folder)"
-        # transformers makes up an empty tokenizer where it finds none
-        if not any((self.folder / file).exists() for file in VOCABULARIES):
-            raise checks.UserError(
-                f"`{self.folder}` must hold a tokenizer to read text, got none of "
-                f"{', '.join(VOCABULARIES)}: {advice}"
-            )
-        try:
-            tokenizer = transformers().AutoTokenizer.from_pretrained(self.folder)
-        except Exception as error:  # the libraries behind it raise classes of their own
-            raise checks.UserError(
-                f"`{self.folder}` must hold a tokenizer to read text, got one that does not load "
-                f"({str(error).splitlines()[0]}): {advice}"
-            ) from error
-        if len(tokenizer) > self.config.vocab_size:
-            raise checks.UserError(
-                f"tokenizer of `{self.folder}` must have at most {self.config.vocab_size} tokens "
-                f"(rows of the embedding), got {len(tokenizer)}"
-            )
-        return tokenizer
+        return read_tokenizer(self.folder, self.hf_config, vocab_size=self.config.vocab_size)
 
     def save(self, folder: str | Path, *, params: Params | None = None, dtype: str = "float32"):
         """Writes a folder that Hugging Face and ``load_folder`` read.

@@ -177,6 +177,26 @@ def test_tokenizer_is_read_late_and_must_fit_the_embedding(folder):
         _ = load_folder(folder).tokenizer
 
 
+def rewrite(path, **changes):
+    content = json.loads(path.read_text())
+    content = {k: v for k, v in {**content, **changes}.items() if v is not None}
+    path.write_text(json.dumps(content))
+
+
+def test_a_tokenizer_without_special_tokens_gets_those_of_the_config(folder):
+    rewrite(folder / "tokenizer_config.json", eos_token=None, pad_token=None)
+    (folder / "special_tokens_map.json").unlink(missing_ok=True)
+    change_config(folder, eos_token_id=[5, 6], pad_token_id=7)
+    tokenizer = load_folder(folder).tokenizer
+    assert (tokenizer.eos_token_id, tokenizer.pad_token_id) == (5, 7)
+    change_config(folder, eos_token_id=5, pad_token_id=None)
+    tokenizer = load_folder(folder).tokenizer
+    assert (tokenizer.eos_token_id, tokenizer.pad_token_id) == (5, 5)
+    change_config(folder, eos_token_id=50256)  # beyond its vocabulary
+    with pytest.raises(checks.UserError, match="must have an end token"):
+        _ = load_folder(folder).tokenizer
+
+
 def test_unknown_candidates_say_what_to_do():
     with pytest.raises(checks.UserError, match="zoo/gpt2-xs"):
         lens.load_candidate("zoo/gpt5")
