@@ -109,7 +109,8 @@ def _tensors(weights: Any) -> Iterator[tuple[str, np.ndarray]]:
             files = TensorFiles(source.parent, dict.fromkeys(_names_in(source), source.name))
         else:
             files = TensorFiles.of_folder(source)
-        yield from files.read_all(set(files.file_of))
+        for name, tensor in files.open(set(files.file_of)):
+            yield name, tensor.whole()
         return
     import jax
 
