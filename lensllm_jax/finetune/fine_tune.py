@@ -83,6 +83,13 @@ class FineTuneResult(NamedTuple):
     stopped_early: bool  # whether patience ended it (else the last epoch did)
 
 
+class FineTuned(NamedTuple):
+    """A point of a learning curve, with the weights that it belongs to."""
+
+    result: FineTuneResult
+    params: Params  # at the best step
+
+
 class Progress(NamedTuple):
     """Where a fine-tune is."""
 
@@ -92,7 +99,7 @@ class Progress(NamedTuple):
     validation_loss: float  # nats per target token, last evaluated
 
 
-def fine_tune(
+def fine_tuned(
     loop: Loop,
     params: Params,
     train: Batch,
@@ -101,7 +108,7 @@ def fine_tune(
     *,
     config: FineTuneConfig,
     on_progress: Callable[[Progress], None] | None = None,
-) -> FineTuneResult:
+) -> FineTuned:
     """Trains until patience or epochs run out and measures the test loss at the best step.
 
     Args:
@@ -114,7 +121,7 @@ def fine_tune(
         on_progress: called after each evaluation.
 
     Returns:
-        The point of the learning curve.
+        The point of the learning curve, and the weights at the best step.
 
     Raises:
         FloatingPointError: if a loss is not finite.
@@ -145,7 +152,7 @@ def fine_tune(
             on_progress(Progress(step, max_steps, float(losses.mean()), validation_loss))
         if since_best == config.patience or call == num_calls:
             break
-    return FineTuneResult(
+    result = FineTuneResult(
         test_loss=loop.evaluate(best[2], evaluation_batches(test)),
         validation_loss=best[0],
         best_step=best[1],
@@ -153,6 +160,23 @@ def fine_tune(
         num_tokens=num_tokens,
         stopped_early=since_best == config.patience,
     )
+    return FineTuned(result, best[2])
+
+
+def fine_tune(
+    loop: Loop,
+    params: Params,
+    train: Batch,
+    validation: Batch,
+    test: Batch,
+    *,
+    config: FineTuneConfig,
+    on_progress: Callable[[Progress], None] | None = None,
+) -> FineTuneResult:
+    """The point of the learning curve alone; arguments and errors as :func:`fine_tuned`."""
+    return fine_tuned(
+        loop, params, train, validation, test, config=config, on_progress=on_progress
+    ).result
 
 
 def evaluation_batches(data: Batch) -> list[Batch]:

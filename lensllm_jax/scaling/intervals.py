@@ -120,8 +120,23 @@ def _refit(fits: LawFits, sizes, losses, weights) -> LawFits:
     )
 
 
-def _bootstrap(fit: LawFit, targets, level: float, num_resamples: int, seed: int) -> Ends:
+def bootstrap_refits(fit: LawFit, *, num_resamples: int = 200, seed: int = 0) -> LawFits:
+    """Refits of the law to its own curve with resampled residuals.
+
+    Args:
+        fit: a usable fit with fewer parameters than sizes.
+        num_resamples: how many.
+        seed: of the draws; the same seed gives the same refits.
+
+    Returns:
+        One fit a resample: of parameters, or of anything made from them, an interval.
+
+    Raises:
+        UserError: if the fit leaves no degree of freedom.
+    """
     checks.positive("num_resamples", num_resamples)
+    if not fit.status.usable or degrees_of_freedom(fit) < 1:
+        raise checks.UserError(f"`fit` must be usable with sizes to spare, got: {fit.message}")
     fits = fit.alone()
     used = fits.weights[0] > 0
     fitted = fits.fitted_log_losses()[0]
@@ -129,7 +144,11 @@ def _bootstrap(fit: LawFit, targets, level: float, num_resamples: int, seed: int
     inflated = (residuals - residuals.mean()) * np.sqrt(used.sum() / degrees_of_freedom(fit))
     draws = np.random.default_rng(seed).choice(inflated, (num_resamples, len(fitted)))
     losses = np.exp(np.where(used, fitted + draws, 0.0))
-    refits = _refit(fits, fits.sizes, losses, np.repeat(fits.weights, num_resamples, axis=0))
+    return _refit(fits, fits.sizes, losses, np.repeat(fits.weights, num_resamples, axis=0))
+
+
+def _bootstrap(fit: LawFit, targets, level: float, num_resamples: int, seed: int) -> Ends:
+    refits = bootstrap_refits(fit, num_resamples=num_resamples, seed=seed)
     predicted = refits.predict(targets)
     tails = [0.5 * (1.0 - level), 0.5 * (1.0 + level)]
     low, high = np.quantile(predicted, tails, axis=0)

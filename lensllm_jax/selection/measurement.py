@@ -31,10 +31,11 @@ from lensllm_jax.data.subsets import subset_order
 from lensllm_jax.data.task import Example, Task
 from lensllm_jax.finetune.fine_tune import (
     FineTuneConfig,
+    FineTuned,
     FineTuneResult,
     Progress,
     evaluation_batches,
-    fine_tune,
+    fine_tuned,
 )
 from lensllm_jax.finetune.loop import Loop, OptimizerConfig
 from lensllm_jax.ntk.candidate import CandidateNtk, candidate_ntk
@@ -149,16 +150,22 @@ class Measurement:
     def fine_tune(
         self, size: int, *, on_progress: Callable[[Progress], None] | None = None
     ) -> FineTuneResult:
-        """The point of the learning curve at ``size``.
+        """The point of the learning curve at ``size``; see :meth:`fine_tuned`."""
+        return self.fine_tuned(size, on_progress=on_progress).result
+
+    def fine_tuned(
+        self, size: int, *, on_progress: Callable[[Progress], None] | None = None
+    ) -> FineTuned:
+        """The point of the learning curve at ``size``, with its weights.
 
         Args:
             size: training examples.
             on_progress: called after each evaluation.
 
         Returns:
-            Test loss and what it took.
+            Test loss and what it took, and the weights at the best step.
         """
-        return fine_tune(
+        return fine_tuned(
             self.loop,
             self.candidate.params,
             self.subset(size),
