@@ -359,7 +359,8 @@ class EncoderDecoder(nn.Module):
             logits = dense(c.vocab_size, use_bias=False, dtype=self.dtype, name="head")(x)
         logits = logits.reshape(b, u, c.vocab_size)
         if c.logit_bias:
-            logits = logits + Constant((1, c.vocab_size), name="logit_bias")()[None]
+            bias = Constant((1, c.vocab_size), name="logit_bias")()
+            logits = logits + bias[None].astype(logits.dtype)
         return logits
 
 

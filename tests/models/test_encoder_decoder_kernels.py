@@ -12,7 +12,12 @@ from tests.models.tiny import tiny_candidate
 from tests.tolerances import assert_close, relative_difference
 
 # shared and separate heads, both norms, relative and learned positions, cross attention
-VARIANTS = ("t5", "mt5", "bart-scaled-embeddings", "bart-untied")
+VARIANTS = (
+    "t5",
+    "bart-scaled-embeddings",
+    pytest.param("mt5", marks=pytest.mark.slow),
+    pytest.param("bart-untied", marks=pytest.mark.slow),
+)
 
 
 def kernel_batch(candidate):
