@@ -9,10 +9,11 @@ Each measurement runs in a process of its own: the kernel is computed once to co
 the process above what it held before the first kernel (the bare process: Python, JAX, the weights
 and the batch).
 
-The floor of a row is the least arithmetic that the exact kernel needs by the structured route,
-counted in ``minimal_flops`` (a forward pass, a backward pass to the states only, and for each
-matrix the cheaper contraction of half a symmetric kernel), over the rate of a 2048 x 2048 float32
-matrix product measured just before.
+The floor of a row is the least arithmetic that the exact kernel needs by the structured route
+(``lensllm_jax.ntk.cost.least_flops``: a forward pass, a backward pass to the states only, and for
+each matrix the cheaper contraction of half a symmetric kernel), over the rate of a 2048 x 2048
+float32 matrix product measured just before. The columns ``said_seconds`` and ``said_gb`` are what
+``ntk_cost`` foretold in the same process.
 """
 
 import csv
@@ -39,7 +40,7 @@ class Shape(NamedTuple):
     """A model and what its kernel is taken on."""
 
     d_model: int
-    num_layers: int
+    num_layers: int  # of an encoder-decoder: of either stack
     num_heads: int
     vocab_size: int
     s: int  # tokens of an example
@@ -53,6 +54,7 @@ SMALL = Shape(256, 6, 8, 8000, s=32, n=128)  # 6.8 M parameters
 GPT2 = Shape(768, 12, 12, 50257, s=32, n=64)  # the published 124 M configuration
 ROWS: dict[str, list[Shape]] = {
     "reference": [SMALL._replace(n=n) for n in (16, 64, 128)],
+    "families": [SMALL._replace(family=family, num_layers=3, n=64) for family in ("t5", "bart")],
     "growth in n": [SMALL._replace(n=n) for n in (64, 128, 256, 512, 1024)],
     "growth in s": [SMALL._replace(s=s, n=64) for s in (16, 32, 64, 128, 256)],
     "label logits": [SMALL._replace(readout="label_logits", k=8, n=n) for n in (16, 32)],
@@ -69,42 +71,9 @@ class Measured(NamedTuple):
     compile_seconds: float  # the first run, compilation included
     peak_bytes: int  # of the process, above the bare process
     bare_bytes: int
+    said_seconds: float  # by ``ntk_cost``
+    said_bytes: float
     theta_sum: float
-
-
-def num_matrix_params(shape: Shape) -> int:
-    """Entries of the matrices that states are multiplied with; the head is the embedding.
-
-    Args:
-        shape: the model.
-
-    Returns:
-        The count.
-    """
-    return 12 * shape.num_layers * shape.d_model**2 + shape.vocab_size * shape.d_model
-
-
-def minimal_flops(shape: Shape) -> float:
-    """The least operations of the structured route: see the module's text.
-
-    Args:
-        shape: the model, the examples and the outputs.
-
-    Returns:
-        Multiplications and additions.
-    """
-    d, s, n, k = shape.d_model, shape.s, shape.n, shape.k
-    tokens, entries = n * s, num_matrix_params(shape)
-    passes = 2 * entries * tokens * (1 + k) + 4 * shape.num_layers * n * s * s * d * (1 + 2 * k)
-    matrices = shape.num_layers * [(d, d)] * 4 + shape.num_layers * [(d, 4 * d)] * 2
-    matrices += [(shape.vocab_size, d)]
-    pairs = n * (n + 1) / 2 * k * k
-    grams = 0.0
-    for rows, columns in matrices:
-        formed = 2 * tokens * k * rows * columns + 2 * pairs * rows * columns
-        pairwise = n * (n + 1) / 2 * s * s * 2 * (rows + k * columns)
-        grams += min(formed, pairwise)
-    return passes + grams
 
 
 def matmul_flops_per_second() -> float:
@@ -127,6 +96,47 @@ def matmul_flops_per_second() -> float:
     return 2 * size**3 / min(seconds)
 
 
+def model_config(shape: Shape) -> Any:
+    """The model of a row.
+
+    Args:
+        shape: the row.
+
+    Returns:
+        A decoder's or an encoder-decoder's config.
+    """
+    from lensllm_jax.models.decoder import DecoderConfig
+    from lensllm_jax.models.families import bart, t5
+
+    d, num_heads = shape.d_model, shape.num_heads
+    if shape.family == "gpt2":
+        return DecoderConfig(
+            vocab_size=shape.vocab_size, max_positions=max(shape.s, 32), d_model=d,
+            num_layers=shape.num_layers, num_heads=num_heads, d_ff=4 * d,
+        )  # fmt: skip
+    if shape.family == "bart":
+        sizes = {
+            f"{stack}_{name}": value
+            for stack in ("encoder", "decoder")
+            for name, value in (
+                ("layers", shape.num_layers), ("attention_heads", num_heads), ("ffn_dim", 4 * d)
+            )
+        }  # fmt: skip
+        return bart.config({
+            **sizes, "vocab_size": shape.vocab_size, "d_model": d, "scale_embedding": False,
+            "max_position_embeddings": max(shape.s, 32), "activation_function": "gelu",
+            "tie_word_embeddings": True, "decoder_start_token_id": 2, "pad_token_id": 1,
+        })  # fmt: skip
+    return t5.config({
+        "vocab_size": shape.vocab_size, "d_model": d, "d_kv": d // num_heads, "d_ff": 4 * d,
+        "num_layers": shape.num_layers, "num_decoder_layers": shape.num_layers,
+        "num_heads": num_heads, "relative_attention_num_buckets": 32,
+        "relative_attention_max_distance": 128, "layer_norm_epsilon": 1e-6,
+        "feed_forward_proj": "relu", "dense_act_fn": "relu", "is_gated_act": False,
+        "scale_decoder_outputs": True, "decoder_start_token_id": 0, "pad_token_id": 0,
+    })  # fmt: skip
+
+
 def problem(shape: Shape) -> tuple[Any, Any, dict]:
     """A model with random weights and a batch of random tokens.
 
@@ -139,30 +149,26 @@ def problem(shape: Shape) -> tuple[Any, Any, dict]:
     import jax
     import numpy as np
 
-    from lensllm_jax.models.decoder import Decoder, DecoderConfig
     from lensllm_jax.ntk.candidate import ReadoutFn
     from lensllm_jax.ntk.readout import Readout
 
-    config = DecoderConfig(
-        vocab_size=shape.vocab_size, max_positions=max(shape.s, 32), d_model=shape.d_model,
-        num_layers=shape.num_layers, num_heads=shape.num_heads, d_ff=4 * shape.d_model,
-    )  # fmt: skip
-    model = Decoder(config)
-    ids = np.random.default_rng(0).integers(0, shape.vocab_size, (shape.n, shape.s))
-    batch = {
-        "input_ids": ids.astype(np.int32),
-        "attention_mask": np.ones_like(ids, np.int32),
-        "labels": ids.astype(np.int32),
-    }
-    init = jax.jit(lambda key: model.init(key, ids[:1], batch["attention_mask"][:1])["params"])
-    params = init(jax.random.key(0))
-    readout = Readout(shape.readout)
-    label_tokens = tuple(range(shape.k)) if readout is Readout.LABEL_LOGITS else ()
+    config = model_config(shape)
+    model = config.module()
+    ids = np.random.default_rng(0).integers(3, shape.vocab_size, (shape.n, shape.s))
+    ids = ids.astype(np.int32)
+    batch = {"input_ids": ids, "attention_mask": np.ones_like(ids), "labels": ids}
+    if config.is_encoder_decoder:
+        batch["decoder_input_ids"] = np.roll(ids, 1, axis=1)
 
     def apply_fn(params: Any, batch: Any) -> Any:
-        return model.apply({"params": params}, batch["input_ids"], batch["attention_mask"])
+        return model.apply({"params": params}, *config.arguments(batch))
 
-    return ReadoutFn(apply_fn, readout, True, label_tokens), params, batch
+    few = {name: array[:1] for name, array in batch.items()}
+    init = jax.jit(lambda key: model.init(key, *config.arguments(few))["params"])
+    readout = Readout(shape.readout)
+    label_tokens = tuple(range(shape.k)) if readout is Readout.LABEL_LOGITS else ()
+    f = ReadoutFn(apply_fn, readout, not config.is_encoder_decoder, label_tokens)
+    return f, init(jax.random.key(0)), batch
 
 
 def measure(shape: Shape, method: str, repeats: int) -> Measured:
@@ -178,10 +184,12 @@ def measure(shape: Shape, method: str, repeats: int) -> Measured:
     """
     import jax
 
+    from lensllm_jax.ntk.cost import ntk_cost
     from lensllm_jax.ntk.gram import empirical_ntk
 
     f, params, batch = problem(shape)
     jax.block_until_ready(params)
+    said = ntk_cost(f, params, batch, method=method)
     bare = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     seconds = []
     for _ in range(repeats + 1):
@@ -189,7 +197,10 @@ def measure(shape: Shape, method: str, repeats: int) -> Measured:
         theta = empirical_ntk(f, params, batch, method=method)
         seconds.append(time.perf_counter() - start)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    return Measured(seconds[1:], seconds[0], peak - bare, bare, float(theta.sum()))
+    return Measured(
+        seconds[1:], seconds[0], peak - bare, bare, said.seconds, said.bytes,
+        float(theta.sum()),
+    )  # fmt: skip
 
 
 def measured_apart(shape: Shape, method: str, repeats: int) -> Measured:
@@ -222,12 +233,18 @@ def table(rows: list[Shape], methods: list[str], repeats: int) -> list[dict]:
     Returns:
         One record a measurement.
     """
+    import jax
+
+    from lensllm_jax.ntk.cost import least_flops
+
     records = []
     for shape in rows:
         rate = matmul_flops_per_second()
-        floor = minimal_flops(shape) / rate
+        f, params, batch = problem(shape)
+        floor = least_flops(f, params, batch) / rate
+        num_params = sum(leaf.size for leaf in jax.tree.leaves(params))
         for method in methods:
-            jacobian_bytes = 4 * shape.n * shape.k * num_matrix_params(shape)
+            jacobian_bytes = 4 * shape.n * shape.k * num_params
             if method == "jacobian_contraction" and jacobian_bytes > MOST_JACOBIAN_BYTES:
                 print(f"{method} left out: its Jacobian alone is {jacobian_bytes / 1e9:.0f} GB")
                 continue
@@ -238,13 +255,16 @@ def table(rows: list[Shape], methods: list[str], repeats: int) -> list[dict]:
                 "compile_seconds": round(seen.compile_seconds - seconds, 2),
                 "peak_gb": round(seen.peak_bytes / 1e9, 3),
                 "bare_gb": round(seen.bare_bytes / 1e9, 3),
+                "said_seconds": round(seen.said_seconds, 3),
+                "said_gb": round(seen.said_bytes / 1e9, 3),
                 "floor_seconds": round(floor, 3), "times_floor": round(seconds / floor, 2),
                 "gflops_matmul": round(rate / 1e9), "theta_sum": seen.theta_sum,
             }  # fmt: skip
             print(
-                f"d={shape.d_model} l={shape.num_layers} v={shape.vocab_size} s={shape.s:<3} "
+                f"{shape.family:<4} {num_params / 1e6:5.1f} M s={shape.s:<3} "
                 f"n={shape.n:<4} k={shape.k} {method:<21} {seconds:8.2f} s "
                 f"({seconds / floor:5.2f} x floor) {record['peak_gb']:7.2f} GB "
+                f"(said {seen.said_seconds:.2f} s {seen.said_bytes / 1e9:.2f} GB) "
                 f"compile {record['compile_seconds']:.1f} s",
                 flush=True,
             )

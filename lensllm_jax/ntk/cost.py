@@ -80,10 +80,7 @@ def ntk_cost(
     method = NtkMethod(checks.one_of("method", method, list(NtkMethod)))
     rate = measured_rates() if rates is None else Rates(*rates)
     traced = structured.trace_program(f, params, x)
-    leaves, examples = (
-        [jax.ShapeDtypeStruct(jnp.shape(leaf), jnp.result_type(leaf)) for leaf in leaves]
-        for leaves in (jax.tree.leaves(params), jax.tree.leaves(x))
-    )
+    leaves, examples = _shapes(params), _shapes(x)
     if method is NtkMethod.STRUCTURED:
         return _structured_cost(traced, leaves, examples, rate)
     n, k = examples[0].shape[0], traced.num_outputs
@@ -98,6 +95,40 @@ def ntk_cost(
     # for every pair, one forward-mode pass through one reverse-mode pass
     flops = 5.0 * n * n * k * forward
     return NtkCost(n * n * k * num_params * itemsize, flops, flops / rate.matmul)
+
+
+def least_flops(f: ApplyFn, params: Params, x: Any) -> float:
+    r"""The arithmetic floor of the structured route: operations that the exact kernel needs.
+
+    A forward pass, a backward pass to the states, and for each parameter the cheaper contraction
+    of the :math:`n (n + 1) / 2` pairs of a symmetric kernel; nothing recomputed, nothing twice.
+
+    Args:
+        f: as for ``ntk_cost``.
+        params: its parameters.
+        x: the examples; only their shapes are read.
+
+    Returns:
+        Multiplications and additions.
+
+    Example:
+        >>> least_flops(lambda w, x: x @ w, jnp.ones(3), jnp.ones((2, 3)))
+        54.0
+
+        (24 for the two passes, 12 to form two gradients, 6 for each of three pairs.)
+    """
+    traced = structured.trace_program(f, params, x)
+    leaves, examples = _shapes(params), _shapes(x)
+    n, k = examples[0].shape[0], traced.num_outputs
+    flops = float(n * (1 + k) * sum(call.stage.num_flops for call in traced.schedule.calls))
+    half = (n + 1) / (2 * n)
+    for moment in _walk(traced, leaves, examples):
+        for group in moment.groups:
+            forming = _forming_flops(group)
+            formed = rules.formed_flops(group, None, trace=k == 1) - forming
+            pairwise = rules.pairwise_flops(group, None, trace=k == 1)
+            flops += min(forming + half * formed, half * pairwise)
+    return flops
 
 
 def largest_block_size(
@@ -186,13 +217,7 @@ def _structured_cost(traced: Traced, leaves: list, examples: list, rate: Rates) 
     """The two sweeps of ``structured``, in shapes."""
     n, k = examples[0].shape[0], traced.num_outputs
     calls = traced.schedule.calls
-    moments: list[_Moment] = []
-
-    def walk(leaves: list, examples: list) -> list:
-        moments.extend(_moments(traced, leaves, examples, Plan(n, n, None)))
-        return []
-
-    jax.eval_shape(walk, leaves, examples)
+    moments = _walk(traced, leaves, examples)
     chunk = structured.make_plan(n, traced.schedule, None).chunk_size
     itemsize = jnp.dtype(traced.dtype).itemsize
     # values and cotangents of the chunk in work, and rows of gradients of both sides
@@ -215,6 +240,26 @@ def _structured_cost(traced: Traced, leaves: list, examples: list, rate: Rates) 
             flops += grams
             seconds += (grams - forming) / rate.matmul + forming / rate.forming
     return NtkCost(int(peak), flops, seconds)
+
+
+def _shapes(tree: Any) -> list[jax.ShapeDtypeStruct]:
+    return [
+        jax.ShapeDtypeStruct(jnp.shape(leaf), jnp.result_type(leaf))
+        for leaf in jax.tree.leaves(tree)
+    ]
+
+
+def _walk(traced: Traced, leaves: list, examples: list) -> list[_Moment]:
+    """The backward sweep of all examples in one chunk, in shapes."""
+    n = examples[0].shape[0]
+    moments: list[_Moment] = []
+
+    def walk(leaves: list, examples: list) -> list:
+        moments.extend(_moments(traced, leaves, examples, Plan(n, n, None)))
+        return []
+
+    jax.eval_shape(walk, leaves, examples)
+    return moments
 
 
 def _moments(traced: Traced, leaves: list, examples: list, plan: Plan) -> Iterator[_Moment]:

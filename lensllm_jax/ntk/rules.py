@@ -211,7 +211,18 @@ def gram_formed(left: Group, right: Group | None, *, trace: bool) -> jax.Array:
 
 
 def _inner(a: jax.Array, b: jax.Array) -> jax.Array:
-    return lax.dot_general(a, b, (((1,), (1,)), ((), ())))
+    # gradients may come in bfloat16; what they add up to may not
+    return lax.dot_general(
+        a, b, (((1,), (1,)), ((), ())), preferred_element_type=_sum_dtype(a.dtype)
+    )
+
+
+def _sum_dtype(dtype: Any) -> Any:
+    return jnp.promote_types(dtype, jnp.float32)
+
+
+def _einsum(subscripts: str, a: jax.Array, b: jax.Array) -> jax.Array:
+    return jnp.einsum(subscripts, a, b, preferred_element_type=_sum_dtype(a.dtype))
 
 
 def _added(a: list[jax.Array], b: list[jax.Array]) -> list[jax.Array]:
@@ -275,7 +286,7 @@ def _pair(u: Any, v: Any) -> jax.Array:
 
     def of_example(one: Any) -> jax.Array:
         # (k, t, m, k', s) with k or k' one on the sides without cotangents
-        product = _left_gram(one, v) * jnp.einsum("atc,mbsc->atmbs", one.columns, v.columns)
+        product = _left_gram(one, v) * _einsum("atc,mbsc->atmbs", one.columns, v.columns)
         return jnp.sum(product, axis=(1, 4)).transpose(1, 0, 2)
 
     return lax.map(of_example, u, batch_size=max(1, PAIR_SIZE // per_example))
@@ -284,7 +295,7 @@ def _pair(u: Any, v: Any) -> jax.Array:
 def _left_gram(one: Any, v: Any) -> jax.Array:
     """The r . r' of one example's tokens with all of v's, (k, t, m, k', s)."""
     if isinstance(one, Outer) and isinstance(v, Outer):
-        return jnp.einsum("atr,mbsr->atmbs", one.rows, v.rows)
+        return _einsum("atr,mbsr->atmbs", one.rows, v.rows)
     if isinstance(one, Lookup) and isinstance(v, Lookup):
         same = (one.ids[:, None, None] == v.ids[None]) & (one.ids >= 0)[:, None, None]
         return same.astype(v.columns.dtype)[None, :, :, None, :]
@@ -299,7 +310,8 @@ def _left_gram(one: Any, v: Any) -> jax.Array:
 def _piece(term: Term, start: jax.Array | int, size: int, k: int) -> jax.Array:
     """Rows ``start`` to ``start + size`` of a term, (n, k, size, C)."""
     if isinstance(term, Formed):
-        return lax.dynamic_slice_in_dim(term.values, start, size, axis=2)
+        values = lax.dynamic_slice_in_dim(term.values, start, size, axis=2)
+        return values.astype(_sum_dtype(values.dtype))
     if isinstance(term, Outer):
         rows = lax.dynamic_slice_in_dim(term.rows, start, size, axis=3)
         piece = _batched_outer(rows, term.columns)
@@ -310,7 +322,8 @@ def _piece(term: Term, start: jax.Array | int, size: int, k: int) -> jax.Array:
     row = jnp.where((term.ids >= 0) & (row >= 0) & (row < size), row, size)
 
     def added(row: jax.Array, columns: jax.Array) -> jax.Array:
-        return jnp.zeros((k, size, c), columns.dtype).at[:, row].add(columns, mode="drop")
+        zeros = jnp.zeros((k, size, c), _sum_dtype(columns.dtype))
+        return zeros.at[:, row].add(columns.astype(zeros.dtype), mode="drop")
 
     return jax.vmap(added)(row, term.columns)
 
@@ -318,10 +331,10 @@ def _piece(term: Term, start: jax.Array | int, size: int, k: int) -> jax.Array:
 def _batched_outer(rows: jax.Array, columns: jax.Array) -> jax.Array:
     """Sum over tokens of r (x) c, the output axis on whichever side has it."""
     if rows.shape[1] == 1:
-        return jnp.einsum("ntr,natc->narc", rows[:, 0], columns)
+        return _einsum("ntr,natc->narc", rows[:, 0], columns)
     if columns.shape[1] == 1:
-        return jnp.einsum("natr,ntc->narc", rows, columns[:, 0])
-    return jnp.einsum("natr,natc->narc", rows, columns)
+        return _einsum("natr,ntc->narc", rows, columns[:, 0])
+    return _einsum("natr,natc->narc", rows, columns)
 
 
 def _outputs_of(term: Term) -> int:

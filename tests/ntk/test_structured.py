@@ -460,3 +460,18 @@ def test_a_stage_that_no_parameter_enters_is_passed_over(x64):
 
     w, x = normal(0, 3, 2, 2), normal(1, 4, 2)
     assert_close(empirical_ntk(deep, w, x), oracles.dense_kernel(deep, w, x)[:, :, 0, 0])
+
+
+def test_bfloat16_activations_add_up_in_float32():
+    case = cases.make("scanned transformer")
+    single = jax.tree.map(lambda w: w.astype(jnp.float32), case.params)
+
+    def half(params, x):
+        low = jax.tree.map(lambda w: w.astype(jnp.bfloat16), params)
+        return case.f(low, x).astype(jnp.float32)
+
+    exact = empirical_ntk(case.f, single, case.x)
+    rounded = empirical_ntk(half, single, case.x)
+    assert rounded.dtype == np.float32
+    # bfloat16 keeps 8 bits: 2^-8 a rounding, a few of them in a row
+    assert 1e-5 < relative_difference(rounded, exact) < 0.1
