@@ -34,8 +34,7 @@ from absl import flags
 from experiments import cli
 from lensllm_jax import checks
 from lensllm_jax.checkpoints.candidate import Candidate
-from lensllm_jax.checkpoints.config import transformers
-from lensllm_jax.checkpoints.config import parse_config
+from lensllm_jax.checkpoints.config import parse_config, transformers
 from lensllm_jax.checkpoints.zoo import FOLDER
 from lensllm_jax.data import denoising
 from lensllm_jax.data.corpora import load_corpus
