@@ -17,7 +17,7 @@ FAMILIES = ("t5-1.1", "bart")
 
 def logits(candidate, data, **settings):
     module = candidate.config.module(**settings)
-    return module.apply({"params": candidate.params}, *candidate.config.arguments(data))
+    return jax.jit(module.apply)({"params": candidate.params}, *candidate.config.arguments(data))
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,93 @@
+"""Encoder-decoders are fine-tuned, read by a kernel and scored beside decoders."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+import tokenizers
+import transformers
+
+from lensllm_jax.checkpoints.candidate import load_folder
+from lensllm_jax.data.batches import with_prompts
+from lensllm_jax.data.task import Example, build_task
+from lensllm_jax.selection.measurement import Measurement, MeasurementConfig
+from tests.models.encoder_decoders import ENCODER_DECODERS
+from tests.models.tiny import write_tiny_checkpoint
+from tests.models.variants import VARIANTS
+
+WORDS = ["<s>", "<pad>", "</s>", *"the king of land day men came went one two three four".split()]
+SPECIALS = {
+    "t5": {"eos_token": "</s>", "pad_token": "<pad>"},
+    "bart": {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"},
+    "opt": {"bos_token": "</s>", "eos_token": "</s>", "pad_token": "<pad>"},
+}
+
+
+@pytest.fixture(scope="module")
+def task():
+    rng = np.random.default_rng(0)
+    texts = [Example("", " ".join(rng.choice(WORDS[3:], 6))) for _ in range(40)]
+    return with_prompts(
+        build_task("words", "a toy", train=texts[:24], validation=texts[24:32], test=texts[32:])
+    )
+
+
+def measurement(variant, task, folder, **changes):
+    """A tiny candidate with a tokenizer of words, on the task."""
+    attributes = {**VARIANTS, **ENCODER_DECODERS}[variant]
+    folder.mkdir(exist_ok=True)
+    write_tiny_checkpoint(attributes, folder)
+    model = tokenizers.Tokenizer(
+        tokenizers.models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="<s>")
+    )
+    model.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    fast = transformers.PreTrainedTokenizerFast(tokenizer_object=model, **SPECIALS[variant])
+    fast.save_pretrained(folder)
+    settings = {
+        "max_length": 10, "batch_size": 4, "max_epochs": 4, "num_kernel_examples": 5,
+        **changes,
+    }  # fmt: skip
+    return Measurement(load_folder(folder), task, config=MeasurementConfig(**settings))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("variant", ["t5", "bart"])
+def test_fine_tuning_lowers_the_loss_and_the_kernel_is_symmetric(variant, task, tmp_path):
+    measured = measurement(variant, task, tmp_path, learning_rate=0.02)
+    before = measured.zero_shot()
+    assert measured.fine_tune(24).test_loss < before
+    theta = measured.kernel().theta
+    assert theta.shape == (5, 5)
+    # float32 kernel entries from different tiles agree to rounding
+    assert np.abs(theta - theta.T).max() <= 1e-4 * np.abs(theta).max()
+    assert np.linalg.eigvalsh(theta.astype(np.float64)).min() > -1e-4 * np.abs(theta).max()
+
+
+def test_decoders_and_encoder_decoders_are_scored_on_the_same_tokens(task, tmp_path):
+    scored = {}
+    for variant in ("t5", "bart", "opt"):
+        labels = measurement(variant, task, tmp_path / variant).subset(24)["labels"]
+        scored[variant] = [row[row != -100].tolist() for row in labels]
+    assert scored["t5"] == scored["bart"] == scored["opt"]
+
+
+def test_a_long_target_is_cut_at_the_same_token_for_all(task, tmp_path):
+    long = [Example("the king", " ".join(WORDS[3:] + WORDS[3:]))] * 24
+    task = dataclasses.replace(task, train=tuple(long))
+    scored = {
+        variant: (measurement(variant, task, tmp_path / variant).subset(1)["labels"] != -100).sum()
+        for variant in ("t5", "bart", "opt")
+    }
+    assert len(set(map(int, scored.values()))) == 1, scored
+
+
+def test_a_task_with_prompts_stays_the_same_task(task):
+    assert with_prompts(task) is task
+    assert all(example.prompt for example in task.train)
+
+
+def test_the_tokenizer_knows_its_special_tokens_after_loading(task, tmp_path):
+    tokenizer = measurement("bart", task, tmp_path).candidate.tokenizer
+    assert (tokenizer.bos_token_id, tokenizer.pad_token_id, tokenizer.eos_token_id) == (0, 1, 2)
+    assert json.loads((tmp_path / "tokenizer_config.json").read_text())["bos_token"] == "<s>"
