@@ -133,7 +133,9 @@ def difference(attributes, dtype, folder, data=None) -> Difference:
         logits, loss = logits_and_loss(model, data)
         loss.backward()
     candidate = load_folder(folder, dtype=dtype)
-    ours_loss, gradient = jax.value_and_grad(our_loss)(candidate.params, candidate, data)
+    ours_loss, gradient = jax.jit(
+        jax.value_and_grad(lambda params: our_loss(params, candidate, data))
+    )(candidate.params)
     expected = {name: p.grad.numpy() for name, p in model.named_parameters()}
     got = dict(checkpoint_tensors(gradient, candidate.family, candidate.config, offset=False))
     for name, _ in constants(model):
@@ -143,7 +145,7 @@ def difference(attributes, dtype, folder, data=None) -> Difference:
     # logits at padding mean nothing
     real = np.asarray(data["attention_mask"]) == 1
     real = slice(None) if candidate.is_encoder_decoder else real
-    ours = np.asarray(candidate.apply_fn(candidate.params, data))
+    ours = np.asarray(jax.jit(candidate.apply_fn)(candidate.params, data))
     return Difference(
         logits=relative_difference(ours[real], logits.detach().numpy()[real]),
         loss=relative_difference(ours_loss, loss.item()),

@@ -1,0 +1,56 @@
+"""How far every family is from Hugging Face's PyTorch models: the table of docs/families.md.
+
+    JAX_ENABLE_X64=1 .venv-torch/bin/python -m benchmarks.parity --output=docs/families.md
+
+Tiny models with random weights, padded left and right; logits and gradients of the loss, each
+difference relative to the largest magnitude of its kind.  Six minutes on two cores.
+"""
+
+import os
+import tempfile
+from pathlib import Path
+
+from absl import app, flags
+
+OUTPUT = flags.DEFINE_string("output", "", "Document whose table to make (default: print alone).")
+TYPES = flags.DEFINE_list("model_types", [], "Rows to make anew (default: of all types).")
+
+START, END = "<!-- made by benchmarks.parity -->", "<!-- end -->"
+COLUMNS = [
+    f"{what}, {dtype}" for dtype in ("float32", "float64") for what in ("logits", "gradient")
+]
+HEADER = f"| family | variant | {' | '.join(COLUMNS)} |\n|{'---|' * (2 + len(COLUMNS))}\n"
+
+
+def row(variant, attributes, data):
+    """One line of the table."""
+    from tests.models.torch_oracle import difference
+
+    cells = []
+    for dtype in ("float32", "float64"):
+        with tempfile.TemporaryDirectory() as folder:
+            found = difference(attributes, dtype, folder, data)
+        cells += [f"{found.logits:.1e}", f"{found.gradient:.1e}"]
+    return f"| {attributes['model_type']} | {variant} | {' | '.join(cells)} |\n"
+
+
+def main(_):
+    from tests.goldens.generate import ALL_VARIANTS, golden_batch
+
+    path = Path(OUTPUT.value or os.devnull)
+    before, rest = path.read_text().split(START) if OUTPUT.value else ("", END)
+    table, after = rest.split(END)
+    rows = {line.split("|")[2].strip(): line + "\n" for line in table.splitlines()[3:]}
+    for variant, attributes in ALL_VARIANTS.items():
+        if TYPES.value and attributes["model_type"] not in TYPES.value:
+            continue
+        rows[variant] = row(variant, attributes, golden_batch(variant))
+        print(rows[variant], end="", flush=True)
+        # after each row, so that a stopped run keeps what it measured
+        table = HEADER + "".join(rows[v] for v in ALL_VARIANTS if v in rows)
+        path.write_text(f"{before}{START}\n{table}{END}{after}")
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("JAX_ENABLE_X64", "1")
+    app.run(main)
