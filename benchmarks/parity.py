@@ -3,7 +3,8 @@
     JAX_ENABLE_X64=1 .venv-torch/bin/python -m benchmarks.parity --output=docs/families.md
 
 Tiny models with random weights, padded left and right; logits and gradients of the loss, each
-difference relative to the largest magnitude of its kind.  Six minutes on two cores.
+difference relative to the largest magnitude of its kind.  About 15 to 30 s a variant on two
+busy cores; each row is kept as it is made.
 """
 
 import os

@@ -1,7 +1,8 @@
 """Configs of published decoders, as their config.json has them, spellings of their time included.
 
-From the model cards and repositories on the Hugging Face hub.  The vocabulary of the two
-LaMini-GPT models (GPT-2's with one token for padding) is from memory and unchecked.
+Written down from memory, without a network: none was compared with its file on the hub.  The
+counts below check most of them; the vocabulary of the two LaMini-GPT models (GPT-2's with one
+token for padding) is the least certain.
 """
 
 GPT2 = {
@@ -307,7 +308,7 @@ PUBLISHED = {
     },
 }  # fmt: skip
 
-# What their model cards or papers state, where it is exact: a check of the configs themselves.
+# Their counts as remembered from the hub: a check of the configs, no independent source.
 STATED_COUNTS = {
     "openai-community/gpt2": 124_439_808,
     "meta-llama/Llama-3.2-1B": 1_235_814_400,
