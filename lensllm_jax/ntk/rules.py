@@ -34,9 +34,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-# Numbers formed at once: 16 MiB in float32, which stay in the last cache. Smaller pieces pay more
+# Numbers formed at once: 8 MiB in float32, which stay in the last cache. Smaller pieces pay more
 # for each small product than they save (benchmarks/LOG.md).
-PIECE_SIZE = 2**22
+PIECE_SIZE = 2**21
 # Rows of a symmetric Gram that are multiplied at once: the tiles below the diagonal are left out.
 SYMMETRIC_TILE = 256
 # Entries of a (tokens x tokens) Gram in memory at once: 64 MiB in float32.
