@@ -27,7 +27,6 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
-import jax.numpy as jnp
 from jax.extend import core
 
 from lensllm_jax.ntk import uses
@@ -347,7 +346,7 @@ def _costs(equations: Iterable[Any]) -> tuple[int, int]:
             )
             continue
         avals = [variable.aval for variable in equation.outvars]
-        num_bytes += sum(math.prod(a.shape) * jnp.dtype(a.dtype).itemsize for a in avals)
+        num_bytes += sum(math.prod(a.shape) * a.dtype.itemsize for a in avals)
         if equation.primitive.name == "dot_general":
             (contracted, _), _ = equation.params["dimension_numbers"]
             lengths = [equation.invars[0].aval.shape[axis] for axis in contracted]

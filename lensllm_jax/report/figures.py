@@ -57,7 +57,7 @@ def loss_curves(
     Returns:
         A PNG.
     """
-    figure, axes = _axes("training examples D", "test loss (nats per token)")
+    figure, axes = axes_with("training examples D", "test loss (nats per token)")
     positive = table.sizes[table.sizes > 0]
     grid = np.geomspace(positive[0], target_size, 200)
     for i, name in enumerate(table.names):
@@ -72,7 +72,7 @@ def loss_curves(
     axes.set_xticklabels([f"{size:g}" for size in [0, *positive.tolist(), target_size]])
     axes.minorticks_off()
     axes.set_title(f"{table.task}: measured losses, fitted laws, predictions (stars)")
-    return _png(figure, axes)
+    return png(figure, axes)
 
 
 def kernel_spectra(eigenvalues: Mapping[str, Float[np.ndarray, " n"]]) -> bytes:
@@ -84,16 +84,25 @@ def kernel_spectra(eigenvalues: Mapping[str, Float[np.ndarray, " n"]]) -> bytes:
     Returns:
         A PNG.
     """
-    figure, axes = _axes("index j", r"eigenvalue $\lambda_j$ of $\Theta$")
+    figure, axes = axes_with("index j", r"eigenvalue $\lambda_j$ of $\Theta$")
     for i, (name, values) in enumerate(eigenvalues.items()):
         axes.plot(np.arange(1, len(values) + 1), np.sort(values)[::-1], label=name, **colour_of(i))
     axes.set_xscale("log")
     axes.set_yscale("log")
     axes.set_title("Spectra of the neural tangent kernels")
-    return _png(figure, axes)
+    return png(figure, axes)
 
 
-def _axes(x_label: str, y_label: str) -> tuple[Figure, Axes]:
+def axes_with(x_label: str, y_label: str) -> tuple[Figure, Axes]:
+    """An empty figure in the style of all.
+
+    Args:
+        x_label: with its unit.
+        y_label: with its unit.
+
+    Returns:
+        The figure and its axes.
+    """
     figure = Figure(figsize=(7.5, 4.8), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
@@ -104,7 +113,8 @@ def _axes(x_label: str, y_label: str) -> tuple[Figure, Axes]:
     return figure, axes
 
 
-def _png(figure: Figure, axes: Axes) -> bytes:
+def png(figure: Figure, axes: Axes) -> bytes:
+    """The figure, its legend beside it, as a PNG; the same input gives the same bytes."""
     axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=150, metadata={"Software": None})

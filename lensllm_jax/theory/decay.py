@@ -7,8 +7,9 @@ The corollary says :math:`\sum_i h_i \le C_2 n^{-\beta_2}` (Eq 6), hence by Cauc
     C_3 = \sqrt{C\, l\, C_2}, \quad \beta_3 = \tfrac12 (\beta_2 + 1) \quad (7).
 
 Both are hypotheses about measurements: here they are fitted, with intervals.  The paper's phases
-("first :math:`n^{-3/4}`, later :math:`n^{-\beta_3}`") need :math:`\beta_3 < 3/4`, that is
-:math:`\beta_2 < 1/2`; the two terms then cross at :math:`n^* = (K / C_3)^{1 / (3/4 - \beta_3)}`.
+("first :math:`n^{-3/4}`, later :math:`n^{-\beta_3}`") need :math:`1/2 \le \beta_3 < 3/4`, that is
+:math:`0 \le \beta_2 < 1/2`; the two terms then cross at
+:math:`n^* = (K / C_3)^{1 / (3/4 - \beta_3)}`.
 
 Example:
     >>> sizes = np.array([100.0, 200.0, 400.0, 800.0])
@@ -90,11 +91,21 @@ def fit_decay(
 
 
 class Consistency(enum.Enum):
-    """Whether the paper's order of phases can follow from the bound."""
+    """Whether the paper's order of phases can follow from the bound: 0 <= beta_2 < 1/2."""
 
-    HOLDS = "beta_2 < 1/2: the remainder dominates first, the power term later"
+    HOLDS = "0 < beta_2 < 1/2: the remainder dominates first, the power term later"
     FAILS = "beta_2 > 1/2: the power term falls faster than the remainder, and never dominates late"
-    UNDECIDED = "the interval of beta_2 holds 1/2: measure more sizes"
+    GROWS = "beta_2 < 0: the sum of h grows with n, so that Eq 6 does not hold"
+    UNDECIDED = "the interval of beta_2 holds 0 or 1/2: measure more sizes"
+
+    @classmethod
+    def of(cls, beta_2: Decay) -> "Consistency":
+        """What the interval of beta_2 allows to say."""
+        if beta_2.high < 0:
+            return cls.GROWS
+        if beta_2.low > CRITICAL_BETA_2:
+            return cls.FAILS
+        return cls.HOLDS if beta_2.low > 0 and beta_2.high < CRITICAL_BETA_2 else cls.UNDECIDED
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,19 +152,18 @@ def corollary_1(
     checks.not_negative("epsilon", epsilon)
     scale = (1 + epsilon) * math.sqrt(loss_bound * num_blocks * sum_of_h.coefficient)
     exponent = 0.5 * (sum_of_h.exponent + 1.0)
-    if sum_of_h.high < CRITICAL_BETA_2:
-        consistency = Consistency.HOLDS
-    elif sum_of_h.low > CRITICAL_BETA_2:
-        consistency = Consistency.FAILS
-    else:
-        consistency = Consistency.UNDECIDED
     crossing = None
     if remainder_constant is not None and exponent != 0.75:
         checks.positive("remainder_constant", remainder_constant)
         log_crossing = math.log(remainder_constant / scale) / (0.75 - exponent)
         crossing = math.exp(log_crossing) if log_crossing < 700 else None
     return Corollary1(
-        sum_of_h.exponent, sum_of_h.coefficient, exponent, scale, consistency, crossing
+        sum_of_h.exponent,
+        sum_of_h.coefficient,
+        exponent,
+        scale,
+        Consistency.of(sum_of_h),
+        crossing,
     )
 
 

@@ -14,10 +14,14 @@ from lensllm_jax.selection.loss_table import LossTable, write_loss_table
 ROOT = Path(__file__).parents[2]
 
 
-def run(*arguments):
-    command = [sys.executable, "-m", "experiments.rank_curves", *map(str, arguments)]
+def run_binary(binary, *arguments):
+    command = [sys.executable, "-m", f"experiments.{binary}", *map(str, arguments)]
     environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment)
+
+
+def run(*arguments):
+    return run_binary("rank_curves", *arguments)
 
 
 @pytest.fixture

@@ -10,8 +10,6 @@ with its defaults.  The weights are those in the repository, so only the answers
 import json
 from pathlib import Path
 
-import torch
-import weightwatcher
 from safetensors.numpy import load_file
 
 HERE = Path(__file__).parent
@@ -22,6 +20,10 @@ LAYER = ("attn", "mlp", "fc", "proj")  # names of matrices between embeddings an
 
 def alphas(path: Path) -> dict[str, float]:
     """Tensor name -> alpha."""
+    # here, so that test collection, which imports this file, needs neither
+    import torch
+    import weightwatcher
+
     tensors = {
         name: tensor
         for name, tensor in load_file(path).items()

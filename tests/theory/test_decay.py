@@ -44,7 +44,8 @@ def test_intervals_of_the_exponent_cover_the_truth_as_often_as_they_say():
 
 
 @pytest.mark.parametrize(
-    ("beta_2", "expected"), [(0.2, Consistency.HOLDS), (0.8, Consistency.FAILS)]
+    ("beta_2", "expected"),
+    [(0.2, Consistency.HOLDS), (0.8, Consistency.FAILS), (-0.3, Consistency.GROWS)],
 )
 def test_consistency_follows_beta_2(beta_2, expected):
     result = corollary_1(fit_decay(SIZES, 3.0 * SIZES**-beta_2), loss_bound=2.0, num_blocks=5)

@@ -1,0 +1,326 @@
+r"""Theorem 2 and its lemmas, measured: one candidate fine-tuned on doubling subsets.
+
+    python -m experiments.theory_bound --candidate=zoo/gpt2-xs --task=pydoc \
+        --sizes=100,200,400,800,1600,3200 --output_dir=out/theory
+    python -m experiments.theory_bound --curves=flan.csv,gigaword.csv --output_dir=out/phases
+
+For each size n: how far each weight block moved, h_i of the first --num_examples training
+examples block by block (Lanczos, with its error estimate), the forms that others compute instead,
+the Hessian's trace with an interval, the gradient's variance, and every term of the bound at
+--epsilon and --delta, with C the largest loss of any example seen.  Then, over n: the decay of
+each with its interval beside what the lemmas say, Corollary 1's constants, whether beta_2 < 1/2
+holds, and the transition of the loss curve.  With --curves only the transitions of measured curves.
+
+--output_dir receives theory.csv (a row a size), blocks.csv (a row a size and block), theory.json
+(fits), bound.png, decays.png; phases.csv with --curves.  The same command goes on where a killed
+run was cut off.  A bundled candidate with six sizes: about 9 minutes on 2 cores.
+"""
+
+import csv
+import dataclasses
+import functools
+import io
+import json
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import flags
+from rich.console import Console
+from rich.table import Table
+
+from experiments import cli, measuring
+from experiments.progress import Progress
+from experiments.run_folder import RunFolder
+from lensllm_jax import checks
+from lensllm_jax.finetune.objective import nats_and_count
+from lensllm_jax.report import theory as report
+from lensllm_jax.scaling.fit import fit_law
+from lensllm_jax.scaling.intervals import bootstrap_refits, degrees_of_freedom
+from lensllm_jax.selection.loss_table import read_loss_table
+from lensllm_jax.selection.measurement import Measurement
+from lensllm_jax.theory.blocks import displacement, squared_norms, weight_blocks
+from lensllm_jax.theory.bound import share, theorem_2
+from lensllm_jax.theory.decay import corollary_1, fit_decay
+from lensllm_jax.theory.hessian import (
+    batch_means,
+    block_forms,
+    gradient_variance,
+    hessian_trace,
+    joint_forms,
+)
+from lensllm_jax.theory.phases import MIN_SIZES, law_transition, segmented_transition
+
+flags.DEFINE_alias("candidate", "candidates")
+SIZES = flags.DEFINE_list("sizes", ["100", "200", "400", "800", "1600", "3200"], "Subsets.")
+CURVES = flags.DEFINE_list("curves", [], "Loss tables: phases of their curves, and nothing else.")
+NUM_EXAMPLES = flags.DEFINE_integer("num_examples", 16, "Examples of each Hessian form.")
+NUM_MATVECS = flags.DEFINE_integer("num_matvecs", 32, "Products of each Lanczos quadrature.")
+NUM_PROBES = flags.DEFINE_integer("num_probes", 16, "Probes of each trace.")
+ONLY = flags.DEFINE_string("only", "blocks/.*kernel", "Regular expression: which weights count.")
+MEGABYTES = flags.DEFINE_integer("megabytes", 1024, "Memory of the Lanczos vectors.")
+EPSILON = flags.DEFINE_float("epsilon", 0.1, "Of the bound, in (0, 1).")
+DELTA = flags.DEFINE_float("delta", 0.01, "One less the probability of the bound, in (0, 1).")
+
+STACKED = ("blocks",)
+BATCH = 4  # examples of a batch mean
+CHUNK = 32  # examples whose losses are computed at once
+# what decays, and the exponent that the lemmas give it
+LEMMAS = {
+    "sum_h": "Eq 6: beta_2 > 0, and < 1/2 for the order of phases",
+    "trace": "Lemma 2: 1",
+    "gradient_variance": "Lemma 3: beta > 0",
+    "squared_displacement": "Lemma 4: 0 (bounded)",
+}
+
+
+def main(argv: Sequence[str]) -> None:
+    """Measures a candidate, or reads curves."""
+    del argv
+    if CURVES.value:
+        phases_of_curves()
+        return
+    names = measuring.candidate_names()
+    if len(names) != 1:
+        raise checks.UserError(f"`candidate` must be one, got {', '.join(names)}")
+    share("epsilon", EPSILON.value)
+    share("delta", DELTA.value)
+    config = measuring.measurement_config()
+    task = measuring.load_task_for(names)
+    sizes = _sizes(len(task.train))
+    candidate = measuring.load_checked(names[0], config)
+    settings = {
+        **measuring.task_settings(names, task, config),
+        "sizes": sizes,
+        "num_examples": NUM_EXAMPLES.value,
+        "num_matvecs": NUM_MATVECS.value,
+        "num_probes": NUM_PROBES.value,
+        "only": ONLY.value,
+        "epsilon": EPSILON.value,
+        "delta": DELTA.value,
+    }
+    folder = RunFolder.open(measuring.OUTPUT_DIR.value, settings)
+    with Progress(total=float(len(sizes)), quiet=measuring.QUIET.value) as progress:
+        bench = Bench(Measurement(candidate, task, config=config))
+        cells = []
+        for size in sizes:
+            progress.at(0.0, f"{candidate.name}: {size} examples")
+            cells.append(
+                folder.remember(f"cells/{size}.json", functools.partial(bench.measure, size))
+            )
+            progress.finish(1.0, f"{size} examples: sum of h {cells[-1]['sum_h']:.4g}")
+    write(folder, cells)
+
+
+def _sizes(available: int) -> list[int]:
+    texts = [text.strip() for text in SIZES.value]
+    if not all(text.isdigit() for text in texts):
+        raise checks.UserError(f"`sizes` must be whole numbers, got {','.join(texts)}")
+    sizes = sorted({int(text) for text in texts})
+    if len(sizes) < 2 or sizes[0] < max(NUM_EXAMPLES.value, BATCH) or sizes[-1] > available:
+        raise checks.UserError(
+            f"`sizes` must be two or more from `num_examples` ({NUM_EXAMPLES.value}, at least "
+            f"{BATCH}) to {available} (the training examples), got {','.join(texts)}"
+        )
+    return sizes
+
+
+class Bench:
+    """The candidate, and the functions that are compiled once for all sizes."""
+
+    def __init__(self, measurement: Measurement):
+        self.measurement = measurement
+        self.pretrained = measurement.candidate.params
+        self.blocks = weight_blocks(self.pretrained, stacked=STACKED, only=ONLY.value)
+        self.loss = self._loss  # one object, so that nothing is compiled twice
+        each = jax.vmap(self.loss, in_axes=(None, 0))
+        self.losses = jax.jit(lambda p, x: each(p, x))
+
+    def _loss(self, params, one) -> jax.Array:
+        """Mean loss of one example's target tokens, nats."""
+        batch = {name: values[None] for name, values in one.items()}
+        logits = self.measurement.candidate.apply_fn(params, batch)[0]
+        nats, count = nats_and_count(logits, one["labels"], shift=self.measurement.loop.shift)
+        return jnp.asarray(nats / jnp.maximum(count, 1))
+
+    def every_loss(self, params, examples) -> np.ndarray:
+        """Loss of each example, nats per target token."""
+        count = len(next(iter(examples.values())))
+        parts = []
+        for start in range(0, count, CHUNK):
+            # one shape for every call: the last ones are looked at twice
+            rows = np.minimum(np.arange(start, start + CHUNK), count - 1)
+            part = self.losses(params, {name: x[rows] for name, x in examples.items()})
+            parts.append(np.asarray(part, np.float64)[: count - start])
+        return np.concatenate(parts)
+
+    def measure(self, size: int) -> dict[str, Any]:
+        """Everything about one size, as JSON values."""
+        start = time.monotonic()
+        tuned = self.measurement.fine_tuned(size)
+        moved = displacement(tuned.params, self.pretrained)
+        subset = self.measurement.subset(size)
+        seen = self.every_loss(tuned.params, subset)
+        few = {name: values[: NUM_EXAMPLES.value] for name, values in subset.items()}
+        loss = self.loss
+        forms = block_forms(
+            loss, tuned.params, moved, few, self.blocks,
+            num_matvecs=NUM_MATVECS.value, max_bytes=MEGABYTES.value * 2**20,
+        )  # fmt: skip
+        joint = joint_forms(loss, tuned.params, moved, few, self.blocks)
+        trace = hessian_trace(loss, tuned.params, few, self.blocks, num_probes=NUM_PROBES.value)
+        h = np.array([f.h for f in forms])
+        loss_bound = float(seen.max())
+        bound = theorem_2(
+            float(seen.mean()), h, num_examples=size, epsilon=EPSILON.value,
+            loss_bound=loss_bound, delta=DELTA.value,
+        )  # fmt: skip
+        worst = [int(np.argmax(f.positive)) for f in forms]
+        return {
+            "size": size,
+            "training_loss": float(seen.mean()),
+            "test_loss": tuned.result.test_loss,
+            "loss_bound": loss_bound,
+            "sum_h": float(h.sum()),
+            "sum_h_error": float(sum(f.error[i] for f, i in zip(forms, worst, strict=True))),
+            "sum_h_plain": float(sum(f.plain.max() for f in forms)),
+            "sum_h_joint": float(joint.max(0).sum()),
+            "sum_h_batch_means": float(batch_means(joint, batch_size=BATCH).max(0).sum()),
+            "trace": trace.value,
+            "trace_low": trace.low,
+            "trace_high": trace.high,
+            "gradient_variance": gradient_variance(loss, tuned.params, few, self.blocks),
+            "squared_displacement": float(squared_norms(moved, self.blocks).sum()),
+            "empirical_term": bound.empirical,
+            "curvature_term": bound.curvature,
+            "confidence_term": bound.confidence,
+            "blocks": {f.name: {"h": f.h, "error": float(f.error.max())} for f in forms},
+            "best_step": tuned.result.best_step,
+            "seconds": round(time.monotonic() - start, 1),
+        }
+
+
+def summarise(cells: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Decays, Corollary 1 and the transition, as JSON values."""
+    sizes = np.array([float(cell["size"]) for cell in cells])
+    decays: dict[str, Any] = {}
+    for name, said in LEMMAS.items():
+        values = np.array([cell[name] for cell in cells])
+        if np.all(values > 0):
+            decays[name] = {"lemma": said, **dataclasses.asdict(fit_decay(sizes, values))}
+        else:
+            decays[name] = {"lemma": said, "no fit": f"not all positive: {values.tolist()}"}
+    summary: dict[str, Any] = {"decays": decays}
+    if "exponent" in decays["sum_h"]:
+        result = corollary_1(
+            fit_decay(sizes, np.array([cell["sum_h"] for cell in cells])),
+            loss_bound=max(cell["loss_bound"] for cell in cells),
+            num_blocks=len(cells[0]["blocks"]),
+        )
+        summary["corollary_1"] = {
+            **dataclasses.asdict(result),
+            "consistency": result.consistency.value,
+        }
+    losses = np.array([cell["test_loss"] for cell in cells])
+    summary["phases"] = transitions(sizes, losses)
+    return summary
+
+
+def transitions(sizes: np.ndarray, losses: np.ndarray) -> dict[str, Any]:
+    """Both detectors on one curve; what cannot be said is said."""
+    kept = (sizes > 0) & ~np.isnan(losses)
+    found: dict[str, Any] = {}
+    if kept.sum() >= MIN_SIZES:
+        segmented = segmented_transition(sizes, losses)
+        found["segmented"] = {**dataclasses.asdict(segmented), "phase": segmented.phase.value}
+    else:
+        found["segmented"] = f"needs {MIN_SIZES} sizes, got {int(kept.sum())}"
+    fit = fit_law("rectified", sizes, losses, weights=(~np.isnan(losses)).astype(float))
+    if not fit.status.usable or degrees_of_freedom(fit) < 1:
+        return {**found, "rectified": fit.message}
+    refits = bootstrap_refits(fit).params
+    law = law_transition(
+        fit.params["D_l"], fit.params["beta"],
+        refitted_offsets=refits["D_l"], refitted_betas=refits["beta"],
+    )  # fmt: skip
+    return {**found, "rectified": {**dataclasses.asdict(law), "message": fit.message}}
+
+
+def write(folder: RunFolder, cells: Sequence[Mapping[str, Any]]) -> None:
+    """Tables, figures, and the summary on the terminal."""
+    hidden = ("size", "blocks", "seconds")
+    rows = [{"size": c["size"], **{k: c[k] for k in c if k not in hidden}} for c in cells]
+    folder.write_text("theory.csv", _csv(rows))
+    folder.write_text(
+        "blocks.csv",
+        _csv(
+            [
+                {"size": cell["size"], "block": name, **values}
+                for cell in cells
+                for name, values in cell["blocks"].items()
+            ]
+        ),
+    )
+    summary = summarise(cells)
+    folder.write_text("theory.json", json.dumps(_finite(summary), indent=1, allow_nan=False) + "\n")
+    folder.write_bytes("bound.png", report.bound_figure(rows))
+    folder.write_bytes("decays.png", report.decay_figure(rows, summary["decays"]))
+    shown = Table(title="What the lemmas say about powers of n, and what was measured")
+    for column in ("quantity", "exponent", "90 % interval", "the lemma says"):
+        shown.add_column(column)
+    for name, decay in summary["decays"].items():
+        if "exponent" in decay:
+            ends = f"{decay['low']:.2f} to {decay['high']:.2f}"
+            shown.add_row(name, f"{decay['exponent']:.2f}", ends, decay["lemma"])
+        else:
+            shown.add_row(name, "-", decay["no fit"], decay["lemma"])
+    console = Console(width=None if Console().is_terminal else 160)
+    console.print(shown)
+    if "corollary_1" in summary:
+        console.print(summary["corollary_1"]["consistency"])
+    print(f"written to {folder.path}")
+
+
+def _finite(value: Any) -> Any:
+    """Numbers that JSON has no word for become null: an open interval has no end."""
+    if isinstance(value, dict):
+        return {name: _finite(part) for name, part in value.items()}
+    return None if isinstance(value, float) and not np.isfinite(value) else value
+
+
+def phases_of_curves() -> None:
+    """phases.csv: both detectors on every curve of the tables."""
+    tables = [read_loss_table(path) for path in CURVES.value]
+    folder = RunFolder.open(measuring.OUTPUT_DIR.value, {"curves": [t.task for t in tables]})
+    rows = []
+    for table in tables:
+        sizes = table.sizes.astype(np.float64)
+        for name, losses in zip(table.names, table.losses, strict=True):
+            found = transitions(sizes, losses)
+            row: dict[str, Any] = {"task": table.task, "candidate": name}
+            for detector in ("segmented", "rectified"):
+                values = found[detector] if isinstance(found[detector], dict) else {}
+                row |= {f"{detector}_{k}": values.get(k, "") for k in ("size", "low", "high")}
+            row["phase"] = found["segmented"]["phase"] if row["segmented_size"] else ""
+            rows.append(row)
+    folder.write_text("phases.csv", _csv(rows))
+    for table in tables:
+        mine = [row["phase"] for row in rows if row["task"] == table.task]
+        for phase in sorted(set(mine)):
+            print(f"{table.task}: {mine.count(phase)} of {len(mine)}: {phase}")
+    print(f"written to {folder.path}")
+
+
+def _csv(rows: Sequence[Mapping[str, Any]]) -> str:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+if __name__ == "__main__":
+    cli.run(main)
