@@ -7,6 +7,7 @@ Each layer's matrix becomes a torch ``Linear`` without bias, and ``WeightWatcher
 with its defaults.  The weights are those in the repository, so only the answers are stored.
 """
 
+import importlib.metadata
 import json
 from pathlib import Path
 
@@ -46,7 +47,7 @@ def alphas(path: Path) -> dict[str, float]:
 def main() -> None:
     """Writes the golden beside this file."""
     golden = {
-        "weightwatcher": weightwatcher.__version__,
+        "weightwatcher": importlib.metadata.version("weightwatcher"),
         "alpha": {name: alphas(ZOO / name / "model.safetensors") for name in CANDIDATES},
     }
     text = json.dumps(golden, indent=1, sort_keys=True)
