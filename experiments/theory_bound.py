@@ -13,7 +13,7 @@ holds, and the transition of the loss curve.  With --curves only the transitions
 
 --output_dir receives theory.csv (a row a size), blocks.csv (a row a size and block), theory.json
 (fits), bound.png, decays.png; phases.csv with --curves.  The same command goes on where a killed
-run was cut off.  A bundled candidate with six sizes: about 9 minutes on 2 cores.
+run was cut off.  A bundled candidate with six sizes: about 6 minutes on 2 cores.
 """
 
 import csv
