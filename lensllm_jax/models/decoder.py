@@ -39,8 +39,10 @@ from lensllm_jax.models.layers import (
     FeedForward,
     activation_fn,
     causal_mask,
+    check_length,
     dense,
     embedding,
+    scanned,
     soft_cap,
     window_mask,
 )
@@ -312,11 +314,7 @@ class Decoder(nn.Module):
         """
         c = self.config
         b, s = input_ids.shape
-        if s > c.max_positions:
-            raise checks.UserError(
-                f"`input_ids` must have at most {c.max_positions} tokens (the model's positions), "
-                f"got {s}: shorten the texts with `max_length`"
-            )
+        check_length(s, c.max_positions)
         layer = partial(dense, use_bias=False, dtype=self.dtype)
         table = embedding(c.vocab_size, c.embedding_width, dtype=self.dtype, name="embed")
         x = table(input_ids.reshape(b * s)) * c.embedding_scale
@@ -345,17 +343,11 @@ class Decoder(nn.Module):
         if c.rotaries:
             precise = jnp.promote_types(x.dtype, jnp.float32)
             rotary = tuple(jnp.asarray(table, precise) for table in rotary_table(c.rotaries, s))
-        block = nn.remat(Block, prevent_cse=False) if self.remat else Block
-        x, _ = nn.scan(
-            block,
-            variable_axes={"params": 0},
-            split_rngs={"params": True},
-            in_axes=(nn.broadcast, nn.broadcast, 0),
-            length=c.num_layers,
-            unroll=c.num_layers if self.unroll_layers else 1,
-        )(
-            c, self.dtype, name="blocks"
-        )(x, causal_mask(attention_mask), rotary, _Layer.stacked(c, s))
+        blocks = scanned(
+            Block, c.num_layers, in_axes=(nn.broadcast, nn.broadcast, 0),
+            unroll=self.unroll_layers, remat=self.remat,
+        )(c, self.dtype, name="blocks")  # fmt: skip
+        x, _ = blocks(x, causal_mask(attention_mask), rotary, _Layer.stacked(c, s))
         return x
 
     def position_ids(self, attention_mask: Int[Array, "b s"]) -> Int[Array, "b s"]:

@@ -39,8 +39,10 @@ from lensllm_jax.models.layers import (
     FeedForward,
     activation_fn,
     causal_mask,
+    check_length,
     dense,
     embedding,
+    scanned,
 )
 from lensllm_jax.models.relative import Buckets, RelativeBias
 from lensllm_jax.typing import IGNORE, Array, Batch
@@ -275,15 +277,11 @@ class Stack(nn.Module):
             )
         if c.embedding_norm:
             x = self._norm("embedding_norm")(x)
-        block = nn.remat(Block, prevent_cse=False) if self.remat else Block
-        x, _ = nn.scan(
-            block,
-            variable_axes={"params": 0},
-            split_rngs={"params": True},
-            in_axes=nn.broadcast,
-            length=self.size.num_layers,
-            unroll=self.size.num_layers if self.unroll_layers else 1,
-        )(c, self.size, self.dtype, name="blocks")(x, mask, bias, memory, memory_mask)
+        blocks = scanned(
+            Block, self.size.num_layers, in_axes=nn.broadcast,
+            unroll=self.unroll_layers, remat=self.remat,
+        )(c, self.size, self.dtype, name="blocks")  # fmt: skip
+        x, _ = blocks(x, mask, bias, memory, memory_mask)
         return self._norm("final_norm")(x) if c.final_norm else x
 
     def _norm(self, name):
@@ -292,11 +290,7 @@ class Stack(nn.Module):
 
     def _positions(self, num_positions, max_positions):
         c = self.config
-        if num_positions > max_positions:
-            raise checks.UserError(
-                f"`input_ids` must have at most {max_positions} tokens (the model's positions), "
-                f"got {num_positions}: shorten the texts with `max_length`"
-            )
+        check_length(num_positions, max_positions)
         rows = max_positions + c.position_offset
         return embedding(rows, c.d_model, dtype=self.dtype, name="positions")
 

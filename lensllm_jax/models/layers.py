@@ -26,6 +26,7 @@ Example:
 
 from collections.abc import Callable, Mapping
 from functools import partial
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -156,6 +157,46 @@ def soft_cap(x: Array, cap: float | None) -> Array:
         The same shape.
     """
     return x if cap is None else cap * jnp.tanh(x / cap)
+
+
+def check_length(num_tokens: int, max_positions: int) -> None:
+    """Refuses a text that is longer than a model's positions.
+
+    Args:
+        num_tokens: of the text, padding included.
+        max_positions: of the model.
+
+    Raises:
+        UserError: if it is longer.
+    """
+    if num_tokens > max_positions:
+        raise checks.UserError(
+            f"`input_ids` must have at most {max_positions} tokens (the model's positions), "
+            f"got {num_tokens}: shorten the texts with `max_length`"
+        )
+
+
+def scanned(block: Any, length: int, *, in_axes: Any, unroll: bool, remat: bool) -> Any:
+    """A stack of blocks as a loop over layers: one is compiled, parameters lead with an axis l.
+
+    Args:
+        block: the Flax module of one block, ``(x, *inputs) -> (x, None)``.
+        length: how many blocks.
+        in_axes: for each input, ``nn.broadcast`` or the axis along which blocks differ.
+        unroll: write the blocks out instead of looping (same parameters).
+        remat: recompute each block in the backward pass.
+
+    Returns:
+        The module class of the stack.
+    """
+    return nn.scan(
+        nn.remat(block, prevent_cse=False) if remat else block,
+        variable_axes={"params": 0},
+        split_rngs={"params": True},
+        in_axes=in_axes,
+        length=length,
+        unroll=length if unroll else 1,
+    )
 
 
 def causal_mask(attention_mask: Int[Array, "b s"]) -> Bool[Array, "b 1 s s"]:
