@@ -200,7 +200,7 @@ def remember_cell(
         progress.at(work * now.step / now.max_steps, doing)
 
     start = time.monotonic()
-    result = measurement.fine_tune(size, on_progress=on_progress)
+    result = measurement.fine_tune(size, on_progress=on_progress).result
     seconds = round(time.monotonic() - start, 3)
     cell = folder.remember(path, lambda: {**result._asdict(), "seconds": seconds})
     progress.finish(work, f"{name}: {size} examples, test loss {cell['test_loss']:.4f}")

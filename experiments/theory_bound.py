@@ -160,7 +160,7 @@ class Bench:
     def measure(self, size: int) -> dict[str, Any]:
         """Everything about one size, as JSON values."""
         start = time.monotonic()
-        tuned = self.measurement.fine_tuned(size)
+        tuned = self.measurement.fine_tune(size)
         moved = displacement(tuned.params, self.pretrained)
         subset = self.measurement.subset(size)
         seen = self.every_loss(tuned.params, subset)

@@ -13,7 +13,7 @@ Example:
     >>> data = {"input_ids": ids, "attention_mask": np.ones_like(ids), "labels": ids}
     >>> config = FineTuneConfig(batch_size=4, max_epochs=2)
     >>> loop = Loop(c.apply_fn, OptimizerConfig(learning_rate=1e-3), shift=True)
-    >>> result = fine_tune(loop, c.params, data, data, data, config=config)
+    >>> result = fine_tune(loop, c.params, data, data, data, config=config).result
     >>> result.test_loss < loop.evaluate(c.params, [data])
     True
 """
@@ -99,7 +99,7 @@ class Progress(NamedTuple):
     validation_loss: float  # nats per target token, last evaluated
 
 
-def fine_tuned(
+def fine_tune(
     loop: Loop,
     params: Params,
     train: Batch,
@@ -161,22 +161,6 @@ def fine_tuned(
         stopped_early=since_best == config.patience,
     )
     return FineTuned(result, best[2])
-
-
-def fine_tune(
-    loop: Loop,
-    params: Params,
-    train: Batch,
-    validation: Batch,
-    test: Batch,
-    *,
-    config: FineTuneConfig,
-    on_progress: Callable[[Progress], None] | None = None,
-) -> FineTuneResult:
-    """The point of the learning curve alone; arguments and errors as :func:`fine_tuned`."""
-    return fine_tuned(
-        loop, params, train, validation, test, config=config, on_progress=on_progress
-    ).result
 
 
 def evaluation_batches(data: Batch) -> list[Batch]:

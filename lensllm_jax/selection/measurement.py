@@ -32,10 +32,9 @@ from lensllm_jax.data.task import Example, Task
 from lensllm_jax.finetune.fine_tune import (
     FineTuneConfig,
     FineTuned,
-    FineTuneResult,
     Progress,
     evaluation_batches,
-    fine_tuned,
+    fine_tune,
 )
 from lensllm_jax.finetune.loop import Loop, OptimizerConfig
 from lensllm_jax.ntk.candidate import CandidateNtk, candidate_ntk
@@ -149,12 +148,6 @@ class Measurement:
 
     def fine_tune(
         self, size: int, *, on_progress: Callable[[Progress], None] | None = None
-    ) -> FineTuneResult:
-        """The point of the learning curve at ``size``; see :meth:`fine_tuned`."""
-        return self.fine_tuned(size, on_progress=on_progress).result
-
-    def fine_tuned(
-        self, size: int, *, on_progress: Callable[[Progress], None] | None = None
     ) -> FineTuned:
         """The point of the learning curve at ``size``, with its weights.
 
@@ -165,7 +158,7 @@ class Measurement:
         Returns:
             Test loss and what it took, and the weights at the best step.
         """
-        return fine_tuned(
+        return fine_tune(
             self.loop,
             self.candidate.params,
             self.subset(size),

@@ -108,14 +108,14 @@ def test_first_step_is_that_of_adamw_written_out(candidate):
 def test_training_lowers_the_loss_and_is_repeatable(loop, candidate):
     config = FineTuneConfig(batch_size=8, max_epochs=6, patience=3, steps_per_call=4)
     train = data(32)
-    first = fine_tune(loop, candidate.params, train, train, train, config=config)
-    again = fine_tune(loop, candidate.params, train, train, train, config=config)
+    first = fine_tune(loop, candidate.params, train, train, train, config=config).result
+    again = fine_tune(loop, candidate.params, train, train, train, config=config).result
     assert first == again
     assert first.test_loss < loop.evaluate(candidate.params, evaluation_batches(train)) - 0.5
     other = fine_tune(
         loop, candidate.params, train, train, train,
         config=FineTuneConfig(batch_size=8, max_epochs=6, patience=3, steps_per_call=4, seed=1),
-    )  # fmt: skip
+    ).result  # fmt: skip
     assert other != first
 
 
@@ -126,7 +126,7 @@ def test_patience_stops_and_the_best_step_is_reported(candidate):
     result = fine_tune(
         rough, candidate.params, data(16), data(16, seed=1), data(16, seed=2),
         config=config, on_progress=seen.append,
-    )  # fmt: skip
+    ).result  # fmt: skip
     losses = [p.validation_loss for p in seen]
     assert result.stopped_early
     assert result.validation_loss == min(losses)

@@ -56,7 +56,7 @@ def measurement(variant, task, folder, **changes):
 def test_fine_tuning_lowers_the_loss_and_the_kernel_is_symmetric(variant, task, tmp_path):
     measured = measurement(variant, task, tmp_path, learning_rate=0.02)
     before = measured.zero_shot()
-    assert measured.fine_tune(24).test_loss < before
+    assert measured.fine_tune(24).result.test_loss < before
     theta = measured.kernel().theta
     assert theta.shape == (5, 5)
     # float32 kernel entries from different tiles agree to rounding
