@@ -17,10 +17,8 @@ float32 matrix product measured just before. The columns ``said_seconds`` and ``
 """
 
 import csv
-import functools
 import json
 import pathlib
-import resource
 import statistics
 import subprocess
 import sys
@@ -74,26 +72,6 @@ class Measured(NamedTuple):
     said_seconds: float  # by ``ntk_cost``
     said_bytes: float
     theta_sum: float
-
-
-def matmul_flops_per_second() -> float:
-    """The rate of a large float32 matrix product here and now (best of five).
-
-    Returns:
-        Operations a second.
-    """
-    import jax
-
-    size = 2048
-    a = jax.random.normal(jax.random.key(0), (size, size))
-    multiply = jax.jit(functools.partial(jax.numpy.matmul, precision="highest"))
-    multiply(a, a).block_until_ready()
-    seconds = []
-    for _ in range(5):
-        start = time.perf_counter()
-        multiply(a, a).block_until_ready()
-        seconds.append(time.perf_counter() - start)
-    return 2 * size**3 / min(seconds)
 
 
 def model_config(shape: Shape) -> Any:
@@ -184,19 +162,20 @@ def measure(shape: Shape, method: str, repeats: int) -> Measured:
     """
     import jax
 
+    from lensllm_jax.ntk.candidate import peak_bytes
     from lensllm_jax.ntk.cost import ntk_cost
     from lensllm_jax.ntk.gram import empirical_ntk
 
     f, params, batch = problem(shape)
     jax.block_until_ready(params)
     said = ntk_cost(f, params, batch, method=method)
-    bare = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    bare = peak_bytes()
     seconds = []
     for _ in range(repeats + 1):
         start = time.perf_counter()
         theta = empirical_ntk(f, params, batch, method=method)
         seconds.append(time.perf_counter() - start)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    peak = peak_bytes()
     return Measured(
         seconds[1:], seconds[0], peak - bare, bare, said.seconds, said.bytes,
         float(theta.sum()),
@@ -235,11 +214,11 @@ def table(rows: list[Shape], methods: list[str], repeats: int) -> list[dict]:
     """
     import jax
 
-    from lensllm_jax.ntk.cost import least_flops
+    from lensllm_jax.ntk.cost import least_flops, matmul_rate
 
     records = []
     for shape in rows:
-        rate = matmul_flops_per_second()
+        rate = matmul_rate(2048)
         f, params, batch = problem(shape)
         floor = least_flops(f, params, batch) / rate
         num_params = sum(leaf.size for leaf in jax.tree.leaves(params))

@@ -98,13 +98,7 @@ def empirical_ntk(
     reduction = OutputReduction(
         checks.one_of("output_reduction", output_reduction, list(OutputReduction))
     )
-    n = num_examples("x1", x1)
-    m = n if x2 is None else num_examples("x2", x2)
-    _check_params(params)
-    structures = [str(jax.tree.structure(x)) for x in (x1, x2)]
-    if x2 is not None and len(set(structures)) > 1:
-        raise checks.UserError("`x2` must be a pytree like `x1`, {}, got {}".format(*structures))
-    num_outputs(f, params, x1)
+    n, m = _check_inputs(f, params, x1, x2)
     block = max(n, m) if block_size is None else int(checks.positive("block_size", block_size))
     if memory_budget is not None:
         if block_size is not None or method is not NtkMethod.STRUCTURED:
@@ -174,14 +168,17 @@ def _structured_tile_fn(
 ) -> Callable[[Block, Block | None], Array]:  # fmt: skip
     def of_blocks(rows: Block, columns: Block | None) -> Array:
         x1 = rows.take()
-        k = num_outputs(f, params, x1)
-        theta = structured.structured_ntk(
-            f, params, x1, None if columns is None else columns.take(),
-            trace=k is None or reduction is not OutputReduction.NONE, mesh=mesh,
-        )  # fmt: skip
-        return theta / k if reduction is OutputReduction.MEAN and k else theta
+        trace, scale = _traced_and_scaled(num_outputs(f, params, x1), reduction)
+        right = None if columns is None else columns.take()
+        return structured.structured_ntk(f, params, x1, right, trace=trace, mesh=mesh) / scale
 
     return of_blocks
+
+
+def _traced_and_scaled(k: int | None, reduction: OutputReduction) -> tuple[bool, int]:
+    """Whether to sum over equal outputs, and by what to divide the sum."""
+    is_traced = k is None or reduction is not OutputReduction.NONE
+    return is_traced, k if k is not None and reduction is OutputReduction.MEAN else 1
 
 
 def _mesh(devices: Sequence[jax.Device] | None) -> Mesh | None:
@@ -247,10 +244,8 @@ def parameter_group_ntk(
     reduction = OutputReduction(
         checks.one_of("output_reduction", output_reduction, list(OutputReduction))
     )
-    _check_params(params)
-    k = num_outputs(f, params, x1)
-    trace = k is None or reduction is not OutputReduction.NONE
-    scale = k if k is not None and reduction is OutputReduction.MEAN else 1
+    _check_inputs(f, params, x1, x2)
+    trace, scale = _traced_and_scaled(num_outputs(f, params, x1), reduction)
     parts: dict[str, np.ndarray] = {}
     for share in structured.kernel_by_parameter(
         f, params, x1, x2, trace=trace, mesh=_mesh(devices)
@@ -361,7 +356,27 @@ def num_outputs(f: ApplyFn, params: Params, x: Any) -> int | None:
     return out.shape[1] if len(out.shape) == 2 else None
 
 
-def _check_params(params: Params) -> None:
+def _check_inputs(f: ApplyFn, params: Params, x1: Any, x2: Any) -> tuple[int, int]:
+    """The numbers n and m of examples, once all inputs fit each other."""
+    n = num_examples("x1", x1)
+    m = n if x2 is None else num_examples("x2", x2)
+    check_params(params)
+    structures = [str(jax.tree.structure(x)) for x in (x1, x2)]
+    if x2 is not None and len(set(structures)) > 1:
+        raise checks.UserError("`x2` must be a pytree like `x1`, {}, got {}".format(*structures))
+    num_outputs(f, params, x1)
+    return n, m
+
+
+def check_params(params: Params) -> None:
+    """Refuses a tree without parameters, or with some that have no gradient.
+
+    Args:
+        params: the tree.
+
+    Raises:
+        UserError: if it is empty or holds an array that is not floating.
+    """
     leaves = jax.tree.leaves_with_path(params)
     if not leaves:
         raise checks.UserError("`params` must hold at least one array, got an empty pytree")

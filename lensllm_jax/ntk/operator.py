@@ -88,7 +88,7 @@ def ntk_matvec(
         array([[1., 0.],
                [0., 1.]], dtype=float32)
     """
-    gram._check_params(params)
+    gram.check_params(params)
     checks.positive("block_size", block_size)
     rows = _Blocks.of("x", f, params, x, block_size)
     columns = rows if x2 is None else _Blocks.of("x2", f, params, x2, block_size)
@@ -140,7 +140,7 @@ def ntk_loss_matrix_free(
         >>> found.loss.round(4).tolist()  # e^{-1} + e^{-0.01} + 1 at t = 1
         [3.0, 2.3579, 1.0]
     """
-    gram._check_params(params)
+    gram.check_params(params)
     for name, count in (("num_matvecs", num_matvecs), ("block_size", block_size)):
         checks.positive(name, count)
     blocks = _Blocks.of("x", f, params, x, block_size)

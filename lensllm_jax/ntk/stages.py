@@ -32,6 +32,8 @@ from jax.extend import core
 from lensllm_jax.ntk import uses
 from lensllm_jax.ntk.uses import Ref, Taps
 
+Key = tuple[int, int | None]  # a parameter, or a slice of a stacked one
+
 
 class Source(enum.Enum):
     """Where an operand of a stage comes from."""
@@ -80,21 +82,18 @@ class Schedule:
     output: int  # the value that f returns
     active: frozenset[int]  # the values through which a parameter can reach the output
 
-    def uses_of(self, leaf: int, step: int | None) -> int:
-        """How many calls a parameter, or a slice of it, enters.
-
-        Args:
-            leaf: which parameter.
-            step: which slice.
+    def first_uses(self) -> dict[Key, int]:
+        """The place among the calls where each parameter, or slice of one, enters first.
 
         Returns:
-            The count.
+            Places by parameter.
         """
-        return sum(
-            (slot.source, slot.index, slot.step) == (Source.PARAM, leaf, step)
-            for call in self.calls
-            for slot in dict.fromkeys(call.slots)
-        )
+        places: dict[Key, int] = {}
+        for place, call in enumerate(self.calls):
+            for slot in call.slots:
+                if slot.source is Source.PARAM:
+                    places.setdefault((slot.index, slot.step), place)
+        return places
 
 
 def cut(program: core.ClosedJaxpr, *, num_params: int) -> Schedule:

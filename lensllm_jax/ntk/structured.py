@@ -34,7 +34,7 @@ from jax.sharding import Mesh, PartitionSpec
 
 from lensllm_jax import checks
 from lensllm_jax.ntk import rules, terms
-from lensllm_jax.ntk.stages import Call, Schedule, Slot, Source, Stage, cut, operand
+from lensllm_jax.ntk.stages import Call, Key, Schedule, Slot, Source, Stage, cut, operand
 from lensllm_jax.ntk.terms import Term
 from lensllm_jax.ntk.uses import Taps
 from lensllm_jax.typing import ApplyFn, Array, Params
@@ -186,7 +186,7 @@ def trace_program(f: ApplyFn, params: Params, x: Any) -> Traced:
     x_leaves, x_structure = jax.tree.flatten(x)
     shapes = tuple((jnp.shape(leaf), jnp.result_type(leaf)) for leaf in leaves)
     x_shapes = tuple((jnp.shape(leaf)[1:], jnp.result_type(leaf)) for leaf in x_leaves)
-    x64 = bool(jax.config.jax_enable_x64)  # type: ignore[attr-defined]
+    x64 = bool(jax.config.read("jax_enable_x64"))
     key: Any = f  # hashable, as every function is
     return _traced(key, structure, tuple(names), shapes, x_structure, x_shapes, x64)
 
@@ -235,7 +235,6 @@ def forward_sweep(traced: Traced, leaves: list, x_leaves: list, plan: Plan) -> B
     return Block(values, {schedule.output: basis})
 
 
-Key = tuple[int, int | None]  # a parameter, or a slice of a stacked one
 Sides = tuple[tuple[Term, ...], ...]  # the terms of each of several parameters
 
 
@@ -259,19 +258,14 @@ def backward_sweep(
         Parameters, or slices of them, and for each block the terms of each of them.
     """
     schedule = traced.schedule
+    first_uses = schedule.first_uses()
     waiting = {} if waiting is None else waiting
     for place in reversed(range(len(schedule.calls))):
         call = schedule.calls[place]
         for side, (block, plan) in enumerate(zip(blocks, plans, strict=True)):
             for key, found in _stage_terms(schedule, call, leaves, block, plan):
                 waiting.setdefault(key, [[] for _ in blocks])[side].extend(found)
-        earlier = {
-            (slot.index, slot.step)
-            for before in schedule.calls[:place]
-            for slot in before.slots
-            if slot.source is Source.PARAM
-        }
-        keys = [key for key in waiting if key not in earlier]
+        keys = [key for key in waiting if first_uses[key] == place]
         complete = [waiting.pop(key) for key in keys]
         if complete:
             yield keys, [tuple(tuple(c[side]) for c in complete) for side in range(len(blocks))]
