@@ -69,3 +69,15 @@ def test_tables_of_results_are_those_of_the_committed_measurements():
         accuracy = lens.relative_accuracy(at_target[order][np.argmin(scores)], at_target)
         line = next(line for line in README.splitlines() if line.startswith(f"| {title}"))
         assert line.endswith(f"| {correlation:.1f} | {accuracy:.1f} |")
+
+
+def test_row_of_the_kernel_is_that_of_the_committed_benchmark():
+    results = Path(__file__).parent.parent / "experiments" / "results"
+    rows = csv.DictReader((results / "ntk_reference.csv").read_text().splitlines())
+    ours, theirs = (
+        f"{float(row['seconds']):.1f} s and {float(row['peak_gb']):.2f} GB"
+        for row in rows
+        if row["n"] == "128"
+    )
+    line = next(line for line in README.splitlines() if line.startswith("| structured kernel"))
+    assert f"| {ours} against {theirs} |" in line
