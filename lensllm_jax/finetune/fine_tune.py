@@ -19,17 +19,20 @@ Example:
 """
 
 import dataclasses
-from collections.abc import Callable, Iterator
-from typing import NamedTuple
+import itertools
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Float
 
 from lensllm_jax import checks
-from lensllm_jax.data.subsets import subset_order
+from lensllm_jax.data.buckets import bucket_of, check_buckets, cut, row_lengths
 from lensllm_jax.finetune.loop import Loop
+from lensllm_jax.finetune.order import Call, calls_of
+from lensllm_jax.finetune.resume import Checkpoint, Position, digest, named_arrays
 from lensllm_jax.typing import IGNORE, Array, Batch, Params
 
 EVALUATION_BATCH = 64  # examples; one shape for every evaluation
@@ -47,6 +50,8 @@ class FineTuneConfig:
         evaluations_per_epoch: validation evaluations in a pass over the subset, where it is
             long enough for that many calls.
         seed: of the order of examples.
+        buckets: ascending lengths (tokens): a call takes examples of one bucket and loses the
+            padding behind it; each length is compiled once.  None: all have full length.
     """
 
     batch_size: int = 32
@@ -55,11 +60,14 @@ class FineTuneConfig:
     steps_per_call: int = 8
     evaluations_per_epoch: int = 2
     seed: int = 0
+    buckets: tuple[int, ...] = ()
 
     def __post_init__(self):
-        for field in dataclasses.fields(self):
-            check = checks.not_negative if field.name == "seed" else checks.positive
-            check(field.name, getattr(self, field.name))
+        checks.not_negative("seed", self.seed)
+        check_buckets(self.buckets)
+        for name in ("batch_size", "max_epochs", "patience", "steps_per_call",
+                     "evaluations_per_epoch"):  # fmt: skip
+            checks.positive(name, getattr(self, name))
 
     def num_calls(self, num_examples: int) -> int:
         """Calls of ``steps_per_call`` steps that cover ``max_epochs`` passes."""
@@ -108,6 +116,7 @@ def fine_tune(
     *,
     config: FineTuneConfig,
     on_progress: Callable[[Progress], None] | None = None,
+    checkpoint: Checkpoint | None = None,
 ) -> FineTuned:
     """Trains until patience or epochs run out and measures the test loss at the best step.
 
@@ -119,59 +128,68 @@ def fine_tune(
         test: measured once, at the best step.
         config: when to look and when to stop.
         on_progress: called after each evaluation.
+        checkpoint: written now and then; where its file is there already, training goes on
+            from it, to the same result bit for bit.  It stays, for the caller to discard.
 
     Returns:
         The point of the learning curve, and the weights at the best step.
 
     Raises:
         FloatingPointError: if a loss is not finite.
+        UserError: if the checkpoint is damaged, or of another fine-tune.
     """
-    num_examples = len(train["input_ids"])
-    num_calls = config.num_calls(num_examples)
-    calls_per_evaluation = config.calls_per_evaluation(num_examples)
-    validation_batches = evaluation_batches(validation)
-    lengths = np.asarray(train["attention_mask"]).sum(1)
-    state = loop.start(params)
-    best = (np.inf, 0, params)
-    num_tokens = since_best = 0
-    for call, rows in enumerate(_rows_of_calls(num_examples, config), start=1):
-        batches = {name: np.asarray(values)[rows] for name, values in train.items()}
-        state, losses = loop.train(state, batches)
-        num_tokens += int(lengths[rows].sum())
-        if call % calls_per_evaluation and call < num_calls:
-            continue
-        step = call * config.steps_per_call
-        validation_loss = loop.evaluate(state.params, validation_batches)
-        if validation_loss < best[0]:
-            # a copy, since the next step reuses the state's memory
-            best, since_best = (validation_loss, step, jax.tree.map(jnp.copy, state.params)), 0
-        else:
-            since_best += 1
-        if on_progress is not None:
-            max_steps = num_calls * config.steps_per_call
-            on_progress(Progress(step, max_steps, float(losses.mean()), validation_loss))
-        if since_best == config.patience or call == num_calls:
+    lengths = row_lengths(train)
+    num_calls = config.num_calls(len(lengths))
+    calls_per_evaluation = config.calls_per_evaluation(len(lengths))
+    validation_batches = evaluation_batches(validation, buckets=config.buckets)
+    position = Position.at_start(loop.start(params))
+    if checkpoint is not None:
+        settings = _settings(loop, position.state.params, train, validation, config)
+        position = checkpoint.load(position, settings)
+    calls = calls_of(
+        lengths, config.buckets,
+        steps=config.steps_per_call, batch_size=config.batch_size, seed=config.seed,
+    )  # fmt: skip
+    for call in itertools.islice(calls, position.call, None):
+        # also after a checkpoint was loaded that was written at the very end
+        if position.since_best == config.patience or position.call == num_calls:
             break
+        position, losses = _after_call(loop, position, train, call)
+        if position.call % calls_per_evaluation == 0 or position.call == num_calls:
+            loss = loop.evaluate(position.state.params, validation_batches)
+            position = _after_evaluation(position, loss, position.call * config.steps_per_call)
+            if on_progress is not None:
+                step, max_steps = (n * config.steps_per_call for n in (position.call, num_calls))
+                on_progress(Progress(step, max_steps, float(losses.mean()), loss))
+        if checkpoint is not None:
+            checkpoint.save_if_due(position, settings)
     result = FineTuneResult(
-        test_loss=loop.evaluate(best[2], evaluation_batches(test)),
-        validation_loss=best[0],
-        best_step=best[1],
-        num_steps=step,
-        num_tokens=num_tokens,
-        stopped_early=since_best == config.patience,
+        test_loss=loop.evaluate(
+            position.best_params, evaluation_batches(test, buckets=config.buckets)
+        ),
+        validation_loss=position.best_loss,
+        best_step=position.best_step,
+        num_steps=position.call * config.steps_per_call,
+        num_tokens=position.num_tokens,
+        stopped_early=position.since_best == config.patience,
     )
-    return FineTuned(result, best[2])
+    return FineTuned(result, position.best_params)
 
 
-def evaluation_batches(data: Batch) -> list[Batch]:
+def evaluation_batches(data: Batch, *, buckets: tuple[int, ...] = ()) -> list[Batch]:
     """The examples in batches of one shape; rows that fill up the last one have no target.
 
     Args:
         data: arrays (n, s).
+        buckets: ascending lengths (tokens); with them the examples are sorted by length, and
+            each batch is cut to the smallest bucket that holds it.
 
     Returns:
-        Batches (``EVALUATION_BATCH``, s).
+        Batches (``EVALUATION_BATCH``, s), or shorter ones.
     """
+    if buckets:
+        order = np.argsort(row_lengths(data), kind="stable")
+        data = {name: np.asarray(values)[order] for name, values in data.items()}
     num_missing = -len(data["input_ids"]) % EVALUATION_BATCH
     filled = {
         name: np.pad(
@@ -180,19 +198,47 @@ def evaluation_batches(data: Batch) -> list[Batch]:
         for name, values in data.items()
     }
     starts = range(0, len(filled["input_ids"]), EVALUATION_BATCH)
-    return [{k: v[i : i + EVALUATION_BATCH] for k, v in filled.items()} for i in starts]
+    batches: list[Batch] = [
+        {k: v[i : i + EVALUATION_BATCH] for k, v in filled.items()} for i in starts
+    ]
+    if not buckets:
+        return batches
+    longest = [row_lengths(data)[i : i + EVALUATION_BATCH].max() for i in starts]
+    kept = (*buckets, None)
+    return [
+        cut(batch, kept[index])
+        for batch, index in zip(batches, bucket_of(np.array(longest), buckets), strict=True)
+    ]
 
 
-def _rows_of_calls(num_examples: int, config: FineTuneConfig) -> Iterator[Int[Array, "t b"]]:
-    """Rows of every call: pass after pass in a new order, batches running across the seam."""
-    shape = (config.steps_per_call, config.batch_size)
-    wanted = int(np.prod(shape))
-    rows = np.zeros(0, np.int64)
-    epoch = 0
-    while True:
-        while len(rows) < wanted:
-            order = subset_order(num_examples, seed=(config.seed, epoch))
-            rows = np.concatenate([rows, order])
-            epoch += 1
-        yield rows[:wanted].reshape(shape)
-        rows = rows[wanted:]
+def _after_call(
+    loop: Loop, position: Position, train: Batch, call: Call
+) -> tuple[Position, Float[Array, " t"]]:
+    """The position after one call, and the loss before each of its steps."""
+    batches = cut({name: np.asarray(v)[call.rows] for name, v in train.items()}, call.length)
+    state, losses = loop.train(position.state, batches)
+    num_tokens = position.num_tokens + int(np.asarray(batches["attention_mask"]).sum())
+    return position._replace(state=state, call=position.call + 1, num_tokens=num_tokens), losses
+
+
+def _after_evaluation(position: Position, loss: float, step: int) -> Position:
+    """The position once the validation loss is known."""
+    if not loss < position.best_loss:
+        return position._replace(since_best=position.since_best + 1)
+    # a copy, since the next step reuses the state's memory
+    best_params = jax.tree.map(jnp.copy, position.state.params)
+    return position._replace(best_params=best_params, best_loss=loss, best_step=step, since_best=0)
+
+
+def _settings(
+    loop: Loop, params: Params, train: Batch, validation: Batch, config: FineTuneConfig
+) -> dict[str, Any]:
+    """What decides how a fine-tune goes on, as JSON values."""
+    return {
+        **dataclasses.asdict(config),
+        **dataclasses.asdict(loop.config),
+        "num_micro_batches": loop.num_micro_batches,
+        "params": digest("", named_arrays(params)),
+        "train": digest("", named_arrays(dict(train))),
+        "validation": digest("", named_arrays(dict(validation))),
+    }

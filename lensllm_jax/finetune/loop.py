@@ -3,6 +3,14 @@ r"""Loop: optax AdamW (Loshchilov and Hutter, 2019) on token-weighted minibatche
 One compiled call makes several steps.  Its shapes are those of a minibatch, never those of
 the data, so that a candidate compiles once whatever the subset.
 
+A step descends the mean over all target tokens of its batch,
+
+.. math:: \frac{1}{\sum_j c_j} \sum_j \ell_j,
+
+with :math:`\ell_j` the summed nats and :math:`c_j` the targets of micro-batch j.  The divisor is
+counted from the labels of the whole batch before any pass, so that the gradients of the parts
+add up to the same sum however the batch is split.
+
 Example:
     >>> import lensllm_jax as lens, numpy as np
     >>> from lensllm_jax.finetune.loop import Loop, OptimizerConfig
@@ -27,7 +35,7 @@ from flax import traverse_util
 from jaxtyping import Float
 
 from lensllm_jax import checks
-from lensllm_jax.finetune.objective import NatsAndCount, batch_nats_and_count
+from lensllm_jax.finetune.objective import NatsAndCount, batch_nats_and_count, num_targets
 from lensllm_jax.typing import ApplyFn, Array, Batch, Params
 
 DECAYED = ("kernel", "embedding")  # matrices; biases and norms are never decayed
@@ -94,10 +102,15 @@ class Loop:
         apply_fn: ``(params, batch) -> logits``.
         config: settings of the optimiser.
         shift: whether logits predict the next position's label.
+        num_micro_batches: passes whose gradients make one step.
     """
 
-    def __init__(self, apply_fn: ApplyFn, config: OptimizerConfig, *, shift: bool):
+    def __init__(
+        self, apply_fn: ApplyFn, config: OptimizerConfig, *, shift: bool,
+        num_micro_batches: int = 1,
+    ):  # fmt: skip
         self.apply_fn, self.config, self.shift = apply_fn, config, shift
+        self.num_micro_batches = checks.positive("num_micro_batches", num_micro_batches)
         self._optimizer = config.optimizer()
         self._train = jax.jit(self._steps, donate_argnums=0)
         self._evaluate = jax.jit(self._nats)
@@ -106,12 +119,16 @@ class Loop:
         """The state before the first step.
 
         Args:
-            params: where to start; copied, since training reuses its state's memory.
+            params: where to start; copied, since training reuses its state's memory, and in
+                float32 at least, since small updates vanish in less.
 
         Returns:
             The state.
         """
-        params = jax.tree.map(lambda leaf: jnp.array(leaf, copy=True), params)
+        params = jax.tree.map(
+            lambda leaf: jnp.array(leaf, jnp.promote_types(leaf.dtype, jnp.float32), copy=True),
+            params,
+        )
         return TrainState(params, self._optimizer.init(params))
 
     def train(self, state: TrainState, batches: Batch) -> tuple[TrainState, Float[Array, " t"]]:
@@ -126,7 +143,14 @@ class Loop:
 
         Raises:
             FloatingPointError: if a loss is not finite.
+            UserError: if the micro-batches do not divide the batch.
         """
+        batch_size = batches["labels"].shape[1]
+        if batch_size % self.num_micro_batches:
+            raise checks.UserError(
+                f"`num_micro_batches` must divide the batch size {batch_size}, got "
+                f"{self.num_micro_batches}"
+            )
         state, losses = self._train(state, dict(batches))
         losses = np.asarray(losses)
         if not np.isfinite(losses).all():
@@ -161,15 +185,33 @@ class Loop:
         return batch_nats_and_count(self.apply_fn, params, batch, shift=self.shift)
 
     def _steps(self, state: TrainState, batches: Batch):
-        def mean_loss(params, batch):
-            nats, count = self._nats(params, batch)
-            return nats / jnp.maximum(count, 1)
-
         def step(state, batch):
-            loss, gradient = jax.value_and_grad(mean_loss)(state.params, batch)
+            loss, gradient = self._loss_and_gradient(state.params, batch)
             updates, optimizer_state = self._optimizer.update(
                 gradient, state.optimizer_state, state.params
             )
             return TrainState(optax.apply_updates(state.params, updates), optimizer_state), loss
 
         return jax.lax.scan(step, state, batches)
+
+    def _loss_and_gradient(self, params: Params, batch: Batch) -> tuple[Array, Params]:
+        """Of the mean over all target tokens of the batch, micro-batch by micro-batch."""
+        divisor = jnp.maximum(num_targets(batch["labels"], shift=self.shift), 1)
+
+        def share(params, part):
+            return self._nats(params, part).nats / divisor
+
+        if self.num_micro_batches == 1:
+            return jax.value_and_grad(share)(params, batch)
+        # every m-th row of the batch belongs to part m: no part is all long, all short examples
+        parts = {
+            name: jnp.swapaxes(array.reshape(-1, self.num_micro_batches, *array.shape[1:]), 0, 1)
+            for name, array in batch.items()
+        }
+
+        def add(total, part):
+            return jax.tree.map(jnp.add, total, jax.value_and_grad(share)(params, part)), None
+
+        shapes = jax.eval_shape(jax.value_and_grad(share), params, batch)
+        nothing = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+        return jax.lax.scan(add, nothing, parts)[0]

@@ -24,7 +24,7 @@ import jax.numpy as jnp
 from jaxtyping import Float, Int
 
 from lensllm_jax.language_modelling import target_logprobs
-from lensllm_jax.typing import ApplyFn, Array, Batch, Params
+from lensllm_jax.typing import IGNORE, ApplyFn, Array, Batch, Params
 
 
 class NatsAndCount(NamedTuple):
@@ -50,6 +50,19 @@ def nats_and_count(
     """
     logprobs, is_target = target_logprobs(logits, labels, shift=shift)
     return NatsAndCount(-jnp.sum(logprobs), jnp.sum(is_target))
+
+
+def num_targets(labels: Int[Array, "b s"], *, shift: bool) -> Int[Array, ""]:
+    """Number of target tokens of a batch, without a pass through the model.
+
+    Args:
+        labels: target ids, -100 where there is none.
+        shift: see ``nats_and_count``.
+
+    Returns:
+        How many.
+    """
+    return jnp.sum((labels[:, 1:] if shift else labels) != IGNORE)
 
 
 def batch_nats_and_count(

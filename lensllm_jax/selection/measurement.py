@@ -37,6 +37,7 @@ from lensllm_jax.finetune.fine_tune import (
     fine_tune,
 )
 from lensllm_jax.finetune.loop import Loop, OptimizerConfig
+from lensllm_jax.finetune.resume import Checkpoint
 from lensllm_jax.ntk.candidate import CandidateNtk, candidate_ntk
 from lensllm_jax.ntk.loss import ntk_spectrum
 from lensllm_jax.scaling.laws import NtkSpectrum
@@ -147,13 +148,15 @@ class Measurement:
         return self.loop.evaluate(self.candidate.params, evaluation_batches(self._test))
 
     def fine_tune(
-        self, size: int, *, on_progress: Callable[[Progress], None] | None = None
-    ) -> FineTuned:
+        self, size: int, *, on_progress: Callable[[Progress], None] | None = None,
+        checkpoint: Checkpoint | None = None,
+    ) -> FineTuned:  # fmt: skip
         """The point of the learning curve at ``size``, with its weights.
 
         Args:
             size: training examples.
             on_progress: called after each evaluation.
+            checkpoint: where to keep what is done so far; see ``finetune.fine_tune``.
 
         Returns:
             Test loss and what it took, and the weights at the best step.
@@ -166,6 +169,7 @@ class Measurement:
             self._test,
             config=self.config.fine_tuning(),
             on_progress=on_progress,
+            checkpoint=checkpoint,
         )
 
     def kernel(self, *, store: str | Path | None = None) -> CandidateNtk:

@@ -11,6 +11,7 @@ from lensllm_jax import checks
 from lensllm_jax.finetune.fine_tune import FineTuneConfig, evaluation_batches, fine_tune
 from lensllm_jax.finetune.loop import Loop, OptimizerConfig
 from lensllm_jax.finetune.objective import batch_nats_and_count, nats_and_count
+from tests.finetune import tiny
 from tests.oracles import summed_cross_entropy
 from tests.tolerances import assert_close
 
@@ -49,12 +50,12 @@ def test_loss_equals_the_dense_oracle(shift):
     assert summed_cross_entropy(logits, labels, shift=not shift)[0] != pytest.approx(expected[0])
 
 
-def test_sums_do_not_depend_on_how_a_batch_is_split(candidate):
-    batch = data(6)
-    whole = batch_nats_and_count(candidate.apply_fn, candidate.params, batch, shift=True)
+def test_sums_do_not_depend_on_how_a_batch_is_split():
+    batch = tiny.examples(6)
+    whole = batch_nats_and_count(tiny.apply_fn, tiny.params(), batch, shift=True)
     parts = [
         batch_nats_and_count(
-            candidate.apply_fn, candidate.params, {k: v[s] for k, v in batch.items()}, shift=True
+            tiny.apply_fn, tiny.params(), {k: v[s] for k, v in batch.items()}, shift=True
         )
         for s in (slice(0, 1), slice(1, 6))
     ]
@@ -80,22 +81,22 @@ def test_rows_that_fill_the_last_evaluation_batch_do_not_count(loop, candidate):
     )
 
 
-def test_first_step_is_that_of_adamw_written_out(candidate):
+def test_first_step_is_that_of_adamw_written_out():
     """From zero moments AdamW moves each weight by lr * sign(g), and decays matrices alone."""
     rate, decay = 1e-3, 0.5
     config = OptimizerConfig(learning_rate=rate, weight_decay=decay, warmup_steps=0, clip_norm=1e9)
-    batch = data(4)
-    single = Loop(candidate.apply_fn, config, shift=True)
+    batch = tiny.examples(4)
+    single = Loop(tiny.apply_fn, config, shift=True)
     # linear warm-up over at least one step: the second step is the first with the full rate
     batches = {k: np.stack([v, v]) for k, v in batch.items()}
-    state, _ = single.train(single.start(candidate.params), batches)
+    state, _ = single.train(single.start(tiny.params()), batches)
 
     def mean_loss(params):
-        nats, count = batch_nats_and_count(candidate.apply_fn, params, batch, shift=True)
+        nats, count = batch_nats_and_count(tiny.apply_fn, params, batch, shift=True)
         return nats / count
 
-    gradient = traverse_util.flatten_dict(jax.grad(mean_loss)(candidate.params))
-    before = traverse_util.flatten_dict(candidate.params)
+    gradient = traverse_util.flatten_dict(jax.grad(mean_loss)(tiny.params()))
+    before = traverse_util.flatten_dict(tiny.params())
     after = traverse_util.flatten_dict(state.params)
     for path, g in gradient.items():
         decayed = decay if path[-1] in ("kernel", "embedding") else 0.0

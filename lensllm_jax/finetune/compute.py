@@ -1,0 +1,98 @@
+r"""Compute: how the passes of a candidate are carried out, where the default does not fit.
+
+``bfloat16`` computes products, states and logits in half the memory, while the weights that
+the optimiser moves, their moments and the sums of gradients stay in float32 (Micikevicius et al.,
+2018): an update that is smaller than :math:`2^{-8}` of a weight would vanish in bfloat16.
+
+``remat`` computes each block again in the backward pass instead of keeping what is inside
+(Chen et al., 2016); ``num_micro_batches`` makes one step of several smaller passes, whose
+gradients add up to that of the whole batch, since each is divided by the targets of all.
+
+Example:
+    >>> import lensllm_jax as lens
+    >>> from lensllm_jax.finetune.loop import OptimizerConfig
+    >>> c = lens.load_candidate(lens.list_zoo()[0])
+    >>> loop = loop_for(c, OptimizerConfig(learning_rate=1e-3), compute=ComputeConfig(remat=True))
+    >>> loop.shift
+    True
+"""
+
+import dataclasses
+from typing import cast
+
+import jax
+import jax.numpy as jnp
+
+from lensllm_jax import checks
+from lensllm_jax.checkpoints.candidate import Candidate
+from lensllm_jax.finetune.loop import Loop, OptimizerConfig
+from lensllm_jax.typing import ApplyFn, Batch, Params
+
+DTYPES = ("bfloat16", "float32", "float64")
+
+
+@dataclasses.dataclass(frozen=True)
+class ComputeConfig:
+    """How a step is computed; the defaults are those of the candidate itself.
+
+    Attributes:
+        dtype: of products, states and logits (default: that of the weights).
+        remat: recompute each block in the backward pass: less memory, a third more time.
+        unroll_layers: write the blocks out instead of looping: slower to compile.
+        num_micro_batches: passes whose gradients make one step; divides the batch size.
+    """
+
+    dtype: str | None = None
+    remat: bool = False
+    unroll_layers: bool = False
+    num_micro_batches: int = 1
+
+    def __post_init__(self):
+        checks.positive("num_micro_batches", self.num_micro_batches)
+        if self.dtype is not None:
+            checks.one_of("dtype", self.dtype, DTYPES)
+
+
+def compute_apply_fn(candidate: Candidate, compute: ComputeConfig) -> ApplyFn:
+    """The candidate's ``apply_fn``, computed as configured.
+
+    Args:
+        candidate: the model.
+        compute: how.
+
+    Returns:
+        ``(params, batch) -> logits``; float32 params stay float32 whatever the dtype.
+    """
+    module = candidate.config.module(
+        dtype=None if compute.dtype is None else jnp.dtype(compute.dtype),
+        remat=compute.remat,
+        unroll_layers=compute.unroll_layers,
+    )
+
+    def apply_fn(params: Params, batch: Batch) -> jax.Array:
+        logits = module.apply({"params": params}, *candidate.config.arguments(batch))
+        return cast(jax.Array, logits)
+
+    return apply_fn
+
+
+def loop_for(
+    candidate: Candidate, optimizer: OptimizerConfig, *, compute: ComputeConfig | None = None
+) -> Loop:
+    """The candidate's compiled steps, computed as configured.
+
+    Args:
+        candidate: the model.
+        optimizer: settings of the optimiser.
+        compute: how (default: as the candidate itself computes).
+
+    Returns:
+        The loop.
+    """
+    compute = compute or ComputeConfig()
+    return Loop(
+        compute_apply_fn(candidate, compute),
+        optimizer,
+        shift=not candidate.is_encoder_decoder,
+        num_micro_batches=compute.num_micro_batches,
+    )

@@ -1,0 +1,37 @@
+"""A language model of 400 numbers and examples of several lengths, for tests of the loop."""
+
+import jax.numpy as jnp
+import numpy as np
+
+VOCAB = 20
+
+
+def apply_fn(params, batch):
+    """Logits from a token and the one before it, ``(b, s, v)``."""
+    x = params["embed"]["embedding"][batch["input_ids"]]
+    before = jnp.pad(x[:, :-1], ((0, 0), (1, 0), (0, 0)))
+    return jnp.tanh(x + 2 * before) @ params["head"]["kernel"] + params["head"]["bias"][None, None]
+
+
+def params(*, dtype=np.float32):
+    """Random weights."""
+    rng = np.random.default_rng(0)
+    return {
+        "embed": {"embedding": jnp.asarray(rng.normal(size=(VOCAB, 10)), dtype)},
+        "head": {
+            "kernel": jnp.asarray(rng.normal(size=(10, VOCAB)), dtype),
+            "bias": jnp.asarray(rng.normal(size=VOCAB), dtype),
+        },
+    }
+
+
+def examples(num_examples, *, seed=0, width=16):
+    """Arrays (n, width): two tokens of prompt, then targets, padding behind; half are short."""
+    rng = np.random.default_rng(seed)
+    ids = rng.integers(3, VOCAB, (num_examples, width)).astype(np.int32)
+    ends = np.where(rng.random(num_examples) < 0.5, rng.integers(4, 7, num_examples),
+                    rng.integers(7, width + 1, num_examples))  # fmt: skip
+    position = np.arange(width)[None, :]
+    is_token = position < ends[:, None]
+    labels = np.where(is_token & (position >= 2), ids, -100).astype(np.int32)
+    return {"input_ids": ids, "attention_mask": is_token.astype(np.int32), "labels": labels}
