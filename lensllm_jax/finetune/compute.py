@@ -18,6 +18,7 @@ Example:
 """
 
 import dataclasses
+from pathlib import Path
 from typing import cast
 
 import jax
@@ -26,6 +27,7 @@ import jax.numpy as jnp
 from lensllm_jax import checks
 from lensllm_jax.checkpoints.candidate import Candidate
 from lensllm_jax.finetune.loop import Loop, OptimizerConfig
+from lensllm_jax.models.family import ModelConfig
 from lensllm_jax.typing import ApplyFn, Batch, Params
 
 DTYPES = ("bfloat16", "float32", "float64")
@@ -53,24 +55,24 @@ class ComputeConfig:
             checks.one_of("dtype", self.dtype, DTYPES)
 
 
-def compute_apply_fn(candidate: Candidate, compute: ComputeConfig) -> ApplyFn:
-    """The candidate's ``apply_fn``, computed as configured.
+def config_apply_fn(config: ModelConfig, compute: ComputeConfig) -> ApplyFn:
+    """The ``apply_fn`` of a model, computed as configured.
 
     Args:
-        candidate: the model.
+        config: of the model.
         compute: how.
 
     Returns:
         ``(params, batch) -> logits``; float32 params stay float32 whatever the dtype.
     """
-    module = candidate.config.module(
+    module = config.module(
         dtype=None if compute.dtype is None else jnp.dtype(compute.dtype),
         remat=compute.remat,
         unroll_layers=compute.unroll_layers,
     )
 
     def apply_fn(params: Params, batch: Batch) -> jax.Array:
-        logits = module.apply({"params": params}, *candidate.config.arguments(batch))
+        logits = module.apply({"params": params}, *config.arguments(batch))
         return cast(jax.Array, logits)
 
     return apply_fn
@@ -91,8 +93,20 @@ def loop_for(
     """
     compute = compute or ComputeConfig()
     return Loop(
-        compute_apply_fn(candidate, compute),
+        config_apply_fn(candidate.config, compute),
         optimizer,
         shift=not candidate.is_encoder_decoder,
         num_micro_batches=compute.num_micro_batches,
     )
+
+
+def keep_compiled(folder: str | Path) -> None:
+    """Keeps what JAX compiles in a folder, where later processes find it.
+
+    Args:
+        folder: made if absent; several processes may share it.
+    """
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    # every program, however small and soon compiled: there are many of them
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)

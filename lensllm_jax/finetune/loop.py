@@ -67,16 +67,33 @@ class OptimizerConfig:
         checks.positive("clip_norm", self.clip_norm)
         checks.not_negative("weight_decay", self.weight_decay)
 
-    def schedule(self) -> optax.Schedule:
-        """Learning rate at a step."""
+    def schedule(self, learning_rate: Any = None) -> optax.Schedule:
+        """Learning rate at a step.
+
+        Args:
+            learning_rate: after warm-up (default: the configured one); may be traced.
+
+        Returns:
+            The optax schedule.
+        """
+        if learning_rate is not None:
+            fraction = dataclasses.replace(self, learning_rate=1.0).schedule()
+            return lambda step: learning_rate * fraction(step)
         if self.decay_steps is None:
             return optax.linear_schedule(0.0, self.learning_rate, max(self.warmup_steps, 1))
         return optax.warmup_cosine_decay_schedule(
             0.0, self.learning_rate, self.warmup_steps, self.decay_steps
         )
 
-    def optimizer(self) -> optax.GradientTransformation:
-        """The optax transformation."""
+    def optimizer(self, learning_rate: Any = None) -> optax.GradientTransformation:
+        """The optax transformation.
+
+        Args:
+            learning_rate: see ``schedule``.
+
+        Returns:
+            Clipping, then AdamW.
+        """
 
         def decayed(params: Params) -> Params:
             flat = traverse_util.flatten_dict(params)
@@ -84,7 +101,12 @@ class OptimizerConfig:
 
         return optax.chain(
             optax.clip_by_global_norm(self.clip_norm),
-            optax.adamw(self.schedule(), b2=self.b2, weight_decay=self.weight_decay, mask=decayed),
+            optax.adamw(
+                self.schedule(learning_rate),
+                b2=self.b2,
+                weight_decay=self.weight_decay,
+                mask=decayed,
+            ),
         )
 
 
@@ -113,7 +135,7 @@ class Loop:
         self.num_micro_batches = checks.positive("num_micro_batches", num_micro_batches)
         self._optimizer = config.optimizer()
         self._train = jax.jit(self._steps, donate_argnums=0)
-        self._evaluate = jax.jit(self._nats)
+        self._evaluate = jax.jit(self.nats)
 
     def start(self, params: Params) -> TrainState:
         """The state before the first step.
@@ -181,13 +203,38 @@ class Loop:
             raise FloatingPointError(f"evaluation loss must be finite, got {nats}")
         return nats / count
 
-    def _nats(self, params: Params, batch: Batch) -> NatsAndCount:
+    def nats(self, params: Params, batch: Batch) -> NatsAndCount:
+        """Summed loss of one batch; a pure function, to be compiled by its caller.
+
+        Args:
+            params: the parameters.
+            batch: arrays (b, s).
+
+        Returns:
+            Nats and number of target tokens.
+        """
         return batch_nats_and_count(self.apply_fn, params, batch, shift=self.shift)
 
     def _steps(self, state: TrainState, batches: Batch):
+        return self.steps(state, batches, self._optimizer)
+
+    def steps(
+        self, state: TrainState, batches: Batch, optimizer: optax.GradientTransformation
+    ) -> tuple[TrainState, Float[Array, " t"]]:
+        """Several steps; a pure function, to be compiled by its caller.
+
+        Args:
+            state: where to go on.
+            batches: arrays (steps, b, s).
+            optimizer: what makes updates of gradients.
+
+        Returns:
+            The state after them, and the loss before each, in nats per target token.
+        """
+
         def step(state, batch):
             loss, gradient = self._loss_and_gradient(state.params, batch)
-            updates, optimizer_state = self._optimizer.update(
+            updates, optimizer_state = optimizer.update(
                 gradient, state.optimizer_state, state.params
             )
             return TrainState(optax.apply_updates(state.params, updates), optimizer_state), loss
@@ -199,7 +246,7 @@ class Loop:
         divisor = jnp.maximum(num_targets(batch["labels"], shift=self.shift), 1)
 
         def share(params, part):
-            return self._nats(params, part).nats / divisor
+            return self.nats(params, part).nats / divisor
 
         if self.num_micro_batches == 1:
             return jax.value_and_grad(share)(params, batch)
