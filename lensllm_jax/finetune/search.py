@@ -1,10 +1,9 @@
 r"""Search: which learning rate and batch size suit a candidate.
 
 All rates of one batch size train together, on the same batches, as one program mapped over
-a leading axis r of the state (jax.vmap): a small model leaves most of a machine idle, and
-reads its data once.  AdamW's update is linear in the rate, so that the rate is an input
-of the compiled step and not a part of it.  Each rate has its own patience; one that diverges has
-an infinite loss from there on and stops no other.
+a leading axis r of the state (jax.vmap), compiled once.  AdamW's update is linear in the rate,
+so that the rate is an input of the compiled step and not a part of it.  Each rate has its own
+patience; one that diverges has an infinite loss from there on and stops no other.
 
 Example:
     >>> import numpy as np, lensllm_jax as lens
