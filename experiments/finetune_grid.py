@@ -8,8 +8,8 @@ lensllm_jax.read_loss_table read) and ledger.csv: steps, tokens, seconds and FLO
 fine-tune.  Subsets are nested prefixes of one order.  The same command goes on where a killed
 run was cut off; a fine-tune that was finished is not made again.
 
-On the seven bundled candidates and 2 cores: 28 minutes for sizes 0 and 6400 of pydoc (measured
-beside other work); expect about twice that for all of these.
+On seven bundled candidates (GPT-2 and OPT) and 2 cores: 28 minutes for sizes 0 and 6400 of pydoc
+(measured beside other work); expect about twice that for all of these sizes.
 """
 
 import csv

@@ -5,7 +5,7 @@ needed to feed it text.
 
 Example:
     >>> import numpy as np, lensllm_jax as lens
-    >>> c = lens.load_candidate(lens.list_zoo()[0])
+    >>> c = lens.load_candidate("zoo/gpt2-xs")
     >>> ids = np.ones((2, 5), np.int32)
     >>> c.apply_fn(c.params, {"input_ids": ids, "attention_mask": ids}).shape[:2]
     (2, 5)

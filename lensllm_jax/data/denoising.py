@@ -115,7 +115,9 @@ def text_infilling(
     # as many masks as hidden tokens at most, so that the source never outgrows the text
     while sum(lengths) < num_hidden and len(lengths) < num_hidden:
         lengths.append(min(int(rng.poisson(mean_length)), num_hidden - sum(lengths)))
-    num_shown = len(tokens) - sum(lengths)
+    if lengths:  # where empty spans took all masks, the last one hides what is left to hide
+        lengths[-1] += num_hidden - sum(lengths)
+    num_shown = len(tokens) - num_hidden
     # each span stands before one of the shown tokens, or at the end
     places = np.sort(rng.integers(0, num_shown + 1, len(lengths)))
     source: list[int] = []

@@ -11,7 +11,7 @@ gradients add up to that of the whole batch, since each is divided by the target
 Example:
     >>> import lensllm_jax as lens
     >>> from lensllm_jax.finetune.loop import OptimizerConfig
-    >>> c = lens.load_candidate(lens.list_zoo()[0])
+    >>> c = lens.load_candidate("zoo/gpt2-xs")
     >>> loop = loop_for(c, OptimizerConfig(learning_rate=1e-3), compute=ComputeConfig(remat=True))
     >>> loop.shift
     True

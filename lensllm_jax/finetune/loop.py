@@ -14,7 +14,7 @@ add up to the same sum however the batch is split.
 Example:
     >>> import lensllm_jax as lens, numpy as np
     >>> from lensllm_jax.finetune.loop import Loop, OptimizerConfig
-    >>> c = lens.load_candidate(lens.list_zoo()[0])
+    >>> c = lens.load_candidate("zoo/gpt2-xs")
     >>> loop = Loop(c.apply_fn, OptimizerConfig(learning_rate=1e-3), shift=True)
     >>> ids = np.arange(10, dtype=np.int32)[None, None]  # (steps, b, s)
     >>> batches = {"input_ids": ids, "attention_mask": np.ones_like(ids), "labels": ids}

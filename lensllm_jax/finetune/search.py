@@ -9,7 +9,7 @@ Example:
     >>> import numpy as np, lensllm_jax as lens
     >>> from lensllm_jax.finetune.fine_tune import FineTuneConfig
     >>> from lensllm_jax.finetune.loop import Loop, OptimizerConfig
-    >>> c = lens.load_candidate(lens.list_zoo()[0])
+    >>> c = lens.load_candidate("zoo/gpt2-xs")
     >>> ids = np.random.default_rng(0).integers(5, 50, (8, 8)).astype(np.int32)
     >>> data = {"input_ids": ids, "attention_mask": np.ones_like(ids), "labels": ids}
     >>> found = search_rates(

@@ -10,7 +10,7 @@ Example:
     >>> texts = [Example("", f"the {i} kings of the land") for i in range(12)]
     >>> task = build_task("kings", "a toy", train=texts[:8], validation=texts[8:10],
     ...                   test=texts[10:])
-    >>> c = lens.load_candidate(lens.list_zoo()[0])
+    >>> c = lens.load_candidate("zoo/gpt2-xs")
     >>> config = MeasurementConfig(max_length=16, batch_size=4, max_epochs=1, num_kernel_examples=3)
     >>> measurement = Measurement(c, task, config=config)
     >>> measurement.kernel().theta.shape

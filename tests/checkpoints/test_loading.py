@@ -1,5 +1,6 @@
 """Checkpoint folders load whole or are refused with a message that names what is wrong."""
 
+import functools
 import json
 import shutil
 
@@ -13,6 +14,8 @@ from lensllm_jax import checks
 from lensllm_jax.checkpoints.candidate import CONFIG, load_folder
 from lensllm_jax.checkpoints.tensors import INDEX, SINGLE
 from lensllm_jax.checkpoints.zoo import FOLDER
+from lensllm_jax.data.denoising import denoising_examples, span_corruption, text_infilling
+from lensllm_jax.finetune.loop import Loop, OptimizerConfig
 
 ZOO = [name.removeprefix("zoo/") for name in lens.list_zoo()]
 SMALLEST = "gpt2-xs"
@@ -220,25 +223,61 @@ def test_dtype_is_that_asked_for():
             lens.load_candidate(f"zoo/{SMALLEST}", dtype="float64")
 
 
+PRETRAINING_TEXT = {
+    "kjv": "And God said, Let there be light: and there was light. And God saw the light, that it "
+    "was good: and God divided the light from the darkness.",
+    "code": "    def __init__(self, config):\n        super().__init__()\n"
+    "        self.config = config\n    def __len__(self):\n        return len(self.config)\n",
+}
+
+
+def pretraining_batch(candidate, text, objective):
+    """What the candidate learned from: the text, or thirty ways of hiding parts of it."""
+    tokens = candidate.tokenizer
+    ids = np.array(tokens([text], add_special_tokens=False)["input_ids"], np.int32)
+    if not candidate.is_encoder_decoder:
+        return {"input_ids": ids, "attention_mask": np.ones_like(ids), "labels": ids}
+    rng = np.random.default_rng(0)
+    if objective == "text infilling":
+        noise = functools.partial(text_infilling, rng=rng, mask=tokens.mask_token_id)
+    else:
+        sentinels = tokens.convert_tokens_to_ids([f"<extra_id_{i}>" for i in range(16)])
+        noise = functools.partial(span_corruption, rng=rng, sentinels=sentinels)
+    examples = denoising_examples(
+        np.repeat(ids, 30, axis=0),
+        noise,
+        bos_token_id=tokens.bos_token_id,
+        eos_token_id=tokens.eos_token_id,
+        pad_token_id=tokens.pad_token_id,
+        decoder_start_token_id=candidate.decoder_start_token_id,
+    )
+    return examples.batch(np.arange(30))
+
+
 @pytest.mark.parametrize("name", ZOO)
 def test_bundled_candidate_really_was_pretrained(name):
     """Its loss on text of its own pretraining is far below the log of the vocabulary."""
     candidate = lens.load_candidate(f"zoo/{name}")
     report = json.loads((FOLDER / name / "pretraining.json").read_text())
-    text = {
-        "kjv": "And God said, Let there be light: and there was light.",
-        "code": "    def __init__(self, config):\n        super().__init__()\n",
-    }
-    for corpus in set(report["corpora"]) & set(text):
-        ids = np.array(candidate.tokenizer([text[corpus]])["input_ids"], np.int32)
-        logits = candidate.apply_fn(
-            candidate.params, {"input_ids": ids, "attention_mask": np.ones_like(ids)}
-        )
-        log_probs = jax.nn.log_softmax(logits[0, :-1], axis=-1)
-        loss = -float(np.mean(np.asarray(log_probs)[np.arange(len(ids[0]) - 1), ids[0, 1:]]))
+    loop = Loop(
+        candidate.apply_fn,
+        OptimizerConfig(learning_rate=1.0),
+        shift=not candidate.is_encoder_decoder,
+    )
+    for corpus in set(report["corpora"]) & set(PRETRAINING_TEXT):
+        batch = pretraining_batch(candidate, PRETRAINING_TEXT[corpus], report.get("objective"))
+        loss = loop.evaluate(candidate.params, [batch])
         assert loss < np.log(candidate.config.vocab_size) - 2.0, corpus
+        random = jax.tree.map(np.zeros_like, candidate.params)  # the control: all tokens alike
+        assert loop.evaluate(random, [batch]) > np.log(candidate.config.vocab_size) - 0.01
 
 
 def test_the_zoo_is_small_enough_to_be_bundled():
     size = sum(path.stat().st_size for path in FOLDER.rglob("*") if path.is_file())
-    assert size <= 15e6
+    assert size <= 30e6
+
+
+def test_the_zoo_covers_the_families_of_the_paper_and_a_llama():
+    families = {lens.load_candidate(f"zoo/{name}").family.name for name in ZOO}
+    assert families == {"gpt2", "opt", "t5", "mt5", "bart", "llama"}
+    assert len(ZOO) >= 12

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from lensllm_jax import checks
@@ -54,6 +54,7 @@ def test_span_corruption_hides_its_share_in_separate_spans_of_static_number(size
 
 @settings(max_examples=60, deadline=None)
 @given(SIZES, SEEDS)
+@example(2, 43045)  # draws an empty span where only one mask may stand
 def test_infilling_keeps_the_order_of_what_it_shows_and_never_lengthens_the_text(size, seed):
     pair = text_infilling(text(size), np.random.default_rng(seed), mask=MASK)
     shown = [token for token in pair.source if token != MASK]
@@ -61,7 +62,7 @@ def test_infilling_keeps_the_order_of_what_it_shows_and_never_lengthens_the_text
     assert set(shown) <= set(pair.target)
     assert pair.target == text(size).tolist()
     assert len(pair.source) <= size
-    assert size - len(shown) <= round(0.3 * size)
+    assert size - len(shown) == round(0.3 * size)
 
 
 def test_spans_of_infilling_have_the_lengths_of_a_poisson_distribution():
