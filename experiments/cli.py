@@ -54,6 +54,8 @@ def run(main: Callable[[Sequence[str]], int | None]) -> None:
             # the reader of our output went away; stdout must not complain again at exit
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 1
+        except OSError as error:  # a full disk, a folder that may not be written
+            return _fail(str(error), code=1)
         except KeyboardInterrupt:
             return _fail("interrupted: the same command resumes", code=INTERRUPTED)
 

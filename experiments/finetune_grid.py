@@ -6,7 +6,9 @@ r"""Measures the test loss of candidates after fine-tuning on each of several su
 --output_dir receives losses.csv in the public table format (which rank_curves and
 lensllm_jax.read_loss_table read) and ledger.csv: steps, tokens, seconds and FLOPs of every
 fine-tune.  Subsets are nested prefixes of one order.  The same command goes on where a killed
-run was cut off; a fine-tune that was finished is not made again.
+run was cut off, also inside a fine-tune; one that was finished is not made again.  A fine-tune
+that fails (a loss that is not finite, a damaged checkpoint, a full disk) leaves its cell empty and
+its reason in failures.csv; the rest goes on, and the exit code is 1.
 
 On seven bundled candidates (GPT-2 and OPT) and 2 cores: 28 minutes for sizes 0 and 6400 of pydoc
 (measured beside other work); expect about twice that for all of these sizes.
@@ -14,6 +16,7 @@ On seven bundled candidates (GPT-2 and OPT) and 2 cores: 28 minutes for sizes 0 
 
 import csv
 import io
+import sys
 from collections.abc import Mapping, Sequence
 
 from absl import flags
@@ -28,13 +31,16 @@ from lensllm_jax.selection.flops import training_flops
 from lensllm_jax.selection.loss_table import write_loss_table
 from lensllm_jax.selection.measurement import Measurement, MeasurementConfig
 
+# what ends one fine-tune and not the run
+FAILURES = (FloatingPointError, OSError, checks.UserError)
+
 SIZES = flags.DEFINE_string(
     "sizes", "0,200,400,800,1600,3200,6400", "Subset sizes, comma-separated; 0 is zero-shot."
 )
 
 
-def main(argv: Sequence[str]) -> None:
-    """Measures the grid."""
+def main(argv: Sequence[str]) -> int:
+    """Measures the grid; the exit code says whether all of it."""
     del argv
     names = measuring.candidate_names()
     config = measuring.measurement_config()
@@ -45,19 +51,25 @@ def main(argv: Sequence[str]) -> None:
     folder = RunFolder.open(measuring.OUTPUT_DIR.value, settings)
     losses: dict[str, dict[int, float]] = {}
     families, rows = {}, []
+    failures: list[dict] = []
     work = measuring.total_work(num_params, sizes, config)
     with Progress(total=work, quiet=measuring.QUIET.value) as progress:
         for name in names:
             candidate = load_candidate(name)
             families[name] = candidate.family.name
             measurement = Measurement(candidate, task, config=config)
-            cells = measure(measurement, sizes, folder, progress)
+            cells = measure(measurement, sizes, folder, progress, failures)
             losses[name] = {size: cell["test_loss"] for size, cell in cells.items()}
             rows += ledger_rows(measurement, cells, config)
-    table = measuring.loss_table(names, losses, num_params, families, task)
-    write_loss_table(table, folder.path / "losses.csv")
-    write_ledger(folder, rows)
-    print((folder.path / "losses.csv").read_text(), end="")
+    write_rows(folder, "failures.csv", failures)
+    for failure in failures:
+        print("failed: {candidate}, {size} examples: {reason}".format(**failure), file=sys.stderr)
+    if any(losses.values()):
+        table = measuring.loss_table(names, losses, num_params, families, task)
+        write_loss_table(table, folder.path / "losses.csv")
+        write_rows(folder, "ledger.csv", rows)
+        print((folder.path / "losses.csv").read_text(), end="")
+    return 1 if failures else 0
 
 
 def sizes_of(text: str, task: Task) -> tuple[int, ...]:
@@ -75,16 +87,24 @@ def sizes_of(text: str, task: Task) -> tuple[int, ...]:
 
 
 def measure(
-    measurement: Measurement, sizes: Sequence[int], folder: RunFolder, progress: Progress
-) -> dict[int, Mapping]:
-    """The cells of one candidate, by size."""
+    measurement: Measurement, sizes: Sequence[int], folder: RunFolder, progress: Progress,
+    failures: list[dict],
+) -> dict[int, Mapping]:  # fmt: skip
+    """The cells of one candidate, by size; those that fail are added to ``failures``."""
     cells: dict[int, Mapping] = {}
+    candidate = measurement.candidate
     for size in sizes:
-        if size == 0:
-            loss = measuring.remember_zero_shot(measurement, folder, progress)
-            cells[0] = {"test_loss": loss}
-        else:
-            cells[size] = measuring.remember_cell(measurement, size, folder, progress)
+        try:
+            if size == 0:
+                loss = measuring.remember_zero_shot(measurement, folder, progress)
+                cells[0] = {"test_loss": loss}
+            else:
+                cells[size] = measuring.remember_cell(measurement, size, folder, progress)
+        except FAILURES as error:
+            reason = " ".join(str(error).split())
+            failures.append({"candidate": candidate.name, "size": size, "reason": reason})
+            work = measuring.fine_tune_work(candidate.num_params, size, measurement.config)
+            progress.drop(work)
     return cells
 
 
@@ -107,15 +127,16 @@ def ledger_rows(
     ]
 
 
-def write_ledger(folder: RunFolder, rows: Sequence[Mapping]) -> None:
-    """ledger.csv, unless nothing was trained."""
+def write_rows(folder: RunFolder, name: str, rows: Sequence[Mapping]) -> None:
+    """A table of the rows; without rows there is none, not even that of an earlier run."""
     if not rows:
+        (folder.path / name).unlink(missing_ok=True)
         return
     text = io.StringIO()
     writer = csv.DictWriter(text, rows[0].keys(), lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
-    folder.write_text("ledger.csv", text.getvalue())
+    folder.write_text(name, text.getvalue())
 
 
 if __name__ == "__main__":

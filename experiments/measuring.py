@@ -25,6 +25,7 @@ from lensllm_jax.data.batches import with_prompts
 from lensllm_jax.data.catalogue import load_task
 from lensllm_jax.data.task import Task
 from lensllm_jax.finetune.fine_tune import Progress as Step
+from lensllm_jax.finetune.resume import Checkpoint
 from lensllm_jax.ntk.candidate import CandidateNtk
 from lensllm_jax.ntk.gram import NtkMethod
 from lensllm_jax.ntk.loss import kernel_report
@@ -56,6 +57,9 @@ READOUT = flags.DEFINE_enum(
 METHOD = flags.DEFINE_enum(
     "method", DEFAULTS.method, [m.value for m in NtkMethod], "How the kernel is computed."
 )
+CHECKPOINT_SECONDS = flags.DEFINE_float(
+    "checkpoint_seconds", 60.0, "Between writings of an unfinished fine-tune; 0: each call."
+)
 SEED = flags.DEFINE_integer("seed", 0, "Of subsets and orders.")
 QUIET = flags.DEFINE_bool("quiet", False, "Print nothing but the ranking.")
 
@@ -79,6 +83,7 @@ def candidate_names() -> tuple[str, ...]:
 
 def measurement_config() -> MeasurementConfig:
     """The settings of every measurement, from the flags."""
+    checks.not_negative("checkpoint_seconds", CHECKPOINT_SECONDS.value)
     return MeasurementConfig(
         learning_rate=LEARNING_RATE.value,
         weight_decay=WEIGHT_DECAY.value,
@@ -187,11 +192,17 @@ def remember_zero_shot(measurement: Measurement, folder: RunFolder, progress: Pr
 def remember_cell(
     measurement: Measurement, size: int, folder: RunFolder, progress: Progress
 ) -> dict:
-    """One fine-tune, made now if the folder does not hold it."""
+    """One fine-tune, made now if the folder does not hold it; goes on where a killed run was.
+
+    Its ``seconds`` are those of the process that finished it.
+    """
     name, num_params = measurement.candidate.name, measurement.candidate.num_params
     work = fine_tune_work(num_params, size, measurement.config)
     path = cell_path(name, size)
+    unfinished = folder.path / path.replace(".json", ".safetensors")
+    checkpoint = Checkpoint(unfinished, every_seconds=CHECKPOINT_SECONDS.value)
     if folder.has(path):
+        checkpoint.discard()  # a run was killed between the result and this
         progress.skip(work)
         return folder.read_json(path)
 
@@ -200,9 +211,10 @@ def remember_cell(
         progress.at(work * now.step / now.max_steps, doing)
 
     start = time.monotonic()
-    result = measurement.fine_tune(size, on_progress=on_progress).result
+    result = measurement.fine_tune(size, on_progress=on_progress, checkpoint=checkpoint).result
     seconds = round(time.monotonic() - start, 3)
     cell = folder.remember(path, lambda: {**result._asdict(), "seconds": seconds})
+    checkpoint.discard()
     progress.finish(work, f"{name}: {size} examples, test loss {cell['test_loss']:.4f}")
     return cell
 

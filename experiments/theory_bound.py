@@ -1,7 +1,8 @@
-r"""Theorem 2 and its lemmas, measured: one candidate fine-tuned on doubling subsets.
+r"""Theorem 2 and its lemmas, measured: candidates fine-tuned on doubling subsets.
 
     python -m experiments.theory_bound --candidate=zoo/gpt2-xs --task=pydoc \
         --sizes=100,200,400,800,1600,3200 --output_dir=out/theory
+    python -m experiments.theory_bound --candidates=zoo --sizes=100,200,400,800 --output_dir=out/zoo
     python -m experiments.theory_bound --curves=flan.csv,gigaword.csv --output_dir=out/phases
 
 For each size n: how far each weight block moved, h_i of the first --num_examples training
@@ -12,8 +13,9 @@ each with its interval beside what the lemmas say, Corollary 1's constants, whet
 holds, and the transition of the loss curve.  With --curves only the transitions of measured curves.
 
 --output_dir receives theory.csv (a row a size), blocks.csv (a row a size and block), theory.json
-(fits), bound.png, decays.png; phases.csv with --curves.  The same command goes on where a killed
-run was cut off.  A bundled candidate with six sizes: about 6 minutes on 2 cores.
+(fits), bound.png, decays.png; phases.csv with --curves.  Of several candidates each has these in
+a folder of its own, and decays.csv has a row for each and what decays.  The same command goes on
+where a killed run was cut off.  A bundled candidate with six sizes: about 6 minutes on 2 cores.
 """
 
 import csv
@@ -36,6 +38,7 @@ from experiments import cli, measuring
 from experiments.progress import Progress
 from experiments.run_folder import RunFolder
 from lensllm_jax import checks
+from lensllm_jax.checkpoints.zoo import load_candidate
 from lensllm_jax.finetune.objective import nats_and_count
 from lensllm_jax.report import theory as report
 from lensllm_jax.scaling.fit import fit_law
@@ -84,14 +87,12 @@ def main(argv: Sequence[str]) -> None:
         phases_of_curves()
         return
     names = measuring.candidate_names()
-    if len(names) != 1:
-        raise checks.UserError(f"`candidate` must be one, got {', '.join(names)}")
     share("epsilon", EPSILON.value)
     share("delta", DELTA.value)
     config = measuring.measurement_config()
     task = measuring.load_task_for(names)
     sizes = _sizes(len(task.train))
-    candidate = measuring.load_checked(names[0], config)
+    measuring.check_candidates(names, config)
     settings = {
         **measuring.task_settings(names, task, config),
         "sizes": sizes,
@@ -103,16 +104,42 @@ def main(argv: Sequence[str]) -> None:
         "delta": DELTA.value,
     }
     folder = RunFolder.open(measuring.OUTPUT_DIR.value, settings)
-    with Progress(total=float(len(sizes)), quiet=measuring.QUIET.value) as progress:
-        bench = Bench(Measurement(candidate, task, config=config))
-        cells = []
-        for size in sizes:
-            progress.at(0.0, f"{candidate.name}: {size} examples")
-            cells.append(
-                folder.remember(f"cells/{size}.json", functools.partial(bench.measure, size))
-            )
-            progress.finish(1.0, f"{size} examples: sum of h {cells[-1]['sum_h']:.4g}")
-    write(folder, cells)
+    summaries = {}
+    with Progress(total=float(len(sizes) * len(names)), quiet=measuring.QUIET.value) as progress:
+        for name in names:
+            own = RunFolder(folder.path / measuring.slug_of(name)) if len(names) > 1 else folder
+            bench = Bench(Measurement(load_candidate(name), task, config=config))
+            cells = [cell_of(bench, size, own, progress) for size in sizes]
+            summaries[name] = write(own, cells)
+    if len(names) > 1:
+        folder.write_text("decays.csv", _csv(decay_rows(summaries)))
+    print(f"written to {folder.path}")
+
+
+def cell_of(bench: "Bench", size: int, folder: RunFolder, progress: Progress) -> dict[str, Any]:
+    """Everything about one size, measured now if the folder does not hold it."""
+    name = bench.measurement.candidate.name
+    progress.at(0.0, f"{name}: {size} examples")
+    cell = folder.remember(f"cells/{size}.json", functools.partial(bench.measure, size))
+    progress.finish(1.0, f"{name}: {size} examples: sum of h {cell['sum_h']:.4g}")
+    return cell
+
+
+def decay_rows(summaries: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """One row a candidate and quantity: its exponent, and what Corollary 1 makes of it."""
+    return [
+        {
+            "candidate": name,
+            "quantity": quantity,
+            **{key: decay.get(key, "") for key in ("exponent", "low", "high")},
+            "lemma": decay["lemma"],
+            "consistency": summary["corollary_1"]["consistency"]
+            if quantity == "sum_h" and "corollary_1" in summary
+            else "",
+        }
+        for name, summary in summaries.items()
+        for quantity, decay in summary["decays"].items()
+    ]
 
 
 def _sizes(available: int) -> list[int]:
@@ -249,8 +276,8 @@ def transitions(sizes: np.ndarray, losses: np.ndarray) -> dict[str, Any]:
     return {**found, "rectified": {**dataclasses.asdict(law), "message": fit.message}}
 
 
-def write(folder: RunFolder, cells: Sequence[Mapping[str, Any]]) -> None:
-    """Tables, figures, and the summary on the terminal."""
+def write(folder: RunFolder, cells: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Tables, figures, and the summary, which is also shown on the terminal."""
     hidden = ("size", "blocks", "seconds")
     rows = [{"size": c["size"], **{k: c[k] for k in c if k not in hidden}} for c in cells]
     folder.write_text("theory.csv", _csv(rows))
@@ -281,7 +308,7 @@ def write(folder: RunFolder, cells: Sequence[Mapping[str, Any]]) -> None:
     console.print(shown)
     if "corollary_1" in summary:
         console.print(summary["corollary_1"]["consistency"])
-    print(f"written to {folder.path}")
+    return summary
 
 
 def _finite(value: Any) -> Any:

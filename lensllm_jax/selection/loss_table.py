@@ -16,6 +16,7 @@ Example:
 
 import csv
 import dataclasses
+import io
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -23,7 +24,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float, Int
 
-from lensllm_jax import checks
+from lensllm_jax import checks, durable
 
 NAME_COLUMN, PARAMS_COLUMN, FAMILY_COLUMN = "config name", "size", "family"
 
@@ -245,15 +246,13 @@ def write_loss_table(table: LossTable, path: str | os.PathLike[str]) -> None:
         table: what to write; NaN becomes an empty cell.
         path: the file; replaced if it exists.
     """
-    path = Path(path)
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow([NAME_COLUMN, *table.sizes.tolist(), PARAMS_COLUMN, FAMILY_COLUMN])
-        for i, name in enumerate(table.names):
-            losses = ["" if np.isnan(x) else repr(float(x)) for x in table.losses[i]]
-            params = table.num_params[i]
-            writer.writerow(
-                [name, *losses, "" if np.isnan(params) else f"{params:.0f}", table.family[i]]
-            )
-    temporary.replace(path)
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow([NAME_COLUMN, *table.sizes.tolist(), PARAMS_COLUMN, FAMILY_COLUMN])
+    for i, name in enumerate(table.names):
+        losses = ["" if np.isnan(x) else repr(float(x)) for x in table.losses[i]]
+        params = table.num_params[i]
+        writer.writerow(
+            [name, *losses, "" if np.isnan(params) else f"{params:.0f}", table.family[i]]
+        )
+    durable.replace(Path(path), text.getvalue().encode())

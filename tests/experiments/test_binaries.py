@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import random
+import shutil
 import signal
 import socket
 import subprocess
@@ -265,6 +266,58 @@ def test_grid_measures_every_cell_and_its_cost(text_task, tmp_path):
     for row in ledger:
         assert int(row["flops"]) == 6 * params * int(row["num_tokens"])
     assert_refused(run("finetune_grid", **{**flags, "sizes": "8,99999"}), "99999")
+
+
+GRID = {
+    "candidates": "zoo/gpt2-xs", "sizes": "0,32,64,96", "batch_size": 4, "max_epochs": 8,
+    "patience": 1000, "max_length": 24, "checkpoint_seconds": 0,
+}  # fmt: skip
+
+
+@pytest.mark.slow
+def test_a_grid_killed_twenty_times_ends_with_the_same_table(text_task, tmp_path):
+    flags = {**GRID, "task": text_task}
+    unbroken = run("finetune_grid", **flags, output_dir=tmp_path / "unbroken")
+    assert unbroken.returncode == 0, unbroken.stderr
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.experiments.killed_grid", "20", tmp_path / "killed",
+         *(f"--{name}={value}" for name, value in flags.items())],
+        cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=500, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    seen = json.loads(done.stdout.splitlines()[-1])
+    assert (seen["kills"], seen["code"]) == (20, 0)
+    assert seen["inside"] >= 10  # most kills fall inside a fine-tune
+    assert seen["rewritten"] == []  # nothing is measured twice
+    assert seen["left"] == []  # no checkpoint of a finished fine-tune stays
+    tables = [(tmp_path / name / "losses.csv").read_bytes() for name in ("unbroken", "killed")]
+    assert tables[0] == tables[1]
+
+
+@pytest.mark.slow
+def test_a_cell_that_fails_says_why_and_the_rest_goes_on(text_task, tmp_path):
+    folder = tmp_path / "grid"
+    flags = {**GRID, "task": text_task, "sizes": "0,8,16", "max_epochs": 1, "output_dir": folder}
+    damaged = folder / "cells" / "zoo--gpt2-xs" / "8.safetensors"
+    damaged.parent.mkdir(parents=True)
+    assert_refused(run("finetune_grid", **flags), "must be empty or hold an earlier run")
+    shutil.rmtree(folder)
+    assert run("finetune_grid", **flags).returncode == 0
+    whole = (folder / "losses.csv").read_bytes()
+    damaged.with_suffix(".json").unlink()
+    damaged.write_bytes(b"no tensors")
+    done = run("finetune_grid", **flags)
+    assert done.returncode == 1, done.stderr
+    (failure,) = rows(folder / "failures.csv")
+    assert (failure["candidate"], failure["size"]) == ("zoo/gpt2-xs", "8")
+    assert "8.safetensors" in failure["reason"]
+    assert failure["reason"] in done.stderr
+    table = lens.read_loss_table(folder / "losses.csv")
+    assert table.sizes.tolist() == [0, 16]
+    damaged.unlink()
+    assert run("finetune_grid", **flags).returncode == 0
+    assert (folder / "losses.csv").read_bytes() == whole
+    assert not (folder / "failures.csv").exists()
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -25,11 +26,18 @@ def rows(path):
     return list(csv.DictReader(path.read_text().splitlines()))
 
 
-@pytest.mark.slow
-def test_a_run_writes_every_term_and_goes_on_without_measuring_again(tmp_path):
-    out = tmp_path / "out"
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory):
+    """The folder of one run."""
+    out = tmp_path_factory.mktemp("theory") / "out"
     done = theory_bound(out)
     assert done.returncode == 0, done.stderr
+    return out
+
+
+@pytest.mark.slow
+def test_a_run_writes_every_term_and_goes_on_without_measuring_again(measured):
+    out = measured
     names = {path.name for path in out.iterdir()}
     assert names == {
         "blocks.csv", "bound.png", "cells", "decays.png", "run.json", "theory.csv", "theory.json",
@@ -49,6 +57,25 @@ def test_a_run_writes_every_term_and_goes_on_without_measuring_again(tmp_path):
     again = theory_bound(out)
     assert again.returncode == 0, again.stderr
     assert rows(out / "theory.csv") == found
+
+
+@pytest.mark.slow
+def test_several_candidates_have_a_folder_each_and_one_table_of_decays(measured, tmp_path):
+    """Their cells are another run's, so that nothing is measured here."""
+    names = ["zoo/gpt2-xs", "zoo/opt-xs"]
+    run = json.loads((measured / "run.json").read_text())
+    run["settings"]["candidates"] = names
+    for name in names:
+        shutil.copytree(measured / "cells", tmp_path / name.replace("/", "--") / "cells")
+    (tmp_path / "run.json").write_text(json.dumps(run))
+    done = theory_bound(tmp_path, candidate=",".join(names))
+    assert done.returncode == 0, done.stderr
+    found = rows(tmp_path / "decays.csv")
+    assert [row["candidate"] for row in found] == [name for name in names for _ in range(4)]
+    alone = json.loads((measured / "theory.json").read_text())
+    assert float(found[0]["exponent"]) == alone["decays"]["sum_h"]["exponent"]
+    assert found[0]["consistency"] == alone["corollary_1"]["consistency"]
+    assert (tmp_path / "zoo--opt-xs" / "bound.png").exists()
 
 
 def test_phases_of_curves_are_found_without_a_model(tmp_path):
@@ -76,7 +103,7 @@ def test_phases_of_curves_are_found_without_a_model(tmp_path):
         ({"delta": 0.0}, "`delta` must lie between 0 and 1"),
         ({"sizes": "8"}, "`sizes` must be two or more"),
         ({"sizes": "8,many"}, "`sizes` must be whole numbers"),
-        ({"candidate": "zoo"}, "`candidate` must be one"),
+        ({"candidate": "zoo/none"}, "`candidate` must be one of"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_two(tmp_path, changes, message):

@@ -17,6 +17,7 @@ from lensllm_jax.theory.hessian import (
     joint_forms,
 )
 from tests import oracles
+from tests.models.encoder_decoders import ENCODER_DECODERS, seq2seq_batch
 from tests.models.tiny import tiny_candidate
 from tests.models.variants import VARIANTS, batch
 from tests.tolerances import assert_close
@@ -27,6 +28,14 @@ FAMILIES = {
     "llama-tied-grouped": "query/kernel",
     "gemma2": "query/kernel",
     "pythia": "query/kernel",
+    "qwen2": "query/kernel",
+    "qwen3": "query/kernel",
+    "gemma3": "query/kernel",
+    "phi": "query/kernel",
+    "phi3": "query/kernel",
+    "t5": "decoder/.*cross_attention/query/kernel",
+    "mt5": "encoder/.*query/kernel",
+    "bart": "decoder/.*cross_attention/query/kernel",
 }
 
 
@@ -35,8 +44,9 @@ def example_loss(candidate):
 
     def loss(params, one):
         example = {name: values[None] for name, values in one.items()}
-        logits = candidate.apply_fn(params, example)[0, :-1]
-        labels = one["labels"][1:]
+        logits, labels = candidate.apply_fn(params, example)[0], one["labels"]
+        if not candidate.is_encoder_decoder:
+            logits, labels = logits[:-1], labels[1:]
         picked = jax.nn.log_softmax(logits)[jnp.arange(len(labels)), jnp.maximum(labels, 0)]
         return -(picked * (labels >= 0)).sum() / jnp.maximum((labels >= 0).sum(), 1)
 
@@ -46,10 +56,14 @@ def example_loss(candidate):
 @functools.cache
 def case(variant):
     """A tiny candidate, its loss, its weights moved at random, and three examples."""
-    candidate = tiny_candidate(VARIANTS[variant])
+    candidate = tiny_candidate({**VARIANTS, **ENCODER_DECODERS}[variant])
     rng = np.random.default_rng(0)
     moved = jax.tree.map(lambda w: jnp.asarray(rng.normal(0, 0.1, w.shape)), candidate.params)
-    examples = {name: np.asarray(values)[:3] for name, values in batch().items()}
+    examples = batch()
+    if candidate.is_encoder_decoder:
+        examples = seq2seq_batch()
+        shifted = candidate.config.shift_right(examples["labels"])
+        examples["decoder_input_ids"] = np.asarray(shifted)
     return candidate, example_loss(candidate), moved, examples
 
 

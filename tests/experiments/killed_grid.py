@@ -1,0 +1,84 @@
+"""Kills a grid again and again at random moments until it survives; prints what it saw as JSON.
+
+    python -m tests.experiments.killed_grid NUM_KILLS OUTPUT_DIR --candidates=... (the grid's flags)
+
+Each life is a fork of this process, which has imported everything but computed nothing yet, so
+that a life costs no import.  It is killed once it has written one to three more files (a cell, or
+the checkpoint of an unfinished one), after a random pause in which it writes or computes.
+"""
+
+import json
+import os
+import random
+import signal
+import sys
+import time
+from pathlib import Path
+
+import transformers.tokenization_utils_base  # noqa: F401  slow to import, in every life
+
+import experiments.finetune_grid as grid
+from experiments import cli
+
+
+def live(arguments: list[str]) -> int:
+    """Starts a life; returns its process."""
+    process = os.fork()
+    if process:
+        return process
+    sys.argv = ["finetune_grid", *arguments]
+    with open(os.devnull, "w") as nowhere:
+        os.dup2(nowhere.fileno(), 1)
+    cli.run(grid.main)
+    os._exit(0)  # cli.run exits
+
+
+def writes(folder: Path) -> dict[str, int]:
+    """When each file was last written."""
+    found = {}
+    for path in folder.rglob("*"):
+        try:
+            found[str(path.relative_to(folder))] = path.stat().st_mtime_ns
+        except FileNotFoundError:  # it went between the two calls
+            continue
+    return {name: when for name, when in found.items() if not name.endswith(".partial")}
+
+
+def kill_at_random(process: int, folder: Path, rng: random.Random) -> bool:
+    """Whether the process died of the kill and not of its own."""
+    before, wanted, changes = writes(folder), rng.randint(1, 3), 0
+    while changes < wanted:
+        if os.waitpid(process, os.WNOHANG)[0]:
+            return False
+        now = writes(folder)
+        changes += sum(before.get(name) != when for name, when in now.items() if "." in name)
+        before = now
+        time.sleep(0.001)
+    time.sleep(rng.uniform(0.0, 0.02))
+    os.kill(process, signal.SIGKILL)
+    return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == -signal.SIGKILL
+
+
+def main() -> None:
+    """Kills, then lets live."""
+    num_kills, folder, arguments = int(sys.argv[1]), Path(sys.argv[2]), sys.argv[3:]
+    arguments = [*arguments, f"--output_dir={folder}"]
+    rng = random.Random(0)
+    kills = inside = 0
+    cells: dict[str, int] = {}
+    rewritten = set()
+    while kills < num_kills and kill_at_random(live(arguments), folder, rng):
+        kills += 1
+        now = writes(folder)
+        inside += any(name.endswith(".safetensors") for name in now)
+        rewritten |= {name for name, when in cells.items() if now.get(name) != when}
+        cells = {name: when for name, when in now.items() if name.startswith("cells/")
+                 and name.endswith(".json")}  # fmt: skip
+    code = os.waitstatus_to_exitcode(os.waitpid(live(arguments), 0)[1])
+    left = [name for name in writes(folder) if name.endswith(".safetensors")]
+    print(json.dumps({"kills": kills, "inside": inside, "rewritten": sorted(rewritten),
+                      "code": code, "left": left}))  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()
