@@ -14,8 +14,6 @@ On seven bundled candidates (GPT-2 and OPT) and 2 cores: 28 minutes for sizes 0 
 (measured beside other work); expect about twice that for all of these sizes.
 """
 
-import csv
-import io
 import sys
 from collections.abc import Mapping, Sequence
 
@@ -61,13 +59,13 @@ def main(argv: Sequence[str]) -> int:
             cells = measure(measurement, sizes, folder, progress, failures)
             losses[name] = {size: cell["test_loss"] for size, cell in cells.items()}
             rows += ledger_rows(measurement, cells, config)
-    write_rows(folder, "failures.csv", failures)
+    folder.write_rows("failures.csv", failures)
     for failure in failures:
         print("failed: {candidate}, {size} examples: {reason}".format(**failure), file=sys.stderr)
     if any(losses.values()):
         table = measuring.loss_table(names, losses, num_params, families, task)
         write_loss_table(table, folder.path / "losses.csv")
-        write_rows(folder, "ledger.csv", rows)
+        folder.write_rows("ledger.csv", rows)
         print((folder.path / "losses.csv").read_text(), end="")
     return 1 if failures else 0
 
@@ -125,18 +123,6 @@ def ledger_rows(
         for size, cell in cells.items()
         if size > 0
     ]
-
-
-def write_rows(folder: RunFolder, name: str, rows: Sequence[Mapping]) -> None:
-    """A table of the rows; without rows there is none, not even that of an earlier run."""
-    if not rows:
-        (folder.path / name).unlink(missing_ok=True)
-        return
-    text = io.StringIO()
-    writer = csv.DictWriter(text, rows[0].keys(), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    folder.write_text(name, text.getvalue())
 
 
 if __name__ == "__main__":

@@ -17,7 +17,6 @@ PearCorr is the correlation in percent between scores and true losses: predicted
 correlate positively; model_size scores by log N, so there a negative value means bigger is better.
 """
 
-import csv
 import hashlib
 import io
 from collections.abc import Callable, Mapping, Sequence
@@ -73,14 +72,14 @@ def main(_: Sequence[str]) -> None:
     folder = RunFolder.open(OUTPUT_DIR.value, _settings(names, divisors))
     settings = {"gamma": GAMMA.value, "tau": TAU.value, "cost": cost}
     rankings = _rank_all(tables, divisors, names, settings)
-    folder.write_text("selection.csv", _csv([_row(tables, k, r) for k, r in rankings.items()]))
-    folder.write_text("selected.csv", _csv([_picked(k, r) for k, r in rankings.items()]))
+    _write(folder, "selection.csv", [_row(tables, k, r) for k, r in rankings.items()])
+    _write(folder, "selected.csv", [_picked(k, r) for k, r in rankings.items()])
     for table in tables:
         _print_table(table, divisors, names, rankings)
         folder.write_bytes(f"{table.task}_metrics.png", _metrics_figure(table, divisors, rankings))
         folder.write_bytes(f"{table.task}_predicted.png", _predicted_figure(table, rankings))
     if ABLATION.value:
-        folder.write_text("ablation.csv", _csv(_ablation(tables, divisors, cost)))
+        _write(folder, "ablation.csv", _ablation(tables, divisors, cost))
     print(f"written to {folder.path}")
 
 
@@ -202,18 +201,15 @@ def _ablation(tables, divisors, cost) -> list[dict[str, Any]]:
     return rows
 
 
-def _csv(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Rows as CSV; a number that is not known is an empty cell."""
+def _write(folder: RunFolder, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Rows as a table; a number that is not known is an empty cell."""
     if not rows:
         raise checks.UserError("`selectors` must leave one that the tables allow, got none")
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    for row in rows:
-        writer.writerow(
-            {k: "" if isinstance(v, float) and np.isnan(v) else v for k, v in row.items()}
-        )
-    return text.getvalue()
+    known = [
+        {k: "" if isinstance(v, float) and np.isnan(v) else v for k, v in row.items()}
+        for row in rows
+    ]
+    folder.write_rows(name, known)
 
 
 def _print_table(table: LossTable, divisors, names, rankings) -> None:

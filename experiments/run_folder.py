@@ -13,11 +13,12 @@ Example:
     1.5
 """
 
+import csv
 import dataclasses
 import io
 import json
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -117,6 +118,17 @@ class RunFolder:
     def write_text(self, name: str, text: str) -> None:
         """Writes a text file."""
         self.write_bytes(name, text.encode())
+
+    def write_rows(self, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Writes a table (CSV); without rows there is none, not even that of an earlier run."""
+        if not rows:
+            (self.path / name).unlink(missing_ok=True)
+            return
+        text = io.StringIO()
+        writer = csv.DictWriter(text, rows[0].keys(), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+        self.write_text(name, text.getvalue())
 
     def write_array(self, name: str, array: np.ndarray) -> None:
         """Writes a .npy file."""

@@ -18,9 +18,7 @@ cut off and ends with the same files; only cells/ holds durations.
 On the bundled candidates and 2 cores, with a budget of 800: 5 minutes.
 """
 
-import csv
 import dataclasses
-import io
 import time
 from collections.abc import Sequence
 
@@ -191,12 +189,7 @@ def ledger_of(
 def write_results(folder: RunFolder, selection: Selection) -> None:
     """The files that a person reads."""
     write_loss_table(selection.table, folder.path / "losses.csv")
-    rows = selection.rows()
-    text = io.StringIO()
-    writer = csv.DictWriter(text, rows[0].keys(), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    folder.write_text("ranking.csv", text.getvalue())
+    folder.write_rows("ranking.csv", selection.rows())
     folder.write_bytes("loss_curves.png", figures.loss_curves(
         selection.table, selection.laws(), target_size=selection.target_size))  # fmt: skip
     spectra = {name: s.eigenvalues for name, s in selection.spectra.items()}

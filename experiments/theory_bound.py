@@ -18,10 +18,8 @@ a folder of its own, and decays.csv has a row for each and what decays.  The sam
 where a killed run was cut off.  A bundled candidate with six sizes: about 6 minutes on 2 cores.
 """
 
-import csv
 import dataclasses
 import functools
-import io
 import json
 import time
 from collections.abc import Mapping, Sequence
@@ -112,7 +110,7 @@ def main(argv: Sequence[str]) -> None:
             cells = [cell_of(bench, size, own, progress) for size in sizes]
             summaries[name] = write(own, cells)
     if len(names) > 1:
-        folder.write_text("decays.csv", _csv(decay_rows(summaries)))
+        folder.write_rows("decays.csv", decay_rows(summaries))
     print(f"written to {folder.path}")
 
 
@@ -280,16 +278,14 @@ def write(folder: RunFolder, cells: Sequence[Mapping[str, Any]]) -> dict[str, An
     """Tables, figures, and the summary, which is also shown on the terminal."""
     hidden = ("size", "blocks", "seconds")
     rows = [{"size": c["size"], **{k: c[k] for k in c if k not in hidden}} for c in cells]
-    folder.write_text("theory.csv", _csv(rows))
-    folder.write_text(
+    folder.write_rows("theory.csv", rows)
+    folder.write_rows(
         "blocks.csv",
-        _csv(
-            [
-                {"size": cell["size"], "block": name, **values}
-                for cell in cells
-                for name, values in cell["blocks"].items()
-            ]
-        ),
+        [
+            {"size": cell["size"], "block": name, **values}
+            for cell in cells
+            for name, values in cell["blocks"].items()
+        ],
     )
     summary = summarise(cells)
     folder.write_text("theory.json", json.dumps(_finite(summary), indent=1, allow_nan=False) + "\n")
@@ -333,20 +329,12 @@ def phases_of_curves() -> None:
                 row |= {f"{detector}_{k}": values.get(k, "") for k in ("size", "low", "high")}
             row["phase"] = found["segmented"]["phase"] if row["segmented_size"] else ""
             rows.append(row)
-    folder.write_text("phases.csv", _csv(rows))
+    folder.write_rows("phases.csv", rows)
     for table in tables:
         mine = [row["phase"] for row in rows if row["task"] == table.task]
         for phase in sorted(set(mine)):
             print(f"{table.task}: {mine.count(phase)} of {len(mine)}: {phase}")
     print(f"written to {folder.path}")
-
-
-def _csv(rows: Sequence[Mapping[str, Any]]) -> str:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
 
 
 if __name__ == "__main__":
