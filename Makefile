@@ -7,8 +7,6 @@
 PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
-# Compiling is most of what the tests do, so `make test` compiles with few optimisations (JAX's own
-# setting for tests); test-x64 and torch-parity compile as users do.
 PYTEST := $(BIN)/python -m pytest -n auto --dist worksteal
 
 DEMO := zoo/cerebras-s,zoo/gpt2-m,zoo/gpt2-s,zoo/gpt2-xs,zoo/opt-m,zoo/opt-s,zoo/opt-xs
@@ -19,6 +17,8 @@ demo: .venv/runs
 	$(BIN)/python -m experiments.select_model --candidates=$(DEMO) --task=pydoc \
 	  --budget_size=800 --target_size=6400 --output_dir=out/demo
 
+# Compiling is most of what the tests do: here with few optimisations (JAX's own setting for
+# tests), in test-x64 and torch-parity as users do.
 test: .venv/tests
 	JAX_DISABLE_MOST_OPTIMIZATIONS=1 $(PYTEST) -m "not torch"
 

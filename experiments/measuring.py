@@ -199,7 +199,7 @@ def remember_cell(
     name, num_params = measurement.candidate.name, measurement.candidate.num_params
     work = fine_tune_work(num_params, size, measurement.config)
     path = cell_path(name, size)
-    unfinished = folder.path / path.replace(".json", ".safetensors")
+    unfinished = (folder.path / path).with_suffix(".safetensors")
     checkpoint = Checkpoint(unfinished, every_seconds=CHECKPOINT_SECONDS.value)
     if folder.has(path):
         checkpoint.discard()  # a run was killed between the result and this

@@ -268,8 +268,8 @@ def test_bundled_candidate_really_was_pretrained(name):
         batch = pretraining_batch(candidate, PRETRAINING_TEXT[corpus], report.get("objective"))
         loss = loop.evaluate(candidate.params, [batch])
         assert loss < np.log(candidate.config.vocab_size) - 2.0, corpus
-        random = jax.tree.map(np.zeros_like, candidate.params)  # the control: all tokens alike
-        assert loop.evaluate(random, [batch]) > np.log(candidate.config.vocab_size) - 0.01
+        blank = jax.tree.map(np.zeros_like, candidate.params)  # the control: all tokens alike
+        assert loop.evaluate(blank, [batch]) > np.log(candidate.config.vocab_size) - 0.01
 
 
 def test_the_zoo_is_small_enough_to_be_bundled():

@@ -7,6 +7,7 @@ that a life costs no import.  It is killed once it has written one to three more
 the checkpoint of an unfinished one), after a random pause in which it writes or computes.
 """
 
+import contextlib
 import json
 import os
 import random
@@ -15,33 +16,31 @@ import sys
 import time
 from pathlib import Path
 
-import transformers.tokenization_utils_base  # noqa: F401  slow to import, in every life
+from transformers import AutoTokenizer  # noqa: F401  what every life would import anew
 
 import experiments.finetune_grid as grid
 from experiments import cli
+from lensllm_jax import durable
 
 
 def live(arguments: list[str]) -> int:
     """Starts a life; returns its process."""
     process = os.fork()
-    if process:
-        return process
-    sys.argv = ["finetune_grid", *arguments]
-    with open(os.devnull, "w") as nowhere:
-        os.dup2(nowhere.fileno(), 1)
-    cli.run(grid.main)
-    os._exit(0)  # cli.run exits
+    if process == 0:
+        sys.argv = ["finetune_grid", *arguments]
+        with open(os.devnull, "w") as nowhere:
+            os.dup2(nowhere.fileno(), 1)
+        cli.run(grid.main)  # exits
+    return process
 
 
 def writes(folder: Path) -> dict[str, int]:
     """When each file was last written."""
     found = {}
-    for path in folder.rglob("*"):
-        try:
+    for path in folder.rglob("*.*"):  # files: no folder of a run has a dot
+        with contextlib.suppress(FileNotFoundError):  # it may go between the two calls
             found[str(path.relative_to(folder))] = path.stat().st_mtime_ns
-        except FileNotFoundError:  # it went between the two calls
-            continue
-    return {name: when for name, when in found.items() if not name.endswith(".partial")}
+    return {name: when for name, when in found.items() if not name.endswith(durable.PARTIAL)}
 
 
 def kill_at_random(process: int, folder: Path, rng: random.Random) -> bool:
@@ -51,7 +50,7 @@ def kill_at_random(process: int, folder: Path, rng: random.Random) -> bool:
         if os.waitpid(process, os.WNOHANG)[0]:
             return False
         now = writes(folder)
-        changes += sum(before.get(name) != when for name, when in now.items() if "." in name)
+        changes += sum(before.get(name) != when for name, when in now.items())
         before = now
         time.sleep(0.001)
     time.sleep(rng.uniform(0.0, 0.02))
@@ -75,7 +74,9 @@ def main() -> None:
         cells = {name: when for name, when in now.items() if name.startswith("cells/")
                  and name.endswith(".json")}  # fmt: skip
     code = os.waitstatus_to_exitcode(os.waitpid(live(arguments), 0)[1])
-    left = [name for name in writes(folder) if name.endswith(".safetensors")]
+    now = writes(folder)
+    rewritten |= {name for name, when in cells.items() if now.get(name) != when}
+    left = [name for name in now if name.endswith(".safetensors")]
     print(json.dumps({"kills": kills, "inside": inside, "rewritten": sorted(rewritten),
                       "code": code, "left": left}))  # fmt: skip
 

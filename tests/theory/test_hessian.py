@@ -59,11 +59,7 @@ def case(variant):
     candidate = tiny_candidate({**VARIANTS, **ENCODER_DECODERS}[variant])
     rng = np.random.default_rng(0)
     moved = jax.tree.map(lambda w: jnp.asarray(rng.normal(0, 0.1, w.shape)), candidate.params)
-    examples = batch()
-    if candidate.is_encoder_decoder:
-        examples = seq2seq_batch()
-        shifted = candidate.config.shift_right(examples["labels"])
-        examples["decoder_input_ids"] = np.asarray(shifted)
+    examples = seq2seq_batch() if candidate.is_encoder_decoder else batch()
     return candidate, example_loss(candidate), moved, examples
 
 
