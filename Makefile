@@ -20,12 +20,12 @@ demo: .venv/runs
 # Compiling is most of what the tests do: here with few optimisations (JAX's own setting for
 # tests), in test-x64 and torch-parity as users do.
 test: .venv/tests
-	JAX_DISABLE_MOST_OPTIMIZATIONS=1 $(PYTEST) -m "not torch"
+	JAX_DISABLE_MOST_OPTIMIZATIONS=1 $(PYTEST) -m "not torch and not float64"
 
 # the examples in docstrings print float32: they are tests of the default mode alone
 test-x64: .venv/tests
 	JAX_ENABLE_X64=1 $(PYTEST) -m "not torch and not slow" tests/ntk tests/scaling tests/selection \
-	  tests/models tests/test_linalg.py tests/test_metrics.py
+	  tests/models tests/theory tests/test_linalg.py tests/test_metrics.py
 
 lint: .venv/tests
 	$(BIN)/ruff check .

@@ -79,7 +79,8 @@ def toy(seed=0, size=7):
 
 
 @pytest.mark.parametrize(
-    "variant", [v if v == "gpt2" else pytest.param(v, marks=pytest.mark.slow) for v in FAMILIES]
+    "variant",
+    [v if v == "gpt2" else pytest.param(v, marks=pytest.mark.float64) for v in FAMILIES],
 )
 def test_forms_of_every_family_equal_the_eigendecomposition(variant, x64):
     candidate, loss, moved, examples = case(variant)
