@@ -20,6 +20,7 @@ Example:
 """
 
 import dataclasses
+import math
 import os
 import resource
 import sys
@@ -39,6 +40,9 @@ from lensllm_jax.ntk.gram import empirical_ntk, num_examples
 from lensllm_jax.ntk.method import NtkMethod, OutputReduction
 from lensllm_jax.ntk.readout import Projection, Readout
 from lensllm_jax.typing import IGNORE, ApplyFn, Array, Batch, Params
+
+# Logits held at once while f_0 is read: enough for products at full speed, little beside a kernel.
+LOGITS_BYTES = 32e6
 
 
 @runtime_checkable
@@ -268,9 +272,11 @@ def peak_bytes() -> int:
 
 
 def _outputs(f: ReadoutFn, params: Params, batch: Batch, block_size: int | None) -> np.ndarray:
-    """f_0 (n, k), block by block."""
+    """f_0 (n, k), block by block, so that a kernel within its memory stays there."""
     n = num_examples("batch", batch)
-    block = n if block_size is None else block_size
+    logits = jax.eval_shape(f.apply_fn, params, batch)
+    of_one = math.prod(logits.shape[1:]) * logits.dtype.itemsize
+    block = min(n, max(1, int(LOGITS_BYTES / of_one)), block_size or n)
     parts = [
         np.asarray(_jitted(f, params, {key: value[i : i + block] for key, value in batch.items()}))
         for i in range(0, n, block)

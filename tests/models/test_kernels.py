@@ -11,7 +11,7 @@ from tests.models.tiny import tiny_candidate
 from tests.models.variants import VARIANTS, batch
 from tests.tolerances import assert_close, relative_difference
 
-pytestmark = pytest.mark.slow  # compiling, in float64 whatever the suite runs in
+pytestmark = pytest.mark.float64  # compiling, in float64 whatever the suite runs in
 
 # one a family: all norms, tied and untied heads, grouped heads, windows, caps, parallel blocks
 FAMILIES = (

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from lensllm_jax.checks import UserError
-from lensllm_jax.ntk import readout
+from lensllm_jax.ntk import candidate, readout
 from lensllm_jax.ntk.candidate import candidate_ntk
 from lensllm_jax.ntk.loss import ntk_loss
 from tests import oracles
@@ -193,6 +193,24 @@ def test_encoder_decoders_are_not_shifted(x64):
     causal = candidate_ntk(TinyModel(case.params), case.x)
     assert_close(aligned.theta, causal.theta)
     assert np.max(np.abs(seq2seq.theta - causal.theta)) > 1e-3
+
+
+@pytest.mark.parametrize(("logits_bytes", "lengths"), [(1e9, [5]), (1, [1] * 5)])
+def test_outputs_are_read_in_blocks_of_few_logits(
+    model_and_batch, monkeypatch, logits_bytes, lengths
+):
+    read, seen = candidate._jitted, []
+
+    def counted(f, params, batch):
+        seen.append(len(batch["labels"]))
+        return read(f, params, batch)
+
+    model, batch = model_and_batch
+    expected = candidate_ntk(model, batch).outputs
+    monkeypatch.setattr(candidate, "_jitted", counted)
+    monkeypatch.setattr(candidate, "LOGITS_BYTES", logits_bytes)
+    assert_close(candidate_ntk(model, batch).outputs, expected, rel=1e-6)  # float32
+    assert seen == lengths
 
 
 def test_another_state_of_the_model_has_another_kernel(model_and_batch):
