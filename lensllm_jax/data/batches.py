@@ -27,6 +27,7 @@ Example:
 import dataclasses
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -253,7 +254,8 @@ def with_prompts(task: Task) -> Task:
     """``task`` with every record that has no prompt divided by :func:`split_prefix`.
 
     A pool that holds encoder-decoders must be compared on this task: they read a prompt where
-    decoders need none, and all losses must be over the same text.
+    decoders need none, and all losses must be over the same text.  A record of one word has
+    nothing to be divided and is left out; ``removed`` counts it as ``<split>_one_word``.
 
     Args:
         task: a task with or without prompts.
@@ -262,18 +264,36 @@ def with_prompts(task: Task) -> Task:
         The same task where all records have prompts, else one of another fingerprint.
 
     Raises:
-        UserError: if a target without a prompt is one word.
+        UserError: if a split holds records of one word alone.
+
+    Example:
+        >>> one = Example("", "one two three")
+        >>> task = Task("t", "", (one, Example("", "...")), (one,), (one,), {}, "")
+        >>> divided = with_prompts(task)
+        >>> divided.train, dict(divided.removed)
+        ((Example(prompt='one', target='two three'),), {'train_one_word': 1})
     """
-
-    def divided(examples: Sequence[Example]) -> tuple[Example, ...]:
-        return tuple(e if e.prompt else split_prefix(e) for e in examples)
-
-    splits = (divided(task.train), divided(task.validation), divided(task.test))
-    if splits == (task.train, task.validation, task.test):
+    splits = {name: getattr(task, name) for name in ("train", "validation", "test")}
+    if all(example.prompt for examples in splits.values() for example in examples):
         return task
-    train, validation, test = splits
+    removed = dict(task.removed)
+    divided: dict[str, Any] = {}
+    for name, examples in splits.items():
+        kept = [e for e in examples if e.prompt or len(e.target.split()) > 1]
+        if not kept:
+            raise UserError(
+                f"`{name}` of task {task.name!r} must hold a record with a prompt or of two "
+                f"words, got {len(examples)} of one word: give them prompts, or rank a pool of "
+                "decoders alone"
+            )
+        if left_out := len(examples) - len(kept):
+            removed[f"{name}_one_word"] = left_out
+        divided[name] = tuple(e if e.prompt else split_prefix(e) for e in kept)
     return dataclasses.replace(
-        task, train=train, validation=validation, test=test, fingerprint=fingerprint(*splits)
+        task,
+        **divided,
+        removed=MappingProxyType(removed),
+        fingerprint=fingerprint(*divided.values()),
     )
 
 

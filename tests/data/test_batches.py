@@ -12,8 +12,9 @@ from lensllm_jax.data.batches import (
     index_batches,
     minibatches,
     split_prefix,
+    with_prompts,
 )
-from lensllm_jax.data.task import Example
+from lensllm_jax.data.task import Example, Task
 from lensllm_jax.typing import IGNORE
 from tests.data.conftest import WORDS, word_tokenizer
 
@@ -178,6 +179,19 @@ def test_a_divided_record_keeps_every_word_on_one_side(words, share):
 def test_a_record_that_cannot_be_divided_is_refused(example):
     with pytest.raises(UserError, match="no prompt and a target of two words or more"):
         split_prefix(example)
+
+
+def test_records_of_one_word_are_left_out_of_a_divided_task_and_counted():
+    two, one = Example("", "a b"), Example("", "a")
+    divided = with_prompts(Task("t", "", (two, one, one), (two,), (two, one), {"empty": 1}, ""))
+    assert divided.train == divided.validation == divided.test == (Example("a", "b"),)
+    assert divided.removed == {"empty": 1, "train_one_word": 2, "test_one_word": 1}
+
+
+def test_a_split_of_single_words_cannot_be_divided():
+    two, one = Example("", "a b"), Example("", "a")
+    with pytest.raises(UserError, match="`validation` of task 't' must hold a record"):
+        with_prompts(Task("t", "", (two,), (one,), (two,), {}, ""))
 
 
 @given(st.integers(1, 60), st.integers(1, 20), st.integers(0, 3))
