@@ -70,6 +70,7 @@ class Constants:
 
 
 DEFAULT = Constants()
+ROUNDING = 1e-12  # of slopes of log losses
 
 Rows = Float[np.ndarray, "num_candidates num_octaves"]
 
@@ -138,7 +139,9 @@ def robust_slopes(
         for _ in range(10):
             off = np.abs(values - mean[:, None])
             scale = 1.4826 * np.median(off[spans > 0]) if np.any(spans > 0) else 0.0
-            pull = np.minimum(1.0, constants.huber_scale * scale / np.maximum(off, 1e-12))
+            # with one octave each, nothing is off by more than rounding: all are kept
+            limit = max(constants.huber_scale * scale, ROUNDING)
+            pull = np.minimum(1.0, limit / np.maximum(off, ROUNDING))
             mean = (weights * pull * values).sum(1) / (weights * pull).sum(1)
     return mean * np.exp(growth * age)
 

@@ -286,6 +286,16 @@ def test_too_small_a_budget_is_a_message_and_no_number():
         assert np.isnan(r.win_probability[0, 1]), selector
 
 
+def test_two_sizes_are_enough_for_pooled_and_give_the_straight_line():
+    table = small_table(zero=False)
+    r = rank(table, budget_size=400, target_size=51200, selector="pooled")
+    assert np.isfinite(list(r.predicted.values())).all()
+    # one octave shows no growth: as bold as the line for one view, 0.8 of its slope for the other
+    fall = np.log(table.losses[:, 0] / table.losses[:, 1]) * np.log2(51200 / 400)
+    expected = table.losses[:, 1] * np.exp(-0.5 * (1.0 + 0.8) * fall)
+    np.testing.assert_allclose(list(r.predicted.values()), expected, rtol=1e-12)
+
+
 def test_search_stops_at_the_kink_and_counts_what_it_paid_for():
     sizes = np.array([0, 200, 400, 800, 1600, 3200, 6400])
     losses = 9.0 * np.maximum(sizes, 1.0) ** -0.3 * np.array([1, 1.5, 1, 1.001, 1, 0.999, 1])
