@@ -1,7 +1,7 @@
 # Every target sets up what it needs; a second call does nothing twice.
 #   make demo   ranks seven bundled candidates for one task, into out/demo
 #   make test   runs the tests; make test-x64 runs them in float64
-#   make lint types torch-parity notebooks   what else .ci/run checks
+#   make lint types torch-parity notebooks browser   what else .ci/run checks
 #   make lock   regenerates requirements.txt and requirements-dev.txt from setup.cfg
 
 PYTHON ?= python3
@@ -11,7 +11,7 @@ PYTEST := $(BIN)/python -m pytest -n auto --dist worksteal
 
 DEMO := zoo/cerebras-s,zoo/gpt2-m,zoo/gpt2-s,zoo/gpt2-xs,zoo/opt-m,zoo/opt-s,zoo/opt-xs
 
-.PHONY: demo test test-x64 lint types torch-parity notebooks lock
+.PHONY: demo test test-x64 lint types torch-parity notebooks browser lock
 
 demo: .venv/runs
 	$(BIN)/python -m experiments.select_model --candidates=$(DEMO) --task=pydoc \
@@ -20,7 +20,7 @@ demo: .venv/runs
 # Compiling is most of what the tests do: here with few optimisations (JAX's own setting for
 # tests), in test-x64 and torch-parity as users do.
 test: .venv/tests
-	JAX_DISABLE_MOST_OPTIMIZATIONS=1 $(PYTEST) -m "not torch and not float64"
+	JAX_DISABLE_MOST_OPTIMIZATIONS=1 $(PYTEST) -m "not torch and not float64 and not browser"
 
 # the examples in docstrings print float32: they are tests of the default mode alone
 test-x64: .venv/tests
@@ -39,6 +39,9 @@ torch-parity: .venv-torch/tests
 
 notebooks: .venv/tests
 	$(BIN)/python tools/run_notebooks.py
+
+browser: .venv-browser/tests
+	.venv-browser/bin/python -m pytest -m browser tests/report
 
 lock: .venv/runs
 	PYTHON=$(BIN)/python tools/lock.sh
@@ -64,4 +67,15 @@ lock: .venv/runs
 	.venv-torch/bin/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
 	$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' \
 	  > "$$(.venv-torch/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/borrowed.pth"
+	touch $@
+
+# So does the driver of the browser; Debian's Chromium is installed where that is allowed.
+.venv-browser/tests: .venv/tests
+	command -v chromedriver >/dev/null || { [ "$$(id -u)" = 0 ] && apt-get update -qq && \
+	  apt-get install -y -qq --no-install-recommends chromium chromium-driver fonts-dejavu-core; } || \
+	  { echo "error: chromium and chromedriver must be on PATH: install both" >&2; exit 2; }
+	$(BIN)/python -m venv .venv-browser
+	.venv-browser/bin/python -m pip install --quiet --disable-pip-version-check selenium==4.51.0
+	$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' \
+	  > "$$(.venv-browser/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/borrowed.pth"
 	touch $@

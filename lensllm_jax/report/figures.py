@@ -9,11 +9,13 @@ Example:
 """
 
 import io
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float
+from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -46,7 +48,7 @@ def loss_curves(
     *,
     target_size: int,
 ) -> bytes:
-    """Measured losses, the fitted law of each candidate, and its prediction at the target.
+    """The drawing of :func:`draw_loss_curves`.
 
     Args:
         table: measured losses.
@@ -56,6 +58,28 @@ def loss_curves(
 
     Returns:
         A PNG.
+    """
+    return png(*draw_loss_curves(table, laws, target_size=target_size))
+
+
+def draw_loss_curves(
+    table: LossTable,
+    laws: Mapping[str, Callable[[Float[np.ndarray, " s"]], Float[np.ndarray, " s"]]],
+    *,
+    target_size: int,
+    intervals: Mapping[str, tuple[float, float]] | None = None,
+) -> tuple[Figure, Axes]:
+    """Measured losses, the fitted law of each candidate, and its prediction at the target.
+
+    Args:
+        table: measured losses.
+        laws: candidate -> predicted losses at sizes; a candidate without a usable fit is
+            left out.
+        target_size: how far the laws are drawn, examples.
+        intervals: candidate -> lower and upper loss at the target, drawn as a bar.
+
+    Returns:
+        The figure and its axes.
     """
     figure, axes = axes_with("training examples D", "test loss (nats per token)")
     positive = table.sizes[table.sizes > 0]
@@ -67,16 +91,20 @@ def loss_curves(
             axes.plot(grid, laws[name](grid), **style)
             at_target = laws[name](np.array([float(target_size)]))
             axes.plot([target_size], at_target, "*", markersize=11, color=style["color"])
+        if intervals and name in intervals:
+            # beside each other, not on top of each other
+            beside = target_size * 1.08 ** (i - 0.5 * (len(table.names) - 1))
+            axes.vlines(beside, *intervals[name], color=style["color"], linewidth=2, alpha=0.8)
     axes.set_xscale("symlog", linthresh=float(positive[0]))
     axes.set_xticks([0, *positive.tolist(), target_size])
     axes.set_xticklabels([f"{size:g}" for size in [0, *positive.tolist(), target_size]])
     axes.minorticks_off()
     axes.set_title(f"{table.task}: measured losses, fitted laws, predictions (stars)")
-    return png(figure, axes)
+    return figure, axes
 
 
 def kernel_spectra(eigenvalues: Mapping[str, Float[np.ndarray, " n"]]) -> bytes:
-    """Eigenvalues of each candidate's kernel, largest first.
+    """The drawing of :func:`draw_kernel_spectra`.
 
     Args:
         eigenvalues: candidate -> eigenvalues in any order.
@@ -84,13 +112,25 @@ def kernel_spectra(eigenvalues: Mapping[str, Float[np.ndarray, " n"]]) -> bytes:
     Returns:
         A PNG.
     """
+    return png(*draw_kernel_spectra(eigenvalues))
+
+
+def draw_kernel_spectra(eigenvalues: Mapping[str, Float[np.ndarray, " n"]]) -> tuple[Figure, Axes]:
+    """Eigenvalues of each candidate's kernel, largest first.
+
+    Args:
+        eigenvalues: candidate -> eigenvalues in any order.
+
+    Returns:
+        The figure and its axes.
+    """
     figure, axes = axes_with("index j", r"eigenvalue $\lambda_j$ of $\Theta$")
     for i, (name, values) in enumerate(eigenvalues.items()):
         axes.plot(np.arange(1, len(values) + 1), np.sort(values)[::-1], label=name, **colour_of(i))
     axes.set_xscale("log")
     axes.set_yscale("log")
     axes.set_title("Spectra of the neural tangent kernels")
-    return png(figure, axes)
+    return figure, axes
 
 
 def axes_with(x_label: str, y_label: str) -> tuple[Figure, Axes]:
@@ -119,3 +159,36 @@ def png(figure: Figure, axes: Axes) -> bytes:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=150, metadata={"Software": None})
     return buffer.getvalue()
+
+
+# matplotlib draws text and lines in black; on a page they take the colour of its text
+INK = ("#000000", "#b0b0b0")
+
+
+def svg(figure: Figure, axes: Axes) -> str:
+    """The figure, its legend beside it, as SVG for a page; the same input gives the same text.
+
+    Text stays text, in the page's font and colour, so that it reads in dark mode.
+
+    Args:
+        figure: drawn.
+        axes: of it.
+
+    Returns:
+        An ``<svg>`` element.
+    """
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
+    buffer = io.StringIO()
+    with rc_context({"svg.fonttype": "none", "svg.hashsalt": axes.get_title()}):
+        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
+    text = buffer.getvalue()
+    text = text[text.index("<svg ") :]
+    # metadata names licences and vocabularies by address: a page needs neither
+    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+    text = re.sub(r' xmlns(:xlink)?="[^"]*"', "", text).replace("xlink:href", "href")
+    # what has no colour of its own is black as well
+    text = text.replace("<svg ", '<svg fill="currentColor" ', 1)
+    for shade in INK:
+        text = text.replace(shade, "currentColor")
+    return text

@@ -1,0 +1,212 @@
+r"""One self-contained HTML page: sortable tables, inline figures, no file and no network beside it.
+
+Readable on a phone (tables scroll within themselves) and in dark mode (figures are drawn in the
+colour of the text).  Whatever comes from a user is escaped.
+
+Example:
+    >>> section = Section("Losses", table([{"candidate": "a<b", "loss": 1.25}], "measured"))
+    >>> text = page("A run", [section])
+    >>> "a&lt;b" in text and "1.2500" in text and "http" not in text
+    True
+"""
+
+import dataclasses
+import html
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+STYLE = """
+:root { color-scheme: light dark; --ink: #1a1a1a; --paper: #ffffff; --faint: #595959;
+  --line: #d0d0d0; --wash: #f3f5f7; --link: #005a9c; }
+@media (prefers-color-scheme: dark) { :root { --ink: #e8e8e8; --paper: #15181b; --faint: #a8a8a8;
+  --line: #3c4147; --wash: #20252a; --link: #7cc4ff; } }
+* { box-sizing: border-box; }
+body { color: var(--ink); background: var(--paper); font: 16px/1.5 system-ui, sans-serif;
+  margin: 0 auto; max-width: 64rem; padding: 1rem; }
+h1 { font-size: 1.6rem; line-height: 1.25; } h2 { font-size: 1.2rem; margin-top: 2.2rem; }
+.scroll { overflow-x: auto; border: 1px solid var(--line); border-radius: 4px; }
+table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
+caption, figcaption { color: var(--faint); text-align: left; padding: .4rem .6rem; }
+th, td { padding: .35rem .6rem; text-align: left; white-space: nowrap;
+  border-top: 1px solid var(--line); }
+td.long { white-space: normal; min-width: 18rem; }
+td.number, th.number { text-align: right; }
+thead th { background: var(--wash); }
+th button { font: inherit; font-weight: 600; color: inherit; background: none; border: 0;
+  padding: .3rem 0; cursor: pointer; }
+th button::after { content: " \\2195"; color: var(--faint); }
+th[aria-sort=ascending] button::after { content: " \\2191"; }
+th[aria-sort=descending] button::after { content: " \\2193"; }
+figure { margin: 1rem 0; } figure .scroll { border: 0; }
+figure svg { display: block; width: 100%; min-width: 36rem; height: auto; }
+@media (prefers-color-scheme: dark) { figure svg { filter: brightness(1.35); } }
+pre { background: var(--wash); padding: .7rem; border-radius: 4px; white-space: pre-wrap;
+  overflow-wrap: anywhere; }
+dl { display: grid; grid-template-columns: max-content 1fr; gap: .2rem 1rem; }
+dd { margin: 0; overflow-wrap: anywhere; }
+@media (max-width: 40rem) { dl { grid-template-columns: 1fr; } dt { font-weight: 600; } }
+"""
+
+# A cell without a number sorts last in either direction.
+SCRIPT = """
+for (const button of document.querySelectorAll("th button")) {
+  button.addEventListener("click", () => {
+    const head = button.parentElement, row = head.parentElement;
+    const body = head.closest("table").tBodies[0];
+    const up = head.getAttribute("aria-sort") !== "ascending";
+    for (const other of row.children) other.removeAttribute("aria-sort");
+    head.setAttribute("aria-sort", up ? "ascending" : "descending");
+    const key = (tr) => tr.children[head.cellIndex].dataset.value;
+    const numeric = head.classList.contains("number");
+    const compare = (a, b) => {
+      const x = key(a), y = key(b);
+      if (x === "" || y === "") return (x === "") - (y === "");
+      const order = numeric ? x - y : x.localeCompare(y);
+      return up ? order : -order;
+    };
+    body.append(...[...body.rows].sort(compare));
+  });
+}
+"""
+
+LONG = 48  # characters from which a cell may be folded
+
+
+@dataclasses.dataclass(frozen=True)
+class Section:
+    """A heading and what stands below it.
+
+    Attributes:
+        title: plain text.
+        body: HTML, made by the functions of this module.
+    """
+
+    title: str
+    body: str
+
+
+def page(title: str, sections: Sequence[Section], *, lead: str = "") -> str:
+    """The whole page.
+
+    Args:
+        title: plain text.
+        sections: in order.
+        lead: plain text under the title: what the page says, in a sentence.
+
+    Returns:
+        An HTML document that asks for nothing else.
+    """
+    body = "\n".join(
+        f"<section><h2>{html.escape(section.title)}</h2>\n{section.body}</section>"
+        for section in sections
+    )
+    return f"""<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<link rel="icon" href="data:,">
+<title>{html.escape(title)}</title>
+<style>{STYLE}</style>
+</head>
+<body>
+<main>
+<h1>{html.escape(title)}</h1>
+{paragraph(lead) if lead else ""}
+{body}
+</main>
+<script>{SCRIPT}</script>
+</body>
+</html>
+"""
+
+
+def paragraph(text: str) -> str:
+    """Plain text as a paragraph."""
+    return f"<p>{html.escape(text)}</p>\n"
+
+
+def code(text: str) -> str:
+    """Plain text as a block of code."""
+    return f"<pre><code>{html.escape(text)}</code></pre>\n"
+
+
+def definitions(entries: Mapping[str, Any]) -> str:
+    """Names and values, such as settings."""
+    pairs = (
+        f"<dt>{html.escape(str(name))}</dt><dd>{html.escape(str(value))}</dd>"
+        for name, value in entries.items()
+    )
+    return f"<dl>{''.join(pairs)}</dl>\n"
+
+
+def table(rows: Sequence[Mapping[str, Any]], caption: str) -> str:
+    """Rows as a table that a click on a heading sorts; floats with four decimals.
+
+    Args:
+        rows: dictionaries of the same keys; NaN and None are shown as a dash.
+        caption: plain text: what the table holds, with units.
+
+    Returns:
+        HTML; an empty table is a sentence.
+    """
+    if not rows:
+        return paragraph(f"{caption}: nothing was measured.")
+    numeric = {
+        name: all(row[name] is None or isinstance(row[name], int | float) for row in rows)
+        for name in rows[0]
+    }
+    heads = "".join(
+        f'<th scope="col"{_class(numeric[name])}><button type="button">'
+        f"{html.escape(name.replace('_', ' '))}</button></th>"
+        for name in rows[0]
+    )
+    lines = "".join(
+        f"<tr>{''.join(_cell(value, numeric[name]) for name, value in row.items())}</tr>\n"
+        for row in rows
+    )
+    return (
+        f'<div class="scroll" tabindex="0" role="region" aria-label="{html.escape(caption)}">'
+        f"<table><caption>{html.escape(caption)}</caption>\n<thead><tr>{heads}</tr></thead>\n"
+        f"<tbody>{lines}</tbody></table></div>\n"
+    )
+
+
+def figure(svg: str, caption: str, alternative: str) -> str:
+    """A drawing with its caption and its text alternative.
+
+    Args:
+        svg: of :func:`lensllm_jax.report.figures.svg`.
+        caption: plain text under the figure.
+        alternative: what the figure shows, for who cannot see it.
+
+    Returns:
+        HTML.
+    """
+    described = svg.replace("<svg ", f'<svg role="img" aria-label="{html.escape(alternative)}" ', 1)
+    drawing = (
+        f'<div class="scroll" tabindex="0" role="region" aria-label="figure">{described}</div>'
+    )
+    return f"<figure>{drawing}<figcaption>{html.escape(caption)}</figcaption></figure>\n"
+
+
+def _class(numeric: bool) -> str:
+    return ' class="number"' if numeric else ""
+
+
+def _cell(value: Any, numeric: bool) -> str:
+    unknown = value is None or (isinstance(value, float) and math.isnan(value))
+    if unknown:
+        return f'<td data-value=""{_class(numeric)}>-</td>'
+    text = _shown(value)
+    kind = ' class="long"' if len(text) > LONG else _class(numeric)
+    key = ({math.inf: "Infinity", -math.inf: "-Infinity"}.get(value, value)) if numeric else text
+    return f'<td data-value="{html.escape(str(key))}"{kind}>{html.escape(text)}</td>'
+
+
+def _shown(value: Any) -> str:
+    if not isinstance(value, float):
+        return f"{value:,}" if isinstance(value, int) else str(value)
+    small_or_large = value != 0 and not 1e-3 <= abs(value) < 1e6
+    return f"{value:.3g}" if small_or_large else f"{value:.4f}"

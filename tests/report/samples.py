@@ -1,0 +1,61 @@
+"""Pages of every kind, made of a small pool: names that need escaping, a size never asked for."""
+
+import numpy as np
+
+from lensllm_jax.data.task import Example, build_task
+from lensllm_jax.report.pages import curves_page, kernel_page, selection_page
+from lensllm_jax.report.selection import Selection
+from lensllm_jax.scaling.laws import NtkSpectrum
+from lensllm_jax.selection.flops import FlopsLedger
+from lensllm_jax.selection.halving import halve
+from lensllm_jax.selection.loss_table import LossTable
+from lensllm_jax.selection.rank import rank
+
+NAMES = ("a<b>&c", "zoo/middle", "last")
+RUN = {"settings": {"seed": 0, "tau": 5.0}, "command": "python -m experiments.x --a='<1>'"}
+
+
+def loss_table():
+    sizes = np.array([0, 200, 400, 800, 1600])
+    losses = np.stack([8.0 * (sizes + 60.0) ** -b for b in (0.1, 0.2, 0.15)])
+    losses[2, 1] = np.nan  # Algorithm 1 stopped before it
+    return LossTable(NAMES, sizes, losses, np.array([1e6, 2e6, 3e6]), ("",) * 3, task="toy")
+
+
+def spectrum():
+    return NtkSpectrum(np.array([4.0, 1.0, 0.1]), np.array([9.0, 1.0, 1.0]), learning_rate=0.01)
+
+
+def selection():
+    table, ledger = loss_table(), FlopsLedger()
+    for name in NAMES:
+        ledger = ledger.kernel(name, flops=1e12)
+        ledger = ledger.train(name, num_params=1e6, num_examples=1600, num_tokens=1e5)
+    splits = ("train", "validation", "test")
+    task = build_task("toy", "made <here>", **{s: [Example("", f"text {s}")] for s in splits})
+    return Selection(
+        table=table,
+        target_size=6400,
+        gamma=3,
+        tau=5.0,
+        spectra={name: spectrum() for name in NAMES},
+        searches={n: halve(table.sizes, row) for n, row in zip(NAMES, table.losses, strict=True)},
+        ledger=ledger,
+        task=task,
+        command=RUN["command"],
+    )
+
+
+def pages():
+    """File name -> page, one of each kind."""
+    table = loss_table()
+    rankings = {
+        name: rank(table, budget_size=1600, target_size=6400, selector=name)
+        for name in ("ats", "model_size")
+    }
+    rows = [{"selector": name, "pearson": 90.0, "flops": 1e15} for name in rankings]
+    return {
+        "selection": selection_page(selection(), RUN),
+        "curves": curves_page([table], {"toy": {4: rankings}}, rows, RUN),
+        "kernel": kernel_page("a<b>", np.eye(3), spectrum(), RUN),
+    }

@@ -1,0 +1,92 @@
+"""What a page holds, and that it asks for nothing and lets nothing of a user through as HTML."""
+
+import re
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+
+from lensllm_jax.report.pages import ranking_rows
+from tests.report import samples
+
+VOID = {"meta", "link"}
+
+
+class Reader(HTMLParser):
+    """Collects tags and attributes; refuses tags that do not nest."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.tags = [], []
+        self.feed(text)
+        assert not self.open, self.open
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+
+@pytest.fixture(scope="module")
+def pages():
+    return samples.pages()
+
+
+def addresses(tags):
+    """Attributes that a browser would follow or load, those within the page left out."""
+    asked = [v for _, attrs in tags for k, v in attrs.items() if k in ("src", "href", "action")]
+    return [v for v in asked if not v.startswith(("#", "data:"))]
+
+
+@pytest.mark.parametrize("kind", ["selection", "curves", "kernel"])
+def test_page_is_whole_and_asks_for_nothing(pages, kind):
+    tags = Reader(pages[kind]).tags
+    assert addresses(tags) == []
+    assert not re.search(r"https?://|@import|fetch\(|url\((?!#)", pages[kind])
+    for tag, attrs in tags:
+        if tag == "svg":
+            assert attrs["role"] == "img"
+            assert len(attrs["aria-label"]) > 30
+    assert "--a=&#x27;&lt;1&gt;&#x27;" in pages[kind]  # the command, escaped
+
+
+def test_a_page_that_asks_is_caught():
+    assert addresses(Reader('<img src="https://example.org/x.png"></img>').tags)
+    with pytest.raises(AssertionError):
+        Reader("<p><b></p></b>")
+
+
+def test_names_are_text(pages):
+    for text in pages.values():
+        assert "<b>" not in text
+        assert "a&lt;b&gt;" in text
+
+
+def test_ranking_holds_the_probabilities_of_the_ranking(pages):
+    ranking = samples.selection().ranking
+    rows = ranking_rows(ranking)
+    assert [row["candidate"] for row in rows] == list(ranking.order)
+    first, second, third = ranking.order
+    assert rows[0]["P beats the next"] == ranking.probability(first, second)
+    assert rows[2]["P the first beats it"] == ranking.probability(first, third)
+    for row in rows:
+        assert f"{row['score']:.4f}" in pages["selection"]
+
+
+def test_cells_carry_whole_numbers_to_sort_by():
+    from lensllm_jax.report.page import table
+
+    text = table([{"x": 1.23456789, "y": "b"}, {"x": float("nan"), "y": "a"}], "c")
+    assert 'data-value="1.23456789" class="number">1.2346<' in text
+    assert 'data-value="" class="number">-<' in text
+
+
+def test_same_input_gives_the_same_page(pages):
+    assert samples.pages()["kernel"] == pages["kernel"]
+    assert np.all([len(text) < 1e6 for text in pages.values()])  # fits in a mail
