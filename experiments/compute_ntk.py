@@ -5,9 +5,9 @@ r"""Computes the exact neural tangent kernel of a candidate at its pretrained we
 
 --output_dir receives ntk.npy, the kernel of the first examples of the nested order, and
 ntk.json: read-out, outputs f0 and targets y (so that F is defined), eigenvalues, smallest
-eigenvalue, asymmetry.  A kernel that is there already is not computed again; with --store_dir
-neither is a tile of it, so that a long run that was killed goes on where it was.  Several
-processes, on machines that share --store_dir, share the tiles:
+eigenvalue, asymmetry; report.html shows them.  A kernel that is there already is not computed
+again; with --store_dir neither is a tile of it, so that a long run that was killed goes on where
+it was.  Several processes, on machines that share --store_dir, share the tiles:
 
     python -m experiments.compute_ntk ... --store_dir=/shared/tiles --num_processes=2 \
         --process_id=0 --coordinator_address=10.0.0.1:4321   # and the same with --process_id=1
@@ -20,13 +20,15 @@ import logging
 from collections.abc import Sequence
 
 import jax
+import numpy as np
 from absl import flags
 
 from experiments import cli, measuring
 from experiments.progress import Progress
-from experiments.run_folder import RunFolder
+from experiments.run_folder import RUN, RunFolder
 from lensllm_jax import checks
 from lensllm_jax.ntk import store
+from lensllm_jax.report.pages import kernel_page
 from lensllm_jax.selection.measurement import Measurement
 
 flags.DEFINE_alias("candidate", "candidates")
@@ -66,6 +68,9 @@ def main(argv: Sequence[str]) -> None:
         largest = spectrum.eigenvalues.max()
         rest = progress.total - progress.done  # nothing, where tiles were counted
         progress.finish(rest, f"{candidate.name}: largest eigenvalue {largest:.4g}")
+    theta = np.load(folder.path / "ntk.npy")
+    run, summary = folder.read_json(RUN), folder.read_json("ntk.json")
+    folder.write_text("report.html", kernel_page(candidate.name, theta, spectrum, run, summary))
     print(folder.path / "ntk.npy")
 
 

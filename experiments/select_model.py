@@ -11,9 +11,9 @@ L(D) = B / (F(Theta, t) + D^beta) + E (Eq 10) through the accepted losses, extra
 control.
 
 --output_dir receives ranking.csv, losses.csv (the public table format), kernels/<name>/ntk.npy
-with ntk.json, report.md, loss_curves.png and kernel_spectra.png; run.json holds settings,
-versions and seed; cells/ what is finished.  The same command goes on where a killed run was
-cut off and ends with the same files; only cells/ holds durations.
+with ntk.json, report.html, report.md, loss_curves.png and kernel_spectra.png; run.json holds
+settings, versions and seed; cells/ what is finished.  The same command goes on where a killed run
+was cut off and ends with the same files; only cells/ holds durations.
 
 On the bundled candidates and 2 cores, with a budget of 800: 5 minutes.
 """
@@ -28,12 +28,13 @@ from rich.table import Table
 
 from experiments import cli, measuring
 from experiments.progress import Progress, remaining
-from experiments.run_folder import RunFolder, command
+from experiments.run_folder import RUN, RunFolder, command
 from lensllm_jax import checks
 from lensllm_jax.checkpoints.zoo import load_candidate
 from lensllm_jax.data.subsets import nested_sizes
 from lensllm_jax.data.task import Task
 from lensllm_jax.report import figures
+from lensllm_jax.report.pages import selection_page
 from lensllm_jax.report.selection import Selection, selection_markdown
 from lensllm_jax.scaling.laws import NtkSpectrum
 from lensllm_jax.selection.flops import FlopsLedger, kernel_flops
@@ -195,6 +196,7 @@ def write_results(folder: RunFolder, selection: Selection) -> None:
     spectra = {name: s.eigenvalues for name, s in selection.spectra.items()}
     folder.write_bytes("kernel_spectra.png", figures.kernel_spectra(spectra))
     folder.write_text("report.md", selection_markdown(selection))
+    folder.write_text("report.html", selection_page(selection, folder.read_json(RUN)))
 
 
 def show(selection: Selection) -> None:

@@ -95,6 +95,7 @@ def rows(path):
 RESULTS = (
     "ranking.csv",
     "losses.csv",
+    "report.html",
     "report.md",
     "kernels/zoo--gpt2-xs/ntk.npy",
     "kernels/zoo--gpt2-xs/ntk.json",
