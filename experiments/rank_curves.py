@@ -8,10 +8,10 @@ r"""Every selector on measured curves: how well each ranks, and picks, at each b
 A budget of 8 means sizes up to 1/8 of the table's largest, which is the target.  Writes
 selection.csv (task, budget_fraction, selector, pearson, relative_accuracy, flops, seconds),
 selected.csv (who was picked, how sure, what to measure next), ablation.csv (gamma x tau, on
-request), and for each task a figure of both metrics against budget and one of predicted against
-true loss.  Under a minute for two tables on two cores.  Expected: ats gives the published rows
-(FLAN PearCorr 90.9 73.1 65.5 61.1 52.2 50.5 45.6), pooled a mean of 73.1 on FLAN and 93.8 on
-Gigaword with relative accuracies of 96.0 and 97.1.
+request), report.html, and for each task a figure of both metrics against budget and one of
+predicted against true loss.  Under a minute for two tables on two cores.  Expected: ats gives
+the published rows (FLAN PearCorr 90.9 73.1 65.5 61.1 52.2 50.5 45.6), pooled a mean of 73.1 on
+FLAN and 93.8 on Gigaword with relative accuracies of 96.0 and 97.1.
 
 PearCorr is the correlation in percent between scores and true losses: predicted losses should
 correlate positively; model_size scores by log N, so there a negative value means bigger is better.
@@ -31,10 +31,11 @@ from rich.table import Table
 
 from experiments import cli
 from experiments.progress import Progress
-from experiments.run_folder import RunFolder
+from experiments.run_folder import RUN, RunFolder
 from lensllm_jax import checks
 from lensllm_jax.metrics import pearson_correlation, relative_accuracy
 from lensllm_jax.report.figures import colour_of
+from lensllm_jax.report.pages import curves_page
 from lensllm_jax.selection.flops import TrainingCost
 from lensllm_jax.selection.loss_table import LossTable, read_loss_table
 from lensllm_jax.selection.rank import NEEDS, SELECTORS, Ranking, rank
@@ -74,6 +75,7 @@ def main(_: Sequence[str]) -> None:
     rankings = _rank_all(tables, divisors, names, settings)
     _write(folder, "selection.csv", [_row(tables, k, r) for k, r in rankings.items()])
     _write(folder, "selected.csv", [_picked(k, r) for k, r in rankings.items()])
+    folder.write_text("report.html", _page(tables, rankings, folder))
     for table in tables:
         _print_table(table, divisors, names, rankings)
         folder.write_bytes(f"{table.task}_metrics.png", _metrics_figure(table, divisors, rankings))
@@ -186,6 +188,14 @@ def _picked(key: Key, ranking: Ranking) -> dict[str, Any]:
         "probability": ranking.probability(first, second),
         "next_measurement": "" if ranking.advice is None else str(ranking.advice),
     }
+
+
+def _page(tables, rankings: Mapping[Key, Ranking], folder: RunFolder) -> str:
+    nested: dict[str, dict[int, dict[str, Ranking]]] = {}
+    for (task, divisor, name), ranking in rankings.items():
+        nested.setdefault(task, {}).setdefault(divisor, {})[name] = ranking
+    rows = [_row(tables, key, ranking) for key, ranking in rankings.items()]
+    return curves_page(tables, nested, rows, folder.read_json(RUN))
 
 
 def _ablation(tables, divisors, cost) -> list[dict[str, Any]]:

@@ -41,6 +41,7 @@ def test_a_run_writes_every_file_and_goes_on_only_with_the_same_settings(curves,
     assert done.returncode == 0, done.stderr
     assert {p.name for p in out.iterdir()} == {
         "ablation.csv",
+        "report.html",
         "run.json",
         "selected.csv",
         "selection.csv",
