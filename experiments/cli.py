@@ -33,6 +33,24 @@ def names(text: str) -> tuple[str, ...]:
     return tuple(entry.strip() for entry in text.split(",") if entry.strip())
 
 
+def divisor(name: str, text: str) -> int:
+    """One entry of a flag that divides the whole data.
+
+    Args:
+        name: of the flag.
+        text: what the user gave.
+
+    Returns:
+        The number.
+
+    Raises:
+        UserError: if it is no whole number from 2 up.
+    """
+    if not text.strip().isdigit() or int(text) < 2:
+        raise checks.UserError(f"`{name}` must be whole numbers from 2 up, got {text!r}")
+    return int(text)
+
+
 def run(main: Callable[[Sequence[str]], int | None]) -> None:
     """Runs a binary and exits with its code.
 
