@@ -63,7 +63,7 @@ Key = tuple[str, int, str]  # task, divisor, selector
 
 def main(_: Sequence[str]) -> None:
     """Reads the tables, ranks at every budget, writes the results."""
-    divisors = [_divisor(text) for text in BUDGETS.value]
+    divisors = [cli.divisor("budgets", text) for text in BUDGETS.value]
     names = FROM_TABLE if SELECTED.value == ["all"] else SELECTED.value
     for name in names:
         checks.one_of("selectors", name, FROM_TABLE)
@@ -83,12 +83,6 @@ def main(_: Sequence[str]) -> None:
     if ABLATION.value:
         _write(folder, "ablation.csv", _ablation(tables, divisors, cost))
     print(f"written to {folder.path}")
-
-
-def _divisor(text: str) -> int:
-    if not text.strip().isdigit() or int(text) < 2:
-        raise checks.UserError(f"`budgets` must be whole numbers from 2 up, got {text!r}")
-    return int(text)
 
 
 def _settings(names: Sequence[str], divisors: Sequence[int]) -> dict[str, Any]:
@@ -154,6 +148,8 @@ def _metrics(table: LossTable, ranking: Ranking) -> tuple[float, float]:
     truth = table.column(int(table.sizes[-1]))
     scores = np.array([ranking.scores[name] for name in table.names])
     known = np.isfinite(scores)
+    if not known.any():  # the first of an order without scores is nobody's pick
+        return float("nan"), float("nan")
     try:
         pearson = pearson_correlation(scores[known], truth[known])
     except checks.UserError:
@@ -236,8 +232,12 @@ def _print_table(table: LossTable, divisors, names, rankings) -> None:
         ]
         if len(values) == len(divisors):
             cells = [*values, tuple(np.mean(values, axis=0))]
-            shown.add_row(name, *(f"{pearson:.1f} / {accuracy:.1f}" for pearson, accuracy in cells))
+            shown.add_row(name, *(_cell(*pair) for pair in cells))
     Console(width=None if Console().is_terminal else 160).print(shown)
+
+
+def _cell(pearson: float, accuracy: float) -> str:
+    return "-" if np.isnan([pearson, accuracy]).any() else f"{pearson:.1f} / {accuracy:.1f}"
 
 
 def _png(draw: Callable[[Figure], None], width: float, height: float) -> bytes:
