@@ -1,0 +1,51 @@
+"""Importing costs nothing, and help shows a command that can be pasted."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+BINARIES = sorted(
+    path.stem for path in (ROOT / "experiments").glob("*.py") if "cli.run(main)" in path.read_text()
+)
+
+
+def python(*arguments):
+    return subprocess.run(
+        [sys.executable, *arguments], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout
+
+
+def test_import_takes_less_than_a_second_and_starts_no_backend():
+    script = (
+        "import time; start = time.perf_counter(); import lensllm_jax; "
+        "print(time.perf_counter() - start); import sys; "
+        "bridge = sys.modules.get('jax._src.xla_bridge'); print(bool(bridge and bridge._backends))"
+    )
+    seconds, started = python("-c", script).split()
+    assert float(seconds) < 1.0
+    assert started == "False"
+
+
+def test_a_backend_that_is_started_is_seen():
+    script = (
+        "import jax, sys; jax.devices(); print(bool(sys.modules['jax._src.xla_bridge']._backends))"
+    )
+    assert python("-c", script).strip() == "True"
+
+
+@pytest.mark.parametrize("binary", BINARIES)
+def test_help_shows_an_example(binary):
+    # --help prints the docstring, which the test below asks one binary for
+    said = ast.get_docstring(ast.parse((ROOT / "experiments" / f"{binary}.py").read_text()))
+    assert said is not None
+    assert f"python -m experiments.{binary} --" in said
+
+
+def test_help_prints_the_docstring():
+    assert "python -m experiments.rank_curves --curves=" in python(
+        "-m", "experiments.rank_curves", "--help"
+    )
