@@ -1,17 +1,27 @@
-"""Runs every notebook from top to bottom and fails at the first cell that raises.
+"""Runs every notebook from top to bottom, fails at the first cell that raises, and renders it.
 
 python tools/run_notebooks.py [names]
+
+The notebooks themselves stay without outputs; what a run showed goes to docs/notebooks/*.html,
+each one self-contained page.
 """
 
+import html
+import re
 import sys
 import time
 from pathlib import Path
 
 import nbclient
 import nbformat
+from markdown_it import MarkdownIt
 
-FOLDER = Path(__file__).parent.parent / "notebooks"
+from lensllm_jax.report.page import Section, code, page
+
+ROOT = Path(__file__).parent.parent
+FOLDER, RENDERED = ROOT / "notebooks", ROOT / "docs" / "notebooks"
 SECONDS_PER_CELL = 300
+MOST_SECONDS = 180  # of a notebook on two cores
 
 
 def main(names: list[str]) -> None:
@@ -23,7 +33,54 @@ def main(names: list[str]) -> None:
         nbclient.NotebookClient(
             notebook, timeout=SECONDS_PER_CELL, resources={"metadata": {"path": str(FOLDER)}}
         ).execute()
-        print(f"{path.name}: {time.monotonic() - start:.0f} s")
+        seconds = time.monotonic() - start
+        print(f"{path.name}: {seconds:.0f} s", flush=True)
+        if seconds > MOST_SECONDS:
+            sys.exit(f"error: {path.name} must take at most {MOST_SECONDS} s, got {seconds:.0f}")
+        RENDERED.mkdir(exist_ok=True)
+        (RENDERED / f"{path.stem}.html").write_text(rendered(notebook))
+
+
+def rendered(notebook: nbformat.NotebookNode) -> str:
+    """A page of an executed notebook, one section a heading.
+
+    Args:
+        notebook: with its outputs.
+
+    Returns:
+        A self-contained HTML document.
+    """
+    title, sections = "", []
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            body = code(cell.source) + "".join(shown(output) for output in cell.outputs)
+        else:
+            heading, _, rest = cell.source.partition("\n")
+            level = len(heading) - len(heading.lstrip("#"))
+            if level == 0:
+                rest = cell.source
+            elif level == 1:
+                title = heading.strip("# ")
+            body = MarkdownIt().render(rest)
+            if level > 1:
+                sections.append(Section(heading.strip("# "), body))
+                continue
+        if not sections:
+            sections.append(Section("What this is", ""))
+        sections[-1] = Section(sections[-1].title, sections[-1].body + body)
+    return page(title, sections)
+
+
+def shown(output: nbformat.NotebookNode) -> str:
+    """One output of a cell; memory addresses are left out, they are new in every run."""
+    if output.output_type == "stream":
+        return code(output.text)
+    data = output.get("data", {})
+    if "image/png" in data:
+        image = data["image/png"].replace("\n", "")
+        said = html.escape(data.get("text/plain", "figure"))
+        return f'<figure><img alt="{said}" src="data:image/png;base64,{image}"></figure>\n'
+    return code(re.sub(r" at 0x[0-9a-f]+", "", data.get("text/plain", "")))
 
 
 if __name__ == "__main__":

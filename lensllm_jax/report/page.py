@@ -39,6 +39,7 @@ th button::after { content: " \\2195"; color: var(--faint); }
 th[aria-sort=ascending] button::after { content: " \\2191"; }
 th[aria-sort=descending] button::after { content: " \\2193"; }
 figure { margin: 1rem 0; } figure .scroll { border: 0; }
+img { max-width: 100%; background: #ffffff; }
 figure svg { display: block; width: 100%; min-width: 36rem; height: auto; }
 @media (prefers-color-scheme: dark) { figure svg { filter: brightness(1.35); } }
 pre { background: var(--wash); padding: .7rem; border-radius: 4px; white-space: pre-wrap;
