@@ -1,7 +1,7 @@
 # Every target sets up what it needs; a second call does nothing twice.
 #   make demo   ranks seven bundled candidates for one task, into out/demo
 #   make test   runs the tests; make test-x64 runs them in float64
-#   make lint types torch-parity notebooks browser   what else .ci/run checks
+#   make lint types torch-parity notebooks browser docs   what else .ci/run checks
 #   make lock   regenerates requirements.txt and requirements-dev.txt from setup.cfg
 
 PYTHON ?= python3
@@ -11,7 +11,7 @@ PYTEST := $(BIN)/python -m pytest -n auto --dist worksteal
 
 DEMO := zoo/cerebras-s,zoo/gpt2-m,zoo/gpt2-s,zoo/gpt2-xs,zoo/opt-m,zoo/opt-s,zoo/opt-xs
 
-.PHONY: demo test test-x64 lint types torch-parity notebooks browser lock
+.PHONY: demo test test-x64 lint types torch-parity notebooks browser docs lock
 
 demo: .venv/runs
 	$(BIN)/python -m experiments.select_model --candidates=$(DEMO) --task=pydoc \
@@ -42,6 +42,9 @@ notebooks: .venv/tests
 
 browser: .venv-browser/tests
 	.venv-browser/bin/python -m pytest -m browser tests/report
+
+docs: .venv-docs/builds
+	PYTHONPATH=. .venv-docs/bin/python -m sphinx -E -W -q -b html docs out/docs
 
 lock: .venv/runs
 	PYTHON=$(BIN)/python tools/lock.sh
@@ -78,4 +81,13 @@ lock: .venv/runs
 	.venv-browser/bin/python -m pip install --quiet --disable-pip-version-check selenium==4.51.0
 	$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' \
 	  > "$$(.venv-browser/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/borrowed.pth"
+	touch $@
+
+# The builder of docs/ as well, so that its pins meet no one else's.
+.venv-docs/builds: .venv/runs
+	$(BIN)/python -m venv .venv-docs
+	.venv-docs/bin/python -m pip install --quiet --disable-pip-version-check \
+	  sphinx==9.0.4 myst-parser==5.2.0
+	$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' \
+	  > "$$(.venv-docs/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/borrowed.pth"
 	touch $@

@@ -1,0 +1,1 @@
+"""What is committed of the notebooks."""
