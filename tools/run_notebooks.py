@@ -72,9 +72,9 @@ def rendered(notebook: nbformat.NotebookNode) -> str:
 
 
 def shown(output: nbformat.NotebookNode) -> str:
-    """One output of a cell; memory addresses are left out, they are new in every run."""
+    """One output of a cell, without warnings and addresses, which belong to one machine."""
     if output.output_type == "stream":
-        return code(output.text)
+        return code(output.text) if output.name == "stdout" else ""
     data = output.get("data", {})
     if "image/png" in data:
         image = data["image/png"].replace("\n", "")

@@ -1,0 +1,71 @@
+"""In a pipe lines are plain, quiet is silent, and Ctrl-C ends with a word on how to resume."""
+
+import os
+import pty
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+WORK = """
+from experiments.progress import Progress
+with Progress(total=2.0, quiet={quiet}) as progress:
+    progress.finish(1.0, "half way")
+"""
+WAITS = """
+import sys, time
+from experiments import cli
+def main(_):
+    print("ready", flush=True)
+    time.sleep(60)
+cli.run(main)
+"""
+
+
+def on_terminal(script, **environment):
+    """What a script writes to a terminal as its stderr."""
+    ours, theirs = pty.openpty()
+    variables = {k: v for k, v in os.environ.items() if k not in ("NO_COLOR", "CI")}
+    variables |= {"TERM": "xterm-256color", **environment}
+    subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, stderr=theirs, env=variables, check=True
+    )
+    os.close(theirs)
+    said = b""
+    try:
+        while chunk := os.read(ours, 65536):
+            said += chunk
+    except OSError:  # the other end is closed
+        pass
+    os.close(ours)
+    return said.decode()
+
+
+@pytest.mark.parametrize(("quiet", "expected"), [(False, " 50%"), (True, "")])
+def test_a_pipe_gets_plain_lines_or_nothing(quiet, expected):
+    script = [sys.executable, "-c", WORK.format(quiet=quiet)]
+    done = subprocess.run(script, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stderr.startswith(expected)
+    assert bool(done.stderr) == bool(expected)
+    assert "\x1b" not in done.stderr + done.stdout
+
+
+def test_no_color_takes_the_colours_of_a_terminal_away():
+    script = WORK.format(quiet=False)
+    assert "\x1b[3" in on_terminal(script)
+    assert "\x1b[3" not in on_terminal(script, NO_COLOR="1")
+
+
+def test_ctrl_c_says_how_to_resume():
+    running = subprocess.Popen(
+        [sys.executable, "-c", WAITS], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        text=True,
+    )  # fmt: skip
+    assert running.stdout.readline() == "ready\n"
+    running.send_signal(signal.SIGINT)
+    _, said = running.communicate(timeout=20)
+    assert running.returncode == 130
+    assert said == "error: interrupted: the same command resumes\n"
