@@ -28,7 +28,7 @@ from lensllm_jax import checks
 from lensllm_jax.checkpoints.config import CONFIG, read_config
 from lensllm_jax.checkpoints.tensors import SINGLE, TensorFiles
 from lensllm_jax.checkpoints.tokenizer import read_tokenizer
-from lensllm_jax.checkpoints.weights import checkpoint_tensors, load_params
+from lensllm_jax.checkpoints.weights import load_params, saved_tensors
 from lensllm_jax.models.encoder_decoder import EncoderDecoderConfig
 from lensllm_jax.models.family import CONSTANT, Family, ModelConfig
 from lensllm_jax.typing import Batch, Params
@@ -124,7 +124,7 @@ class Candidate:
         tree = self.params if params is None else params
         tensors = {
             name: values.astype(stored)
-            for name, values in checkpoint_tensors(tree, self.family, self.config)
+            for name, values in saved_tensors(tree, self.family, self.config)
         }
         save_file(tensors, folder / SINGLE, metadata={"format": "pt"})
         config = {**self.hf_config, "architectures": [self.family.architecture], "dtype": dtype}

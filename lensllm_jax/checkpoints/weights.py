@@ -127,6 +127,32 @@ def checkpoint_tensors(
         yield slot.name, np.ascontiguousarray(whole.T if slot.weight.transpose else whole)
 
 
+def saved_tensors(
+    params: Params, family: Family, config: ModelConfig
+) -> Iterator[tuple[str, np.ndarray]]:
+    """What a saved checkpoint holds: every tensor, and the copies that are stored apart.
+
+    Args:
+        params: our tree.
+        family: whose weight table names the tensors.
+        config: of the model.
+
+    Yields:
+        Name and values of each tensor.
+    """
+    prefix = family.prefixes[0]
+    copies = {
+        ("" if weight.outside else prefix) + weight.hf: weight.copies
+        for weight in family.weights(config)
+        if weight.writes_copies
+    }
+    for name, values in checkpoint_tensors(params, family, config):
+        yield name, values
+        for copy in copies.get(name, ()):
+            if copy.startswith(prefix):
+                yield copy, values
+
+
 class _Slot(NamedTuple):
     """Where one tensor goes."""
 

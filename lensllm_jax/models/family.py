@@ -84,6 +84,8 @@ class Weight:
             prefix.
         copies: full names under which a checkpoint may hold the same tensor as well, or
             instead.
+        writes_copies: whether saving writes the copies too, where Hugging Face's model has
+            tables of their own and would draw the missing ones at random.
         optional: whether a checkpoint may lack it; the parameter is then zero.
     """
 
@@ -94,6 +96,7 @@ class Weight:
     offset: float = 0.0
     outside: bool = False
     copies: tuple[str, ...] = ()
+    writes_copies: bool = False
     optional: bool = False
 
     @property

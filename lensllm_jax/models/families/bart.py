@@ -72,7 +72,12 @@ def weights(config: EncoderDecoderConfig) -> tuple[Weight, ...]:
     copies = [f"{p}{s}.embed_tokens.weight" for p in PREFIXES for s in ("encoder", "decoder")]
     copies += ["lm_head.weight"] if config.tied_head else []
     table = [
-        Weight("shared.weight", "embed/embedding", copies=tuple(copies)),
+        Weight(
+            "shared.weight",
+            "embed/embedding",
+            copies=tuple(copies),
+            writes_copies=not config.tied_head,
+        ),
         # checkpoints of the bare model lack it
         Weight("final_logits_bias", f"logit_bias/{CONSTANT}", outside=True, optional=True),
     ]
