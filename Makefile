@@ -20,7 +20,7 @@ demo: .venv/runs
 # Compiling is most of what the tests do: here with few optimisations (JAX's own setting for
 # tests), in test-x64 and torch-parity as users do.
 test: .venv/tests
-	JAX_DISABLE_MOST_OPTIMIZATIONS=1 $(PYTEST) -m "not torch and not float64 and not browser"
+	JAX_DISABLE_MOST_OPTIMIZATIONS=1 $(PYTEST) -m "not torch and not float64 and not browser and not ray"
 
 # the examples in docstrings print float32: they are tests of the default mode alone
 test-x64: .venv/tests
@@ -45,6 +45,9 @@ browser: .venv-browser/tests
 
 docs: .venv-docs/builds
 	PYTHONPATH=. .venv-docs/bin/python -m sphinx -E -W -q -b html docs out/docs
+
+ray: .venv-ray/tests
+	.venv-ray/bin/python -m pytest -m ray tests/experiments/test_executors.py
 
 lock: .venv/runs
 	PYTHON=$(BIN)/python tools/lock.sh
@@ -90,4 +93,12 @@ lock: .venv/runs
 	  sphinx==9.0.4 myst-parser==5.2.0
 	$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' \
 	  > "$$(.venv-docs/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/borrowed.pth"
+	touch $@
+
+# Ray brings packages that nothing else here needs.
+.venv-ray/tests: .venv/tests
+	$(BIN)/python -m venv .venv-ray
+	.venv-ray/bin/python -m pip install --quiet --disable-pip-version-check ray==2.60.0
+	$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' \
+	  > "$$(.venv-ray/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/borrowed.pth"
 	touch $@

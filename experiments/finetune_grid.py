@@ -14,12 +14,13 @@ On seven bundled candidates (GPT-2 and OPT) and 2 cores: 28 minutes for sizes 0 
 (measured beside other work); expect about twice that for all of these sizes.
 """
 
+import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from absl import flags
 
-from experiments import cli, measuring
+from experiments import cli, executors, measuring
 from experiments.progress import Progress
 from experiments.run_folder import RunFolder
 from lensllm_jax import checks
@@ -29,12 +30,16 @@ from lensllm_jax.selection.flops import training_flops
 from lensllm_jax.selection.loss_table import write_loss_table
 from lensllm_jax.selection.measurement import Measurement, MeasurementConfig
 
-# what ends one fine-tune and not the run
-FAILURES = (FloatingPointError, OSError, checks.UserError)
-
 SIZES = flags.DEFINE_string(
     "sizes", "0,200,400,800,1600,3200,6400", "Subset sizes, comma-separated; 0 is zero-shot."
 )
+EXECUTOR = flags.DEFINE_enum(
+    "executor", "serial", ["serial", "local", "ray"],
+    "Where cells are measured: in this process, in processes of this machine, on a Ray cluster.",
+)  # fmt: skip
+PROCESSES = flags.DEFINE_integer("processes", 1, "Of --executor=local; they share the cores.")
+RAY_ADDRESS = flags.DEFINE_string("ray_address", "127.0.0.1:6379", "host:port of the Ray head.")
+RAY_THREADS = flags.DEFINE_integer("ray_threads", 1, "Cores of a cell under --executor=ray.")
 
 
 def main(argv: Sequence[str]) -> int:
@@ -44,6 +49,7 @@ def main(argv: Sequence[str]) -> int:
     config = measuring.measurement_config()
     task = measuring.load_task_for(names)
     sizes = sizes_of(SIZES.value, task)
+    check_executor()
     num_params = measuring.check_candidates(names, config)
     settings = {**measuring.task_settings(names, task, config), "sizes": list(sizes)}
     folder = RunFolder.open(measuring.OUTPUT_DIR.value, settings)
@@ -52,11 +58,15 @@ def main(argv: Sequence[str]) -> int:
     failures: list[dict] = []
     work = measuring.total_work(num_params, sizes, config)
     with Progress(total=work, quiet=measuring.QUIET.value) as progress:
+        failed = measure_elsewhere(names, sizes, task, config, folder, progress)
+        failures += failed
         for name in names:
             candidate = load_candidate(name)
             families[name] = candidate.family.name
             measurement = Measurement(candidate, task, config=config)
-            cells = measure(measurement, sizes, folder, progress, failures)
+            cells = measure(
+                measurement, remaining_sizes(name, sizes, failed), folder, progress, failures
+            )
             losses[name] = {size: cell["test_loss"] for size, cell in cells.items()}
             rows += ledger_rows(measurement, cells, config)
     folder.write_rows("failures.csv", failures)
@@ -68,6 +78,59 @@ def main(argv: Sequence[str]) -> int:
         folder.write_rows("ledger.csv", rows)
         print((folder.path / "losses.csv").read_text(), end="")
     return 1 if failures else 0
+
+
+def check_executor() -> None:
+    """Refuses an executor that cannot run, before anything is written."""
+    checks.positive("ray_threads", RAY_THREADS.value)
+    if EXECUTOR.value == "local":
+        executors.shares(os.sched_getaffinity(0), PROCESSES.value)
+    if EXECUTOR.value == "ray":
+        executors.check_address(RAY_ADDRESS.value)
+
+
+def remaining_sizes(name: str, sizes: Sequence[int], failed: Sequence[dict]) -> list[int]:
+    """Those that have not failed elsewhere."""
+    gone = {f["size"] for f in failed if f["candidate"] == name}
+    return [size for size in sizes if size not in gone]
+
+
+def measure_elsewhere(
+    names: Sequence[str], sizes: Sequence[int], task: Task, config: MeasurementConfig,
+    folder: RunFolder, progress: Progress,
+) -> list[dict]:  # fmt: skip
+    """Has other processes fill the folder with the cells it lacks; returns what failed."""
+    jobs = [
+        executors.Job(
+            name, size, (folder.path / measuring.cell_path(name, size)).with_suffix(".safetensors"),
+            measuring.CHECKPOINT_SECONDS.value,
+        )
+        for name in names for size in sizes if not folder.has(measuring.cell_path(name, size))
+    ]  # fmt: skip
+    failed = []
+    for done in run_elsewhere(jobs, task, config):
+        path = measuring.cell_path(done.job.name, done.job.size)
+        if done.cell is None:
+            failed.append({"candidate": done.job.name, "size": done.job.size,
+                           "reason": done.reason})  # fmt: skip
+            continue
+        folder.write_json(path, done.cell)
+        loss = done.cell["test_loss"]
+        progress.finish(0.0, f"{done.job.name}: {done.job.size} examples, test loss {loss:.4f}")
+    return failed
+
+
+def run_elsewhere(
+    jobs: Sequence[executors.Job], task: Task, config: MeasurementConfig
+) -> Iterator[executors.Done]:
+    """The jobs as they end where --executor says; none if that is this process."""
+    if not jobs or EXECUTOR.value == "serial":
+        return iter(())
+    if EXECUTOR.value == "local":
+        return executors.run_local(jobs, task, config, processes=PROCESSES.value)
+    return executors.run_ray(
+        jobs, task, config, address=RAY_ADDRESS.value, threads=RAY_THREADS.value
+    )
 
 
 def sizes_of(text: str, task: Task) -> tuple[int, ...]:
@@ -98,7 +161,7 @@ def measure(
                 cells[0] = {"test_loss": loss}
             else:
                 cells[size] = measuring.remember_cell(measurement, size, folder, progress)
-        except FAILURES as error:
+        except executors.FAILURES as error:
             reason = " ".join(str(error).split())
             failures.append({"candidate": candidate.name, "size": size, "reason": reason})
             work = measuring.fine_tune_work(candidate.num_params, size, measurement.config)

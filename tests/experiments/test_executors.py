@@ -1,0 +1,92 @@
+"""Where cells are measured: shares of cores, the same table from processes, from a Ray cluster."""
+
+import os
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from experiments import executors
+from lensllm_jax.checks import UserError
+
+ROOT = Path(__file__).parent.parent.parent
+FLAGS = {
+    "candidates": "zoo/gpt2-xs", "task": "sotu", "sizes": "0,32,64", "max_epochs": 1,
+    "max_length": 24, "batch_size": 8,
+}  # fmt: skip
+
+# XLA splits sums by its threads: another number of them moves losses by 1e-8
+ONE_CORE = {min(os.sched_getaffinity(0))}
+
+
+def run_grid(folder, *, cores=None, **changes):
+    flags = {**FLAGS, "output_dir": folder, **changes}
+    return subprocess.run(
+        [sys.executable, "-m", "experiments.finetune_grid",
+         *(f"--{name}={value}" for name, value in flags.items())],
+        cwd=ROOT, env={**os.environ, "HF_HUB_OFFLINE": "1"}, capture_output=True, text=True,
+        timeout=170, check=False,
+        preexec_fn=cores and (lambda: os.sched_setaffinity(0, cores)),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("processes", [1, 2, 3, 5])
+def test_no_core_is_given_twice(processes):
+    given = executors.shares({0, 2, 3, 7, 8}, processes)
+    assert len({len(share) for share in given}) == 1
+    flat = [core for share in given for core in share]
+    assert len(set(flat)) == len(flat) <= 5
+    assert len(given) == processes
+
+
+def test_more_processes_than_cores_are_refused():
+    with pytest.raises(UserError, match="`processes` must be at most 2"):
+        executors.shares({0, 1}, 3)
+
+
+@pytest.mark.parametrize("address", ["here", "127.0.0.1:1", "127.0.0.1:99999"])
+def test_an_unreachable_cluster_is_one_line(address, tmp_path):
+    start = time.monotonic()
+    with pytest.raises(UserError, match="`ray_address` must be"):
+        executors.check_address(address)
+    assert time.monotonic() - start < 2 * executors.CONNECT_SECONDS
+
+
+@pytest.mark.slow
+def test_processes_give_the_table_of_one(tmp_path):
+    processes = len(os.sched_getaffinity(0))
+    assert run_grid(tmp_path / "serial", cores=ONE_CORE).returncode == 0
+    done = run_grid(tmp_path / "local", executor="local", processes=processes)
+    assert done.returncode == 0, done.stderr
+    serial, local = ((tmp_path / n / "losses.csv").read_bytes() for n in ("serial", "local"))
+    assert serial == local
+
+
+@pytest.mark.ray
+def test_a_cluster_that_loses_a_node_gives_the_same_table(tmp_path):
+    cluster_utils = pytest.importorskip("ray.cluster_utils")
+    assert run_grid(tmp_path / "serial", cores=ONE_CORE).returncode == 0
+    os.environ["PYTHONPATH"] = str(ROOT)  # of the nodes' workers
+    cluster = cluster_utils.Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+    try:
+        node = cluster.add_node(num_cpus=1)
+        cluster.wait_for_nodes()
+        killed = threading.Event()
+
+        def kill_when_a_cell_is_there():
+            while not list((tmp_path / "ray").rglob("cells/*/*.json")):
+                time.sleep(0.05)
+            cluster.remove_node(node, allow_graceful=False)
+            killed.set()
+
+        threading.Thread(target=kill_when_a_cell_is_there, daemon=True).start()
+        done = run_grid(tmp_path / "ray", executor="ray", ray_address=cluster.address)
+        assert done.returncode == 0, done.stderr
+        assert killed.wait(10)
+    finally:
+        cluster.shutdown()
+    serial, ray = ((tmp_path / n / "losses.csv").read_bytes() for n in ("serial", "ray"))
+    assert serial == ray
