@@ -66,39 +66,29 @@ lock: .venv/runs
 	$(PIP) --no-deps -r requirements-dev.txt
 	touch $@
 
-# PyTorch is an oracle of the tests alone: it gets an environment of its own, which borrows
-# everything else from .venv.
-.venv-torch/tests: .venv/tests
-	$(BIN)/python -m venv .venv-torch
-	.venv-torch/bin/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
-	$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' \
-	  > "$$(.venv-torch/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/borrowed.pth"
+# An environment of its own for what nothing else here needs; it borrows everything else from
+# .venv.  $(1): its folder, $(2): its packages.
+SITE := -c 'import sysconfig; print(sysconfig.get_path("purelib"))'
+define borrowing
+	$(BIN)/python -m venv $(1)
+	$(1)/bin/python -m pip install --quiet --disable-pip-version-check $(2)
+	$(BIN)/python $(SITE) > "$$($(1)/bin/python $(SITE))/borrowed.pth"
 	touch $@
+endef
 
-# So does the driver of the browser; Debian's Chromium is installed where that is allowed.
+# PyTorch is an oracle of the tests alone.
+.venv-torch/tests: .venv/tests
+	$(call borrowing,.venv-torch,torch==2.13.0)
+
+# Debian's Chromium and its driver are installed where that is allowed.
 .venv-browser/tests: .venv/tests
 	command -v chromedriver >/dev/null || { [ "$$(id -u)" = 0 ] && apt-get update -qq && \
 	  apt-get install -y -qq --no-install-recommends chromium chromium-driver fonts-dejavu-core; } || \
 	  { echo "error: chromium and chromedriver must be on PATH: install both" >&2; exit 2; }
-	$(BIN)/python -m venv .venv-browser
-	.venv-browser/bin/python -m pip install --quiet --disable-pip-version-check selenium==4.51.0
-	$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' \
-	  > "$$(.venv-browser/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/borrowed.pth"
-	touch $@
+	$(call borrowing,.venv-browser,selenium==4.51.0)
 
-# The builder of docs/ as well, so that its pins meet no one else's.
 .venv-docs/builds: .venv/runs
-	$(BIN)/python -m venv .venv-docs
-	.venv-docs/bin/python -m pip install --quiet --disable-pip-version-check \
-	  sphinx==9.0.4 myst-parser==5.2.0
-	$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' \
-	  > "$$(.venv-docs/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/borrowed.pth"
-	touch $@
+	$(call borrowing,.venv-docs,sphinx==9.0.4 myst-parser==5.2.0)
 
-# Ray brings packages that nothing else here needs.
 .venv-ray/tests: .venv/tests
-	$(BIN)/python -m venv .venv-ray
-	.venv-ray/bin/python -m pip install --quiet --disable-pip-version-check ray==2.60.0
-	$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' \
-	  > "$$(.venv-ray/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/borrowed.pth"
-	touch $@
+	$(call borrowing,.venv-ray,ray==2.60.0)
