@@ -1,6 +1,7 @@
 """Published models have, in our shapes, as many parameters as PyTorch's; no weights are needed."""
 
 import math
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -31,6 +32,13 @@ def test_logits_have_the_shape_of_the_vocabulary(model):
     module = config.module()
     params = jax.eval_shape(module.init, jax.random.key(0), ids, ids)
     assert jax.eval_shape(module.apply, params, ids, ids).shape == (2, 7, config.vocab_size)
+
+
+def test_the_page_of_families_lists_every_counted_model():
+    page = (Path(__file__).parents[2] / "docs" / "families.md").read_text()
+    for model, number in golden_counts().items():
+        row = next(line for line in page.splitlines() if line.startswith(f"| `{model}` |"))
+        assert row.endswith(f"| {number:,} |")
 
 
 def test_old_spellings_of_positions_are_understood():
