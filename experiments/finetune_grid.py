@@ -10,6 +10,11 @@ run was cut off, also inside a fine-tune; one that was finished is not made agai
 that fails (a loss that is not finite, a damaged checkpoint, a full disk) leaves its cell empty and
 its reason in failures.csv; the rest goes on, and the exit code is 1.
 
+--executor=local measures cells in --processes pinned processes of this machine, ray on a cluster
+that is there already (not seen to finish a grid yet).  XLA splits its sums by threads:
+losses are equal bit for bit between executors whose cells have equally many cores, and differ by
+about 1e-7 otherwise, so that a folder belongs to one number of threads.
+
 On seven bundled candidates (GPT-2 and OPT) and 2 cores: 28 minutes for sizes 0 and 6400 of pydoc
 (measured beside other work); expect about twice that for all of these sizes.
 """
@@ -51,7 +56,9 @@ def main(argv: Sequence[str]) -> int:
     sizes = sizes_of(SIZES.value, task)
     check_executor()
     num_params = measuring.check_candidates(names, config)
-    settings = {**measuring.task_settings(names, task, config), "sizes": list(sizes)}
+    settings = {
+        **measuring.task_settings(names, task, config), "sizes": list(sizes), **threads_elsewhere()
+    }  # fmt: skip
     folder = RunFolder.open(measuring.OUTPUT_DIR.value, settings)
     losses: dict[str, dict[int, float]] = {}
     families, rows = {}, []
@@ -87,6 +94,13 @@ def check_executor() -> None:
         executors.shares(os.sched_getaffinity(0), PROCESSES.value)
     if EXECUTOR.value == "ray":
         executors.check_address(RAY_ADDRESS.value)
+
+
+def threads_elsewhere() -> dict[str, int]:
+    """What --executor adds to the settings of a run: the cores of a cell."""
+    if EXECUTOR.value == "local":
+        return {"threads": len(executors.shares(os.sched_getaffinity(0), PROCESSES.value)[0])}
+    return {"threads": RAY_THREADS.value} if EXECUTOR.value == "ray" else {}
 
 
 def remaining_sizes(name: str, sizes: Sequence[int], failed: Sequence[dict]) -> list[int]:
