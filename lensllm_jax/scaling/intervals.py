@@ -24,6 +24,7 @@ Example:
 """
 
 import dataclasses
+from collections.abc import Sequence
 
 import numpy as np
 import scipy.stats
@@ -31,7 +32,7 @@ from jaxtyping import Float
 
 from lensllm_jax import checks
 from lensllm_jax.scaling.fit import fit_laws
-from lensllm_jax.scaling.laws import Law
+from lensllm_jax.scaling.laws import Law, NtkSpectrum
 from lensllm_jax.scaling.result import FREE_PARAMETERS, LawFit, LawFits, NtkSource
 
 HOLD_WEIGHT = 1e6  # of the held prediction beside weights near 1: it moves by 1e-6 of a residual
@@ -214,6 +215,7 @@ def rolling_origin(
     *,
     min_sizes: int | None = None,
     horizon: int = 1,
+    spectra: Sequence[NtkSpectrum] | None = None,
 ) -> RollingOrigin:
     """Predicts each size from the smaller ones and compares with what was measured.
 
@@ -223,6 +225,7 @@ def rolling_origin(
         losses: test losses, one row a curve, all measured.
         min_sizes: sizes of the first fit; default one more than the law's parameters.
         horizon: how many sizes ahead to predict.
+        spectra: for "lensllm": one kernel spectrum a curve, with one free t each.
 
     Returns:
         Errors in log loss.
@@ -245,7 +248,11 @@ def rolling_origin(
     count = len(losses)
     weights = (np.arange(len(sizes))[None] <= (targets - horizon)[:, None]).astype(np.float64)
     fits = fit_laws(
-        law, sizes, np.repeat(losses, len(targets), axis=0), weights=np.tile(weights, (count, 1))
+        law,
+        sizes,
+        np.repeat(losses, len(targets), axis=0),
+        weights=np.tile(weights, (count, 1)),
+        spectra=None if spectra is None else [s for s in spectra for _ in targets],
     )
     predicted = fits.predict(np.asarray(sizes, np.float64)).reshape(count, len(targets), -1)
     ahead = np.take_along_axis(predicted, targets[None, :, None], axis=2)[..., 0]

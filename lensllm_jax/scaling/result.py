@@ -265,3 +265,29 @@ class LawFit:
         return interval(
             self, sizes, level=level, method=method, num_resamples=num_resamples, seed=seed
         )
+
+    def held_out_log_rmse(self, *, horizon: int = 1) -> float:
+        """Root mean squared log error of each size predicted from the smaller ones alone.
+
+        Args:
+            horizon: how many measured sizes ahead to predict.
+
+        Returns:
+            The error over all origins; see :func:`intervals.rolling_origin`.
+
+        Raises:
+            UserError: if F was measured at each size, or too few sizes leave no origin.
+        """
+        from lensllm_jax.scaling.intervals import rolling_origin
+
+        if self.ntk_source is NtkSource.MEASURED:
+            raise checks.UserError(
+                "`fit` must not have F measured at each size, got one: no F is known where it "
+                "predicts; fit with `spectrum` (t free)"
+            )
+        fits = self.alone()
+        used = fits.weights[0] > 0
+        found = rolling_origin(
+            fits.law, fits.sizes[used], fits.losses[:, used], horizon=horizon, spectra=fits.spectra
+        )
+        return float(found.log_rmse[0])

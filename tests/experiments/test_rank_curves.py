@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lensllm_jax.selection.loss_table import LossTable, write_loss_table
+from lensllm_jax.selection.loss_table import LossTable, read_loss_table, write_loss_table
 
 ROOT = Path(__file__).parents[2]
 
@@ -56,7 +56,13 @@ def test_a_run_writes_every_file_and_goes_on_only_with_the_same_settings(curves,
     assert {row["budget_fraction"] for row in rows} == {"0.25", "0.0625"}
     assert all(-100 <= float(row["pearson"]) <= 100 for row in rows)
     with open(out / "ablation.csv") as file:
-        assert len(list(csv.DictReader(file))) == 3 * 5 * 2 * 2  # gammas, taus, budgets, selectors
+        ablated = list(csv.DictReader(file))
+    assert len(ablated) == 3 * 5 * 2 * 2  # gammas, taus, budgets, selectors
+    # the cell of the default gamma and tau is the run itself
+    scores = {(r["selector"], r["budget_fraction"]): r["pearson"] for r in rows}
+    for row in ablated:
+        if (row["gamma"], row["tau"]) == ("3", "5.0"):
+            assert row["pearson"] == scores[row["selector"], row["budget_fraction"]]
     other = run(f"--curves={curves}", "--budgets=4", f"--output_dir={out}")
     assert other.returncode == 2
     assert "name another folder" in other.stderr
@@ -77,4 +83,12 @@ def test_bad_input_is_one_line_and_exit_code_two(curves, tmp_path, flags, messag
     assert done.returncode == 2
     assert message in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_one_candidate_is_no_ranking(curves, tmp_path):
+    write_loss_table(read_loss_table(curves).select(("m0",)), tmp_path / "alone.csv")
+    done = run(f"--curves={tmp_path / 'alone.csv'}", f"--output_dir={tmp_path / 'out'}")
+    assert done.returncode == 2
+    assert "must have two or more candidates, got 'm0'" in done.stderr
     assert not (tmp_path / "out").exists()

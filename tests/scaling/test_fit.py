@@ -224,6 +224,20 @@ def test_rolling_origin_is_zero_on_an_exact_law_and_not_on_another():
     assert held_out.log_rmse[0] < 1e-6 < 1e-2 < held_out.log_rmse[1]
 
 
+def test_a_fit_hands_out_its_held_out_error():
+    exact = 90.0 / (20.0 + SIZES**0.4) + 0.7
+    spectrum = NtkSpectrum(np.array([1e-4, 1.0]), np.array([900.0, 100.0]), 0.01)
+    assert fit_law("rectified", SIZES, exact).held_out_log_rmse() < 1e-6
+    assert fit_law("lensllm", SIZES, exact, spectrum=spectrum).held_out_log_rmse() < 1e-6
+    # a bound that forbids the law is felt in what it predicts, and so is a wrong law
+    tight = NtkSpectrum(np.array([1.0]), np.array([4.0]), 0.01)
+    assert fit_law("lensllm", SIZES, exact, spectrum=tight).held_out_log_rmse() > 1e-3
+    assert fit_law("power", SIZES, exact).held_out_log_rmse() > 1e-3
+    measured = fit_law("lensllm", SIZES, exact, ntk_loss=np.full(len(SIZES), 20.0))
+    with pytest.raises(checks.UserError, match="fit with `spectrum`"):
+        measured.held_out_log_rmse()
+
+
 def test_kaplan_needs_two_model_sizes():
     fit = fit_kaplan(np.array([1e6, 1e6]), SIZES[1:], np.ones((2, 10)))
     assert fit.status is FitStatus.UNDERDETERMINED
