@@ -51,6 +51,7 @@ TAU = flags.DEFINE_float("tau", 5.0, "Algorithm 1: residual deviations that a pa
 TOKENS = flags.DEFINE_float("tokens_per_example", 512.0, "Tokens an example, for the FLOPs.")
 EPOCHS = flags.DEFINE_float("epochs", 1.0, "Epochs of a fine-tune, for the FLOPs.")
 ROUNDS = flags.DEFINE_float("search_rounds", 1.0, "Fine-tunes a subset, for the FLOPs.")
+QUIET = flags.DEFINE_bool("quiet", False, "Show no progress.")
 ABLATION = flags.DEFINE_bool("ablation", False, "Also run gamma 3..5 x tau 1..5.")
 
 MARKERS = "os^Dv<>PX*h"  # one a selector
@@ -118,7 +119,8 @@ def _check_tables(tables: Sequence[LossTable], divisors: Sequence[int]) -> None:
 
 def _rank_all(tables, divisors, names, settings) -> dict[Key, Ranking]:
     rankings: dict[Key, Ranking] = {}
-    with Progress(total=float(len(tables) * len(divisors) * len(names))) as progress:
+    total = float(len(tables) * len(divisors) * len(names))
+    with Progress(total=total, quiet=QUIET.value) as progress:
         for table in tables:
             for name in names:
                 for divisor in divisors:
