@@ -42,9 +42,13 @@ CANDIDATES = flags.DEFINE_string(
 )
 TASK = flags.DEFINE_string("task", "pydoc", "A built-in task, or a .jsonl, .csv, .parquet or .txt.")
 OUTPUT_DIR = flags.DEFINE_string("output_dir", None, "Folder of the run.", required=True)
-LEARNING_RATE = flags.DEFINE_float("learning_rate", DEFAULTS.learning_rate, "Of AdamW.")
+LEARNING_RATE = flags.DEFINE_float(
+    "learning_rate", DEFAULTS.learning_rate, "Of AdamW; searched, benchmarks/LOG.md."
+)
 WEIGHT_DECAY = flags.DEFINE_float("weight_decay", DEFAULTS.weight_decay, "Of AdamW.")
-BATCH_SIZE = flags.DEFINE_integer("batch_size", DEFAULTS.batch_size, "Examples a step.")
+BATCH_SIZE = flags.DEFINE_integer(
+    "batch_size", DEFAULTS.batch_size, "Examples a step; searched likewise."
+)
 MAX_LENGTH = flags.DEFINE_integer("max_length", DEFAULTS.max_length, "Tokens of an example.")
 MAX_EPOCHS = flags.DEFINE_integer("max_epochs", DEFAULTS.max_epochs, "Passes at most.")
 PATIENCE = flags.DEFINE_integer("patience", DEFAULTS.patience, "Evaluations without a new best.")
