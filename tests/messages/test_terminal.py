@@ -15,9 +15,11 @@ from experiments.progress import Progress
 with Progress(total=2.0, quiet={quiet}) as progress:
     progress.finish(1.0, "half way")
 """
+# a shell's background job is born deaf to Ctrl-C, and so would be what the tests start there
 WAITS = """
-import sys, time
+import signal, sys, time
 from experiments import cli
+signal.signal(signal.SIGINT, signal.default_int_handler)
 def main(_):
     print("ready", flush=True)
     time.sleep(60)
