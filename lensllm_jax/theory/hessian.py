@@ -10,7 +10,8 @@ block's Hessian set to zero:
 iteration (matfree, full reorthogonalisation) turns m Hessian-vector products into nodes and
 weights of Gauss quadrature for it.  max(lambda, 0) is not smooth at 0, so no rule bounds the error;
 what the last three products changed estimates it.  Products never leave the block: the Hessian is
-block-exact, and memory is m + 1 vectors of one block for each example held at once.
+block-exact, and memory is m + 4 vectors of one block for each example held at once, two examples
+at the least.
 
 What others compute instead is here under its own name:
 
@@ -49,6 +50,8 @@ Loss = Callable[[Params, Any], Array]  # of one example, a scalar
 NUM_MATVECS = 16
 NUM_LAST = 3  # products whose effect estimates the error
 MAX_BYTES = 2**30  # of Lanczos vectors
+NUM_WORKING = 4  # vectors beside the m of the basis, by the compiled program's own account
+MIN_AT_ONCE = 2  # one at a time XLA keeps copies of the basis, more than two examples take
 
 
 class BlockForms(NamedTuple):
@@ -85,7 +88,7 @@ def block_forms(
         examples: a tree of arrays with a leading axis of examples.
         blocks: of ``params``.
         num_matvecs: m; a block of fewer weights takes as many as it has, and is then exact.
-        max_bytes: memory of the Lanczos vectors of the examples held at once.
+        max_bytes: memory of the Lanczos vectors of the examples held at once; two are always held.
 
     Returns:
         One a block.
@@ -105,9 +108,10 @@ def block_forms(
             found.append(BlockForms(block.name, nothing, nothing, nothing))
             continue
         depth = min(num_matvecs, v.size)
-        at_once = max(1, int(max_bytes // ((depth + 1) * v.size * v.dtype.itemsize)))
+        vectors = (depth + NUM_WORKING) * v.size * v.dtype.itemsize  # bytes of one example
+        at_once = _at_once(num, int(max_bytes // vectors))
         matrices = np.asarray(
-            _lanczos(loss, params, v, examples, block.layer, block.leaf, depth, min(at_once, num)),
+            _lanczos(loss, params, v, examples, block.layer, block.leaf, depth, at_once),
             np.float64,
         )
         eps = float(jnp.finfo(v.dtype).eps)
@@ -117,6 +121,12 @@ def block_forms(
             checks.finite(f"{what} of {block.name}, by example", values)
         found.append(BlockForms(block.name, positive, error, plain))
     return tuple(found)
+
+
+def _at_once(num: int, room: int) -> int:
+    """Most examples a step; a last step of fewer has memory of its own, beside the others'."""
+    fitting = (k for k in range(min(num, room), MIN_AT_ONCE, -1) if k + num % k <= room)
+    return next(fitting, min(num, MIN_AT_ONCE))
 
 
 @functools.partial(jax.jit, static_argnums=(0, 5, 6, 7))

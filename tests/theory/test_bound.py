@@ -102,6 +102,34 @@ def test_noise_stability_holds_with_equality_for_a_quadratic_loss_and_taylors_ha
     assert_close(same, noise_stability(0.3 * np.eye(4), hessian, constant=1.0), np.float64)
 
 
+@many
+@given(seeds, st.integers(1, 5), st.floats(0.0, 6.3))
+def test_noise_stability_bounds_a_loss_that_is_no_quadratic_and_needs_h_plus(seed, d, phase):
+    """Loss cos(a^T w): its mean under noise, Hessian and third derivatives are known."""
+    rng = np.random.default_rng(seed)
+    a, covariance = rng.standard_normal(d), 0.1 * positive_definite(rng, d)
+    variance = a @ covariance @ a
+    rise = np.cos(phase) * np.expm1(-0.5 * variance)
+    hessian = -np.cos(phase) * np.outer(a, a)
+    # |third derivative| <= |a|^3, and E |z|^3 <= (E |z|^4)^(3/4) <= ((d + 2) |Sigma|_F^2)^(3/4)
+    constant = np.linalg.norm(a) ** 3 * (d + 2) ** 0.75 / 6
+    bounds = {
+        taylor: sum(noise_stability(covariance, hessian, constant=constant, taylor=taylor))
+        for taylor in (True, False)
+    }
+    assert rise <= bounds[True] + 1e-12
+    if np.cos(phase) <= 0:  # H is its own positive part
+        assert rise <= bounds[False] + 1e-12
+
+
+def test_noise_stability_without_taylors_half_is_false_for_negative_curvature():
+    covariance, hessian = np.array([[1e-4]]), np.array([[-1.0]])
+    rise = np.expm1(-0.5 * covariance[0, 0])  # of cos at its top
+    constant = 3**0.75 / 6
+    assert rise > sum(noise_stability(covariance, hessian, constant=constant))
+    assert rise <= sum(noise_stability(covariance, np.zeros((1, 1)), constant=constant))
+
+
 def test_the_bound_without_its_constant_is_not_called_a_bound():
     settings = {"num_examples": 100, "epsilon": 0.1, "loss_bound": 4.0}
     h = np.array([0.25, 1.0])

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from lensllm_jax import checks
+from lensllm_jax.theory import hessian
 from lensllm_jax.theory.blocks import displacement, squared_norms, weight_blocks
 from lensllm_jax.theory.hessian import (
     batch_means,
@@ -208,13 +209,20 @@ def test_gradient_variance_is_the_trace_of_the_covariance(x64):
     assert_close(gradient_variance(loss, moved, hessians, blocks[:1]), part, np.float64)
 
 
-def test_memory_budget_changes_nothing_but_memory(x64):
+def test_memory_budget_changes_nothing_but_memory(x64, monkeypatch):
     loss, params, moved, hessians = toy()
     blocks = weight_blocks(params)
+    lanczos, asked = hessian._lanczos, []
+    monkeypatch.setattr(hessian, "_lanczos", lambda *a: (asked.append(a[-1]), lanczos(*a))[1])
     wide = block_forms(loss, params, moved, hessians, blocks)
     narrow = block_forms(loss, params, moved, hessians, blocks, max_bytes=1)
     for a, b in zip(wide, narrow, strict=True):
         assert_close(a.positive, b.positive, np.float64)
+    assert asked == [4, 4, 2, 2]  # of four examples
+    # eight vectors of four float64 each an example; three at once would leave one, beside them
+    for room, expected in ((4, 4), (3, 2)):
+        block_forms(loss, params, moved, hessians, blocks[:1], max_bytes=room * 8 * 4 * 8)
+        assert asked[-1] == expected
 
 
 def test_a_block_that_did_not_move_has_no_form():
@@ -233,6 +241,24 @@ def test_displacement_is_the_difference_and_names_what_does_not_match():
         displacement(new, {**old, "a": np.zeros((3, 2))})
     with pytest.raises(checks.UserError, match=r"\['b'\] in fine_tuned only"):
         displacement(new, {"a": old["a"]})
+
+
+@pytest.mark.parametrize(
+    ("form", "what"),
+    [
+        (lambda *a: joint_forms(a[0], a[1], a[1], *a[2:]), r"v\^T \(H v\), by example and block"),
+        (lambda *a: hessian_trace(*a, num_probes=2), r"z\^T H z, by probe"),
+        (gradient_variance, "variance of the gradient"),
+    ],
+    ids=["joint", "trace", "variance"],
+)
+def test_every_other_form_names_curvature_that_is_not_finite(form, what):
+    params = {"w": jnp.ones(3)}
+    with pytest.raises(checks.UserError, match=f"`{what}` must be finite"):
+        form(
+            lambda p, x: jnp.sum(jnp.sqrt(x - p["w"])),
+            params, np.array([2.0, 1.0]), weight_blocks(params),
+        )  # fmt: skip
 
 
 def test_curvature_that_is_not_finite_is_named():
