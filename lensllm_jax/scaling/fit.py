@@ -8,7 +8,8 @@ The objective is the LSE form in log space, squared by default, Huber on request
 
 Three ways to supply F to ``lensllm`` (the result says which was used):
 
-* ``ntk_loss``: F measured at each size's own early-stop step (phase fitting);
+* ``ntk_loss``: F measured at each size's own early-stop step (phase fitting), in the unit of
+  :math:`D^\beta` as it stands or, with ``free_scale``, up to one fitted factor;
 * ``spectrum``: F(t) of a measured kernel with one free t (prediction);
 * neither: F is a free number in (0, ``max_ntk_loss``].
 
@@ -47,19 +48,22 @@ def fit_law(
     losses: Curve,
     *,
     ntk_loss: Curve | None = None,
+    free_scale: bool = False,
     spectrum: NtkSpectrum | None = None,
     max_ntk_loss: float | None = None,
     weights: Curve | None = None,
     huber_delta: float | None = None,
     zero_size: float = 0.0,
 ) -> LawFit:
-    """Fits one curve.
+    r"""Fits one curve.
 
     Args:
         law: "power", "vanilla", "rectified" or "lensllm".
         sizes: training examples, ascending, 0 allowed.
         losses: test losses, nats per token.
         ntk_loss: for "lensllm": F measured at each size.
+        free_scale: whether ``ntk_loss`` counts up to one fitted factor, because its unit is that
+            of a squared residual and not :math:`D^\beta`.
         spectrum: for "lensllm": the kernel's spectrum, with one free t.
         max_ntk_loss: for "lensllm" with neither: bound of F; default the largest size, which
             is :math:`|f_0 - y|^2` of one unit of squared residual an example.
@@ -88,6 +92,7 @@ def fit_law(
         sizes,
         checks.shape("losses", np.asarray(losses), (None,))[None],
         ntk_loss=one(ntk_loss),
+        free_scale=free_scale,
         spectra=None if spectrum is None else [spectrum],
         max_ntk_loss=max_ntk_loss,
         weights=one(weights),
@@ -103,6 +108,7 @@ def fit_laws(
     losses: Curves,
     *,
     ntk_loss: Curves | None = None,
+    free_scale: bool = False,
     spectra: Sequence[NtkSpectrum] | None = None,
     max_ntk_loss: float | None = None,
     weights: Curves | None = None,
@@ -118,6 +124,7 @@ def fit_laws(
         sizes: training examples, shared by all curves.
         losses: test losses, one row a curve; entries of weight 0 are not read.
         ntk_loss: for "lensllm": F measured at each size of each curve.
+        free_scale: whether ``ntk_loss`` counts up to one fitted factor a curve.
         spectra: for "lensllm": one kernel spectrum a curve, with one free t each.
         max_ntk_loss: for "lensllm" with neither: bound of F, all curves.
         weights: of the squared log residuals, 0 leaves a size out; default 1.
@@ -149,12 +156,14 @@ def fit_laws(
         weights = np.where(sizes[None] == 0, 0.0, weights)  # their loss at D = 0 is infinite
     losses = np.where(weights > 0, losses, 1.0)
     _check_positive("losses", losses)
-    source = _ntk_source(law, ntk_loss, spectra)
+    source = _ntk_source(law, ntk_loss, spectra, free_scale)
     if ntk_loss is not None:
         ntk_loss = np.asarray(ntk_loss, np.float64)
         checks.shape("ntk_loss", ntk_loss, losses.shape)
         ntk_loss = np.where(weights > 0, ntk_loss, 1.0)
         _check_positive("ntk_loss", ntk_loss)
+    # the factor is looked for around that which makes a curve's F about 1
+    centre = _log_centre(ntk_loss, weights) if free_scale else np.zeros(len(losses))
     low, high = _free_f_bounds(source, sizes, len(losses), spectra, max_ntk_loss)
     delta = np.inf if huber_delta is None else checks.positive("huber_delta", huber_delta)
     checks.not_negative("zero_size", zero_size)
@@ -163,13 +172,15 @@ def fit_laws(
         np.where(sizes == 0, zero_size, sizes),
         losses,
         weights=weights,
-        ntk_loss=ntk_loss,
+        ntk_loss=None if ntk_loss is None else ntk_loss / np.exp(centre)[:, None],
+        free_scale=free_scale,
         max_ntk_loss=high,
         min_ntk_loss=low,
         huber_delta=delta,
         zero_floor=zero_floor,
-        start=start,
+        start=None if start is None else start + _as_delta(centre),
     )
+    theta = solved.theta - _as_delta(centre)
     held = np.zeros(len(losses), bool) if zero_floor is None else zero_floor
     num_free = FREE_PARAMETERS[law] - (source is NtkSource.MEASURED) - held.astype(int)
     spare = (weights > 0).sum(1) - num_free
@@ -186,7 +197,7 @@ def fit_laws(
         sizes=sizes,
         losses=losses,
         weights=weights,
-        theta=np.where(usable[:, None], solved.theta, np.nan),
+        theta=np.where(usable[:, None], theta, np.nan),
         objective=np.where(usable, solved.objective, np.nan),
         statuses=statuses,
         huber_delta=float(delta),
@@ -196,6 +207,17 @@ def fit_laws(
         zero_floor=zero_floor,
         zero_size=zero_size,
     )
+
+
+def _log_centre(ntk_loss: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Mean log F over the sizes used; 0 where none is."""
+    used = weights > 0
+    return (np.log(ntk_loss) * used).sum(1) / np.maximum(used.sum(1), 1)
+
+
+def _as_delta(log_scale: np.ndarray) -> np.ndarray:
+    """A log factor of F in the solver's parameters (a, delta, beta, E, alpha)."""
+    return np.eye(5)[1] * log_scale[:, None]
 
 
 def _status(spare: int, objective: float, converged: bool) -> FitStatus:
@@ -226,7 +248,11 @@ def _check_positive(name: str, array: np.ndarray) -> None:
         )
 
 
-def _ntk_source(law: Law, ntk_loss, spectra) -> NtkSource:
+def _ntk_source(law: Law, ntk_loss, spectra, free_scale: bool) -> NtkSource:
+    if free_scale and ntk_loss is None:
+        raise checks.UserError(
+            "`free_scale` must be False without `ntk_loss`, got True: it scales a measured F"
+        )
     if law is not Law.LENSLLM:
         if ntk_loss is not None or spectra is not None:
             raise checks.UserError(
@@ -240,7 +266,7 @@ def _ntk_source(law: Law, ntk_loss, spectra) -> NtkSource:
             "at each size or free in t"
         )
     if ntk_loss is not None:
-        return NtkSource.MEASURED
+        return NtkSource.SCALED if free_scale else NtkSource.MEASURED
     return NtkSource.PROFILED if spectra is None else NtkSource.SPECTRUM
 
 

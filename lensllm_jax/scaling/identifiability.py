@@ -22,13 +22,14 @@ from lensllm_jax.scaling.laws import Law
 from lensllm_jax.scaling.result import LawFit, NtkSource
 
 A, DELTA, BETA, E, ALPHA = range(solve.NUM_THETA)
+FREE_F = (NtkSource.PROFILED, NtkSource.SPECTRUM, NtkSource.SCALED)
 STEP = 1e-6  # of central differences: cube root of float64's epsilon, rounded
 
 
 def _free(fit: LawFit) -> list[int]:
     floor_held = fit.fits.zero_floor is not None and fit.fits.zero_floor[fit.index]
     names = [A, BETA] if floor_held else [A, BETA, E]
-    if fit.law is Law.RECTIFIED or fit.ntk_source in (NtkSource.PROFILED, NtkSource.SPECTRUM):
+    if fit.law is Law.RECTIFIED or fit.ntk_source in FREE_F:
         names.append(DELTA)
     if fit.law is Law.VANILLA:
         names.append(ALPHA)
@@ -38,7 +39,7 @@ def _free(fit: LawFit) -> list[int]:
 def _f_name(fit: LawFit) -> str:
     if fit.law is Law.RECTIFIED:
         return "D_l"
-    return "t" if fit.ntk_source is NtkSource.SPECTRUM else "F"
+    return {NtkSource.SPECTRUM: "t", NtkSource.SCALED: "scale"}.get(fit.ntk_source, "F")
 
 
 def standard_errors(fit: LawFit) -> Float[np.ndarray, "5"]:

@@ -72,7 +72,7 @@ def interval(
         raise checks.UserError(f"`level` must lie between 0 and 1, got {level}")
     if not fit.status.usable:
         raise checks.UserError(f"`fit` must be usable, got: {fit.message}")
-    if fit.ntk_source is NtkSource.MEASURED:
+    if fit.ntk_source in (NtkSource.MEASURED, NtkSource.SCALED):
         raise checks.UserError(
             "`fit` must not have F measured at each size, got one: no F is known where it "
             "predicts; fit with `spectrum` (t free)"

@@ -56,6 +56,7 @@ UNITS = {
     "E": "nats per token",
     "D_l": "D^beta",
     "F": "D^beta",
+    "scale": "D^beta / outputs^2",
     "alpha": "1",
     "alpha_N": "1",
     "alpha_D": "1",

@@ -46,6 +46,7 @@ class NtkSource(enum.Enum):
 
     ABSENT = "the law has no F"
     MEASURED = "F measured at each size's own t (phase fitting)"
+    SCALED = "F measured at each size's own t, up to one fitted factor"
     SPECTRUM = "F(t) of a measured kernel, one free t (the rectified law, D_l <= |f0 - y|^2)"
     PROFILED = "no kernel given: F a free number under a bound (the rectified law, bounded)"
 
@@ -107,6 +108,8 @@ class LawFits:
             named["D_l"] = np.exp(delta)
         if self.ntk_source in (NtkSource.PROFILED, NtkSource.SPECTRUM):
             named["F"] = np.exp(delta)
+        if self.ntk_source is NtkSource.SCALED:
+            named["scale"] = np.exp(delta)
         if self.spectra is not None:
             named["t"] = np.array(
                 [
@@ -280,7 +283,7 @@ class LawFit:
         """
         from lensllm_jax.scaling.intervals import rolling_origin
 
-        if self.ntk_source is NtkSource.MEASURED:
+        if self.ntk_source in (NtkSource.MEASURED, NtkSource.SCALED):
             raise checks.UserError(
                 "`fit` must not have F measured at each size, got one: no F is known where it "
                 "predicts; fit with `spectrum` (t free)"

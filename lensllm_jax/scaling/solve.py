@@ -68,14 +68,14 @@ class _Problem(NamedTuple):
 
 
 def box(
-    law: Law, *, measured_f: bool, max_log_f: float = MAX_LOG_F, max_loss: float = 1e6
+    law: Law, *, fixed_f: bool, max_log_f: float = MAX_LOG_F, max_loss: float = 1e6
 ) -> tuple[Float[np.ndarray, "5"], Float[np.ndarray, "5"]]:
     """Lower and upper bounds of theta; equal where the law has no such parameter."""
     log_f = {
         Law.POWER: (NO_F, NO_F),
         Law.VANILLA: (NO_F, NO_F),
         Law.RECTIFIED: (MIN_LOG_F, MAX_LOG_F),
-        Law.LENSLLM: (0.0, 0.0) if measured_f else (MIN_LOG_F, max_log_f),
+        Law.LENSLLM: (0.0, 0.0) if fixed_f else (MIN_LOG_F, max_log_f),
     }[law]
     alpha = ALPHA_BOUNDS if law is Law.VANILLA else (1.0, 1.0)
     bounds = np.array([LOG_SCALE_BOUNDS, log_f, BETA_BOUNDS, (0.0, max_loss), alpha])
@@ -234,6 +234,7 @@ def solve_curves(
     *,
     weights: Float[np.ndarray, "num_curves num_sizes"] | None = None,
     ntk_loss: Float[np.ndarray, "num_curves num_sizes"] | None = None,
+    free_scale: bool = False,
     max_ntk_loss: Float[np.ndarray, " num_curves"] | None = None,
     min_ntk_loss: Float[np.ndarray, " num_curves"] | None = None,
     huber_delta: float = np.inf,
@@ -248,6 +249,7 @@ def solve_curves(
         losses: test losses, nats per token, positive; ignored where the weight is 0.
         weights: of the squared log residuals; default 1.
         ntk_loss: measured F at each size, for ``Law.LENSLLM`` with t observed.
+        free_scale: whether a free factor stands before it, one a curve.
         max_ntk_loss: upper bound of a free F (``Law.LENSLLM`` with t free).
         min_ntk_loss: lower bound of a free F.
         huber_delta: where the loss of a log residual turns from square to linear.
@@ -265,7 +267,8 @@ def solve_curves(
         weights = np.where(np.isneginf(log_size)[None], 0.0, weights)
         log_size = np.where(np.isneginf(log_size), 0.0, log_size)  # their loss there is infinite
     offset = np.zeros(len(sizes)) if ntk_loss is None else np.log(ntk_loss)
-    lower, upper = box(law, measured_f=ntk_loss is not None, max_loss=10.0 * np.max(losses) + 1.0)
+    fixed_f = ntk_loss is not None and not free_scale
+    lower, upper = box(law, fixed_f=fixed_f, max_loss=10.0 * np.max(losses) + 1.0)
     lower, upper = np.tile(lower, (num_curves, 1)), np.tile(upper, (num_curves, 1))
     if law is Law.LENSLLM and ntk_loss is None:
         for bound, value in ((upper, max_ntk_loss), (lower, min_ntk_loss)):

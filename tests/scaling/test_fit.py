@@ -56,6 +56,21 @@ def test_measured_f_is_another_law_than_a_constant_f():
         fit.predict(np.array([1e6]))
 
 
+def test_a_free_scale_finds_the_factor_before_a_measured_f():
+    ntk_loss = np.linspace(50.0, 5.0, len(SIZES))
+    losses = 80.0 / (ntk_loss + SIZES**0.4) + 0.9
+    tiny = ntk_loss * 1e-9  # another unit of the same F
+    fit = fit_law("lensllm", SIZES, losses, ntk_loss=tiny, free_scale=True)
+    assert fit.ntk_source is NtkSource.SCALED
+    assert_close([fit.params[k] for k in ("B", "beta", "E")], [80.0, 0.4, 0.9], rel=FIT_TOLERANCE)
+    assert_close(fit.params["scale"], 1e9, rel=FIT_TOLERANCE)
+    assert_close(fit.predict(SIZES, ntk_loss=tiny), losses, rel=FIT_TOLERANCE)
+    # as it stands, that F is no pre-power phase at all
+    assert fit_law("lensllm", SIZES, losses, ntk_loss=tiny).log_rmse > 100 * fit.log_rmse
+    with pytest.raises(checks.UserError, match="it scales a measured F"):
+        fit_law("lensllm", SIZES, losses, free_scale=True)
+
+
 def test_lensllm_with_one_free_t_is_the_rectified_law_with_a_bound():
     losses = (90.0 / (20.0 + SIZES**0.4) + 0.7) * NOISE
     rectified = fit_law("rectified", SIZES, losses)
