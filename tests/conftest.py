@@ -1,9 +1,21 @@
 """Strict JAX for every test; x64 is chosen by ``JAX_ENABLE_X64`` or by the ``x64`` fixture."""
 
 import os
+from pathlib import Path
 
 import jax
 import pytest
+
+# Compiling is most of what the tests do: what one process compiled every later one reads, also
+# the programs that tests start.
+COMPILED = {
+    "jax_compilation_cache_dir": str(Path(__file__).parents[1] / ".pytest_cache" / "compiled"),
+    "jax_persistent_cache_min_compile_time_secs": 0,
+    "jax_persistent_cache_min_entry_size_bytes": -1,
+}
+for name, value in COMPILED.items():
+    jax.config.update(name, value)
+    os.environ[name.upper()] = str(value)
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 jax.config.update("jax_numpy_rank_promotion", "raise")

@@ -9,7 +9,6 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 
@@ -36,18 +35,12 @@ def command(binary, **flags):
     return [sys.executable, "-c", FORBID, binary, *settings]
 
 
-# what one process compiled the next one reads: the same programs run in most tests here
-COMPILED = tempfile.TemporaryDirectory()
-
-
 def environment():
     return {
         **os.environ,
         "HF_HUB_OFFLINE": "1",
         "COLUMNS": "200",
         "JAX_ENABLE_X64": "0",
-        "JAX_COMPILATION_CACHE_DIR": COMPILED.name,
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     }
 
 

@@ -1,8 +1,5 @@
 """Encoder-decoders compute the same however their layers are run, and refuse what they cannot."""
 
-import functools
-import time
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,6 +9,7 @@ from lensllm_jax import checks
 from lensllm_jax.checkpoints.config import parse_config
 from lensllm_jax.models.encoder_decoder import EncoderDecoderConfig, StackConfig
 from lensllm_jax.models.relative import Buckets
+from tests.models.compiling import least_compile_seconds
 from tests.models.encoder_decoders import ENCODER_DECODERS, seq2seq_batch
 from tests.models.tiny import tiny_candidate
 from tests.tolerances import assert_close, relative_difference
@@ -76,22 +74,10 @@ def test_24_layers_compile_about_as_fast_as_6():
     def seconds(num_layers):
         depths = {"num_layers": num_layers, "num_decoder_layers": num_layers}
         config = parse_config({**ENCODER_DECODERS["t5"], **depths}).config
-        module, ids = config.module(), np.ones((2, 8), np.int32)
-        params = jax.eval_shape(module.init, jax.random.key(0), ids, ids, ids)
-        measured = []
-        for factor in (1.5, 2.5):  # another constant each time, so that no cache answers
-            loss = functools.partial(scaled_sum, module, factor)
-            lowered = jax.jit(jax.grad(loss)).lower(params, ids)
-            start = time.perf_counter()
-            lowered.compile()
-            measured.append(time.perf_counter() - start)
-        return min(measured)
+        ids = np.ones((2, 8), np.int32)
+        return least_compile_seconds(config.module(), ids, ids, ids)
 
     assert seconds(24) < 1.5 * seconds(6)
-
-
-def scaled_sum(module, factor, params, ids):
-    return module.apply(params, ids, ids, ids).sum() * factor
 
 
 def test_labels_are_shifted_behind_the_start_token_and_ignored_ones_become_padding():

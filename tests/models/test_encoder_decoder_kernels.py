@@ -11,13 +11,10 @@ from tests.models.encoder_decoders import ENCODER_DECODERS, seq2seq_batch
 from tests.models.tiny import tiny_candidate
 from tests.tolerances import assert_close, relative_difference
 
+pytestmark = pytest.mark.float64  # compiling, in float64 whatever the suite runs in
+
 # shared and separate heads, both norms, relative and learned positions, cross attention
-VARIANTS = (
-    "t5",
-    "bart-scaled-embeddings",
-    pytest.param("mt5", marks=pytest.mark.slow),
-    pytest.param("bart-untied", marks=pytest.mark.slow),
-)
+VARIANTS = ("t5", "bart-scaled-embeddings", "mt5", "bart-untied")
 
 
 def kernel_batch(candidate):

@@ -15,11 +15,11 @@ from lensllm_jax.ntk.gram import empirical_ntk
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.mark.parametrize("num_devices", [4, 8])
-def test_devices_change_nothing_also_where_examples_do_not_divide_evenly(num_devices):
+@pytest.mark.slow
+def test_devices_change_nothing_also_where_examples_do_not_divide_evenly():
     environment = {
         **os.environ,
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={num_devices}",
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
         "JAX_PLATFORMS": "cpu",
     }
     done = subprocess.run(
@@ -27,9 +27,10 @@ def test_devices_change_nothing_also_where_examples_do_not_divide_evenly(num_dev
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
-    devices, compared, difference = done.stdout.split()
-    assert (int(devices), int(compared)) == (num_devices, 8)
-    assert float(difference) < 1e-6  # float32: sums of other lengths round differently
+    found = [line.split() for line in done.stdout.splitlines()]
+    assert [(devices, compared) for devices, compared, _ in found] == [("4", "8"), ("8", "8")]
+    # float32: sums of other lengths round differently
+    assert max(float(difference) for *_, difference in found) < 1e-6
 
 
 def test_devices_are_for_the_structured_method_alone():
