@@ -92,7 +92,8 @@ def shape(name: str, array: np.ndarray, expected: Sequence[int | None]) -> np.nd
     if len(got) != len(expected) or any(
         e not in (None, g) for g, e in zip(got, expected, strict=True)
     ):
-        wanted = "(" + ", ".join("any" if e is None else str(e) for e in expected) + ")"
+        wanted = ", ".join("any" if e is None else str(e) for e in expected)
+        wanted = f"({wanted},)" if len(expected) == 1 else f"({wanted})"
         raise UserError(f"`{name}` must have shape {wanted}, got {got}")
     return array
 

@@ -95,7 +95,8 @@ def parse_config(stored: Mapping[str, Any], *, name: str = CONFIG) -> Checkpoint
         attributes = {**defaults, **config_class.from_dict(dict(stored)).to_dict()}
     except Exception as error:  # transformers validates with classes of its own
         raise checks.UserError(
-            f"`{name}` must be a valid {model_type} config, got {str(error).splitlines()[-1]}"
+            f"`{name}` must be a valid {model_type} config, "
+            f"got {str(error).splitlines()[-1].strip()}"
         ) from error
     problems, config = family.unsupported(attributes, defaults), None
     try:

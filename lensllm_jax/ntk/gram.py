@@ -114,8 +114,8 @@ def empirical_ntk(
         of_blocks = _bridged_tile_fn(f, params, method, reduction)
     else:
         raise checks.UserError(
-            f'`devices` must be left out for method {method.value!r}: only "structured" shares '
-            "its examples between devices"
+            f"`devices` must be left out for method {method.value!r}, got {len(devices)}: only "
+            '"structured" shares its examples between devices'
         )
 
     def tile_fn(tile: Tile) -> Array:

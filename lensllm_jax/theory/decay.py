@@ -70,7 +70,9 @@ def fit_decay(
         if not np.all(np.isfinite(array) & (array > 0)):
             raise checks.UserError(f"`{name}` must be positive and finite, got {array.tolist()}")
     if len(np.unique(sizes)) < 2:
-        raise checks.UserError(f"`sizes` must hold two or more, got {sizes.tolist()}")
+        raise checks.UserError(
+            f"`sizes` must hold two or more different ones, got {sizes.tolist()}"
+        )
     x, y = np.log(sizes), np.log(values)
     dx = x - x.mean()
     slope = float(dx @ y / (dx @ dx))

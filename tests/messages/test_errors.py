@@ -1,76 +1,178 @@
-"""Public errors say what was expected and what came; the table triggers each."""
+"""Every public error says what was expected, what came and what to do: a table triggers each.
 
+The modules of ``mistakes`` hold the whole text of each message and what brings it about.  A place
+in the code that raises an error and stands neither there nor in ``ELSEWHERE`` fails here.
+"""
+
+import ast
+import importlib
 import re
+import sys
+from pathlib import Path
+from typing import NamedTuple
 
-import numpy as np
+import jaxtyping
 import pytest
 
-import lensllm_jax as lens
 from lensllm_jax import checks
-from lensllm_jax.scaling.laws import NtkSpectrum
-from lensllm_jax.selection.halving import Halving
-from lensllm_jax.selection.loss_table import LossTable
 
-SIZES = np.array([0, 200, 400, 800])
-TABLE = LossTable(
-    ("a", "b"), SIZES, np.array([[4.0, 3, 2, 1], [5, 4, 3, 2]]), np.ones(2), ("", ""), task="toy"
-)
-EYE = np.eye(2)
-
-
-def linear(params, x):
-    return x @ params
-
-
-def rank(**changes):
-    return lens.rank(TABLE, **{"budget_size": 400, "target_size": 800, **changes})
-
-
-def loss(**changes):
-    return lens.ntk_loss(EYE, np.ones(2), **{"learning_rate": 1.0, "steps": 1, **changes})
-
-
-MISTAKES = {
-    "selector": lambda: rank(selector="best"),
-    "budget_size": lambda: rank(budget_size=300),
-    "target_size": lambda: rank(target_size=400),
-    "learning_rate": lambda: loss(learning_rate=-1.0),
-    "law": lambda: lens.fit_law("cubic", SIZES, np.ones(4)),
-    "method": lambda: lens.empirical_ntk(linear, np.ones(2, np.float32), EYE, method="fast"),
-    "output_reduction": lambda: lens.empirical_ntk(
-        linear, np.ones(2, np.float32), EYE, output_reduction="max"
+ROOT = Path(__file__).parents[2]
+CHECKS = ROOT / "lensllm_jax" / "checks.py"
+ROOMS = {
+    "core": [ROOT / "lensllm_jax"],
+    **{
+        room: [ROOT / "lensllm_jax" / room]
+        for room in "models checkpoints data finetune ntk scaling selection theory".split()
+    },
+}
+# what needs a compiled program or a slow library: (room, phrase of the call) and where it is
+# triggered: (file, test, phrase of the message)
+HUB, HESSIAN = "data/test_hub.py", "theory/test_hessian.py"
+OF_A_COPY = "test_a_copy_without_a_split_or_a_field_is_refused"
+OF_A_PRODUCT = ("ntk/test_operator.py", "test_bad_input_is_refused_with_the_remedy")
+OF_A_FORM = (HESSIAN, "test_every_other_form_names_curvature_that_is_not_finite")
+ELSEWHERE = {
+    ("data", "must be read from {place}"): (HUB, "test_offline_says_what_to_do", "hf download"),
+    ("data", "must have train, validation and test"): (HUB, OF_A_COPY, "got no test"),
+    ("data", "in field {field!r} of every row"): (HUB, OF_A_COPY, "of every row, got None"),
+    ("ntk", "checks.finite('theta v'"): (*OF_A_PRODUCT, "`theta v` must be finite"),
+    ("ntk", "in Lanczos' iteration"): (*OF_A_PRODUCT, "Lanczos"),
+    ("ntk", "the values of the layer"): (
+        "ntk/test_structured.py",
+        "test_a_number_that_is_not_finite_stops_with_the_layer",
+        "finite",
     ),
-    "gamma": lambda: Halving(gamma=0, tau=5.0),
-    "tau": lambda: Halving(gamma=3, tau=-1.0),
-    "eigenvalues": lambda: NtkSpectrum(np.array([np.nan]), np.ones(1), learning_rate=1.0),
-    "size": lambda: Halving(gamma=3, tau=5.0).observe(0, 1.0),
-    "name": lambda: rank(selector="model_size").probability("a", "nobody"),
+    ("theory", "of {block.name}, by example"): (
+        HESSIAN,
+        "test_curvature_that_is_not_finite_is_named",
+        "of w, by example",
+    ),
+    ("theory", "by example and block"): (*OF_A_FORM, "by example and block"),
+    ("theory", "z^T H z"): (*OF_A_FORM, "z, by probe"),
+    ("theory", "variance of the gradient"): (*OF_A_FORM, "variance of the gradient"),
 }
 
 
-def told(mistake):
+class Site(NamedTuple):
+    """A place that raises an error."""
+
+    path: Path
+    first: int  # line
+    last: int
+    source: str
+
+    def holds(self, path, line):
+        return self.path == path and self.first <= line <= self.last
+
+    def __str__(self):
+        return f"{self.path.relative_to(ROOT)}:{self.first}: {self.source}"
+
+
+def is_error(call):
+    """Whether it is a call of UserError or of a check."""
+    if isinstance(call.func, ast.Name):
+        return call.func.id == "UserError"
+    module = call.func.value if isinstance(call.func, ast.Attribute) else None
+    return isinstance(module, ast.Name) and module.id == "checks"
+
+
+def is_ours(path):
+    """Whether a file of ours may ask for a check, as this package's own checks may not."""
+    rooms = (ROOT / "lensllm_jax", ROOT / "experiments")
+    return path != CHECKS and any(path.is_relative_to(room) for room in rooms)
+
+
+def sites_of(path, text):
+    calls = (node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Call))
+    return [Site(path, c.lineno, c.end_lineno, ast.unparse(c)) for c in calls if is_error(c)]
+
+
+def sites(room):
+    """Every place of a room, its files' alone where it is the package itself."""
+    paths = (p for folder in ROOMS[room] for p in sorted(folder.glob("**/*.py")))
+    files = [p for p in paths if room != "core" or p.parent == ROOMS[room][0]]
+    return [s for p in files if p != CHECKS for s in sites_of(p, p.read_text())]
+
+
+@pytest.fixture
+def as_users_run_it(monkeypatch):
+    """No checking of types, which only the tests have and which would come first."""
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+
+
+@pytest.fixture
+def raised(monkeypatch):
+    """(file, line) of every error made."""
+    places = []
+
+    def noted(error, *arguments):
+        frame = sys._getframe(1)
+        while not is_ours(Path(frame.f_code.co_filename)):
+            frame = frame.f_back
+        places.append((Path(frame.f_code.co_filename), frame.f_lineno))
+        ValueError.__init__(error, *arguments)
+
+    monkeypatch.setattr(checks.UserError, "__init__", noted)
+    return places
+
+
+def told(mistake, folder):
     with pytest.raises(checks.UserError) as caught:
-        mistake()
-    return str(caught.value)
+        mistake(folder)
+    return str(caught.value).replace(str(folder), "DIR")
 
 
-def says_all(message, name):
-    return bool(re.search(rf"`{name}`.* must .*got .+", message))
+def is_like(message, pattern):
+    """Whether a message is the table's, in which ... stands for anything."""
+    return re.fullmatch(re.escape(pattern).replace(r"\.\.\.", ".*"), message, re.DOTALL)
 
 
-@pytest.mark.parametrize("name", MISTAKES)
-def test_error_says_what_was_expected_and_what_came(name):
-    message = told(MISTAKES[name])
-    assert says_all(message, name), message
+def says_all(message):
+    return re.search(r"\bmust .*\bgot\b.+", message, re.DOTALL)
+
+
+def untriggered(room, raised):
+    elsewhere = [phrase for (there, phrase) in ELSEWHERE if there == room]
+    return [
+        str(site)
+        for site in sites(room)
+        if not any(site.holds(*place) for place in raised)
+        and not any(phrase in site.source for phrase in elsewhere)
+    ]
+
+
+@pytest.mark.parametrize("room", ROOMS)
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_every_error_of_a_room_is_triggered_and_says_all(room, tmp_path, as_users_run_it, raised):
+    table = importlib.import_module(f"tests.messages.mistakes.{room}").MISTAKES
+    for number, (expected, mistake) in enumerate(table):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        message = told(mistake, folder)
+        assert is_like(message, expected), message
+        assert says_all(message), message
+    missing = untriggered(room, raised)
+    assert not missing, "\n".join(missing)
+
+
+@pytest.mark.parametrize(("place", "asked"), ELSEWHERE.items())
+def test_what_stands_elsewhere_is_asked_there(place, asked):
+    room, phrase = place
+    assert any(phrase in site.source for site in sites(room)), "no such place any more"
+    file, test, message = asked
+    body = (ROOT / "tests" / file).read_text().split(f"def {test}(")
+    assert len(body) == 2, test
+    assert message in (ROOT / "tests" / file).read_text()
+
+
+def test_a_place_without_an_entry_is_missed(tmp_path, raised):
+    assert len(untriggered("core", raised)) > 5
+    text = 'def f(x):\n    checks.positive("x", x)\n    raise UserError(\n        f"{x}"\n    )\n'
+    assert [(s.first, s.last) for s in sites_of(tmp_path, text)] == [(2, 2), (3, 5)]
 
 
 def test_a_message_that_says_less_is_caught():
-    assert not says_all("`gamma` must be positive", "gamma")
-    assert not says_all("bad gamma, got 0", "gamma")
-
-
-def test_a_missing_folder_and_task_are_named():
-    for call, given in ((lens.load_candidate, "zoo/none"), (lens.load_task, "no-such-task")):
-        message = told(lambda call=call, given=given: call(given))
-        assert "must" in message
-        assert given in message
+    assert says_all("`gamma` must be positive, got 0")
+    assert not says_all("`gamma` must be positive")
+    assert not says_all("bad gamma, got 0")
+    assert not is_like("`gamma` must be positive, got 0", "`gamma` must be ..., got 1")

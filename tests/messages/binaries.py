@@ -1,0 +1,57 @@
+"""The binaries as modules: their flags hold the defaults and are not registered with absl.
+
+absl has one table of flags a process, in which two binaries may not define the same name; here
+each module gets plain values instead, so that a test can ask any of them for anything.
+"""
+
+import functools
+import importlib
+import sys
+import types
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+from absl import app, flags  # noqa: F401: app has flags of its own, once it is imported
+
+import experiments
+
+ROOT = Path(__file__).parents[2]
+NAMES = sorted(
+    path.stem for path in (ROOT / "experiments").glob("*.py") if "cli.run(main)" in path.read_text()
+)
+KINDS = ("string", "list", "integer", "float", "bool", "enum")
+
+
+class Binary(NamedTuple):
+    """One of ``experiments``."""
+
+    module: types.ModuleType
+    flags: dict[str, str]  # name -> kind
+
+
+def load(name: str) -> Binary:
+    """The binary ``experiments.<name>``, freshly imported: its flags may be changed."""
+    defined: dict[str, str] = {}
+
+    def define(kind, flag, default, *_, **__):
+        defined[flag] = kind
+        return types.SimpleNamespace(value=default)
+
+    before = {m: sys.modules[m] for m in sys.modules if m.startswith("experiments.")}
+    attributes = dict(vars(experiments))
+    with pytest.MonkeyPatch.context() as patch:
+        for kind in KINDS:
+            patch.setattr(flags, f"DEFINE_{kind}", functools.partial(define, kind))
+        patch.setattr(flags, "DEFINE_alias", lambda flag, of, **_: define(defined[of], flag, None))
+        try:
+            for module in before:
+                del sys.modules[module]
+            module = importlib.import_module(f"experiments.{name}")
+        finally:
+            for fresh in [m for m in sys.modules if m.startswith("experiments.")]:
+                del sys.modules[fresh]
+            sys.modules.update(before)
+            vars(experiments).clear()
+            vars(experiments).update(attributes)
+    return Binary(module, defined)

@@ -1,0 +1,97 @@
+"""Mistakes with the settings, the search and the checkpoints of a fine-tune."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from lensllm_jax.finetune import search
+from lensllm_jax.finetune.compute import ComputeConfig
+from lensllm_jax.finetune.fine_tune import FineTuneConfig
+from lensllm_jax.finetune.loop import Loop, OptimizerConfig, TrainState
+from lensllm_jax.finetune.resume import Checkpoint, Position
+
+OPTIMIZER = OptimizerConfig(learning_rate=1e-3)
+
+
+def optimizer(**changes):
+    return dataclasses.replace(OPTIMIZER, **changes)
+
+
+def loop(num_micro_batches=1):
+    return Loop(lambda params, batch: None, OPTIMIZER, shift=True,
+                num_micro_batches=num_micro_batches)  # fmt: skip
+
+
+def searched(*rates):
+    """A search in which every fine-tune diverges."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(search, "_search_one", lambda *_: (np.full(len(rates), np.inf),) * 2)
+        return search.search_rates(
+            loop(), {}, {}, {}, rates=rates, batch_sizes=(4,), config=FineTuneConfig()
+        )
+
+
+def checkpoint(folder, content=None):
+    """A fine-tune of seed 0 stops, and one of seed 1 goes on from its file."""
+    kept, start = (
+        Checkpoint(folder / "a.safetensors"),
+        Position.at_start(TrainState({"w": np.ones(2)}, ())),
+    )
+    kept.save(start, {"seed": 0})
+    if content is not None:
+        kept.path.write_bytes(content)
+    return kept.load(start, {"seed": 1})
+
+
+# the message, and what brings it about in an empty folder
+MISTAKES = [
+    (
+        "`num_micro_batches` must be positive and finite, got 0",
+        lambda tmp: ComputeConfig(num_micro_batches=0),
+    ),
+    (
+        "`dtype` must be one of bfloat16, float32, float64, got 'int8'",
+        lambda tmp: ComputeConfig(dtype="int8"),
+    ),
+    ("`seed` must be zero or positive and finite, got -1", lambda tmp: FineTuneConfig(seed=-1)),
+    ("`patience` must be positive and finite, got 0", lambda tmp: FineTuneConfig(patience=0)),
+    (
+        "`learning_rate` must be positive and finite, got 0.0",
+        lambda tmp: optimizer(learning_rate=0.0),
+    ),
+    ("`clip_norm` must be positive and finite, got inf", lambda tmp: optimizer(clip_norm=np.inf)),
+    (
+        "`weight_decay` must be zero or positive and finite, got -0.1",
+        lambda tmp: optimizer(weight_decay=-0.1),
+    ),
+    (
+        "`num_micro_batches` must be positive and finite, got 0",
+        lambda tmp: loop(num_micro_batches=0),
+    ),
+    (
+        "`num_micro_batches` must divide the batch size 6, got 4",
+        lambda tmp: loop(num_micro_batches=4).train(None, {"labels": np.zeros((1, 6, 2))}),
+    ),
+    (
+        "`every_seconds` must be zero or positive and finite, got -1",
+        lambda tmp: Checkpoint(tmp / "a.safetensors", every_seconds=-1),
+    ),
+    (
+        (
+            "`checkpoint` must be of this fine-tune, got DIR/a.safetensors: seed=0 there, 1 now; "
+            "delete it to start again"
+        ),
+        lambda tmp: checkpoint(tmp),
+    ),
+    (
+        (
+            "`checkpoint` must be a whole file, got DIR/a.safetensors, damaged (SafetensorError: "
+            "Error while deserializing: header too small): delete it to start again"
+        ),
+        lambda tmp: checkpoint(tmp, content=b""),
+    ),
+    ("`rates` and `batch_sizes` must hold at least one, got () and (4,)", lambda tmp: searched()),
+    ("`rates` must be positive and finite, got 0.0", lambda tmp: searched(1e-3, 0.0)),
+    ("`rates` must be lower, got (0.001, 1e+38): all diverged", lambda tmp: searched(1e-3, 1e38)),
+]
