@@ -33,6 +33,48 @@ def names(text: str) -> tuple[str, ...]:
     return tuple(entry.strip() for entry in text.split(",") if entry.strip())
 
 
+def whole_numbers(name: str, text: str) -> tuple[int, ...]:
+    """The numbers of a comma-separated flag.
+
+    Args:
+        name: of the flag.
+        text: what the user gave.
+
+    Returns:
+        The numbers in their order; none where the text is empty.
+
+    Raises:
+        UserError: if an entry is not a whole number, zero or above.
+
+    Example:
+        >>> whole_numbers("sizes", "0, 200")
+        (0, 200)
+    """
+    entries = names(text)
+    if not all(entry.isascii() and entry.isdigit() for entry in entries):
+        raise checks.UserError(f"`{name}` must be whole numbers, comma-separated, got {text!r}")
+    return tuple(int(entry) for entry in entries)
+
+
+def numbers(name: str, text: str) -> tuple[float, ...]:
+    """As :func:`whole_numbers`, of any numbers.
+
+    Args:
+        name: of the flag.
+        text: what the user gave.
+
+    Returns:
+        The numbers in their order.
+
+    Raises:
+        UserError: if an entry is no number.
+    """
+    try:
+        return tuple(float(entry) for entry in names(text))
+    except ValueError:
+        raise checks.UserError(f"`{name}` must be numbers, comma-separated, got {text!r}") from None
+
+
 def divisor(name: str, text: str) -> int:
     """One entry of a flag that divides the whole data.
 

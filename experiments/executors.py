@@ -1,10 +1,12 @@
 r"""Executors: where the cells of a grid are measured, on this machine or on a Ray cluster.
 
-A cell (a candidate on a subset) depends on nothing but its job, so that any process may measure
-it, in any order.  ``local`` keeps processes on this machine, each pinned to cores of its own
-before JAX starts its threads: processes times threads never exceed the cores.  ``ray`` hands the
-jobs to an existing cluster, which gives those of a lost node to another.  The process that asked
-writes the results.
+``serial`` is this process.  ``local`` keeps processes on this machine, each pinned to cores of
+its own before JAX starts its threads: processes times threads never exceed the cores.  ``ray``
+hands the jobs to an existing cluster, which gives those of a lost node to another.  The process
+that asked writes the results.
+
+XLA splits its sums by its threads, and the last digits of a loss depend on how many there are.
+``local`` fixes their number by the cores of a process, ``ray`` by the environment of a worker.
 
 Example:
     >>> shares({0, 1, 2, 3, 4}, 2)
@@ -12,90 +14,86 @@ Example:
 """
 
 import concurrent.futures
-import copyreg
 import ctypes
+import functools
 import multiprocessing
 import multiprocessing.queues
 import os
 import signal
 import socket
-import time
-import types
-from collections.abc import Iterator, Mapping, Sequence, Set
-from pathlib import Path
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator, Sequence, Set
 
+from absl import flags
+
+from experiments import cells
+from experiments.cells import Done, Job, Measurements
 from lensllm_jax import checks
-from lensllm_jax.checkpoints.zoo import load_candidate
 from lensllm_jax.data.task import Task
-from lensllm_jax.finetune.resume import Checkpoint
-from lensllm_jax.selection.measurement import Measurement, MeasurementConfig
+from lensllm_jax.finetune.fine_tune import Progress as Step
 
-# what ends one cell and not the run
-FAILURES = (FloatingPointError, OSError, checks.UserError)
+EXECUTOR = flags.DEFINE_enum(
+    "executor", "serial", ["serial", "local", "ray"],
+    "Where cells are measured: in this process, in processes of this machine, on a Ray cluster.",
+)  # fmt: skip
+PROCESSES = flags.DEFINE_integer("processes", 1, "Of --executor=local; they share the cores.")
+RAY_ADDRESS = flags.DEFINE_string("ray_address", "127.0.0.1:6379", "host:port of the Ray head.")
+RAY_THREADS = flags.DEFINE_integer("ray_threads", 1, "Cores of a cell under --executor=ray.")
+
 CONNECT_SECONDS = 5.0
 RETRIES = 5  # of a cell whose node was lost
 PR_SET_PDEATHSIG = 1  # Linux: the signal a process gets when its parent dies
 
 
-def _read_only(content: Mapping) -> types.MappingProxyType:
-    return types.MappingProxyType(content)
+def check_flags() -> None:
+    """Refuses an executor that cannot run, before anything is written.
+
+    Raises:
+        UserError: naming the flag at fault.
+    """
+    checks.positive("ray_threads", RAY_THREADS.value)
+    if EXECUTOR.value == "local":
+        shares(os.sched_getaffinity(0), PROCESSES.value)
+    if EXECUTOR.value == "ray":
+        check_address(RAY_ADDRESS.value)
 
 
-# a task holds a read-only mapping, which pickle does not know how to send
-copyreg.pickle(types.MappingProxyType, lambda mapping: (_read_only, (dict(mapping),)))
-
-
-class Job(NamedTuple):
-    """One cell that is to be measured."""
-
-    name: str  # of the candidate
-    size: int  # training examples; 0 is before fine-tuning
-    unfinished: Path | None = None  # where its checkpoint is
-    every_seconds: float = 60.0  # between two checkpoints
-
-
-class Done(NamedTuple):
-    """What became of a job."""
-
-    job: Job
-    cell: dict[str, Any] | None  # None if it failed
-    reason: str = ""  # of the failure, one line
-
-
-_latest: dict[tuple, Measurement] = {}  # of this process: its steps are compiled once
-
-
-def _measurement(name: str, task: Task, config: MeasurementConfig) -> Measurement:
-    """That of the latest candidate, or a new one in its place."""
-    key = (name, task.fingerprint, config)
-    if key not in _latest:
-        _latest.clear()
-        _latest[key] = Measurement(load_candidate(name), task, config=config)
-    return _latest[key]
-
-
-def measure_cell(job: Job, task: Task, config: MeasurementConfig) -> Done:
-    """Measures a cell in this process.
-
-    Args:
-        job: which.
-        task: the text.
-        config: the settings of the run.
+def settings() -> dict[str, int]:
+    """What --executor adds to the settings of a run.
 
     Returns:
-        Its result, or the reason why there is none.
+        The cores of a cell, where it is measured elsewhere.
     """
-    try:
-        measurement = _measurement(job.name, task, config)
-        if job.size == 0:
-            return Done(job, {"test_loss": measurement.zero_shot()})
-        checkpoint = job.unfinished and Checkpoint(job.unfinished, every_seconds=job.every_seconds)
-        start = time.monotonic()
-        result = measurement.fine_tune(job.size, checkpoint=checkpoint or None).result
-        return Done(job, {**result._asdict(), "seconds": round(time.monotonic() - start, 3)})
-    except FAILURES as error:
-        return Done(job, None, " ".join(str(error).split()))
+    if EXECUTOR.value == "local":
+        return {"threads": len(shares(os.sched_getaffinity(0), PROCESSES.value)[0])}
+    return {"threads": RAY_THREADS.value} if EXECUTOR.value == "ray" else {}
+
+
+def run(
+    jobs: Sequence[Job], task: Task, *, on_progress: Callable[[Job, Step], None]
+) -> Iterator[Done]:
+    """Measures cells where --executor says.
+
+    Args:
+        jobs: the cells, those of one candidate together.
+        task: the text.
+        on_progress: called after each evaluation in this process.
+
+    Yields:
+        Each cell as it ends.
+
+    Raises:
+        UserError: if the executor cannot run.
+    """
+    if not jobs:
+        return
+    if EXECUTOR.value == "local":
+        yield from run_local(jobs, task, processes=PROCESSES.value)
+    elif EXECUTOR.value == "ray":
+        yield from run_ray(jobs, task, address=RAY_ADDRESS.value, threads=RAY_THREADS.value)
+    else:
+        measurements = Measurements(task)
+        for job in jobs:
+            yield cells.attempt(job, measurements, on_progress=functools.partial(on_progress, job))
 
 
 def shares(cores: Set[int], processes: int) -> tuple[tuple[int, ...], ...]:
@@ -126,15 +124,12 @@ def _pin(waiting: "multiprocessing.queues.SimpleQueue[tuple[int, ...]]") -> None
     os.sched_setaffinity(0, waiting.get())
 
 
-def run_local(
-    jobs: Sequence[Job], task: Task, config: MeasurementConfig, *, processes: int
-) -> Iterator[Done]:
+def run_local(jobs: Sequence[Job], task: Task, *, processes: int) -> Iterator[Done]:
     """Measures cells in processes of this machine.
 
     Args:
         jobs: the cells.
         task: the text.
-        config: the settings of the run.
         processes: how many at once, each with an equal share of the cores.
 
     Yields:
@@ -150,7 +145,7 @@ def run_local(
     with concurrent.futures.ProcessPoolExecutor(
         processes, mp_context=context, initializer=_pin, initargs=(waiting,)
     ) as pool:
-        futures = {pool.submit(measure_cell, job, task, config): job for job in jobs}
+        futures = {pool.submit(cells.attempt_here, job, task): job for job in jobs}
         for future in concurrent.futures.as_completed(futures):
             try:
                 yield future.result()
@@ -158,15 +153,12 @@ def run_local(
                 yield Done(futures[future], None, "a process was killed: the same command resumes")
 
 
-def run_ray(
-    jobs: Sequence[Job], task: Task, config: MeasurementConfig, *, address: str, threads: int
-) -> Iterator[Done]:
+def run_ray(jobs: Sequence[Job], task: Task, *, address: str, threads: int) -> Iterator[Done]:
     """Measures cells on an existing Ray cluster; those of a lost node are measured again.
 
     Args:
         jobs: the cells; their checkpoints are not used, nodes need share no disk.
         task: the text.
-        config: the settings of the run.
         address: host:port of the head.
         threads: cores of a cell.
 
@@ -181,24 +173,29 @@ def run_ray(
         import ray
     except ImportError as error:
         raise checks.UserError(
-            "`executor` ray needs Ray: pip install 'lensllm-jax[ray]'"
+            "`executor` must be serial or local without Ray, got ray: "
+            "pip install 'lensllm-jax[ray]'"
         ) from error
     try:
         ray.init(address=address, log_to_driver=False, logging_level="ERROR")
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise _unreachable(address) from error
     try:
-        remote = ray.remote(num_cpus=threads, max_retries=RETRIES)(measure_cell)
+        remote = ray.remote(
+            num_cpus=threads,
+            max_retries=RETRIES,
+            # how many threads XLA makes; a worker sees all cores of its node
+            runtime_env={"env_vars": {"NPROC": str(threads)}},
+        )(cells.attempt_here)
         shared = ray.put(task)
-        waiting = {remote.remote(job._replace(unfinished=None), shared, config): job
-                   for job in jobs}  # fmt: skip
+        waiting = {remote.remote(job._replace(path=None), shared): job for job in jobs}
         while waiting:
             (ready, *_), _ = ray.wait(list(waiting), num_returns=1)
             job = waiting.pop(ready)
             try:
-                yield ray.get(ready)
+                yield ray.get(ready)._replace(job=job)
             except ray.exceptions.RayError as error:
-                yield Done(job, None, " ".join(str(error).split()))
+                yield Done(job, None, cells.one_line(error))
     finally:
         ray.shutdown()
 

@@ -8,13 +8,14 @@ Example:
 
 import dataclasses
 import itertools
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 from absl import flags
 
-from experiments import cli
+from experiments import cells, cli
+from experiments.cells import Job, Measurements
 from experiments.progress import Progress
 from experiments.run_folder import RunFolder
 from lensllm_jax import checks
@@ -23,9 +24,11 @@ from lensllm_jax.checkpoints.config import read_config
 from lensllm_jax.checkpoints.zoo import folder_of, list_zoo, load_candidate
 from lensllm_jax.data.batches import with_prompts
 from lensllm_jax.data.catalogue import load_task
+from lensllm_jax.data.lengths import with_mean_length
 from lensllm_jax.data.task import Task
+from lensllm_jax.finetune.compute import DTYPES, ComputeConfig
 from lensllm_jax.finetune.fine_tune import Progress as Step
-from lensllm_jax.finetune.resume import Checkpoint
+from lensllm_jax.finetune.loop import ALL_STEPS
 from lensllm_jax.ntk.candidate import CandidateNtk
 from lensllm_jax.ntk.gram import NtkMethod
 from lensllm_jax.ntk.loss import kernel_report
@@ -35,12 +38,23 @@ from lensllm_jax.selection.loss_table import LossTable
 from lensllm_jax.selection.measurement import Measurement, MeasurementConfig, spectrum_for_law
 
 DEFAULTS = MeasurementConfig()
+# fields that run folders from before them lack: recorded only where they are not the default
+LATER = ("warmup_steps", "decay_steps", "clip_norm", "buckets", "compute")
 ONE_EACH = (Readout.LOSS, Readout.TARGET_LOGPROB)  # read-outs with one output an example
 
 CANDIDATES = flags.DEFINE_string(
     "candidates", "zoo", "zoo (all bundled), or names, folders and hub ids, comma-separated."
 )
 TASK = flags.DEFINE_string("task", "pydoc", "A built-in task, or a .jsonl, .csv, .parquet or .txt.")
+PROMPT_FIELD = flags.DEFINE_string("prompt_field", "prompt", "Column of a task file's prompts.")
+TARGET_FIELD = flags.DEFINE_string("target_field", "target", "Column of a task file's targets.")
+TASK_FOLDER = flags.DEFINE_string(
+    "task_folder", None, "Copy of the hub's repository of --task=flan, wikitext or gigaword."
+)
+MEAN_LENGTH = flags.DEFINE_float(
+    "mean_length", None,
+    "Average input, in tokens of the first candidate: the longest (or shortest) records go.",
+)  # fmt: skip
 OUTPUT_DIR = flags.DEFINE_string("output_dir", None, "Folder of the run.", required=True)
 LEARNING_RATE = flags.DEFINE_float(
     "learning_rate", DEFAULTS.learning_rate, "Of AdamW; searched, benchmarks/LOG.md."
@@ -48,6 +62,21 @@ LEARNING_RATE = flags.DEFINE_float(
 WEIGHT_DECAY = flags.DEFINE_float("weight_decay", DEFAULTS.weight_decay, "Of AdamW.")
 BATCH_SIZE = flags.DEFINE_integer(
     "batch_size", DEFAULTS.batch_size, "Examples a step; searched likewise."
+)
+WARMUP_STEPS = flags.DEFINE_integer(
+    "warmup_steps", DEFAULTS.warmup_steps, "Over which the learning rate rises."
+)
+DECAY_STEPS = flags.DEFINE_string(
+    "decay_steps", None, "Where its cosine decay ends: a step, or all. Default: no decay."
+)
+CLIP_NORM = flags.DEFINE_float("clip_norm", DEFAULTS.clip_norm, "Largest norm of a gradient.")
+COMPUTE_DTYPE = flags.DEFINE_enum(
+    "compute_dtype", None, DTYPES, "Of products and logits; weights stay float32."
+)
+MICRO_BATCHES = flags.DEFINE_integer("micro_batches", 1, "Passes of one step: less memory.")
+REMAT = flags.DEFINE_bool("remat", False, "Compute blocks again backwards: less memory.")
+BUCKETS = flags.DEFINE_string(
+    "buckets", "", "Ascending lengths, tokens: training batches of short examples are cut to them."
 )
 MAX_LENGTH = flags.DEFINE_integer("max_length", DEFAULTS.max_length, "Tokens of an example.")
 MAX_EPOCHS = flags.DEFINE_integer("max_epochs", DEFAULTS.max_epochs, "Passes at most.")
@@ -65,7 +94,7 @@ CHECKPOINT_SECONDS = flags.DEFINE_float(
     "checkpoint_seconds", 60.0, "Between writings of an unfinished fine-tune; 0: each call."
 )
 SEED = flags.DEFINE_integer("seed", 0, "Of subsets and orders.")
-QUIET = flags.DEFINE_bool("quiet", False, "Print nothing but the ranking.")
+QUIET = flags.DEFINE_bool("quiet", False, "No progress, and no table of a grid.")
 
 
 def candidate_names() -> tuple[str, ...]:
@@ -99,7 +128,24 @@ def measurement_config() -> MeasurementConfig:
         readout=READOUT.value,
         method=METHOD.value,
         seed=SEED.value,
+        warmup_steps=WARMUP_STEPS.value,
+        decay_steps=decay_steps(),
+        clip_norm=CLIP_NORM.value,
+        buckets=cli.whole_numbers("buckets", BUCKETS.value),
+        compute=ComputeConfig(
+            dtype=COMPUTE_DTYPE.value, remat=REMAT.value, num_micro_batches=MICRO_BATCHES.value
+        ),
     )
+
+
+def decay_steps() -> int | str | None:
+    """Where --decay_steps says that the decay ends."""
+    text = DECAY_STEPS.value
+    if text in (None, ALL_STEPS):
+        return text
+    if not (text.isascii() and text.isdigit()):
+        raise checks.UserError(f"`decay_steps` must be a step or {ALL_STEPS}, got {text!r}")
+    return int(text)
 
 
 def load_task_for(names: Sequence[str]) -> Task:
@@ -112,9 +158,15 @@ def load_task_for(names: Sequence[str]) -> Task:
         With prompts everywhere if one of the pool is an encoder-decoder.
 
     Raises:
-        UserError: if there is no such task or candidate.
+        UserError: if there is no such task, field or candidate.
     """
-    task = load_task(TASK.value)
+    task = load_task(
+        TASK.value, prompt_field=PROMPT_FIELD.value, target_field=TARGET_FIELD.value,
+        folder=TASK_FOLDER.value and Path(TASK_FOLDER.value),
+    )  # fmt: skip
+    if MEAN_LENGTH.value is not None:
+        checks.positive("mean_length", MEAN_LENGTH.value)
+        task = with_mean_length(task, load_candidate(names[0]).tokenizer, mean=MEAN_LENGTH.value)
     configs = (read_config(folder_of(name)).config for name in names)
     return with_prompts(task) if any(c.is_encoder_decoder for c in configs) else task
 
@@ -148,22 +200,43 @@ def load_checked(name: str, config: MeasurementConfig) -> Candidate:
             f"`max_length` must be at most {positions} (the positions of {name}), got "
             f"{config.max_length}"
         )
+    smallest = 3 if candidate.is_encoder_decoder else 2  # one token of context and one target
+    if config.max_length < smallest:
+        raise checks.UserError(
+            f"`max_length` must be at least {smallest} (tokens that {name} needs for a target), "
+            f"got {config.max_length}"
+        )
     assert len(candidate.tokenizer)  # a missing tokenizer must stop the run here
     return candidate
 
 
 def check_candidates(names: Sequence[str], config: MeasurementConfig) -> dict[str, int]:
     """Number of parameters of every candidate; loads each once, so that none fails later."""
-    return {name: load_checked(name, config).num_params for name in names}
+    return check_pool(names, config)[0]
+
+
+def check_pool(
+    names: Sequence[str], config: MeasurementConfig
+) -> tuple[dict[str, int], dict[str, str]]:
+    """Number of parameters and family of every candidate; loads one after the other."""
+    num_params, families = {}, {}
+    for name in names:
+        candidate = load_checked(name, config)
+        num_params[name], families[name] = candidate.num_params, candidate.family.name
+    return num_params, families
 
 
 def task_settings(names: Sequence[str], task: Task, config: MeasurementConfig) -> dict:
     """What decides the measurements of a pool on a task, as JSON values."""
+    recorded, default = dataclasses.asdict(config), dataclasses.asdict(DEFAULTS)
+    for name in LATER:
+        if recorded[name] == default[name]:
+            del recorded[name]
     return {
         "candidates": list(names),
         "task": task.name,
         "task_sha256": task.fingerprint,
-        **dataclasses.asdict(config),
+        **recorded,
     }
 
 
@@ -180,9 +253,19 @@ def total_work(
     return sum(fine_tune_work(n, size, config) for n, size in pairs)
 
 
-def cell_path(name: str, size: int) -> str:
-    """Where the run folder keeps the loss of a candidate on a subset; 0 is zero-shot."""
-    return f"cells/{slug_of(name)}/{size}.json"
+def cell_path(name: str, size: int, *, among_seeds: int | None = None) -> str:
+    """Where the run folder keeps the loss of a candidate on a subset; 0 is zero-shot.
+
+    Args:
+        name: of the candidate.
+        size: training examples.
+        among_seeds: the seed, where the run has several and the loss depends on it.
+
+    Returns:
+        The name of the piece.
+    """
+    seed = "" if among_seeds is None or size == 0 else f"seed-{among_seeds}/"
+    return f"cells/{slug_of(name)}/{seed}{size}.json"
 
 
 def remember_zero_shot(measurement: Measurement, folder: RunFolder, progress: Progress) -> float:
@@ -201,26 +284,54 @@ def remember_cell(
     Its ``seconds`` are those of the process that finished it.
     """
     name, num_params = measurement.candidate.name, measurement.candidate.num_params
-    work = fine_tune_work(num_params, size, measurement.config)
-    path = cell_path(name, size)
-    unfinished = (folder.path / path).with_suffix(".safetensors")
-    checkpoint = Checkpoint(unfinished, every_seconds=CHECKPOINT_SECONDS.value)
-    if folder.has(path):
-        checkpoint.discard()  # a run was killed between the result and this
-        progress.skip(work)
-        return folder.read_json(path)
+    job = job_of(name, size, measurement.config, folder.path / cell_path(name, size))
+    work = job.work(num_params)
+    if not is_kept(job, progress, work):
+        cell = cells.measure(
+            job, Measurements.holding(measurement), on_progress=tells(job, progress, work)
+        )
+        keep(job, cell, folder, progress, work)
+    return folder.read_json(cell_path(name, size))
+
+
+def job_of(
+    name: str, size: int, config: MeasurementConfig, path: Path,
+    *, search: cells.Search = cells.Search(),  # noqa: B008  immutable
+) -> Job:  # fmt: skip
+    """A cell with the checkpoints that the flags ask for."""
+    return Job(name, size, config, search, path, CHECKPOINT_SECONDS.value)
+
+
+def is_kept(job: Job, progress: Progress, work: float) -> bool:
+    """Whether an earlier run finished the cell."""
+    if job.path is None or not job.path.exists():
+        return False
+    job.discard()  # a run was killed between the result and this
+    progress.skip(work)
+    return True
+
+
+def tells(job: Job, progress: Progress, work: float) -> Callable[[Step], None]:
+    """What hears of a fine-tune under way."""
 
     def on_progress(now: Step) -> None:
-        doing = f"{name}: {size} examples, validation loss {now.validation_loss:.4f}"
+        doing = (
+            f"{job}, validation loss {now.validation_loss:.4f}, {now.tokens_per_second:,.0f} "
+            "tokens/s"
+        )
         progress.at(work * now.step / now.max_steps, doing)
 
-    start = time.monotonic()
-    result = measurement.fine_tune(size, on_progress=on_progress, checkpoint=checkpoint).result
-    seconds = round(time.monotonic() - start, 3)
-    cell = folder.remember(path, lambda: {**result._asdict(), "seconds": seconds})
-    checkpoint.discard()
-    progress.finish(work, f"{name}: {size} examples, test loss {cell['test_loss']:.4f}")
-    return cell
+    return on_progress
+
+
+def keep(job: Job, cell: Mapping, folder: RunFolder, progress: Progress, work: float) -> None:
+    """Writes a cell, removes what lay beside it while it was unfinished, and says so."""
+    assert job.path is not None
+    folder.write_json(str(job.path.relative_to(folder.path)), cell)
+    job.discard()
+    speed = cell.get("tokens_per_second")
+    said = f"{job}, test loss {cell['test_loss']:.4f}"
+    progress.finish(work, said if speed is None else f"{said}, {speed:,.0f} tokens/s")
 
 
 def loss_table(

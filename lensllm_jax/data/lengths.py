@@ -11,7 +11,10 @@ Example:
     [True, True, True, False]
 """
 
+import dataclasses
 from collections.abc import Sequence
+from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Int
@@ -19,7 +22,7 @@ from jaxtyping import Bool, Int
 from lensllm_jax import checks
 from lensllm_jax.checks import UserError
 from lensllm_jax.data.batches import Tokenizer
-from lensllm_jax.data.task import Example
+from lensllm_jax.data.task import Example, Task, fingerprint
 
 
 def input_lengths(examples: Sequence[Example], tokenizer: Tokenizer) -> Int[np.ndarray, " n"]:
@@ -56,8 +59,10 @@ def longest_kept_for_mean(lengths: Int[np.ndarray, " n"], *, mean: float) -> Boo
     """
     checks.positive("mean", mean)
     if not len(lengths) or not lengths.min() <= mean <= lengths.max():
-        found = f"{lengths.min()} to {lengths.max()}" if len(lengths) else "no record"
-        raise UserError(f"`mean` must lie within the lengths of the records, got {mean!r}, {found}")
+        found = f"lengths {lengths.min()} to {lengths.max()}" if len(lengths) else "no record"
+        raise UserError(
+            f"`mean` must lie within the lengths of the records, got {mean!r} for {found}"
+        )
     sign = 1 if lengths.mean() > mean else -1
     order = np.argsort(sign * lengths, kind="stable")  # what stays longest comes first
     running = np.cumsum(lengths[order]) / np.arange(1, len(lengths) + 1)
@@ -66,3 +71,40 @@ def longest_kept_for_mean(lengths: Int[np.ndarray, " n"], *, mean: float) -> Boo
     kept = np.zeros(len(lengths), bool)
     kept[order[:num_kept]] = True
     return kept
+
+
+def with_mean_length(task: Task, tokenizer: Tokenizer, *, mean: float) -> Task:
+    """``task`` with inputs of a given average length, in each of its splits.
+
+    Args:
+        task: any task.
+        tokenizer: what counts the tokens; a pool must be compared with one and the same.
+        mean: the average asked for (tokens); 18, 20 and 22 in the paper's Appendix C.2.
+
+    Returns:
+        The task without the records that ``longest_kept_for_mean`` leaves out; ``removed`` counts
+        them as ``<split>_mean_length``, and the fingerprint is another.
+
+    Raises:
+        UserError: if no cut of a split gives this average.
+    """
+    removed = dict(task.removed)
+    kept: dict[str, Any] = {}
+    for split in ("train", "validation", "test"):
+        examples = getattr(task, split)
+        lengths = input_lengths(examples, tokenizer)
+        if not lengths.min() <= mean <= lengths.max():
+            raise UserError(
+                f"`mean_length` must be {lengths.min()} to {lengths.max()} tokens (inputs of the "
+                f"{split} split of {task.name}), got {mean!r}"
+            )
+        stays = longest_kept_for_mean(lengths, mean=mean)
+        kept[split] = tuple(e for e, stay in zip(examples, stays, strict=True) if stay)
+        if left_out := len(examples) - len(kept[split]):
+            removed[f"{split}_mean_length"] = left_out
+    return dataclasses.replace(
+        task,
+        **kept,
+        removed=MappingProxyType(dict(sorted(removed.items()))),
+        fingerprint=fingerprint(kept["train"], kept["validation"], kept["test"]),
+    )

@@ -20,18 +20,19 @@ Example:
 
 import dataclasses
 import itertools
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from lensllm_jax import checks
 from lensllm_jax.data.buckets import bucket_of, check_buckets, cut, row_lengths
 from lensllm_jax.finetune.loop import Loop
-from lensllm_jax.finetune.order import Call, calls_of
+from lensllm_jax.finetune.order import Call, calls_of, order_digest
 from lensllm_jax.finetune.resume import Checkpoint, Position, digest, named_arrays
 from lensllm_jax.typing import IGNORE, Array, Batch, Params
 
@@ -79,6 +80,20 @@ class FineTuneConfig:
         steps = num_examples / self.batch_size / self.evaluations_per_epoch
         return max(1, round(steps / self.steps_per_call))
 
+    def calls(self, lengths: Int[np.ndarray, " n"]) -> Iterator[Call]:
+        """The calls of a fine-tune, from its first one and without end.
+
+        Args:
+            lengths: of the examples (tokens).
+
+        Yields:
+            One call after the other.
+        """
+        return calls_of(
+            lengths, self.buckets,
+            steps=self.steps_per_call, batch_size=self.batch_size, seed=self.seed,
+        )  # fmt: skip
+
 
 class FineTuneResult(NamedTuple):
     """One point of a learning curve."""
@@ -89,6 +104,7 @@ class FineTuneResult(NamedTuple):
     num_steps: int  # optimiser steps made
     num_tokens: int  # tokens trained on, prompts included, padding not
     stopped_early: bool  # whether patience ended it (else the last epoch did)
+    data_order_sha256: str  # of the examples in the order in which they were trained on
 
 
 class FineTuned(NamedTuple):
@@ -105,6 +121,7 @@ class Progress(NamedTuple):
     max_steps: int  # made if patience never runs out
     train_loss: float  # nats per target token, mean of the last call
     validation_loss: float  # nats per target token, last evaluated
+    tokens_per_second: float  # trained on by this process, compiling and evaluating included
 
 
 def fine_tune(
@@ -146,21 +163,21 @@ def fine_tune(
     if checkpoint is not None:
         settings = _settings(loop, position.state.params, train, validation, config)
         position = checkpoint.load(position, settings)
-    calls = calls_of(
-        lengths, config.buckets,
-        steps=config.steps_per_call, batch_size=config.batch_size, seed=config.seed,
-    )  # fmt: skip
-    for call in itertools.islice(calls, position.call, None):
+    max_steps = num_calls * config.steps_per_call
+    last_step = loop.last_step(max_steps)
+    started, tokens_before = time.monotonic(), position.num_tokens
+    for call in itertools.islice(config.calls(lengths), position.call, None):
         # also after a checkpoint was loaded that was written at the very end
         if position.since_best == config.patience or position.call == num_calls:
             break
-        position, losses = _after_call(loop, position, train, call)
+        position, losses = _after_call(loop, position, train, call, last_step)
         if position.call % calls_per_evaluation == 0 or position.call == num_calls:
             loss = loop.evaluate(position.state.params, validation_batches)
-            position = _after_evaluation(position, loss, position.call * config.steps_per_call)
+            step = position.call * config.steps_per_call
+            position = _after_evaluation(position, loss, step)
             if on_progress is not None:
-                step, max_steps = (n * config.steps_per_call for n in (position.call, num_calls))
-                on_progress(Progress(step, max_steps, float(losses.mean()), loss))
+                speed = (position.num_tokens - tokens_before) / (time.monotonic() - started)
+                on_progress(Progress(step, max_steps, float(losses.mean()), loss, speed))
         if checkpoint is not None:
             checkpoint.save_if_due(position, settings)
     result = FineTuneResult(
@@ -172,6 +189,9 @@ def fine_tune(
         num_steps=position.call * config.steps_per_call,
         num_tokens=position.num_tokens,
         stopped_early=position.since_best == config.patience,
+        data_order_sha256=order_digest(
+            train, itertools.islice(config.calls(lengths), position.call)
+        ),
     )
     return FineTuned(result, position.best_params)
 
@@ -212,11 +232,11 @@ def evaluation_batches(data: Batch, *, buckets: tuple[int, ...] = ()) -> list[Ba
 
 
 def _after_call(
-    loop: Loop, position: Position, train: Batch, call: Call
+    loop: Loop, position: Position, train: Batch, call: Call, last_step: np.int32 | None
 ) -> tuple[Position, Float[Array, " t"]]:
     """The position after one call, and the loss before each of its steps."""
     batches = cut({name: np.asarray(v)[call.rows] for name, v in train.items()}, call.length)
-    state, losses = loop.train(position.state, batches)
+    state, losses = loop.train(position.state, batches, last_step)
     num_tokens = position.num_tokens + int(np.asarray(batches["attention_mask"]).sum())
     return position._replace(state=state, call=position.call + 1, num_tokens=num_tokens), losses
 

@@ -39,6 +39,7 @@ from lensllm_jax.finetune.objective import NatsAndCount, batch_nats_and_count, n
 from lensllm_jax.typing import ApplyFn, Array, Batch, Params
 
 DECAYED = ("kernel", "embedding")  # matrices; biases and norms are never decayed
+ALL_STEPS = "all"  # the decay ends at the last step that a fine-tune may make
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,8 +50,9 @@ class OptimizerConfig:
         learning_rate: after warm-up.
         weight_decay: of matrices, decoupled.
         warmup_steps: steps of linear rise.
-        decay_steps: where the cosine decay ends, in steps; None keeps the rate constant,
-            as early stopping without a known end needs.
+        decay_steps: where the cosine decay ends, in steps; "all": at the last step that a
+            fine-tune may make; None keeps the rate constant, as early stopping without a known
+            end needs.
         clip_norm: largest global gradient norm.
         b2: decay of the second moment.
     """
@@ -58,7 +60,7 @@ class OptimizerConfig:
     learning_rate: float
     weight_decay: float = 0.01
     warmup_steps: int = 10
-    decay_steps: int | None = None
+    decay_steps: int | str | None = None
     clip_norm: float = 1.0
     b2: float = 0.999
 
@@ -66,30 +68,56 @@ class OptimizerConfig:
         checks.positive("learning_rate", self.learning_rate)
         checks.positive("clip_norm", self.clip_norm)
         checks.not_negative("weight_decay", self.weight_decay)
+        checks.not_negative("warmup_steps", self.warmup_steps)
+        if isinstance(self.decay_steps, str):
+            checks.one_of("decay_steps", self.decay_steps, (ALL_STEPS,))
+        elif self.decay_steps is not None and self.decay_steps <= self.warmup_steps:
+            raise checks.UserError(
+                f"`decay_steps` must be above `warmup_steps` {self.warmup_steps}, got "
+                f"{self.decay_steps}"
+            )
 
-    def schedule(self, learning_rate: Any = None) -> optax.Schedule:
+    def schedule(self, learning_rate: Any = None, *, last_step: Any = None) -> optax.Schedule:
         """Learning rate at a step.
 
         Args:
             learning_rate: after warm-up (default: the configured one); may be traced.
+            last_step: where the decay over all steps ends; may be traced.
 
         Returns:
             The optax schedule.
+
+        Raises:
+            UserError: if the decay is over all steps and ``last_step`` is not given.
         """
         if learning_rate is not None:
-            fraction = dataclasses.replace(self, learning_rate=1.0).schedule()
+            one = dataclasses.replace(self, learning_rate=1.0)
+            fraction = one.schedule(last_step=last_step)
             return lambda step: learning_rate * fraction(step)
+        rise = optax.linear_schedule(0.0, self.learning_rate, max(self.warmup_steps, 1))
         if self.decay_steps is None:
-            return optax.linear_schedule(0.0, self.learning_rate, max(self.warmup_steps, 1))
-        return optax.warmup_cosine_decay_schedule(
-            0.0, self.learning_rate, self.warmup_steps, self.decay_steps
-        )
+            return rise
+        if isinstance(self.decay_steps, int):
+            return optax.warmup_cosine_decay_schedule(
+                0.0, self.learning_rate, self.warmup_steps, self.decay_steps
+            )
+        if last_step is None:
+            raise checks.UserError(
+                f"`last_step` must be given where `decay_steps` is {ALL_STEPS!r}, got None"
+            )
+        # over the share of the steps behind the warm-up, for optax wants no traced number of them
+        fall = optax.cosine_decay_schedule(1.0, 1)
+        steps = jnp.maximum(last_step - self.warmup_steps, 1)
+        return lambda step: rise(step) * fall(jnp.maximum(step - self.warmup_steps, 0) / steps)
 
-    def optimizer(self, learning_rate: Any = None) -> optax.GradientTransformation:
+    def optimizer(
+        self, learning_rate: Any = None, *, last_step: Any = None
+    ) -> optax.GradientTransformation:
         """The optax transformation.
 
         Args:
             learning_rate: see ``schedule``.
+            last_step: see ``schedule``.
 
         Returns:
             Clipping, then AdamW.
@@ -102,7 +130,7 @@ class OptimizerConfig:
         return optax.chain(
             optax.clip_by_global_norm(self.clip_norm),
             optax.adamw(
-                self.schedule(learning_rate),
+                self.schedule(learning_rate, last_step=last_step),
                 b2=self.b2,
                 weight_decay=self.weight_decay,
                 mask=decayed,
@@ -133,7 +161,8 @@ class Loop:
     ):  # fmt: skip
         self.apply_fn, self.config, self.shift = apply_fn, config, shift
         self.num_micro_batches = checks.positive("num_micro_batches", num_micro_batches)
-        self._optimizer = config.optimizer()
+        # of its state alone, which no schedule changes
+        self._optimizer = config.optimizer(last_step=1)
         self._train = jax.jit(self._steps, donate_argnums=0)
         self._evaluate = jax.jit(self.nats)
 
@@ -153,12 +182,26 @@ class Loop:
         )
         return TrainState(params, self._optimizer.init(params))
 
-    def train(self, state: TrainState, batches: Batch) -> tuple[TrainState, Float[Array, " t"]]:
+    def last_step(self, max_steps: int) -> np.int32 | None:
+        """What the schedule must know of a fine-tune; an input of the step, never compiled in.
+
+        Args:
+            max_steps: that the fine-tune may make.
+
+        Returns:
+            ``max_steps``, or None where the schedule does not depend on it.
+        """
+        return np.int32(max_steps) if self.config.decay_steps == ALL_STEPS else None
+
+    def train(
+        self, state: TrainState, batches: Batch, last_step: np.int32 | None = None
+    ) -> tuple[TrainState, Float[Array, " t"]]:
         """Several steps in one call.
 
         Args:
             state: where to go on; consumed.
             batches: arrays (steps, b, s).
+            last_step: see ``last_step()``.
 
         Returns:
             The state after them, and the loss before each, in nats per target token.
@@ -173,7 +216,7 @@ class Loop:
                 f"`num_micro_batches` must divide the batch size {batch_size}, got "
                 f"{self.num_micro_batches}"
             )
-        state, losses = self._train(state, dict(batches))
+        state, losses = self._train(state, dict(batches), last_step)
         losses = np.asarray(losses)
         if not np.isfinite(losses).all():
             raise FloatingPointError(
@@ -215,8 +258,8 @@ class Loop:
         """
         return batch_nats_and_count(self.apply_fn, params, batch, shift=self.shift)
 
-    def _steps(self, state: TrainState, batches: Batch):
-        return self.steps(state, batches, self._optimizer)
+    def _steps(self, state: TrainState, batches: Batch, last_step: Any):
+        return self.steps(state, batches, self.config.optimizer(last_step=last_step))
 
     def steps(
         self, state: TrainState, batches: Batch, optimizer: optax.GradientTransformation

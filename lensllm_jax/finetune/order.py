@@ -13,7 +13,8 @@ Example:
     [(4, (1, 2)), (None, (1, 2))]
 """
 
-from collections.abc import Iterator
+import hashlib
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -21,6 +22,7 @@ from jaxtyping import Int
 
 from lensllm_jax.data.buckets import bucket_of
 from lensllm_jax.data.subsets import subset_order
+from lensllm_jax.typing import Batch
 
 
 class Call(NamedTuple):
@@ -67,3 +69,35 @@ def calls_of(
             waiting[index] = []
             yield from take(index + 1)
         epoch += 1
+
+
+def order_digest(train: Batch, calls: Iterable[Call]) -> str:
+    """SHA-256 of the examples in the order in which the optimiser saw them.
+
+    It is of their arrays, tokens and labels, not of their numbers: equal digests mean that the
+    same examples came in the same order.
+
+    Args:
+        train: the subset, arrays (n, s).
+        calls: those that were made.
+
+    Returns:
+        Hexadecimal digits.
+
+    Example:
+        >>> train = {"input_ids": np.arange(8).reshape(4, 2)}
+        >>> orders = [[Call(np.array([rows]), None)] for rows in ([0, 1], [1, 0], [0, 1])]
+        >>> a, b, c = (order_digest(train, calls) for calls in orders)
+        >>> a == b, a == c
+        (False, True)
+    """
+    arrays = [np.ascontiguousarray(train[name]) for name in sorted(train)]
+    each = [
+        hashlib.sha256(b"".join(array[row].tobytes() for array in arrays)).digest()
+        for row in range(len(arrays[0]))
+    ]
+    hashed = hashlib.sha256()
+    for call in calls:
+        for row in call.rows.ravel():
+            hashed.update(each[row])
+    return hashed.hexdigest()

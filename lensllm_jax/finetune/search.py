@@ -23,7 +23,7 @@ Example:
 import dataclasses
 import itertools
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -34,7 +34,6 @@ from lensllm_jax import checks
 from lensllm_jax.data.buckets import cut, row_lengths
 from lensllm_jax.finetune.fine_tune import FineTuneConfig, evaluation_batches
 from lensllm_jax.finetune.loop import Loop, TrainState
-from lensllm_jax.finetune.order import calls_of
 from lensllm_jax.typing import Array, Batch, Params
 
 RATES = (3e-5, 1e-4, 3e-4, 1e-3)  # per step
@@ -48,6 +47,7 @@ class SearchResult(NamedTuple):
     batch_sizes: tuple[int, ...]  # examples
     losses: Float[np.ndarray, "b r"]  # nats per target token; infinite where it diverged
     best_steps: np.ndarray  # optimiser steps to them, (b, r)
+    num_tokens: int  # trained on by all settings together, prompts included, padding not
 
     @property
     def learning_rate(self) -> float:
@@ -102,32 +102,32 @@ def search_rates(
                     dataclasses.replace(config, batch_size=batch_size))
         for batch_size in batch_sizes
     ]  # fmt: skip
-    losses, best_steps = (np.array(values) for values in zip(*rows, strict=True))
+    losses, best_steps = (np.array([row[i] for row in rows]) for i in (0, 1))
     if not np.isfinite(losses).any():
         raise checks.UserError(f"`rates` must be lower, got {tuple(rates)}: all diverged")
-    return SearchResult(tuple(rates), tuple(batch_sizes), losses, best_steps)
+    num_tokens = sum(row[2] for row in rows)
+    return SearchResult(tuple(rates), tuple(batch_sizes), losses, best_steps, num_tokens)
 
 
 def _search_one(
     loop: Loop, params: Params, train: Batch, validation: Batch, rates: Sequence[float],
     config: FineTuneConfig,
-) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
-    """Lowest loss and its step for each rate, at one batch size."""
+) -> tuple[np.ndarray, np.ndarray, int]:  # fmt: skip
+    """Lowest loss and its step for each rate, at one batch size; tokens that all trained on."""
     lengths = row_lengths(train)
     num_calls = config.num_calls(len(lengths))
     calls_per_evaluation = config.calls_per_evaluation(len(lengths))
     batches = evaluation_batches(validation, buckets=config.buckets)
     together = _Together(loop, rates)
+    last_step = loop.last_step(num_calls * config.steps_per_call)
     state = together.start(params)
     losses, best_steps = np.full(len(rates), np.inf), np.zeros(len(rates), int)
-    since_best = np.zeros(len(rates), int)
-    calls = calls_of(
-        lengths, config.buckets,
-        steps=config.steps_per_call, batch_size=config.batch_size, seed=config.seed,
-    )  # fmt: skip
-    for number, call in enumerate(itertools.islice(calls, num_calls), start=1):
+    since_best, num_tokens = np.zeros(len(rates), int), 0
+    calls = itertools.islice(config.calls(lengths), num_calls)
+    for number, call in enumerate(calls, start=1):
         rows = {name: np.asarray(values)[call.rows] for name, values in train.items()}
-        state = together.train(state, cut(rows, call.length))
+        state = together.train(state, cut(rows, call.length), last_step)
+        num_tokens += len(rates) * int(rows["attention_mask"].sum())
         if number % calls_per_evaluation and number < num_calls:
             continue
         now = together.evaluate(state.params, batches)
@@ -137,7 +137,7 @@ def _search_one(
         since_best = np.where(better, 0, since_best + 1)
         if (since_best >= config.patience).all():
             break
-    return losses, best_steps
+    return losses, best_steps, num_tokens
 
 
 class _Together:
@@ -147,10 +147,11 @@ class _Together:
         self.rates = np.asarray(rates, np.float32)
         self._start = loop.start
 
-        def train(state: TrainState, batches: Batch, rate: Array) -> TrainState:
-            return loop.steps(state, batches, loop.config.optimizer(rate))[0]
+        def train(state: TrainState, batches: Batch, rate: Array, last_step: Any) -> TrainState:
+            optimizer = loop.config.optimizer(rate, last_step=last_step)
+            return loop.steps(state, batches, optimizer)[0]
 
-        self._train = jax.jit(jax.vmap(train, in_axes=(0, None, 0)), donate_argnums=0)
+        self._train = jax.jit(jax.vmap(train, in_axes=(0, None, 0, None)), donate_argnums=0)
         self._evaluate = jax.jit(jax.vmap(loop.nats, in_axes=(0, None)))
 
     def start(self, params: Params) -> TrainState:
@@ -158,9 +159,9 @@ class _Together:
         one = self._start(params)
         return jax.tree.map(lambda leaf: jnp.stack([leaf] * len(self.rates)), one)
 
-    def train(self, state: TrainState, batches: Batch) -> TrainState:
+    def train(self, state: TrainState, batches: Batch, last_step: np.int32 | None) -> TrainState:
         """The state after a call's steps."""
-        return self._train(state, dict(batches), self.rates)
+        return self._train(state, dict(batches), self.rates, last_step)
 
     def evaluate(self, params: Params, batches: Sequence[Batch]) -> Float[np.ndarray, " r"]:
         """Nats per target token of every rate, infinite where they are not finite."""

@@ -29,6 +29,7 @@ from lensllm_jax.checkpoints.candidate import Candidate
 from lensllm_jax.data.batches import encode_causal, encode_seq2seq
 from lensllm_jax.data.subsets import subset_order
 from lensllm_jax.data.task import Example, Task
+from lensllm_jax.finetune.compute import ComputeConfig, loop_for
 from lensllm_jax.finetune.fine_tune import (
     FineTuneConfig,
     FineTuned,
@@ -62,6 +63,11 @@ class MeasurementConfig:
         method: how the kernel is computed.
         kernel_block_size: examples of a side in memory at once.
         seed: of the nested order and of the order within passes.
+        warmup_steps: steps over which the learning rate rises.
+        decay_steps: where its cosine decay ends, in steps, or "all" of a fine-tune; None: no decay.
+        clip_norm: largest global gradient norm.
+        buckets: lengths to which training batches are cut (tokens).
+        compute: how a step is computed.
     """
 
     learning_rate: float = 1e-3
@@ -76,22 +82,35 @@ class MeasurementConfig:
     method: str = "jacobian_contraction"
     kernel_block_size: int = 32
     seed: int = 0
+    warmup_steps: int = 10
+    decay_steps: int | str | None = None
+    clip_norm: float = 1.0
+    buckets: tuple[int, ...] = ()
+    compute: ComputeConfig = dataclasses.field(default_factory=ComputeConfig)
 
     def __post_init__(self):
         for name in ("max_length", "num_kernel_examples", "num_validation_examples"):
             checks.positive(name, getattr(self, name))
         self.fine_tuning(), self.optimizer()  # their own checks
+        if self.batch_size % self.compute.num_micro_batches:
+            raise checks.UserError(
+                f"`num_micro_batches` must divide the batch size {self.batch_size}, got "
+                f"{self.compute.num_micro_batches}"
+            )
 
     def fine_tuning(self) -> FineTuneConfig:
         """When a fine-tune looks and stops."""
         return FineTuneConfig(
             batch_size=self.batch_size, max_epochs=self.max_epochs, patience=self.patience,
-            seed=self.seed,
+            seed=self.seed, buckets=self.buckets,
         )  # fmt: skip
 
     def optimizer(self) -> OptimizerConfig:
         """The optimiser of a fine-tune."""
-        return OptimizerConfig(learning_rate=self.learning_rate, weight_decay=self.weight_decay)
+        return OptimizerConfig(
+            learning_rate=self.learning_rate, weight_decay=self.weight_decay,
+            warmup_steps=self.warmup_steps, decay_steps=self.decay_steps, clip_norm=self.clip_norm,
+        )  # fmt: skip
 
 
 class Measurement:
@@ -109,8 +128,7 @@ class Measurement:
     @functools.cached_property
     def loop(self) -> Loop:
         """The candidate's compiled steps."""
-        shift = not self.candidate.is_encoder_decoder
-        return Loop(self.candidate.apply_fn, self.config.optimizer(), shift=shift)
+        return loop_for(self.candidate, self.config.optimizer(), compute=self.config.compute)
 
     @functools.cached_property
     def _order(self) -> np.ndarray:
@@ -123,6 +141,11 @@ class Measurement:
     @functools.cached_property
     def _test(self) -> Batch:
         return self._encode(self.task.test)
+
+    @property
+    def validation(self) -> Batch:
+        """What decides when to stop, and between settings, as token batches."""
+        return self._validation
 
     def subset(self, size: int) -> Batch:
         """The first ``size`` training examples of the nested order, as token batches.

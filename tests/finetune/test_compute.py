@@ -1,5 +1,7 @@
 """Micro-batches, bfloat16 and recomputing change what a step costs, not what it means."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,6 +10,7 @@ import pytest
 import lensllm_jax as lens
 from lensllm_jax import checks
 from lensllm_jax.finetune.compute import ComputeConfig, loop_for
+from lensllm_jax.finetune.fine_tune import FineTuneConfig, fine_tune
 from lensllm_jax.finetune.loop import Loop, OptimizerConfig
 from tests.finetune import tiny
 from tests.tolerances import assert_close
@@ -120,6 +123,50 @@ def test_the_rate_rises_linearly_and_falls_along_a_cosine():
     assert np.allclose(got, expected, atol=1e-7)  # float32
     constant = OptimizerConfig(learning_rate=0.5, warmup_steps=4).schedule()
     assert float(constant(1000)) == 0.5
+
+
+def test_a_decay_over_all_steps_ends_at_the_last_one():
+    config = OptimizerConfig(learning_rate=0.5, warmup_steps=4, decay_steps="all")
+    fixed = OptimizerConfig(learning_rate=0.5, warmup_steps=4, decay_steps=12).schedule()
+    for step in range(14):
+        got = float(jax.jit(lambda s, n: config.schedule(last_step=n)(s))(step, 12))
+        assert got == pytest.approx(float(fixed(step)), abs=1e-7)  # float32
+        half = config.schedule(0.25, last_step=12)(step)
+        assert float(half) == pytest.approx(got / 2, abs=1e-7)
+    assert float(config.schedule(last_step=20)(12)) > 0.1  # control: another end
+    with pytest.raises(checks.UserError, match="`last_step` must be given"):
+        config.schedule()
+
+
+def test_one_compilation_decays_over_every_length():
+    """The end of the decay is an input: fine-tunes of other lengths share the compiled step."""
+    config = OptimizerConfig(learning_rate=1e-2, warmup_steps=2, decay_steps="all")
+    loop = Loop(tiny.apply_fn, config, shift=True)
+    settings = FineTuneConfig(batch_size=4, max_epochs=2, steps_per_call=2)
+    results = {}
+    for size in (16, 32):
+        data = tiny.examples(size)
+        results[size] = fine_tune(loop, tiny.params(), data, data, data, config=settings).result
+    assert loop._train._cache_size() == 1
+
+    def alone(decay_steps):
+        other = Loop(
+            tiny.apply_fn, dataclasses.replace(config, decay_steps=decay_steps), shift=True
+        )
+        data = tiny.examples(32)
+        return fine_tune(other, tiny.params(), data, data, data, config=settings).result.test_loss
+
+    assert results[32].num_steps == 16
+    assert_close(results[32].test_loss, alone(16), "float32")
+    assert abs(results[32].test_loss - alone(None)) > 1e-3  # control: no decay
+
+
+@pytest.mark.parametrize(
+    "settings", [{"decay_steps": "most"}, {"decay_steps": 10}, {"warmup_steps": -1}]
+)
+def test_impossible_schedules_are_refused(settings):
+    with pytest.raises(checks.UserError, match=next(iter(settings))):
+        OptimizerConfig(learning_rate=1e-3, **settings)
 
 
 @pytest.mark.parametrize(

@@ -114,6 +114,23 @@ def test_buckets_train_as_well_and_read_fewer_positions():
     assert gains[0] > 0.5
 
 
+def test_the_digest_is_of_what_was_trained_on_and_in_which_order():
+    loop = Loop(tiny.apply_fn, OptimizerConfig(learning_rate=1e-2), shift=True)
+
+    def digest(data, **settings):
+        defaults = {"batch_size": 4, "steps_per_call": 2, "max_epochs": 2}
+        config = FineTuneConfig(**{**defaults, **settings})
+        result = fine_tune(loop, tiny.params(), data, data, data, config=config).result
+        return result.data_order_sha256
+
+    data = tiny.examples(16)
+    other = {**data, "labels": np.where(data["labels"] == 5, 6, data["labels"])}
+    digests = [digest(data), digest(data, seed=1), digest(data, max_epochs=1), digest(other)]
+    assert len(set(digests)) == 4
+    assert digest(data) == digests[0]
+    assert digest(data, batch_size=8) == digests[0]  # the same examples, in larger steps
+
+
 @pytest.mark.parametrize("buckets", [(0, 4), (4, 4), (8, 4)])
 def test_buckets_that_do_not_ascend_are_refused(buckets):
     with pytest.raises(checks.UserError, match="buckets"):

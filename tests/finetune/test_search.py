@@ -35,6 +35,15 @@ def test_a_rate_among_others_ends_where_it_ends_alone(found, rate, column):
     assert abs(found.losses[0, 0] - alone.validation_loss) > 0.1  # control: another rate
 
 
+def test_tokens_of_every_setting_are_counted():
+    loop = Loop(tiny.apply_fn, OPTIMIZER, shift=True)
+    data = tiny.examples(24), tiny.examples(24, seed=1), tiny.examples(8)
+    alone = fine_tune(loop, tiny.params(), *data, config=CONFIG).result
+    assert search(rates=(1e-3,), batch_sizes=(4,)).num_tokens == alone.num_tokens
+    two = search(rates=(1e-3, 1e-3), batch_sizes=(4,))
+    assert two.num_tokens == 2 * alone.num_tokens
+
+
 def test_the_lowest_loss_names_rate_and_batch_size(found):
     row, column = np.unravel_index(np.argmin(found.losses), (2, 3))
     assert (found.batch_size, found.learning_rate) == ((4, 8)[row], (1e-4, 3e-2, 0.5)[column])

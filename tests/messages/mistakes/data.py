@@ -148,6 +148,12 @@ MISTAKES = [
         lambda tmp: lengths.longest_kept_for_mean(np.array([1, 2]), mean=3.0),
     ),
     (
+        ("`mean_length` must be 2 to 2 tokens (inputs of the train split of t), got 3.0"),
+        lambda tmp: lengths.with_mean_length(
+            Task("t", "", (TWO,), (TWO,), (TWO,), {}, ""), TOKENIZER, mean=3.0
+        ),
+    ),
+    (
         "`smallest` must be positive and finite, got 0",
         lambda tmp: subsets.nested_sizes(10, smallest=0),
     ),

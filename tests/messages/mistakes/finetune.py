@@ -66,6 +66,19 @@ MISTAKES = [
         lambda tmp: optimizer(weight_decay=-0.1),
     ),
     (
+        "`warmup_steps` must be zero or positive and finite, got -1",
+        lambda tmp: optimizer(warmup_steps=-1),
+    ),
+    ("`decay_steps` must be one of all, got 'most'", lambda tmp: optimizer(decay_steps="most")),
+    (
+        "`decay_steps` must be above `warmup_steps` 10, got 10",
+        lambda tmp: optimizer(decay_steps=10),
+    ),
+    (
+        "`last_step` must be given where `decay_steps` is 'all', got None",
+        lambda tmp: optimizer(decay_steps="all").schedule(),
+    ),
+    (
         "`num_micro_batches` must be positive and finite, got 0",
         lambda tmp: loop(num_micro_batches=0),
     ),

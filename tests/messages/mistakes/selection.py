@@ -7,6 +7,7 @@ import numpy as np
 
 import lensllm_jax as lens
 from lensllm_jax.data.task import Example, Task
+from lensllm_jax.finetune.compute import ComputeConfig
 from lensllm_jax.selection import logme, loss_table, nlp_metrics, selectors
 from lensllm_jax.selection.flops import TrainingCost
 from lensllm_jax.selection.halving import Halving
@@ -189,6 +190,10 @@ MISTAKES = [
     (
         "`max_length` must be positive and finite, got 0",
         lambda tmp: MeasurementConfig(max_length=0),
+    ),
+    (
+        "`num_micro_batches` must divide the batch size 32, got 3",
+        lambda tmp: MeasurementConfig(compute=ComputeConfig(num_micro_batches=3)),
     ),
     ("`size` must be at most 1 (the training examples of toy), got 2", lambda tmp: subset(2)),
     (

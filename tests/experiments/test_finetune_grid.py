@@ -1,0 +1,277 @@
+"""The grid in this process: seeds, searches, the ledger, what fails alone and what is refused."""
+
+import csv
+import dataclasses
+import json
+import shutil
+
+import numpy as np
+import pytest
+from absl import flags
+from absl.testing import flagsaver
+
+import lensllm_jax as lens
+from experiments import cells, executors, measuring
+from experiments import finetune_grid as grid
+from lensllm_jax import checks, durable
+from lensllm_jax.finetune.compute import ComputeConfig
+
+FLAGS = {
+    "candidates": "zoo/gpt2-xs", "sizes": "0,8,16", "max_epochs": 2, "batch_size": 4,
+    "max_length": 24,
+}  # fmt: skip
+ALWAYS_RECORDED = {
+    "batch_size", "candidates", "kernel_block_size", "learning_rate", "max_epochs", "max_length",
+    "method", "num_kernel_examples", "num_validation_examples", "patience", "readout", "seed",
+    "sizes", "task", "task_sha256", "weight_decay",
+}  # fmt: skip
+
+
+def written(path, records):
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    return path
+
+
+@pytest.fixture(scope="module")
+def task(tmp_path_factory):
+    records = [
+        {"prompt": f"What{' then' * (n % 4)} of {n}?", "target": f"the king {n} of stone"}
+        for n in range(120)
+    ]
+    return written(tmp_path_factory.mktemp("task") / "facts.jsonl", records)
+
+
+def run(task, out, **changes):
+    """The exit code of the binary."""
+    settings = {**FLAGS, "task": task, "output_dir": out, **changes}
+    with flagsaver.flagsaver():
+        flags.FLAGS(["finetune_grid", *(f"--{name}={value}" for name, value in settings.items())])
+        return grid.main([])
+
+
+def rows(path):
+    return list(csv.DictReader(path.read_text().splitlines()))
+
+
+def cell(folder, piece):
+    return json.loads((folder / "cells" / "zoo--gpt2-xs" / f"{piece}.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def plain(task, tmp_path_factory):
+    """One seed, nothing searched."""
+    folder = tmp_path_factory.mktemp("grid") / "plain"
+    assert run(task, folder, quiet=True) == 0
+    return folder
+
+
+@pytest.fixture(scope="module")
+def searched(task, tmp_path_factory):
+    """Two seeds, two rates and two batch sizes."""
+    folder = tmp_path_factory.mktemp("grid") / "searched"
+    chosen = {"learning_rates": "1e-5,1e-3", "batch_sizes": "4,8", "seeds": "0,1"}
+    assert run(task, folder, quiet=True, sizes="0,8", **chosen) == 0
+    return folder
+
+
+def test_default_flags_record_what_they_always_recorded(plain):
+    """So that folders from before the later flags are gone on with."""
+    assert set(json.loads((plain / "run.json").read_text())["settings"]) == ALWAYS_RECORDED
+
+
+def test_the_ledger_says_what_each_fine_tune_took(plain):
+    ledger = rows(plain / "ledger.csv")
+    assert [row["size"] for row in ledger] == ["8", "16"]
+    params = lens.load_candidate("zoo/gpt2-xs").num_params
+    for row in ledger:
+        assert (row["seed"], row["learning_rate"], row["batch_size"]) == ("0", "0.001", "4")
+        assert int(row["flops"]) == 6 * params * int(row["num_tokens"])
+        assert 0 < int(row["best_step"]) <= int(row["num_steps"])
+        assert float(row["tokens_per_second"]) > 0
+        assert (row["search_tokens"], row["search_flops"]) == ("0", "0")
+    assert ledger[0]["data_order_sha256"] != ledger[1]["data_order_sha256"]
+
+
+def test_losses_are_means_over_seeds_and_each_seed_has_its_table(searched):
+    names = ("losses", "losses-seed-0", "losses-seed-1")
+    mean, zero, one = (lens.read_loss_table(searched / f"{name}.csv") for name in names)
+    assert mean.sizes.tolist() == [0, 8]
+    assert np.array_equal(mean.losses, (zero.losses + one.losses) / 2)
+    assert zero.losses[0, 0] == one.losses[0, 0]  # no seed before fine-tuning
+    assert zero.losses[0, 1] != one.losses[0, 1]
+    settings = json.loads((searched / "run.json").read_text())["settings"]
+    assert settings["seed"] == [0, 1]
+    assert (settings["learning_rate"], settings["batch_size"]) == ([1e-5, 1e-3], [4, 8])
+    ledger = rows(searched / "ledger.csv")
+    assert [row["seed"] for row in ledger] == ["0", "1"]
+    assert ledger[0]["data_order_sha256"] != ledger[1]["data_order_sha256"]
+
+
+def test_the_lowest_validation_loss_chooses(searched):
+    for seed in (0, 1):
+        found = cell(searched, f"seed-{seed}/8")
+        search, losses = found["search"], np.array(found["search"]["validation_losses"])
+        row, column = np.unravel_index(np.argmin(losses), losses.shape)
+        assert found["batch_size"] == search["batch_sizes"][row] == search["batch_size"]
+        assert found["learning_rate"] == search["learning_rates"][column] == 1e-3
+        # all rates in one program: another order of sums than alone
+        assert found["validation_loss"] == pytest.approx(losses.min(), rel=1e-4)
+        assert losses.max() > losses.min() + 1e-3  # control: the settings differ
+    params = lens.load_candidate("zoo/gpt2-xs").num_params
+    for row in rows(searched / "ledger.csv"):
+        assert int(row["search_tokens"]) > int(row["num_tokens"])
+        assert int(row["search_flops"]) == 6 * params * int(row["search_tokens"])
+
+
+def test_a_killed_cell_does_not_search_again(searched, task, tmp_path, monkeypatch):
+    folder = tmp_path / "copy"
+    shutil.copytree(searched, folder)
+    before, ours = (folder / "losses.csv").read_bytes(), folder / "cells/zoo--gpt2-xs/seed-1/8.json"
+    search = json.loads(ours.read_text())["search"]
+    ours.unlink()
+    ours.with_suffix(cells.SEARCHED).write_text(json.dumps(search))
+
+    def again(*_, **__):
+        raise AssertionError("searched twice")
+
+    monkeypatch.setattr(cells, "search_rates", again)
+    chosen = {"learning_rates": "1e-5,1e-3", "batch_sizes": "4,8", "seeds": "0,1"}
+    assert run(task, folder, quiet=True, sizes="0,8", **chosen) == 0
+    assert (folder / "losses.csv").read_bytes() == before
+    assert not ours.with_suffix(cells.SEARCHED).exists()
+    ours.unlink()
+    with pytest.raises(AssertionError, match="searched twice"):  # control: without what was kept
+        run(task, folder, quiet=True, sizes="0,8", **chosen)
+
+
+def test_flags_reach_the_loop(task, tmp_path):
+    settings = {
+        "compute_dtype": "bfloat16", "micro_batches": 2, "remat": True, "buckets": "8,16",
+        "warmup_steps": 3, "decay_steps": "all", "clip_norm": 0.5, "output_dir": tmp_path,
+        "batch_size": 4,
+    }  # fmt: skip
+    with flagsaver.flagsaver():
+        flags.FLAGS(["finetune_grid", *(f"--{name}={value}" for name, value in settings.items())])
+        config = measuring.measurement_config()
+    compute = ComputeConfig(dtype="bfloat16", remat=True, num_micro_batches=2)
+    assert config.compute == compute
+    measurement = cells.Measurements(lens.load_task(task)).of("zoo/gpt2-xs", config)
+    assert measurement.loop.num_micro_batches == 2
+    optimizer = measurement.loop.config
+    assert (optimizer.warmup_steps, optimizer.decay_steps, optimizer.clip_norm) == (3, "all", 0.5)
+    assert config.fine_tuning().buckets == (8, 16)
+    recorded = measuring.task_settings(("a",), lens.load_task(task), config)
+    assert set(measuring.LATER) <= set(recorded)
+    other = dataclasses.replace(config, clip_norm=1.0)
+    assert "clip_norm" not in measuring.task_settings(("a",), lens.load_task(task), other)
+
+
+def test_seeds_share_what_was_compiled(task):
+    measurements = cells.Measurements(lens.load_task(task))
+    config = measuring.DEFAULTS
+    first = measurements.of("zoo/gpt2-xs", config)
+    assert measurements.of("zoo/gpt2-xs", dataclasses.replace(config, seed=1)).loop is first.loop
+    rate = dataclasses.replace(config, learning_rate=1e-4)
+    assert measurements.of("zoo/gpt2-xs", rate).loop is not first.loop
+
+
+def test_a_cell_whose_loss_is_not_finite_fails_alone(task, tmp_path, capsys):
+    assert run(task, tmp_path / "out", sizes="0,8", learning_rate=1e30) == 1
+    (failure,) = rows(tmp_path / "out" / "failures.csv")
+    assert (failure["candidate"], failure["size"], failure["seed"]) == ("zoo/gpt2-xs", "8", "0")
+    assert "lower `learning_rate`" in failure["reason"]
+    assert failure["reason"] in capsys.readouterr().err
+    assert lens.read_loss_table(tmp_path / "out" / "losses.csv").sizes.tolist() == [0]
+
+
+def test_a_full_disk_fails_its_cell_and_the_rest_goes_on(task, plain, tmp_path, monkeypatch):
+    whole, replace = (plain / "losses.csv").read_bytes(), durable.replace
+
+    def full(target, content):
+        if target.name == "8.json":
+            raise OSError(28, "No space left on device")
+        replace(target, content)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(durable, "replace", full)
+        assert run(task, tmp_path / "out", quiet=True) == 1
+    (failure,) = rows(tmp_path / "out" / "failures.csv")
+    assert failure["size"] == "8"
+    assert "No space left" in failure["reason"]
+    assert lens.read_loss_table(tmp_path / "out" / "losses.csv").sizes.tolist() == [0, 16]
+    assert run(task, tmp_path / "out", quiet=True) == 0
+    assert (tmp_path / "out" / "losses.csv").read_bytes() == whole
+    assert not (tmp_path / "out" / "failures.csv").exists()
+
+
+def test_a_line_a_cell_and_a_table_at_the_end(task, plain, tmp_path, capsys):
+    shutil.copytree(plain, tmp_path / "out")
+    (tmp_path / "out/cells/zoo--gpt2-xs/16.json").unlink()
+    assert run(task, tmp_path / "out") == 0
+    said = capsys.readouterr()
+    (line,) = [line for line in said.err.splitlines() if "test loss" in line]
+    assert "left          0 s" in line
+    assert "16 examples" in line
+    assert "tokens/s" in line
+    loss = cell(plain, "16")["test_loss"]
+    assert f"{loss:.4f}" in said.out
+    assert said.out.isascii()
+    assert "done in" in said.out
+    assert run(task, tmp_path / "out", quiet=True) == 0
+    assert tuple(capsys.readouterr()) == ("", "")
+
+
+EMPTY = [{"prompt": "a", "target": " "}] * 30
+REFUSED = [
+    ({"learning_rates": "fast"}, "`learning_rates` must be numbers"),
+    ({"learning_rates": "1e-3,-1"}, "`learning_rates` must be positive"),
+    ({"batch_sizes": "0"}, "`batch_sizes` must be positive"),
+    ({"seeds": "0,0"}, "`seeds` must be distinct"),
+    ({"micro_batches": 3}, "`num_micro_batches` must divide the batch size 4"),
+    ({"batch_sizes": "4,6", "micro_batches": 4}, "must divide the batch size 6"),
+    ({"decay_steps": "half"}, "`decay_steps` must be"),
+    ({"buckets": "16,8"}, "`buckets` must ascend"),
+    ({"mean_length": 1000}, "`mean_length` must be"),
+    ({"sizes": "8,1000"}, "`sizes` must be at most"),
+    ({"sizes": ","}, "`sizes` must be one or more"),
+    ({"max_length": 129}, "`max_length` must be at most 128"),
+    ({"max_length": 1}, "`max_length` must be at least 2"),
+    ({"target_field": "answer"}, "text in field 'answer' of every record, got None in record 1"),
+    ({"prompt_field": "question"}, "text in field 'question' of every record"),
+    ({"executor": "ray", "ray_address": "127.0.0.1:1"}, "`ray_address` must be of a running Ray"),
+    ({"executor": "local", "processes": 4096}, "`processes` must be at most"),
+]
+
+
+@pytest.mark.parametrize(("changes", "message"), REFUSED, ids=lambda value: str(value)[:40])
+def test_bad_input_is_refused_before_anything_is_written(changes, message, task, tmp_path):
+    with pytest.raises(checks.UserError) as refused:
+        run(task, tmp_path / "out", **changes)
+    assert message in str(refused.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_texts_that_are_all_empty_are_refused(tmp_path):
+    records = written(tmp_path / "empty.jsonl", EMPTY)
+    with pytest.raises(checks.UserError, match=r"must hold at least one record.*'empty'"):
+        run(records, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_average_length_is_cut_before_anything_is_measured(task, tmp_path):
+    settings = {"mean_length": 7, "output_dir": tmp_path, "task": task}
+    with flagsaver.flagsaver():
+        flags.FLAGS(["finetune_grid", *(f"--{name}={value}" for name, value in settings.items())])
+        cut = measuring.load_task_for(("zoo/gpt2-xs",))
+    assert cut.fingerprint != lens.load_task(task).fingerprint
+    assert sum(count for why, count in cut.removed.items() if why.endswith("mean_length")) > 0
+
+
+def test_workers_fail_alone_too(task):
+    """What a process of an executor hands back of a job that cannot be done."""
+    loaded = lens.load_task(task)
+    config = dataclasses.replace(measuring.DEFAULTS, max_length=24)
+    done = cells.attempt_here(cells.Job("zoo/gpt2-xs", 10**6, config), loaded)
+    assert done.cell is None
+    assert "`size` must be at most" in done.reason
+    assert executors.settings() == {}
