@@ -76,6 +76,10 @@ MISTAKES = [
         lambda tmp: fit(spectrum=SPECTRUM),
     ),
     (
+        "`free_scale` must be False without `ntk_loss`, got True: it scales a measured F",
+        lambda tmp: fit("lensllm", free_scale=True),
+    ),
+    (
         (
             "`ntk_loss` and `spectrum` must not both be given, got both: F is either measured at "
             "each size or free in t"
