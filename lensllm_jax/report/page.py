@@ -74,6 +74,41 @@ for (const button of document.querySelectorAll("th button")) {
 LONG = 48  # characters from which a cell may be folded
 
 
+class Probability(float):
+    """A probability, shown only as far as the evidence behind it can tell.
+
+    Args:
+        value: in [0, 1], or NaN.
+        limit: beyond it, and below one less it, the text says no more than that.
+
+    Example:
+        >>> print(Probability(0.625), Probability(0.999999), Probability(0.0), sep=", ")
+        0.62, > 0.99, < 0.01
+        >>> print(Probability(1.0, limit=Probability.limit_of(6)))
+        > 0.87
+    """
+
+    def __new__(cls, value: float, *, limit: float = 0.99) -> "Probability":
+        """A float that knows its limit."""
+        made = super().__new__(cls, value)
+        made._limit = limit
+        return made
+
+    _limit: float
+
+    @staticmethod
+    def limit_of(count: int) -> float:
+        """What ``count`` outcomes, all alike, make of the next (Laplace's rule of succession)."""
+        return 1.0 - 1.0 / (count + 2)
+
+    def __str__(self) -> str:
+        if self > self._limit:
+            return f"> {math.floor(100 * self._limit + 1e-9) / 100:.2f}"
+        if self < 1.0 - self._limit:
+            return f"< {math.ceil(100 * (1.0 - self._limit) - 1e-9) / 100:.2f}"
+        return f"{float(self):.2f}"
+
+
 @dataclasses.dataclass(frozen=True)
 class Section:
     """A heading and what stands below it.
@@ -202,11 +237,20 @@ def _cell(value: Any, numeric: bool) -> str:
         return f'<td data-value=""{_class(numeric)}>-</td>'
     text = _shown(value)
     kind = ' class="long"' if len(text) > LONG else _class(numeric)
-    key = ({math.inf: "Infinity", -math.inf: "-Infinity"}.get(value, value)) if numeric else text
-    return f'<td data-value="{html.escape(str(key))}"{kind}>{html.escape(text)}</td>'
+    key = _key(value) if numeric else text
+    return f'<td data-value="{html.escape(key)}"{kind}>{html.escape(text)}</td>'
+
+
+def _key(number: float | int) -> str:
+    """What JavaScript reads as the number that a cell shows."""
+    if isinstance(number, float) and math.isinf(number):
+        return "Infinity" if number > 0 else "-Infinity"
+    return repr(float(number) if isinstance(number, float) else number)
 
 
 def _shown(value: Any) -> str:
+    if isinstance(value, Probability):
+        return str(value)
     if not isinstance(value, float):
         return f"{value:,}" if isinstance(value, int) else str(value)
     small_or_large = value != 0 and not 1e-3 <= abs(value) < 1e6

@@ -15,6 +15,7 @@ from jaxtyping import Float
 
 from lensllm_jax.report import figures
 from lensllm_jax.report.page import (
+    Probability,
     Section,
     code,
     definitions,
@@ -168,10 +169,9 @@ def ranking_rows(ranking: Ranking) -> list[dict[str, Any]]:
         if ranking.log_std:
             row |= {"low 90%": low, "high 90%": high}
         following = ranking.order[place] if place < len(ranking.order) else None
-        row["P beats the next"] = None if following is None else ranking.probability(
-            name, following)  # fmt: skip
+        row["P beats the next"] = None if following is None else _chance(ranking, name, following)
         row["P the first beats it"] = (
-            None if place == 1 else ranking.probability(ranking.order[0], name)
+            None if place == 1 else _chance(ranking, ranking.order[0], name)
         )
         rows.append(row)
     return rows
@@ -187,6 +187,15 @@ def losses_table(measured: LossTable) -> str:
         for name, row in zip(measured.names, measured.losses, strict=True)
     ]
     return table(rows, "test loss (nats per token) by training examples")
+
+
+def _chance(ranking: Ranking, first: str, second: str) -> Probability:
+    """That the first beats the second; where it is a share of pairs, they set its limit."""
+    value = ranking.probability(first, second)
+    if ranking.log_std:
+        return Probability(value)
+    count = len(ranking.order)
+    return Probability(value, limit=Probability.limit_of(count * (count - 1) // 2))
 
 
 def _interval(ranking: Ranking, name: str) -> tuple[float, float]:

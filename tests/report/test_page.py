@@ -1,11 +1,13 @@
 """What a page holds, and that it asks for nothing and lets nothing of a user through as HTML."""
 
+import dataclasses
 import re
 from html.parser import HTMLParser
 
 import numpy as np
 import pytest
 
+from lensllm_jax.report.page import table
 from lensllm_jax.report.pages import ranking_rows
 from tests.report import samples
 
@@ -90,3 +92,16 @@ def test_cells_carry_whole_numbers_to_sort_by():
 def test_same_input_gives_the_same_page(pages):
     assert samples.pages()["kernel"] == pages["kernel"]
     assert np.all([len(text) < 1e6 for text in pages.values()])  # fits in a mail
+
+
+@pytest.mark.parametrize(("spread", "shown"), [(True, "&gt; 0.99"), (False, "&gt; 0.80")])
+def test_no_probability_is_shown_as_certain(spread, shown):
+    ranking = samples.selection().ranking
+    sure = dataclasses.replace(
+        ranking, win_probability=np.ones((3, 3)), log_std=ranking.log_std if spread else {}
+    )
+    text = table(ranking_rows(sure), "ranking")
+    assert f'data-value="1.0" class="number">{shown}<' in text
+    assert "1.0000" not in text
+    less = dataclasses.replace(sure, win_probability=np.full((3, 3), 0.75))
+    assert ">0.75<" in table(ranking_rows(less), "ranking")
