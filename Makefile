@@ -2,7 +2,7 @@
 #   make demo   ranks seven bundled candidates for one task, into out/demo
 #   make test   runs the tests; make test-x64 runs them in float64
 #   make lint types torch-parity notebooks browser docs   what else .ci/run checks
-#   make lock   regenerates requirements.txt and requirements-dev.txt from setup.cfg
+#   make lock   regenerates requirements*.txt from setup.cfg
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -67,7 +67,7 @@ lock: .venv/runs
 	touch $@
 
 # An environment of its own for what nothing else here needs; it borrows everything else from
-# .venv.  $(1): its folder, $(2): its packages.
+# .venv.  $(1): its folder, $(2): its packages, as pip takes them.
 SITE := -c 'import sysconfig; print(sysconfig.get_path("purelib"))'
 define borrowing
 	$(BIN)/python -m venv $(1)
@@ -81,14 +81,14 @@ endef
 	$(call borrowing,.venv-torch,torch==2.13.0)
 
 # Debian's Chromium and its driver are installed where that is allowed.
-.venv-browser/tests: .venv/tests
+.venv-browser/tests: .venv/tests requirements-browser.txt
 	command -v chromedriver >/dev/null || { [ "$$(id -u)" = 0 ] && apt-get update -qq && \
 	  apt-get install -y -qq --no-install-recommends chromium chromium-driver fonts-dejavu-core; } || \
 	  { echo "error: chromium and chromedriver must be on PATH: install both" >&2; exit 2; }
-	$(call borrowing,.venv-browser,selenium==4.51.0)
+	$(call borrowing,.venv-browser,--no-deps -r requirements-browser.txt)
 
-.venv-docs/builds: .venv/runs
-	$(call borrowing,.venv-docs,sphinx==9.0.4 myst-parser==5.2.0)
+.venv-docs/builds: .venv/runs requirements-docs.txt
+	$(call borrowing,.venv-docs,--no-deps -r requirements-docs.txt)
 
 .venv-ray/tests: .venv/tests
 	$(call borrowing,.venv-ray,ray==2.60.0)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-from absl import app, flags  # noqa: F401: app has flags of its own, once it is imported
+from absl import app, flags  # noqa: F401 - its own flags come first
 
 import experiments
 

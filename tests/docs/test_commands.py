@@ -1,0 +1,103 @@
+"""Every command that the pages and the binaries show could be pasted; none is run."""
+
+import ast
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from tests.messages import binaries
+
+ROOT = Path(__file__).parents[2]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+TARGETS = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+MODULE = re.compile(r"python -m ((?:experiments|benchmarks)\.\w+)((?:\s+--[^\s`]+)*)")
+BY_ABSL = {"help", "helpfull"}
+
+
+def lines_of(text):
+    """The commands in the sh blocks of a page, as words; the comments are left out."""
+    blocks = re.findall(r"^```sh\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    lines = "".join(blocks).replace("\\\n", " ").splitlines()
+    words = (shlex.split(line, comments=True) for line in lines)
+    return [line for line in words if line]
+
+
+def modules_of(text):
+    """(module, flags) of every command of ours anywhere in a text."""
+    found = MODULE.findall(text.replace("\\\n", " "))
+    return [(name, re.findall(r"--(\w+)", flags)) for name, flags in found]
+
+
+def known_flags(name):
+    """Of a module: those that absl would know, or that its argument parser names."""
+    kind, _, stem = name.partition(".")
+    if kind == "experiments":
+        defined = binaries.load(stem).flags
+        return BY_ABSL | {*defined} | {f"no{f}" for f, of in defined.items() if of == "bool"}
+    return set(re.findall(r'"(?:--)?(\w+)"', (ROOT / kind / f"{stem}.py").read_text()))
+
+
+def unknown_module(name, flags):
+    """What is wrong with a command of ours, or None."""
+    if not (ROOT / name.replace(".", "/")).with_suffix(".py").is_file():
+        return f"no module {name}"
+    strange = sorted(set(flags) - known_flags(name))
+    return f"{name} has no flag {', '.join(strange)}" if strange else None
+
+
+def wrong(words):
+    """What is wrong with a line of a sh block, or None."""
+    while re.fullmatch(r"[A-Z_]+=\S*", words[0]):
+        words = words[1:]
+    program, *rest = words
+    if program == "make":
+        strange = [word for word in rest if "=" not in word and word not in TARGETS]
+        return f"no target {strange[0]}" if strange else None
+    if re.fullmatch(r"(\.venv/bin/)?python", program) and rest[0] == "-c":
+        return None if ast.parse(rest[1]) else "no Python"
+    if re.fullmatch(r"(\.venv/bin/)?python", program):
+        bare = [word for word in rest[2:] if not word.startswith("--")]
+        return f"{bare[0]} is no flag" if bare else unknown_module(rest[1], _names(rest[2:]))
+    return None if (ROOT / program).is_file() else f"no program {program}"
+
+
+def _names(flags):
+    return [flag.removeprefix("--").split("=")[0] for flag in flags]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_commands_of_a_page_could_run(page):
+    text = page.read_text()
+    said = [wrong(words) for words in lines_of(text)]
+    said += [unknown_module(*command) for command in modules_of(text)]
+    assert not any(said), said
+
+
+@pytest.mark.parametrize("binary", binaries.NAMES)
+def test_commands_of_a_binary_could_run(binary):
+    said = ast.get_docstring(ast.parse((ROOT / "experiments" / f"{binary}.py").read_text()))
+    commands = modules_of(said)
+    assert f"experiments.{binary}" in [name for name, _ in commands]
+    assert not any(unknown_module(*command) for command in commands)
+
+
+def test_blocks_are_found():
+    assert sum(len(lines_of(page.read_text())) for page in PAGES) > 5
+    assert sum(len(modules_of(page.read_text())) for page in PAGES) > 10
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("make demos", "no target demos"),
+        (".ci/ran", "no program .ci/ran"),
+        ("python -m experiments.rank_curve --curves=a.csv", "no module experiments.rank_curve"),
+        ("X=1 python -m experiments.rank_curves --curve=a.csv", "has no flag curve"),
+        ("python -m experiments.rank_curves a.csv", "a.csv is no flag"),
+    ],
+)
+def test_a_command_that_could_not_run_is_caught(line, said):
+    (words,) = lines_of(f"```sh\n{line}  # a comment\n```\n")
+    assert said in wrong(words)
