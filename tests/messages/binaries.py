@@ -47,6 +47,8 @@ def load(name: str) -> Binary:
         try:
             for module in before:
                 del sys.modules[module]
+                # else `from experiments import cells` would find the module of before
+                vars(experiments).pop(module.partition(".")[2], None)
             module = importlib.import_module(f"experiments.{name}")
         finally:
             for fresh in [m for m in sys.modules if m.startswith("experiments.")]:
