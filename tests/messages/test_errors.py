@@ -1,7 +1,8 @@
 """Every public error says what was expected, what came and what to do: a table triggers each.
 
 The modules of ``mistakes`` hold the whole text of each message and what brings it about.  A place
-in the code that raises an error and stands neither there nor in ``ELSEWHERE`` fails here.
+in the code that raises an error and stands neither there nor in ``ELSEWHERE`` fails here; that of
+a binary may also be what a test in ``experiments`` looks for in a whole run.
 """
 
 import ast
@@ -20,6 +21,7 @@ ROOT = Path(__file__).parents[2]
 CHECKS = ROOT / "lensllm_jax" / "checks.py"
 ROOMS = {
     "core": [ROOT / "lensllm_jax"],
+    "experiments": [ROOT / "experiments"],
     **{
         room: [ROOT / "lensllm_jax" / room]
         for room in "models checkpoints data finetune ntk scaling selection theory".split()
@@ -32,6 +34,11 @@ OF_A_COPY = "test_a_copy_without_a_split_or_a_field_is_refused"
 OF_A_PRODUCT = ("ntk/test_operator.py", "test_bad_input_is_refused_with_the_remedy")
 OF_A_FORM = (HESSIAN, "test_every_other_form_names_curvature_that_is_not_finite")
 ELSEWHERE = {
+    ("checkpoints", "must hold tensors by their names"): (
+        "checkpoints/test_formats.py",
+        "test_bin_of_something_else_than_tensors_is_refused_by_name",
+        "tensors by their names",
+    ),
     ("data", "must be read from {place}"): (HUB, "test_offline_says_what_to_do", "hf download"),
     ("data", "must have train, validation and test"): (HUB, OF_A_COPY, "got no test"),
     ("data", "in field {field!r} of every row"): (HUB, OF_A_COPY, "of every row, got None"),
@@ -131,13 +138,29 @@ def says_all(message):
     return re.search(r"\bmust .*\bgot\b.+", message, re.DOTALL)
 
 
+def matched_by_runs():
+    """What the tests of whole runs look for in an error: their strings of two words or more."""
+    files = (ROOT / "tests" / "experiments").glob("test_*.py")
+    nodes = (node for file in files for node in ast.walk(ast.parse(file.read_text())))
+    texts = (n.value for n in nodes if isinstance(n, ast.Constant) and isinstance(n.value, str))
+    return {text for text in texts if " must " in text}
+
+
+def literal_parts(source):
+    """The pieces of a message that stand in the code."""
+    nodes = ast.walk(ast.parse(source))
+    return [n.value for n in nodes if isinstance(n, ast.Constant) and isinstance(n.value, str)]
+
+
 def untriggered(room, raised):
     elsewhere = [phrase for (there, phrase) in ELSEWHERE if there == room]
+    runs = matched_by_runs() if room == "experiments" else ()
     return [
         str(site)
         for site in sites(room)
         if not any(site.holds(*place) for place in raised)
         and not any(phrase in site.source for phrase in elsewhere)
+        and not any(text in part for part in literal_parts(site.source) for text in runs)
     ]
 
 
