@@ -151,8 +151,8 @@ MISTAKES = [
     ("`sizes` must be one or more whole numbers, got ''", lambda tmp: grid_sizes("")),
     (
         (
-            "`search` must be a whole file, got DIR/200.searched, damaged (...): delete it to search "
-            "again"
+            "`search` must be a whole file, got DIR/200.searched, damaged (...): delete it to "
+            "search again"
         ),
         lambda tmp: damaged_search(tmp),
     ),
