@@ -10,9 +10,12 @@ gigaword ``Harvard/gigaword``, revision  ``document`` and         ``summary``, a
          ``refs/convert/parquet``        ``"\nSummary:"``
 ======== =============================== ======================== ===========================
 
-Each has the splits ``train``, ``validation`` and ``test``, in JSON lines or Parquet: no
-repository's own code is run, which ``datasets`` no longer does.  Revisions are pinned where the
-repository has a history to pin.  The paper names FLAN (Wei et al. 2022, arXiv 2109.01652),
+Prompts and targets are the text of the fields as it stands, Wikitext's without the white space
+around it; a decoder reads prompt, one space (none behind white space) and target, and is scored
+on the target alone.  Each has the splits ``train``, ``validation`` and ``test`` of its
+repository, drawn at random with a fixed seed up to ``SIZES`` records, in JSON lines or Parquet:
+no repository's own code is run, which ``datasets`` no longer does.  Revisions are pinned where
+the repository has a history to pin.  The paper names FLAN (Wei et al. 2022, arXiv 2109.01652),
 Wikitext (Merity et al. 2016, arXiv 1609.07843) and Gigaword (Rush et al. 2015, arXiv
 1509.00685); which preparation of them it used it does not say.
 
@@ -137,7 +140,7 @@ def _load_splits(name: str, source: HubTask, folder: Path | None) -> Mapping[str
             f"task {name!r} must be read from {place}, got {type(error).__name__}: {error}; "
             f"go online, or copy it on a machine that is (`hf download {source.repository} "
             f"--repo-type dataset --revision {source.revision} --local-dir DIR`) and pass "
-            f"folder=DIR, or choose a task that needs no hub: pydoc, sotu"
+            f"folder=DIR (--task_folder=DIR), or choose a task that needs no hub: pydoc, sotu"
         ) from error
     if missing := {"train", "validation", "test"} - set(splits):
         raise UserError(

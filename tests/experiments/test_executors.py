@@ -65,6 +65,9 @@ def test_processes_give_the_table_of_one(tmp_path):
     assert run_on_one_core(tmp_path / "serial").returncode == 0
     done = run_grid(tmp_path / "local", executor="local", processes=processes)
     assert done.returncode == 0, done.stderr
+    tuned = [s for s in done.stderr.splitlines() if "32 examples" in s or "64 examples" in s]
+    assert len(tuned) == 2
+    assert not any("?" in line for line in tuned)  # the time left is known
     serial, local = ((tmp_path / n / "losses.csv").read_bytes() for n in ("serial", "local"))
     assert serial == local
 

@@ -5,6 +5,7 @@ import dataclasses
 import json
 import shutil
 
+import datasets
 import numpy as np
 import pytest
 from absl import flags
@@ -15,6 +16,7 @@ from experiments import cells, executors, measuring
 from experiments import finetune_grid as grid
 from lensllm_jax import checks, durable
 from lensllm_jax.finetune.compute import ComputeConfig
+from tests.data.test_hub import gigaword_copy
 
 FLAGS = {
     "candidates": "zoo/gpt2-xs", "sizes": "0,8,16", "max_epochs": 2, "batch_size": 4,
@@ -265,6 +267,17 @@ def test_the_average_length_is_cut_before_anything_is_measured(task, tmp_path):
         cut = measuring.load_task_for(("zoo/gpt2-xs",))
     assert cut.fingerprint != lens.load_task(task).fingerprint
     assert sum(count for why, count in cut.removed.items() if why.endswith("mean_length")) > 0
+
+
+def test_a_copy_of_a_hub_task_is_read_where_a_flag_says(tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    settings = {"task_folder": gigaword_copy(tmp_path / "copy"), "task": "gigaword"}
+    with flagsaver.flagsaver():
+        flags.FLAGS(
+            ["grid", "--output_dir=a", *(f"--{n}={value}" for n, value in settings.items())]
+        )
+        task = measuring.load_task_for(("zoo/gpt2-xs",))
+    assert all(example.prompt.endswith("\nSummary:") for example in task.train)
 
 
 def test_workers_fail_alone_too(task):
