@@ -18,14 +18,12 @@ correlate positively; model_size scores by log N, so there a negative value mean
 """
 
 import hashlib
-import io
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from absl import flags
-from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
 
@@ -34,7 +32,7 @@ from experiments.progress import Progress
 from experiments.run_folder import RUN, RunFolder
 from lensllm_jax import checks
 from lensllm_jax.metrics import pearson_correlation, relative_accuracy
-from lensllm_jax.report.figures import colour_of
+from lensllm_jax.report import figures
 from lensllm_jax.report.pages import curves_page
 from lensllm_jax.selection.flops import TrainingCost
 from lensllm_jax.selection.loss_table import LossTable, read_loss_table
@@ -54,7 +52,6 @@ ROUNDS = flags.DEFINE_float("search_rounds", 1.0, "Fine-tunes a subset, for the 
 QUIET = flags.DEFINE_bool("quiet", False, "Show no progress.")
 ABLATION = flags.DEFINE_bool("ablation", False, "Also run gamma 3..5 x tau 1..5.")
 
-MARKERS = "os^Dv<>PX*h"  # one a selector
 GAMMAS, TAUS = (3, 4, 5), (1.0, 2.0, 3.0, 4.0, 5.0)
 ABLATED = ("lensllm", "ats")
 FROM_TABLE = [name for name in SELECTORS if name not in NEEDS]
@@ -242,66 +239,44 @@ def _cell(pearson: float, accuracy: float) -> str:
     return "-" if np.isnan([pearson, accuracy]).any() else f"{pearson:.1f} / {accuracy:.1f}"
 
 
-def _png(draw: Callable[[Figure], None], width: float, height: float) -> bytes:
-    figure = Figure(figsize=(width, height), layout="constrained")
-    draw(figure)
-    buffer = io.BytesIO()
-    # without a date the same input gives the same file
-    figure.savefig(buffer, format="png", dpi=120, metadata={"Software": None})
-    return buffer.getvalue()
-
-
 def _ranked_on(table: LossTable, rankings) -> list[str]:
     """Selectors with a ranking of the table, in the order in which they are drawn."""
     found = {name for task, _, name in rankings if task == table.task}
     return [name for name in SELECTORS if name in found]
 
 
-def _style(name: str) -> dict[str, Any]:
-    """A colour, a dash and a marker, the same in every figure; lines that coincide stay visible."""
-    index = sorted(SELECTORS).index(name)
-    marker = {"marker": MARKERS[index], "markersize": 6.0, "markerfacecolor": "none"}
-    return {**colour_of(index), **marker}
-
-
 def _metrics_figure(table: LossTable, divisors, rankings) -> bytes:
-    def draw(figure: Figure) -> None:
-        axes = figure.subplots(1, 2, sharex=True)
-        for name in _ranked_on(table, rankings):
-            known = [d for d in divisors if (table.task, d, name) in rankings]
-            values = [_metrics(table, rankings[table.task, d, name]) for d in known]
-            for axis, series in zip(axes, zip(*values, strict=True), strict=True):
-                axis.plot([1.0 / d for d in known], series, label=name, **_style(name))
-        for axis, label in zip(axes, ("PearCorr (%)", "RelAcc (%)"), strict=True):
-            axis.set_xscale("log", base=2)
-            axis.set_xlabel("budget, fraction of the full data")
-            axis.set_ylabel(label)
-            axis.grid(alpha=0.3)
-        axes[1].legend(fontsize="small", loc="center left", bbox_to_anchor=(1.0, 0.5))
-        figure.suptitle(f"{table.task}: target {table.sizes[-1]:,} examples")
-
-    return _png(draw, 11.0, 4.0)
+    x_label = "budget (fraction of the full data)"
+    figure, every = figures.panels((x_label, "PearCorr (%)"), (x_label, "RelAcc (%)"), width=12.0)
+    for name in _ranked_on(table, rankings):
+        known = [d for d in divisors if (table.task, d, name) in rankings]
+        values = [_metrics(table, rankings[table.task, d, name]) for d in known]
+        for axes, series in zip(every, zip(*values, strict=True), strict=True):
+            shares = [1.0 / d for d in known]
+            axes.plot(shares, series, label=name, **figures.style_of_selector(name))
+    for axes in every:
+        axes.set_xscale("log", base=2)
+        axes.set_xticks([1.0 / d for d in divisors], [f"1/{d}" for d in divisors])
+        axes.minorticks_off()
+    figure.suptitle(f"{table.task}: target {table.sizes[-1]:,} examples")
+    return figures.png(figure, every[-1])
 
 
 def _predicted_figure(table: LossTable, rankings) -> bytes:
     """Predicted against true loss at the largest budget, every selector that predicts."""
     mine = {key: r for key, r in rankings.items() if key[0] == table.task and r.predicted}
     truth = table.column(int(table.sizes[-1]))
-
-    def draw(figure: Figure) -> None:
-        axis = figure.subplots()
-        least = min((key[1] for key in mine), default=0)
-        for name in _ranked_on(table, mine):
-            predicted = [mine[table.task, least, name].predicted[who] for who in table.names]
-            axis.plot(truth, predicted, label=name, **{**_style(name), "linestyle": "none"})
-        axis.axline((truth.min(), truth.min()), slope=1.0, color="black", linewidth=0.8)
-        axis.set_xlabel("true loss (nats per token)")
-        axis.set_ylabel("predicted loss (nats per token)")
-        axis.set_title(f"{table.task}: predicted from 1/{least} of the data")
-        if mine:
-            axis.legend(fontsize="small")
-
-    return _png(draw, 6.0, 5.0)
+    least = min((key[1] for key in mine), default=0)
+    figure, axes = figures.axes_with(
+        "true loss (nats per token)", "predicted loss (nats per token)"
+    )
+    for name in _ranked_on(table, mine):
+        predicted = [mine[table.task, least, name].predicted[who] for who in table.names]
+        style = {**figures.style_of_selector(name), "linestyle": "none"}
+        axes.plot(truth, predicted, label=name, **style)
+    axes.axline((truth.min(), truth.min()), slope=1.0, color="black", linewidth=0.8)
+    axes.set_title(f"{table.task}: predicted from 1/{least} of the data")
+    return figures.png(figure, axes)
 
 
 if __name__ == "__main__":

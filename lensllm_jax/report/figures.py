@@ -21,10 +21,13 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from lensllm_jax.selection.loss_table import LossTable
+from lensllm_jax.selection.rank import SELECTORS
 
 # Okabe and Ito (2008), told apart by every common kind of colour vision; then dashed again
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#000000")
 LINES = ("-", "--", ":", "-.")
+MARKERS = "os^Dv<>PX*h"  # one a selector
+HEAT = "cividis"  # rises in lightness, and reads alike in every colour vision
 
 
 def colour_of(index: int) -> dict[str, Any]:
@@ -40,6 +43,22 @@ def colour_of(index: int) -> dict[str, Any]:
         "color": COLOURS[index % len(COLOURS)],
         "linestyle": LINES[index // len(COLOURS) % len(LINES)],
     }
+
+
+def style_of_selector(name: str) -> dict[str, Any]:
+    """Colour, dash and marker of a selector, the same in every figure.
+
+    Markers are hollow, so that lines that coincide stay visible.
+
+    Args:
+        name: a key of ``SELECTORS``.
+
+    Returns:
+        Keyword arguments of matplotlib's ``plot``.
+    """
+    index = list(SELECTORS).index(name)
+    marker = MARKERS[index % len(MARKERS)]
+    return {**colour_of(index), "marker": marker, "markersize": 6.0, "markerfacecolor": "none"}
 
 
 def loss_curves(
@@ -124,7 +143,7 @@ def draw_kernel_spectra(eigenvalues: Mapping[str, Float[np.ndarray, " n"]]) -> t
     Returns:
         The figure and its axes.
     """
-    figure, axes = axes_with("index j", r"eigenvalue $\lambda_j$ of $\Theta$")
+    figure, axes = axes_with("index j", r"eigenvalue $\lambda_j$ of $\Theta$ (squared output)")
     for i, (name, values) in enumerate(eigenvalues.items()):
         axes.plot(np.arange(1, len(values) + 1), np.sort(values)[::-1], label=name, **colour_of(i))
     axes.set_xscale("log")
@@ -143,22 +162,72 @@ def axes_with(x_label: str, y_label: str) -> tuple[Figure, Axes]:
     Returns:
         The figure and its axes.
     """
-    figure = Figure(figsize=(7.5, 4.8), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
-    axes.set_xlabel(x_label)
-    axes.set_ylabel(y_label)
-    axes.grid(alpha=0.25)
-    axes.spines[["top", "right"]].set_visible(False)
+    figure, (axes,) = panels((x_label, y_label))
     return figure, axes
 
 
+def panels(*labels: tuple[str, str], width: float = 7.5) -> tuple[Figure, tuple[Axes, ...]]:
+    """Empty panels beside each other, in the style of all.
+
+    Args:
+        *labels: of each panel, the x label and the y label, with their units.
+        width: of the figure, inches.
+
+    Returns:
+        The figure and the axes of each panel.
+    """
+    figure = Figure(figsize=(width, 4.8), layout="constrained")
+    FigureCanvasAgg(figure)
+    every = figure.subplots(1, len(labels), squeeze=False)[0]
+    for axes, (x_label, y_label) in zip(every, labels, strict=True):
+        axes.set_xlabel(x_label)
+        axes.set_ylabel(y_label)
+        axes.grid(alpha=0.25)
+        axes.set_axisbelow(True)
+        axes.spines[["top", "right"]].set_visible(False)
+    return figure, tuple(every)
+
+
+def draw_kernels(kernels: Mapping[str, Float[np.ndarray, "n n"]]) -> tuple[Figure, Axes]:
+    """Heat maps of kernels on one scale of colour.
+
+    Args:
+        kernels: title -> kernel of the same examples.
+
+    Returns:
+        The figure and its last axes.
+    """
+    labels = [("example i", "example j")] * len(kernels)
+    figure, every = panels(*labels, width=1.5 + 4.0 * len(kernels))
+    low = min(float(theta.min()) for theta in kernels.values())
+    high = max(float(theta.max()) for theta in kernels.values())
+    for axes, (title, theta) in zip(every, kernels.items(), strict=True):
+        image = axes.imshow(theta, cmap=HEAT, vmin=low, vmax=high)
+        axes.set_title(title)
+        axes.grid(visible=False)
+    figure.colorbar(image, ax=every, label=r"$\Theta_{ij}$ (squared output)", shrink=0.8)
+    return figure, every[-1]
+
+
 def png(figure: Figure, axes: Axes) -> bytes:
-    """The figure, its legend beside it, as a PNG; the same input gives the same bytes."""
-    axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
+    """The figure, its legend beside it, as a PNG; the same input gives the same bytes.
+
+    Args:
+        figure: drawn.
+        axes: those of it whose legend is shown.
+
+    Returns:
+        A PNG.
+    """
+    _legend(axes)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=150, metadata={"Software": None})
     return buffer.getvalue()
+
+
+def _legend(axes: Axes) -> None:
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
 
 
 # matplotlib draws text and lines in black; on a page they take the colour of its text
@@ -177,8 +246,7 @@ def svg(figure: Figure, axes: Axes) -> str:
     Returns:
         An ``<svg>`` element.
     """
-    if axes.get_legend_handles_labels()[0]:
-        axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
+    _legend(axes)
     buffer = io.StringIO()
     with rc_context({"svg.fonttype": "none", "svg.hashsalt": axes.get_title()}):
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
