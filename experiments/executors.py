@@ -120,6 +120,7 @@ def shares(cores: Set[int], processes: int) -> tuple[tuple[int, ...], ...]:
 
 def _pin(waiting: "multiprocessing.queues.SimpleQueue[tuple[int, ...]]") -> None:
     """Takes a share of the cores and dies with the parent; runs before JAX makes threads."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to all: the parent answers
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     os.sched_setaffinity(0, waiting.get())
 
@@ -146,11 +147,20 @@ def run_local(jobs: Sequence[Job], task: Task, *, processes: int) -> Iterator[Do
         processes, mp_context=context, initializer=_pin, initargs=(waiting,)
     ) as pool:
         futures = {pool.submit(cells.attempt_here, job, task): job for job in jobs}
-        for future in concurrent.futures.as_completed(futures):
-            try:
-                yield future.result()
-            except concurrent.futures.process.BrokenProcessPool:
-                yield Done(futures[future], None, "a process was killed: the same command resumes")
+        try:
+            for future in concurrent.futures.as_completed(futures):
+                yield _done(future, futures[future])
+        except BaseException:  # Ctrl-C, or who asked has gone: cells would run on to their end
+            for process in multiprocessing.active_children():
+                process.kill()
+            raise
+
+
+def _done(future: "concurrent.futures.Future[Done]", job: Job) -> Done:
+    try:
+        return future.result()
+    except concurrent.futures.process.BrokenProcessPool:
+        return Done(job, None, "a process was killed: the same command resumes")
 
 
 def run_ray(jobs: Sequence[Job], task: Task, *, address: str, threads: int) -> Iterator[Done]:

@@ -1,5 +1,6 @@
 """In a pipe lines are plain, quiet is silent, and Ctrl-C ends with a word on how to resume."""
 
+import json
 import os
 import pty
 import signal
@@ -71,3 +72,30 @@ def test_ctrl_c_says_how_to_resume():
     _, said = running.communicate(timeout=20)
     assert running.returncode == 130
     assert said == "error: interrupted: the same command resumes\n"
+
+
+@pytest.fixture(scope="module")
+def interrupted(tmp_path_factory):
+    """What became of each run that was interrupted in a fine-tune, life by life."""
+    command = [sys.executable, "-m", "tests.messages.interrupted", tmp_path_factory.mktemp("runs")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    return json.loads(done.stdout)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("run", ["select_model", "finetune_grid", "finetune_grid_local"])
+def test_a_run_that_is_interrupted_ends_cleanly(interrupted, run):
+    for life in interrupted[run]:
+        assert life["code"] == 130
+        assert life["said"] == "error: interrupted: the same command resumes\n"
+        assert life["half_written"] == []
+        assert not life["alive"]
+        assert life["seconds"] < 20.0  # generous: a cell would last for ever
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("run", ["select_model", "finetune_grid"])
+def test_the_same_command_resumes(interrupted, run):
+    first, second = (life["asked"] for life in interrupted[run])
+    assert len(set(first)) == 2
+    assert second == first[1:]  # what was finished is not done again

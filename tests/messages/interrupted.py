@@ -1,0 +1,119 @@
+"""Runs that are interrupted in a fine-tune, each twice; prints what became of them as JSON.
+
+    python -m tests.messages.interrupted ROOT
+
+Each run is a fork of this process, which has imported everything and computed nothing yet; its
+fine-tunes are a formula.  Ctrl-C goes to its whole process group, as from a terminal: in the second
+fine-tune of its life, and then, when the same command runs again, in the first.  Where other
+processes measure, what the first life finished may be on its way: there is no second.
+"""
+
+import json
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+from transformers import AutoTokenizer  # noqa: F401  what every run would import anew
+
+from experiments import cli, finetune_grid, measuring, select_model
+from lensllm_jax import durable
+from lensllm_jax.finetune.fine_tune import FineTuned, FineTuneResult
+from lensllm_jax.scaling.laws import NtkSpectrum
+from lensllm_jax.selection.measurement import Measurement
+
+TEXT = "\n".join(f"the {i} kings of the land" for i in range(60))
+SHARED = ["--candidates=zoo/gpt2-xs,zoo/opt-xs", "--num_kernel_examples=2", "--quiet"]
+GRID = ["--sizes=4,8"]
+RUNS = {
+    "select_model": (select_model, ["--budget_size=8", "--smallest_size=4", "--target_size=16"]),
+    "finetune_grid": (finetune_grid, GRID),
+    "finetune_grid_local": (finetune_grid, [*GRID, "--executor=local"]),
+}
+PATIENCE_SECONDS = 120.0
+
+
+def fine_tune(measurement, size, **_):
+    """A loss by formula; the last one that is waited for never comes."""
+    asked = Path(os.environ["ASKED"])
+    with asked.open("a") as file:
+        file.write(f"{measurement.candidate.name} {size}\n")
+    while len(asked.read_text().splitlines()) == int(os.environ["LAST"]):
+        time.sleep(0.01)
+    return FineTuned(FineTuneResult(9.0 / size, 9.0 / size, 1, 1, 10 * size, True, ""), None)
+
+
+def kernel(measurement, folder, path, progress):
+    """A spectrum of nothing."""
+    return NtkSpectrum(np.ones(2), np.ones(2), learning_rate=0.01)
+
+
+# here and not in main: a process that an executor starts imports this module
+Measurement.fine_tune, Measurement.zero_shot = fine_tune, lambda measurement: 9.0
+measuring.remember_kernel = kernel
+
+
+def live(root: Path, name: str, asked: Path, said: Path, last: int) -> int:
+    """Starts a run; returns its process."""
+    binary, flags = RUNS[name]
+    process = os.fork()
+    if process == 0:
+        os.setpgrp()
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background is deaf
+        os.environ.update(ASKED=str(asked), LAST=str(last))
+        with said.open("w") as file:
+            os.dup2(file.fileno(), 1)
+            os.dup2(file.fileno(), 2)
+        task = f"--task={root / 'kings.txt'}"
+        sys.argv = [name, *SHARED, *flags, task, f"--output_dir={root / name}"]
+        cli.run(binary.main)  # exits
+    return process
+
+
+def interrupted(root: Path, name: str, last: int) -> dict:
+    """One life of a run, and what it left."""
+    asked, said = root / f"{name}-{last}.asked", root / f"{name}-{last}.said"
+    asked.touch()
+    process, start = live(root, name, asked, said, last), time.monotonic()
+    while len(asked.read_text().splitlines()) < last:
+        if time.monotonic() - start > PATIENCE_SECONDS:
+            os.killpg(process, signal.SIGKILL)
+            break
+        time.sleep(0.01)
+    start = time.monotonic()
+    os.killpg(process, signal.SIGINT)
+    code = os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+    files = [path.name for path in (root / name).rglob("*") if path.is_file()]
+    return {
+        "code": code,
+        "said": said.read_text(),
+        "asked": asked.read_text().splitlines(),
+        "half_written": [file for file in files if file.endswith(durable.PARTIAL)],
+        "alive": is_alive(process),
+        "seconds": time.monotonic() - start,
+    }
+
+
+def is_alive(group: int) -> bool:
+    """Whether a process of the group is still there a moment later."""
+    for _ in range(100):
+        try:
+            os.killpg(group, 0)
+        except ProcessLookupError:
+            return False
+        time.sleep(0.02)
+    return True
+
+
+def main() -> None:
+    """Every run, twice."""
+    root = Path(sys.argv[1])
+    (root / "kings.txt").write_text(TEXT)
+    lives = {name: (2,) if "local" in name else (2, 1) for name in RUNS}
+    print(json.dumps({n: [interrupted(root, n, last) for last in lives[n]] for n in RUNS}))
+
+
+if __name__ == "__main__":
+    main()
