@@ -14,6 +14,7 @@ Example:
 import dataclasses
 import functools
 import json
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
@@ -27,8 +28,8 @@ from flax import traverse_util
 from lensllm_jax import checks
 from lensllm_jax.checkpoints.config import CONFIG, read_config
 from lensllm_jax.checkpoints.tensors import SINGLE, TensorFiles
-from lensllm_jax.checkpoints.tokenizer import read_tokenizer
-from lensllm_jax.checkpoints.weights import load_params, saved_tensors
+from lensllm_jax.checkpoints.tokenizer import TOKENIZER_FILES, read_tokenizer
+from lensllm_jax.checkpoints.weights import embedding_tensor, load_params, saved_tensors
 from lensllm_jax.models.encoder_decoder import EncoderDecoderConfig
 from lensllm_jax.models.family import CONSTANT, Family, ModelConfig
 from lensllm_jax.typing import Batch, Params
@@ -103,10 +104,15 @@ class Candidate:
             UserError: if the folder has none, it does not read, it has more tokens than the
                 embedding has rows, or no end token is known.
         """
-        return read_tokenizer(self.folder, self.hf_config, vocab_size=self.config.vocab_size)
+        return read_tokenizer(
+            self.folder,
+            self.hf_config,
+            vocab_size=self.config.vocab_size,
+            table=embedding_tensor(self.family, self.config),
+        )
 
     def save(self, folder: str | Path, *, params: Params | None = None, dtype: str = "float32"):
-        """Writes a folder that Hugging Face and ``load_folder`` read.
+        """Writes a folder that Hugging Face and ``load_folder`` read, the tokenizer included.
 
         Args:
             folder: where to; made if absent.
@@ -114,21 +120,32 @@ class Candidate:
             dtype: type of the stored tensors.
 
         Raises:
-            UserError: if ``dtype`` is not a floating type.
+            UserError: if ``dtype`` is not a floating type, a value is not finite in it, or the
+                folder holds a sharded checkpoint, which would be read in place of this one.
         """
         from safetensors.numpy import save_file
 
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        stored = _floating(dtype)
+        folder, stored = Path(folder), _floating(dtype)
+        if index := next(folder.glob("*.index.json"), None):
+            raise checks.UserError(
+                f"`folder` must not hold a sharded checkpoint, got one with {index.name}: save to "
+                "another folder"
+            )
         tree = self.params if params is None else params
         tensors = {
-            name: values.astype(stored)
+            name: _cast(name, values, stored)
             for name, values in saved_tensors(tree, self.family, self.config)
         }
-        save_file(tensors, folder / SINGLE, metadata={"format": "pt"})
+        folder.mkdir(parents=True, exist_ok=True)
+        # whole or not at all: a file that replaces another takes its name last
+        partial = folder / f".{SINGLE}.partial"
+        save_file(tensors, partial, metadata={"format": "pt"})
+        partial.replace(folder / SINGLE)
         config = {**self.hf_config, "architectures": [self.family.architecture], "dtype": dtype}
         (folder / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+        for file in TOKENIZER_FILES:
+            if (self.folder / file).exists() and not (folder / file).exists():
+                shutil.copy(self.folder / file, folder)
 
 
 def load_folder(
@@ -171,3 +188,15 @@ def _floating(dtype: str) -> np.dtype:
             "set JAX_ENABLE_X64=1"
         )
     return np.dtype(jnp.dtype(dtype))
+
+
+def _cast(name: str, values: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    """A tensor in another type, if all of it is finite there."""
+    with np.errstate(over="ignore"):  # said below
+        cast = values.astype(dtype)
+    if not np.isfinite(cast).all():
+        raise checks.UserError(
+            f"`params` must be finite in {dtype}, got tensor {name} of magnitude "
+            f"{np.abs(values).max():.3g}: choose another `dtype`, or look why training diverged"
+        )
+    return cast

@@ -32,19 +32,14 @@ from lensllm_jax import checks
 
 BLOCK_BYTES = 16 * 2**20  # read at a time: small beside a model, large beside a disk's pages
 
-# safetensors' name -> numpy's; integers and truth values are read to be refused by their shape
+# safetensors' name -> numpy's, of the types that a parameter can have
 _DTYPES: Mapping[str, Any] = {
     "F64": np.float64,
     "F32": np.float32,
     "F16": np.float16,
     "BF16": ml_dtypes.bfloat16,
-    "I64": np.int64,
-    "I32": np.int32,
-    "I16": np.int16,
-    "I8": np.int8,
-    "U8": np.uint8,
-    "BOOL": np.bool_,
 }
+FLOATS = tuple(str(np.dtype(dtype)) for dtype in _DTYPES.values())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,11 +48,13 @@ class StoredTensor:
 
     Attributes:
         shape: as stored.
+        dtype: name of its type; only those in ``FLOATS`` are ever read.
         itemsize: bytes a value.
         rows: from start and stop of the first axis to values; a scalar has one row.
     """
 
     shape: tuple[int, ...]
+    dtype: str
     itemsize: int
     rows: Callable[[int, int], np.ndarray]
 
@@ -121,7 +118,8 @@ def _open_safetensors(path: Path) -> Tensors:
 
 def _lazy(path: Path, start_of_values: int, entry: Mapping[str, Any]) -> StoredTensor:
     shape = tuple(entry["shape"])
-    dtype = np.dtype(_DTYPES[checks.one_of("dtype", entry["dtype"], _DTYPES)])
+    known = entry["dtype"] in _DTYPES
+    dtype = np.dtype(_DTYPES[entry["dtype"]] if known else np.uint8)
     first = start_of_values + entry["data_offsets"][0]
     row_size = math.prod(shape[1:])
 
@@ -130,13 +128,13 @@ def _lazy(path: Path, start_of_values: int, entry: Mapping[str, Any]) -> StoredT
         values = np.fromfile(path, dtype, (stop - start) * row_size, offset=offset)
         return values.reshape((stop - start, *shape[1:])) if shape else values.reshape(())
 
-    return StoredTensor(shape, dtype.itemsize, rows)
+    return StoredTensor(shape, str(dtype) if known else entry["dtype"], dtype.itemsize, rows)
 
 
 def _held(values: np.ndarray) -> StoredTensor:
     """A tensor that is in memory already."""
     rows = (lambda start, stop: values[start:stop]) if values.ndim else (lambda *_: values)
-    return StoredTensor(values.shape, values.dtype.itemsize, rows)
+    return StoredTensor(values.shape, str(values.dtype), values.dtype.itemsize, rows)
 
 
 def _open_msgpack(path: Path) -> Tensors:
@@ -167,12 +165,17 @@ def _open_bin(path: Path) -> Tensors:
     except RuntimeError:  # the format of before 2020 has no memory map
         loaded = torch.load(path, map_location="cpu", weights_only=True)
 
-    def stored(tensor: Any) -> StoredTensor:
+    def stored(name: str, tensor: Any) -> StoredTensor:
+        if not isinstance(tensor, torch.Tensor):
+            raise checks.UserError(
+                f"`{path}` must hold tensors by their names, got {type(tensor).__name__} for "
+                f"{name!r}: save the model itself, not the state of its training"
+            )
         words = tensor.view(torch.int16) if tensor.dtype is torch.bfloat16 else tensor
         values = words.detach().numpy()
         return _held(values.view(ml_dtypes.bfloat16) if words is not tensor else values)
 
-    return {name: stored(tensor) for name, tensor in loaded.items()}
+    return {name: stored(name, tensor) for name, tensor in loaded.items()}
 
 
 _OPENERS: Mapping[str, Callable[[Path], Tensors]] = {

@@ -7,6 +7,7 @@ Example:
     True
 """
 
+import importlib.util
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,19 @@ from typing import Any
 from lensllm_jax import checks
 from lensllm_jax.checkpoints.config import transformers
 
+# the first that is there is read
 VOCABULARIES = ("tokenizer.json", "vocab.json", "spiece.model", "tokenizer.model", "vocab.txt")
 
+# all that a tokenizer may consist of
+TOKENIZER_FILES = (
+    *VOCABULARIES, "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
+    "merges.txt", "chat_template.jinja",
+)  # fmt: skip
 
-def read_tokenizer(folder: Path, attributes: Mapping[str, Any], *, vocab_size: int) -> Any:
+
+def read_tokenizer(
+    folder: Path, attributes: Mapping[str, Any], *, vocab_size: int, table: str
+) -> Any:
     """The tokenizer of a checkpoint folder.
 
     An end token that it lacks is that of the config; padding that it lacks is the config's,
@@ -27,20 +37,29 @@ def read_tokenizer(folder: Path, attributes: Mapping[str, Any], *, vocab_size: i
         folder: the checkpoint.
         attributes: its config, Hugging Face's names.
         vocab_size: rows of the embedding.
+        table: name of its tensor.
 
     Returns:
         What ``AutoTokenizer`` gives, completed.
 
     Raises:
-        UserError: if there is none, it does not read, it has more tokens than the embedding
-            has rows, or neither it nor the config knows an end token.
+        UserError: if there is none, it does not read or needs a library that is not here, it
+            has more tokens than the embedding has rows, or neither it nor the config knows an
+            end token.
     """
     advice = "save it there with tokenizer.save_pretrained(folder)"
     # transformers makes up an empty tokenizer where it finds none
-    if not any((folder / file).exists() for file in VOCABULARIES):
+    file = next((folder / name for name in VOCABULARIES if (folder / name).exists()), None)
+    if file is None:
         raise checks.UserError(
             f"`{folder}` must hold a tokenizer to read text, got none of "
             f"{', '.join(VOCABULARIES)}: {advice}"
+        )
+    # without it transformers takes the file for another kind, and says so
+    if file.suffix == ".model" and importlib.util.find_spec("sentencepiece") is None:
+        raise checks.UserError(
+            f"`{file}` must be read by sentencepiece, got no such library: install it "
+            "(pip install sentencepiece)"
         )
     try:
         tokenizer = transformers().AutoTokenizer.from_pretrained(folder)
@@ -51,8 +70,9 @@ def read_tokenizer(folder: Path, attributes: Mapping[str, Any], *, vocab_size: i
         ) from error
     if len(tokenizer) > vocab_size:
         raise checks.UserError(
-            f"tokenizer of `{folder}` must have at most {vocab_size} tokens "
-            f"(rows of the embedding), got {len(tokenizer)}"
+            f"`{file}` must have at most {vocab_size} tokens (rows of the embedding, tensor "
+            f"{table}), got {len(tokenizer)}: put the tokenizer there that the weights were "
+            "trained with"
         )
     for name in ("eos_token", "pad_token"):
         token = attributes.get(f"{name}_id")

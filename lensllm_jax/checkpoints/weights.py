@@ -19,11 +19,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
 from lensllm_jax import checks
-from lensllm_jax.checkpoints.formats import StoredTensor
+from lensllm_jax.checkpoints.formats import FLOATS, StoredTensor
 from lensllm_jax.checkpoints.tensors import TensorFiles
 from lensllm_jax.models.family import Family, ModelConfig, Weight
 from lensllm_jax.typing import Params
@@ -62,26 +63,18 @@ def load_params(
         A tree of numpy arrays; block parameters carry a leading axis ``l``.
 
     Raises:
-        UserError: listing every tensor that is missing, unexpected, of another shape or
-            not finite, and the file that it lies in.
+        UserError: listing every tensor that is missing, unexpected, of another shape or type,
+            not finite or too large for ``dtype``, and every file that is absent or does not
+            read, each with file and tensor.
     """
     shapes = parameter_shapes(config)
     slots = _slots(family, config, shapes, _prefix(files, family))
-    sources = {
-        next((name for name in (slot.name, *slot.copies) if name in files.file_of), slot.name): slot
-        for slot in slots
-    }
-    copies = {
-        copy: source
-        for source, slot in sources.items()
-        for copy in (slot.name, *slot.copies)
-        if copy in files.file_of and copy != source
-    }
+    sources, copies = _sources(slots, files)
     absent = {name: slot for name, slot in sources.items() if name not in files.file_of}
-    problems = [f"missing {name}" for name, slot in absent.items() if not slot.weight.optional]
-    problems += [
-        f"unexpected {name} (in {files.file_of[name]})"
-        for name in _unused(files, family, {*sources, *copies})
+    problems = [
+        f"missing {name} (not in {files.listing})"
+        for name, slot in absent.items()
+        if not slot.weight.optional
     ]
     filled = {path for slot in slots for path in slot.weight.targets}
     problems += [f"nothing for our {path}" for path in sorted(set(shapes) - filled)]
@@ -89,19 +82,34 @@ def load_params(
     for slot in absent.values():  # optional ones: the others end in an error
         for path in slot.weight.targets:
             slot.of(params[path])[...] = 0
-    for name, tensor in files.open(set(sources) & set(files.file_of)):
-        wrong = _fill(params, sources[name], tensor)
+    twins: dict[str, StoredTensor] = {}  # tensors that must hold the same
+    for name, tensor in files.open({*sources, *copies} - set(absent), problems):
+        wrong = _fill(params, sources[name], tensor) if name in sources else ()
         problems += [f"{name} {reason} (in {files.file_of[name]})" for reason in wrong]
-    for copy, source in copies.items():
-        if not _equal(files, copy, source):
-            problems.append(f"{copy} (in {files.file_of[copy]}) unequal to {source}, its twin")
+        if name in {*copies, *copies.values()}:
+            twins[name] = tensor
+    # after all files were opened: an index may not name all that they hold
+    problems += [
+        f"unexpected {name} (in {files.file_of[name]})"
+        for name in _unused(files, family, {*sources, *copies})
+    ]
+    problems += [
+        f"{copy} (in {files.file_of[copy]}) unequal to {source}, its twin"
+        for copy, source in copies.items()
+        if {copy, source} <= set(twins) and not _equal(twins[copy], twins[source])
+    ]
     if problems:
-        more = f"; and {len(problems) - MAX_SHOWN} more" if len(problems) > MAX_SHOWN else ""
         raise checks.UserError(
             f"`{files.folder}` must hold the tensors that its config.json describes, "
-            f"got: {'; '.join(sorted(problems)[:MAX_SHOWN])}{more}"
+            f"got: {_listed(problems)}"
         )
     return traverse_util.unflatten_dict(params, sep="/")
+
+
+def _listed(problems: Sequence[str]) -> str:
+    """The first of them, and how many follow."""
+    more = f"; and {len(problems) - MAX_SHOWN} more" if len(problems) > MAX_SHOWN else ""
+    return "; ".join(sorted(problems)[:MAX_SHOWN]) + more
 
 
 def checkpoint_tensors(
@@ -125,6 +133,20 @@ def checkpoint_tensors(
         if offset and slot.weight.offset:
             whole = whole - whole.dtype.type(slot.weight.offset)
         yield slot.name, np.ascontiguousarray(whole.T if slot.weight.transpose else whole)
+
+
+def embedding_tensor(family: Family, config: ModelConfig) -> str:
+    """Name of the tensor that holds the embedding of tokens.
+
+    Args:
+        family: whose weight table names the tensors.
+        config: of the model.
+
+    Returns:
+        Its usual name in a checkpoint.
+    """
+    (weight,) = (w for w in family.weights(config) if w.ours == "embed/embedding")
+    return family.prefixes[0] + weight.hf
 
 
 def saved_tensors(
@@ -183,6 +205,21 @@ def _slots(
     ]
 
 
+def _sources(slots: Sequence[_Slot], files: TensorFiles) -> tuple[dict[str, _Slot], dict[str, str]]:
+    """Which tensor fills which slot, and the further tensors that must hold the same."""
+    sources = {
+        next((name for name in (slot.name, *slot.copies) if name in files.file_of), slot.name): slot
+        for slot in slots
+    }
+    copies = {
+        copy: source
+        for source, slot in sources.items()
+        for copy in (slot.name, *slot.copies)
+        if copy in files.file_of and copy != source
+    }
+    return sources, copies
+
+
 def _prefix(files: TensorFiles, family: Family) -> str:
     """What stands before the tensors' names in these files."""
     return next(
@@ -207,11 +244,15 @@ def _aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
     return raw[start : start + num_bytes].view(dtype).reshape(shape)
 
 
-def _equal(files: TensorFiles, one: str, other: str) -> bool:
+def _equal(a: StoredTensor, b: StoredTensor) -> bool:
     """Whether two tensors hold the same values, read piece by piece."""
-    (_, a), (_, b) = (next(files.open({name})) for name in (one, other))
-    return a.shape == b.shape and all(
-        np.array_equal(values, b.rows(start, start + len(values))) for start, values in a.blocks()
+    return (
+        a.shape == b.shape
+        and {a.dtype, b.dtype} <= set(FLOATS)
+        and all(
+            np.array_equal(values, b.rows(start, start + len(values)))
+            for start, values in a.blocks()
+        )
     )
 
 
@@ -225,6 +266,9 @@ def _fill(
     stored = expected[::-1] if weight.transpose else expected
     if tensor.shape != stored:
         yield f"of shape {tensor.shape} (the config asks for {stored})"
+    if tensor.dtype not in FLOATS:
+        yield f"of type {tensor.dtype} (a parameter is one of {', '.join(FLOATS)})"
+    if tensor.shape != stored or tensor.dtype not in FLOATS:
         return
     if len(parts) == 1:
         (part,) = parts
@@ -233,8 +277,8 @@ def _fill(
     else:  # a tensor that holds several parameters is that of one block, and small
         stored_part, pieces = np.empty(stored, parts[0].dtype), iter([(0, tensor.whole())])
     for start, values in pieces:
-        if not np.isfinite(values.astype(np.float32) if values.dtype.kind == "V" else values).all():
-            yield "holds values that are not finite"
+        if reason := _out_of_range(values, stored_part.dtype):
+            yield reason
             return
         stored_part[start : start + len(values)] = values
     if weight.offset:
@@ -244,6 +288,15 @@ def _fill(
         lengths = [part.shape[-1] for part in parts]
         for part, piece in zip(parts, _parted(ours, lengths, weight.groups), strict=True):
             part[...] = piece
+
+
+def _out_of_range(values: np.ndarray, dtype: np.dtype) -> str | None:
+    """Why these values cannot become ones of ``dtype``, if they cannot."""
+    extremes = [float(values.min()), float(values.max())]  # of a NaN, both are NaN
+    if not np.isfinite(extremes).all():
+        return "holds values that are not finite"
+    largest, limit = max(map(abs, extremes)), float(jnp.finfo(dtype).max)
+    return f"holds {largest:.3g}, too large for {dtype}" if largest > limit else None
 
 
 def _parted(whole: np.ndarray, lengths: Sequence[int], groups: int) -> list[np.ndarray]:

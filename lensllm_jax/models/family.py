@@ -19,7 +19,7 @@ import flax.linen as nn
 from lensllm_jax.typing import Array, Batch
 
 # Attributes that every Hugging Face config may carry and that change no logit of a plain
-# forward pass: identity, bookkeeping, generation, training-time regularisation.
+# forward pass: identity, bookkeeping, generation.
 HARMLESS = frozenset(
     """
     _name_or_path architectures model_type transformers_version torch_dtype dtype use_cache
@@ -28,7 +28,10 @@ HARMLESS = frozenset(
     label2id problem_type
     output_attentions output_hidden_states return_dict torchscript is_decoder is_encoder_decoder
     attn_implementation _attn_implementation use_bfloat16 gradient_checkpointing auto_map
-    transformers.js_config
+    transformers.js_config tokenizer_class output_past _num_labels finetuning_task
+    max_length min_length max_new_tokens do_sample early_stopping num_beams temperature top_k
+    top_p repetition_penalty length_penalty no_repeat_ngram_size bad_words_ids
+    forced_bos_token_id forced_eos_token_id force_bos_token_to_be_generated
     """.split()
 )  # fmt: skip
 
@@ -161,7 +164,7 @@ class Family:
                     listed = " or ".join(map(repr, supported))
                     problems.append(f"{name}={value!r} (only {listed})")
             elif name not in known and (name not in defaults or value != defaults[name]):
-                problems.append(f"{name}={value!r} (unknown attribute)")
+                problems.append(f"{name}={value!r} (unknown: take it out if it moves no logit)")
         return problems
 
 

@@ -109,6 +109,16 @@ def test_bin_that_would_run_something_is_refused(folder, capsys):
     assert "this ran" in capsys.readouterr().out
 
 
+@pytest.mark.torch
+def test_bin_of_something_else_than_tensors_is_refused_by_name(folder):
+    torch = pytest.importorskip("torch")
+    (folder / SINGLE).unlink()
+    state = {"model": {"transformer.wte.weight": torch.ones(2, 2)}, "step": 3}
+    torch.save(state, folder / "pytorch_model.bin")
+    with pytest.raises(checks.UserError, match=r"tensors by their names, got dict for 'model'"):
+        load_folder(folder)
+
+
 def test_a_tensor_read_in_small_pieces_is_the_same(tmp_path, monkeypatch):
     """Transposed, joined, interleaved and shifted tensors, each cut into pieces of a few rows."""
     for variant in ("pythia", "gemma2", "phi3", "gpt2"):

@@ -3,7 +3,9 @@
 import functools
 import json
 import shutil
+import sys
 
+import huggingface_hub
 import jax
 import numpy as np
 import pytest
@@ -48,8 +50,8 @@ def same(a, b):
     return jax.tree.all(jax.tree.map(lambda x, y: bool((x == y).all()), a.params, b.params))
 
 
-def test_sharded_checkpoint_loads_the_same_parameters(folder):
-    whole = load_folder(folder)
+def shard(folder):
+    """Splits the weights of a folder in two; gives the names of the tensors in each file."""
     tensors = load_file(folder / SINGLE)
     names = sorted(tensors)
     shards = {"a.safetensors": names[::2], "b.safetensors": names[1::2]}
@@ -58,9 +60,41 @@ def test_sharded_checkpoint_loads_the_same_parameters(folder):
     weight_map = {name: file for file, members in shards.items() for name in members}
     (folder / INDEX).write_text(json.dumps({"weight_map": weight_map}))
     (folder / SINGLE).unlink()
+    return shards
+
+
+def test_sharded_checkpoint_loads_the_same_parameters(folder):
+    whole = load_folder(folder)
+    shard(folder)
     assert same(load_folder(folder), whole)
+
+
+def test_all_problems_of_all_shards_are_reported_at_once(folder):
+    """A missing file, and in the other one a NaN, an odd type and a tensor without a place."""
+    shards = shard(folder)
+    tensors = load_file(folder / "a.safetensors")
+    bad, odd = "transformer.h.0.attn.c_attn.bias", "transformer.wpe.weight"
+    assert {bad, odd} <= set(shards["a.safetensors"])
+    tensors[bad] = np.full_like(tensors[bad], np.nan)
+    tensors[odd] = tensors[odd].astype(np.int8)
+    save_file({**tensors, "stranger": np.ones(3)}, folder / "a.safetensors")
     (folder / "b.safetensors").unlink()
-    assert "b.safetensors" in refusal(folder)
+    message = refusal(folder)
+    for part in (
+        f"{bad} holds values that are not finite (in a.safetensors)",
+        f"{odd} of type I8 (",
+        "unexpected stranger (in a.safetensors)",  # in the file, not in the index
+        f"no file b.safetensors, where {INDEX} finds {shards['b.safetensors'][0]}, ",
+    ):
+        assert part in message
+
+
+def test_a_shard_that_does_not_read_is_named_with_what_it_should_hold(folder):
+    shards = shard(folder)
+    (folder / "b.safetensors").write_bytes(b"\xff" * 100)
+    message = refusal(folder)
+    assert f"no {shards['b.safetensors'][0]}, " in message
+    assert f"`{folder / 'b.safetensors'}` must be a complete" in message
 
 
 def test_prefix_of_the_tensor_names_may_be_absent(folder):
@@ -72,12 +106,6 @@ def test_prefix_of_the_tensor_names_may_be_absent(folder):
 
     change_tensors(folder, strip)
     assert same(load_folder(folder), whole)
-
-
-def test_saving_and_loading_gives_the_same_parameters_back(tmp_path):
-    candidate = lens.load_candidate("zoo/opt-xs")
-    candidate.save(tmp_path / "saved")
-    assert same(load_folder(tmp_path / "saved"), candidate)
 
 
 def test_damage_is_named(folder):
@@ -107,10 +135,50 @@ def test_all_tensor_problems_are_reported_at_once(folder):
         f"{folder.name}` must hold",
         f"wte.weight of shape (2047, 64) (the config asks for (2048, 64)) (in {SINGLE})",
         f"transformer.ln_f.weight holds values that are not finite (in {SINGLE})",
-        "missing transformer.ln_f.bias",
+        f"missing transformer.ln_f.bias (not in {SINGLE})",
         f"unexpected transformer.stranger (in {SINGLE})",
     ):
         assert part in message
+
+
+def as_stored(folder, name, dtype):
+    """Says in the header that a tensor has another type, of values of half the size."""
+    content = (folder / SINGLE).read_bytes()
+    length = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + length])
+    first, last = header[name]["data_offsets"]
+    header[name] = {**header[name], "dtype": dtype}
+    values = content[8 + length :]
+    half = (last - first) // 2
+    for entry in header.values():
+        if "data_offsets" in entry and entry["data_offsets"][0] >= last:
+            entry["data_offsets"] = [offset - half for offset in entry["data_offsets"]]
+    header[name]["data_offsets"] = [first, first + half]
+    text = json.dumps(header).encode()
+    data = values[: first + half] + values[last:]
+    (folder / SINGLE).write_bytes(len(text).to_bytes(8, "little") + text + data)
+
+
+def test_a_type_that_no_parameter_has_is_refused_by_file_and_tensor(folder):
+    as_stored(folder, "transformer.ln_f.bias", "F8_E4M3")
+    assert "transformer.ln_f.bias of type F8_E4M3 (a parameter is one of float64, float32, " in (
+        message := refusal(folder)
+    )
+    assert f"(in {SINGLE})" in message
+
+
+def test_a_value_too_large_for_the_type_asked_for_is_refused_by_file_and_tensor(folder):
+    def enlarge(tensors):
+        name = "transformer.ln_f.bias"
+        tensors[name] = tensors[name].astype(np.float32)
+        tensors[name][3] = -1e5
+
+    change_tensors(folder, enlarge)
+    assert load_folder(folder).params["final_norm"]["bias"].min() == -1e5
+    with pytest.raises(checks.UserError) as caught:
+        load_folder(folder, dtype="float16")
+    expected = f"transformer.ln_f.bias holds 1e+05, too large for float16 (in {SINGLE})"
+    assert expected in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -176,8 +244,35 @@ def test_tokenizer_is_read_late_and_must_fit_the_embedding(folder):
         folder,
         lambda t: t.update({"transformer.wte.weight": t["transformer.wte.weight"][:100]}),
     )
-    with pytest.raises(checks.UserError, match="at most 100 tokens"):
+    with pytest.raises(checks.UserError) as caught:
         _ = load_folder(folder).tokenizer
+    for part in (f"`{folder / 'tokenizer.json'}`", "100 tokens", "transformer.wte.weight", "2048"):
+        assert part in str(caught.value)
+
+
+def test_a_sentencepiece_file_without_its_library_says_what_to_install(folder, monkeypatch):
+    (folder / "tokenizer.json").unlink()
+    (folder / "spiece.model").write_bytes(b"")
+    monkeypatch.setitem(sys.modules, "sentencepiece", None)
+    with pytest.raises(checks.UserError, match=r"spiece\.model.*pip install sentencepiece"):
+        _ = load_folder(folder).tokenizer
+
+
+@pytest.mark.parametrize("name", ["t5-xs", "mt5-xs", "bart-xs"])
+def test_encoder_decoders_have_the_special_tokens_of_their_families(name):
+    candidate = lens.load_candidate(f"zoo/{name}")
+    tokens = candidate.tokenizer
+    roles = {"eos_token": "</s>", "pad_token": "<pad>"}
+    hidden = [f"<extra_id_{i}>" for i in range(16)]
+    if name == "bart-xs":
+        roles |= {"bos_token": "<s>", "mask_token": "<mask>"}
+        hidden = ["<mask>"]
+    assert {role: getattr(tokens, role) for role in roles} == roles
+    start = tokens.eos_token_id if name == "bart-xs" else tokens.pad_token_id
+    assert candidate.decoder_start_token_id == start
+    for token in (*roles.values(), *hidden):  # one token each, within the embedding
+        (number,) = tokens(token, add_special_tokens=False)["input_ids"]
+        assert number < candidate.config.vocab_size
 
 
 def rewrite(path, **changes):
@@ -212,6 +307,17 @@ def test_a_missing_download_says_what_to_do():
         lens.load_candidate("facebook/opt-350m")  # HF_HUB_OFFLINE=1 in the tests
     for part in ("hf download facebook/opt-350m", "HF_HUB_OFFLINE=1 forbids", "folder"):
         assert part in str(caught.value)
+
+
+def test_a_model_that_the_cache_holds_loads_without_a_network(tmp_path, monkeypatch):
+    cached = tmp_path / "models--somebody--small"
+    shutil.copytree(FOLDER / SMALLEST, cached / "snapshots" / "1234")
+    (cached / "refs").mkdir()
+    (cached / "refs" / "main").write_text("1234")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    candidate = lens.load_candidate("somebody/small")  # HF_HUB_OFFLINE=1 in the tests
+    assert candidate.name == "somebody/small"
+    assert same(candidate, lens.load_candidate(f"zoo/{SMALLEST}"))
 
 
 def test_dtype_is_that_asked_for():

@@ -114,14 +114,13 @@ FAMILY = Family(
     ),
     harmless=frozenset(
         """dropout attention_dropout activation_dropout classifier_dropout encoder_layerdrop
-        decoder_layerdrop classif_dropout forced_eos_token_id forced_bos_token_id
-        num_hidden_layers early_stopping no_repeat_ngram_size num_beams max_length min_length
-        length_penalty""".split()
+        decoder_layerdrop classif_dropout num_hidden_layers""".split()
     ),
     required={
         # settings of early config files, at the only values that today's code computes
         "add_bias_logits": False, "add_final_layer_norm": False, "normalize_before": False,
         "normalize_embedding": True, "static_position_embeddings": False,
+        "do_blenderbot_90_layernorm": False, "extra_pos_embeddings": POSITION_OFFSET,
     },
     prefixes=PREFIXES,
     ignored=(r"(encoder|decoder)\.version",),

@@ -82,9 +82,11 @@ FAMILY = Family(
         """vocab_size n_positions n_embd n_layer n_head n_inner activation_function
         layer_norm_epsilon tie_word_embeddings""".split()
     ),
+    # n_special and predict_special_tokens are leftovers of GPT-1, in the files of the larger sizes
     harmless=frozenset(
-        """resid_pdrop embd_pdrop attn_pdrop summary_type summary_use_proj summary_activation
-        summary_proj_to_labels summary_first_dropout n_ctx reorder_and_upcast_attn""".split()
+        """n_special predict_special_tokens resid_pdrop embd_pdrop attn_pdrop summary_type
+        summary_use_proj summary_activation summary_proj_to_labels summary_first_dropout n_ctx
+        reorder_and_upcast_attn""".split()
     ),
     required={
         "scale_attn_weights": True,

@@ -98,7 +98,10 @@ FAMILY = Family(
         intermediate_size hidden_act layer_norm_eps use_parallel_residual attention_bias
         rope_parameters tie_word_embeddings""".split()
     ),
-    harmless=frozenset("attention_dropout hidden_dropout classifier_dropout".split()),
+    harmless=frozenset(
+        """attention_dropout hidden_dropout classifier_dropout attention_probs_dropout_prob
+        hidden_dropout_prob""".split()
+    ),
     required={},
     prefixes=("gpt_neox.", ""),
     ignored=(

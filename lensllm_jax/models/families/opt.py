@@ -98,7 +98,10 @@ FAMILY = Family(
         ffn_dim activation_function do_layer_norm_before _remove_final_layer_norm enable_bias
         word_embed_proj_dim tie_word_embeddings""".split()
     ),
-    harmless=frozenset("dropout attention_dropout activation_dropout layerdrop".split()),
+    # output_projection is a leftover of its first training code
+    harmless=frozenset(
+        "dropout attention_dropout activation_dropout layerdrop output_projection".split()
+    ),
     required={"layer_norm_elementwise_affine": True},
     prefixes=("model.decoder.", "decoder.", ""),
     ignored=(),

@@ -27,7 +27,7 @@ READ = frozenset(
 # tie_word_embeddings is overwritten by Hugging Face whatever the checkpoint says
 HARMLESS = frozenset(
     """feed_forward_proj tie_word_embeddings dropout_rate classifier_dropout initializer_factor
-    n_positions output_past tokenizer_class""".split()
+    n_positions""".split()
 )
 # a table that early checkpoints hold and no version of the model reads
 IGNORED = (r"decoder\.block\.0\.layer\.1\.EncDecAttention\.relative_attention_bias\.weight",)

@@ -59,10 +59,18 @@ def other_end(folder):
     return written(folder, path.name, json.dumps(kept))
 
 
-def in_eight_bits(folder):
-    header = json.dumps({"x": {"dtype": "F8_E4M3", "shape": [1], "data_offsets": [0, 1]}})
-    content = len(header).to_bytes(8, "little") + header.encode() + b"0"
-    return written(folder, WEIGHTS, content) / WEIGHTS
+def sentencepiece_without_its_library(folder):
+    (without(folder, "tokenizer.json") / "spiece.model").write_bytes(b"")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, "sentencepiece", None)
+        return load_folder(folder).tokenizer
+
+
+def saved(folder, **how):
+    """The smallest candidate, one of its values too large for float16, written to a folder."""
+    candidate = load_folder(SMALLEST)
+    candidate.params["final_norm"]["bias"] += 1e5
+    candidate.save(folder, **how)
 
 
 # the message, and what brings it about in an empty folder
@@ -125,10 +133,6 @@ MISTAKES = [
         lambda tmp: formats.open_tensors(written(tmp, WEIGHTS, b"12345678") / WEIGHTS),
     ),
     (
-        "`dtype` must be one of ..., got 'F8_E4M3'",
-        lambda tmp: formats.open_tensors(in_eight_bits(tmp)),
-    ),
-    (
         (
             "`DIR/pytorch_model.bin` must be read by PyTorch, got no PyTorch: install it (pip "
             "install torch), or save the model again with safe_serialization=True"
@@ -149,19 +153,44 @@ MISTAKES = [
     ),
     (
         (
-            "`DIR` must hold every file that model.safetensors.index.json names, got none of "
-            "a.safetensors: fetch the missing shards"
+            "`DIR` must hold whole weights, got no file a.safetensors, where "
+            "model.safetensors.index.json finds w (fetch it)"
         ),
-        lambda tmp: tensors.TensorFiles.of_folder(
-            written(tmp, INDEX, '{"weight_map": {"w": "a.safetensors"}}')
+        lambda tmp: list(
+            tensors.TensorFiles.of_folder(
+                written(tmp, INDEX, '{"weight_map": {"w": "a.safetensors"}}')
+            ).open({"w"})
         ),
     ),
     (
         (
-            "`DIR/model.safetensors` must hold the tensors that the index finds there, got none "
-            "named transformer.h.0.attn.c_attn.bias, ...: fetch it again"
+            "`DIR` must hold the tensors that its config.json describes, got: model.safetensors "
+            "without transformer.h.0.attn.c_attn.bias, ... more, which "
+            "model.safetensors.index.json finds there (fetch it again); unexpected x (in "
+            "model.safetensors)"
         ),
         lambda tmp: load_folder(sharded(tmp)),
+    ),
+    (
+        (
+            "`params` must be finite in float16, got tensor transformer.ln_f.bias of magnitude "
+            "1e+05: choose another `dtype`, or look why training diverged"
+        ),
+        lambda tmp: saved(tmp, dtype="float16"),
+    ),
+    (
+        (
+            "`folder` must not hold a sharded checkpoint, got one with "
+            "model.safetensors.index.json: save to another folder"
+        ),
+        lambda tmp: saved(written(tmp, INDEX, "{}")),
+    ),
+    (
+        (
+            "`DIR/spiece.model` must be read by sentencepiece, got no such library: install it "
+            "(pip install sentencepiece)"
+        ),
+        lambda tmp: sentencepiece_without_its_library(tmp),
     ),
     (
         (
@@ -188,10 +217,11 @@ MISTAKES = [
     ),
     (
         (
-            "tokenizer of `...gpt2-xs` must have at most 100 tokens (rows of the embedding), got "
-            "2048"
+            "`...gpt2-xs/tokenizer.json` must have at most 100 tokens (rows of the embedding, "
+            "tensor wte.weight), got 2048: put the tokenizer there that the weights were trained "
+            "with"
         ),
-        lambda tmp: tokenizer.read_tokenizer(SMALLEST, {}, vocab_size=100),
+        lambda tmp: tokenizer.read_tokenizer(SMALLEST, {}, vocab_size=100, table="wte.weight"),
     ),
     (
         (

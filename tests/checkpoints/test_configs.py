@@ -1,0 +1,86 @@
+"""Every attribute of a config is understood, known to move no logit, or refused by name."""
+
+import pytest
+
+from lensllm_jax import checks
+from lensllm_jax.checkpoints.config import parse_config
+from lensllm_jax.models.families import FAMILIES
+from tests.models.encoder_decoders import ENCODER_DECODERS
+from tests.models.published import PUBLISHED as DECODERS
+from tests.models.published_encoder_decoders import PUBLISHED
+from tests.models.variants import VARIANTS
+
+TINY = {attributes["model_type"]: attributes for attributes in VARIANTS.values()}
+TINY |= {attributes["model_type"]: attributes for attributes in ENCODER_DECODERS.values()}
+
+
+def refusal(attributes):
+    with pytest.raises(checks.UserError) as caught:
+        parse_config(attributes)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_an_unknown_attribute_is_refused_by_name_in_every_family(family):
+    parse_config(TINY[family])
+    message = refusal(
+        {**TINY[family], "a_new_kind_of_norm": "yes", "quantization_config": {"b": 4}}
+    )
+    assert "a_new_kind_of_norm='yes' (unknown" in message
+    assert "quantization_config=" in message
+
+
+REQUIRED = [(name, attribute) for name, f in FAMILIES.items() for attribute in f.required]
+
+
+@pytest.mark.parametrize(("family", "attribute"), REQUIRED)
+def test_a_setting_that_is_not_implemented_is_refused_by_name_in_every_family(family, attribute):
+    supported = FAMILIES[family].required[attribute]
+    supported = supported if isinstance(supported, tuple) else (supported,)
+    others = (2.5,) if supported == (None,) else (True, False, 3)  # a cap is a number
+    other = next(value for value in others if value not in supported)
+    assert f"{attribute}={other!r}" in refusal({**TINY[family], attribute: other})
+
+
+ACTIVATION = {"activation_function", "hidden_act", "hidden_activation", "feed_forward_proj"}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_an_unknown_activation_is_refused_by_name_in_every_family(family):
+    read = FAMILIES[family].read | FAMILIES[family].harmless
+    # Gemma reads the last of its two; T5 spells its own in one word
+    (name, *_) = sorted(ACTIVATION & read, reverse=family.startswith("gemma"))
+    message = refusal({**TINY[family], name: "mish"})
+    assert "activation_function" in message
+    assert "got 'mish'" in message
+
+
+# what the files of some published models say besides, seen in public copies of them
+BOOKKEEPING = {
+    "gpt2": {"n_special": 0, "predict_special_tokens": True, "output_past": True},
+    "opt": {"output_projection": True},
+    "gpt_neox": {"attention_probs_dropout_prob": 0, "hidden_dropout_prob": 0},
+    "bart": {
+        "extra_pos_embeddings": 2,
+        "do_blenderbot_90_layernorm": False,
+        "force_bos_token_to_be_generated": True,
+        "_num_labels": 3,
+    },
+}
+
+
+@pytest.mark.parametrize("family", BOOKKEEPING)
+def test_bookkeeping_of_published_files_is_accepted(family):
+    said = parse_config({**TINY[family], **BOOKKEEPING[family]}).config
+    assert said == parse_config(TINY[family]).config
+
+
+@pytest.mark.parametrize(
+    "model",
+    ["openai-community/gpt2", "google/gemma-2-2b", "google-t5/t5-small", "facebook/bart-large"],
+)
+def test_a_published_config_equals_the_defaults_of_transformers(model):
+    """They are those of this very model, an independent copy of its numbers."""
+    attributes = {**DECODERS, **PUBLISHED}[model]
+    defaults = parse_config({"model_type": attributes["model_type"]}).config
+    assert parse_config(attributes).config == defaults
