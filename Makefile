@@ -1,7 +1,7 @@
 # Every target sets up what it needs; a second call does nothing twice.
 #   make demo   ranks seven bundled candidates for one task, into out/demo
 #   make test   runs the tests; make test-x64 runs them in float64
-#   make lint types torch-parity notebooks browser docs   what else .ci/run checks
+#   make lint types torch-parity notebooks browser docs ray   what else .ci/run checks
 #   make lock   regenerates requirements*.txt from setup.cfg
 
 PYTHON ?= python3
@@ -11,7 +11,7 @@ PYTEST := $(BIN)/python -m pytest -n auto --dist worksteal
 
 DEMO := zoo/cerebras-s,zoo/gpt2-m,zoo/gpt2-s,zoo/gpt2-xs,zoo/opt-m,zoo/opt-s,zoo/opt-xs
 
-.PHONY: demo test test-x64 lint types torch-parity notebooks browser docs lock
+.PHONY: demo test test-x64 lint types torch-parity notebooks browser docs ray lock
 
 demo: .venv/runs
 	$(BIN)/python -m experiments.select_model --candidates=$(DEMO) --task=pydoc \
