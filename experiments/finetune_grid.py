@@ -249,9 +249,9 @@ def write_tables(
     families: Mapping[str, str],
 ) -> None:  # fmt: skip
     """losses.csv, and a table a seed where there are several."""
-    tables = {"losses.csv": means(grid, losses)}
+    tables: dict[str, Mapping[str, Mapping[int, float]]] = {"losses.csv": means(grid, losses)}
     if len(grid.seeds) > 1:
-        tables |= {f"losses-seed-{seed}.csv": dict(losses[seed]) for seed in grid.seeds}
+        tables |= {f"losses-seed-{seed}.csv": losses[seed] for seed in grid.seeds}
     for name, rows in tables.items():
         if any(rows.values()):
             table = measuring.loss_table(grid.names, rows, num_params, families, grid.task)

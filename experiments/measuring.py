@@ -162,7 +162,7 @@ def load_task_for(names: Sequence[str]) -> Task:
     """
     task = load_task(
         TASK.value, prompt_field=PROMPT_FIELD.value, target_field=TARGET_FIELD.value,
-        folder=TASK_FOLDER.value and Path(TASK_FOLDER.value),
+        folder=Path(TASK_FOLDER.value) if TASK_FOLDER.value else None,
     )  # fmt: skip
     if MEAN_LENGTH.value is not None:
         checks.positive("mean_length", MEAN_LENGTH.value)
