@@ -153,8 +153,10 @@ def fine_tune(
 
     Raises:
         FloatingPointError: if a loss is not finite.
-        UserError: if the checkpoint is damaged, or of another fine-tune.
+        UserError: if the checkpoint is damaged, or of another fine-tune, or there is no target.
     """
+    for name, data in (("train", train), ("validation", validation), ("test", test)):
+        _check_targets(name, data, shift=loop.shift)
     lengths = row_lengths(train)
     num_calls = config.num_calls(len(lengths))
     calls_per_evaluation = config.calls_per_evaluation(len(lengths))
@@ -229,6 +231,16 @@ def evaluation_batches(data: Batch, *, buckets: tuple[int, ...] = ()) -> list[Ba
         cut(batch, kept[index])
         for batch, index in zip(batches, bucket_of(np.array(longest), buckets), strict=True)
     ]
+
+
+def _check_targets(name: str, data: Batch, *, shift: bool) -> None:
+    """Refuses data whose targets were all cut off: their mean loss would be 0 / 0."""
+    labels = np.asarray(data["labels"])
+    if not ((labels[:, 1:] if shift else labels) != IGNORE).any():
+        raise checks.UserError(
+            f"`{name}` must hold a target token, got none in {len(labels)} examples: keep more of "
+            "each"
+        )
 
 
 def _after_call(

@@ -161,6 +161,18 @@ def test_long_sides_are_cut_as_in_a_decoder_only_model(t5_like):
     assert rows(encoded.labels) == [[A, B, C]]
 
 
+@given(records, st.integers(3, 8), st.integers(2, 8), st.booleans())
+def test_every_cut_target_of_an_encoder_decoder_keeps_a_token(examples, length, target, with_bos):
+    bos = {"bos_token": "<s>"} if with_bos else {}
+    encoded = encode_seq2seq(
+        [e for e in examples if e.prompt] or [Example("a", "b c")],
+        word_tokenizer(eos_token="</s>", pad_token="<pad>", **bos),
+        max_length=length, max_target_length=target, decoder_start_token_id=0,
+    )  # fmt: skip
+    assert np.all(encoded.num_target_tokens >= 1)
+    assert np.array_equal(encoded.num_target_tokens, (encoded.labels != IGNORE).sum(axis=1))
+
+
 def test_without_a_prompt_the_first_third_is_the_context(t5_like):
     encoded = encode_pair(t5_like, Example("", "a b c"))
     assert rows(encoded.input_ids) == [[A, EOS, PAD, PAD, PAD]]

@@ -152,6 +152,18 @@ def test_a_diverging_run_stops_with_its_origin(candidate):
         fine_tune(wild, candidate.params, data(16), data(8), data(8), config=config)
 
 
+@pytest.mark.parametrize("cut", [0, 1, 2])
+def test_data_without_a_target_is_refused(cut):
+    """As after a cut that leaves prompts alone; one target in a split is enough."""
+    loop = Loop(tiny.apply_fn, OptimizerConfig(learning_rate=1e-3), shift=True)
+    whole = tiny.examples(4)
+    prompts = {**whole, "labels": np.full_like(whole["labels"], -100)}
+    splits = [prompts if i == cut else whole for i in range(3)]
+    name = ("train", "validation", "test")[cut]
+    with pytest.raises(checks.UserError, match=f"`{name}` must hold a target token, got none in 4"):
+        fine_tune(loop, tiny.params(), *splits, config=FineTuneConfig())
+
+
 @pytest.mark.parametrize("name", ["batch_size", "max_epochs", "patience", "steps_per_call"])
 def test_settings_must_be_positive(name):
     with pytest.raises(checks.UserError, match=name):

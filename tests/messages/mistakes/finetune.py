@@ -7,7 +7,7 @@ import pytest
 
 from lensllm_jax.finetune import search
 from lensllm_jax.finetune.compute import ComputeConfig
-from lensllm_jax.finetune.fine_tune import FineTuneConfig
+from lensllm_jax.finetune.fine_tune import FineTuneConfig, fine_tune
 from lensllm_jax.finetune.loop import Loop, OptimizerConfig, TrainState
 from lensllm_jax.finetune.resume import Checkpoint, Position
 
@@ -85,6 +85,12 @@ MISTAKES = [
     (
         "`num_micro_batches` must divide the batch size 6, got 4",
         lambda tmp: loop(num_micro_batches=4).train(None, {"labels": np.zeros((1, 6, 2))}),
+    ),
+    (
+        "`train` must hold a target token, got none in 2 examples: keep more of each",
+        lambda tmp: fine_tune(
+            loop(), {}, *[{"labels": np.full((2, 3), -100)}] * 3, config=FineTuneConfig()
+        ),
     ),
     (
         "`every_seconds` must be zero or positive and finite, got -1",
