@@ -58,6 +58,8 @@ LEARNING_RATES = flags.DEFINE_string(
 BATCH_SIZES = flags.DEFINE_string(
     "batch_sizes", "", "In place of --batch_size; of several each cell chooses one."
 )
+for module in (measuring, executors):
+    flags.adopt_module_key_flags(module)  # --help shows theirs too
 Number = TypeVar("Number", int, float)
 Losses = Mapping[int, Mapping[str, Mapping[int, float]]]  # seed -> candidate -> size -> loss
 

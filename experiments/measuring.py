@@ -26,7 +26,7 @@ from lensllm_jax.data.batches import with_prompts
 from lensllm_jax.data.catalogue import load_task
 from lensllm_jax.data.lengths import with_mean_length
 from lensllm_jax.data.task import Task
-from lensllm_jax.finetune.compute import DTYPES, ComputeConfig
+from lensllm_jax.finetune.compute import ComputeConfig
 from lensllm_jax.finetune.fine_tune import Progress as Step
 from lensllm_jax.finetune.loop import ALL_STEPS
 from lensllm_jax.ntk.candidate import CandidateNtk
@@ -71,7 +71,7 @@ DECAY_STEPS = flags.DEFINE_string(
 )
 CLIP_NORM = flags.DEFINE_float("clip_norm", DEFAULTS.clip_norm, "Largest norm of a gradient.")
 COMPUTE_DTYPE = flags.DEFINE_enum(
-    "compute_dtype", None, DTYPES, "Of products and logits; weights stay float32."
+    "compute_dtype", None, ["bfloat16", "float32"], "Of products and logits; weights stay float32."
 )
 MICRO_BATCHES = flags.DEFINE_integer("micro_batches", 1, "Passes of one step: less memory.")
 REMAT = flags.DEFINE_bool("remat", False, "Compute blocks again backwards: less memory.")
