@@ -13,7 +13,9 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from transformers import AutoTokenizer  # noqa: F401  what every run would import anew
@@ -76,14 +78,12 @@ def interrupted(root: Path, name: str, last: int) -> dict:
     """One life of a run, and what it left."""
     asked, said = root / f"{name}-{last}.asked", root / f"{name}-{last}.said"
     asked.touch()
-    process, start = live(root, name, asked, said, last), time.monotonic()
-    while len(asked.read_text().splitlines()) < last:
-        if time.monotonic() - start > PATIENCE_SECONDS:
-            os.killpg(process, signal.SIGKILL)
-            break
-        time.sleep(0.01)
-    start = time.monotonic()
+    process = live(root, name, asked, said, last)
+    wait_until(lambda: len(asked.read_text().splitlines()) >= last)
     os.killpg(process, signal.SIGINT)
+    ended = wait_until(lambda: os.waitid(os.P_PID, process, os.WEXITED | os.WNOHANG | os.WNOWAIT))
+    if not ended:
+        os.killpg(process, signal.SIGKILL)
     code = os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
     files = [path.name for path in (root / name).rglob("*") if path.is_file()]
     return {
@@ -91,19 +91,24 @@ def interrupted(root: Path, name: str, last: int) -> dict:
         "said": said.read_text(),
         "asked": asked.read_text().splitlines(),
         "half_written": [file for file in files if file.endswith(durable.PARTIAL)],
-        "alive": is_alive(process),
-        "seconds": time.monotonic() - start,
+        "alive": not wait_until(lambda: not is_alive(process)),
     }
 
 
+def wait_until(happened: Callable[[], Any]) -> bool:
+    """Whether it happened within our patience."""
+    start = time.monotonic()
+    while not (so := happened()) and time.monotonic() - start < PATIENCE_SECONDS:
+        time.sleep(0.01)
+    return bool(so)
+
+
 def is_alive(group: int) -> bool:
-    """Whether a process of the group is still there a moment later."""
-    for _ in range(100):
-        try:
-            os.killpg(group, 0)
-        except ProcessLookupError:
-            return False
-        time.sleep(0.02)
+    """Whether a process of the group is still there."""
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
     return True
 
 

@@ -1,16 +1,13 @@
 """Importing costs nothing, and help shows a command that can be pasted."""
 
 import ast
+import re
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
-BINARIES = sorted(
-    path.stem for path in (ROOT / "experiments").glob("*.py") if "cli.run(main)" in path.read_text()
-)
+from tests.messages.binaries import NAMES, ROOT
 
 
 def python(*arguments):
@@ -21,8 +18,9 @@ def python(*arguments):
 
 def test_import_takes_less_than_a_second_and_starts_no_backend():
     script = (
-        "import time; start = time.perf_counter(); import lensllm_jax; "
-        "print(time.perf_counter() - start); import sys; "
+        # of this process alone: on a busy machine the clock on the wall counts the others too
+        "import time; start = time.process_time(); import lensllm_jax; "
+        "print(time.process_time() - start); import sys; "
         "bridge = sys.modules.get('jax._src.xla_bridge'); print(bool(bridge and bridge._backends))"
     )
     seconds, started = python("-c", script).split()
@@ -37,12 +35,12 @@ def test_a_backend_that_is_started_is_seen():
     assert python("-c", script).strip() == "True"
 
 
-@pytest.mark.parametrize("binary", BINARIES)
+@pytest.mark.parametrize("binary", NAMES)
 def test_help_shows_an_example(binary):
     # --help prints the docstring, which the test below asks one binary for
     said = ast.get_docstring(ast.parse((ROOT / "experiments" / f"{binary}.py").read_text()))
     assert said is not None
-    assert f"python -m experiments.{binary} --" in said
+    assert f"python -m experiments.{binary} --" in re.sub(r"\\\s+", "", said)
 
 
 def test_help_prints_the_docstring():

@@ -90,7 +90,6 @@ def test_a_run_that_is_interrupted_ends_cleanly(interrupted, run):
         assert life["said"] == "error: interrupted: the same command resumes\n"
         assert life["half_written"] == []
         assert not life["alive"]
-        assert life["seconds"] < 20.0  # generous: a cell would last for ever
 
 
 @pytest.mark.slow
