@@ -2,6 +2,11 @@
 
     JAX_ENABLE_X64=1 .venv-torch/bin/python -m benchmarks.parity --output=docs/families.md
 
+    JAX_ENABLE_X64=1 .venv-torch/bin/python -m benchmarks.parity --rounding=gemma2,phi3
+
+The second prints, for these variants, how far ours and PyTorch's float32 are from PyTorch's
+float64: whose rounding a difference is.
+
 Tiny models with random weights, padded left and right; logits and gradients of the loss, each
 difference relative to the largest magnitude of its kind.  About 15 to 30 s a variant on two
 busy cores; each row is kept as it is made.
@@ -15,6 +20,7 @@ from absl import app, flags
 
 OUTPUT = flags.DEFINE_string("output", "", "Document whose table to make (default: print alone).")
 TYPES = flags.DEFINE_list("model_types", [], "Rows to make anew (default: of all types).")
+ROUNDING = flags.DEFINE_list("rounding", [], "Variants whose rounding to print, and nothing else.")
 
 START, END = "<!-- made by benchmarks.parity -->", "<!-- end -->"
 COLUMNS = [
@@ -35,9 +41,28 @@ def row(variant, attributes, data):
     return f"| {attributes['model_type']} | {variant} | {' | '.join(cells)} |\n"
 
 
+def print_rounding(variants):
+    """A table of both float32s' distances from float64."""
+    from tests.goldens.generate import ALL_VARIANTS, golden_batch
+    from tests.models.torch_oracle import rounding
+
+    columns = [
+        f"{what}, {whose}" for what in ("logits", "gradient") for whose in ("ours", "PyTorch")
+    ]
+    print(f"| variant | {' | '.join(columns)} |\n|{'---|' * (1 + len(columns))}")
+    for variant in variants:
+        with tempfile.TemporaryDirectory() as folder:
+            ours, theirs = rounding(ALL_VARIANTS[variant], folder, golden_batch(variant))
+        cells = (ours.logits, theirs.logits, ours.gradient, theirs.gradient)
+        print(f"| {variant} | {' | '.join(f'{cell:.1e}' for cell in cells)} |", flush=True)
+
+
 def main(_):
     from tests.goldens.generate import ALL_VARIANTS, golden_batch
 
+    if ROUNDING.value:
+        print_rounding(ROUNDING.value)
+        return
     path = Path(OUTPUT.value or os.devnull)
     before, rest = path.read_text().split(START) if OUTPUT.value else ("", END)
     table, after = rest.split(END)

@@ -1,8 +1,7 @@
 """Configs of published decoders, as their config.json has them, spellings of their time included.
 
-Written down from memory, without a network: none was compared with its file on the hub.  The
-counts below check most of them; the vocabulary of the two LaMini-GPT models (GPT-2's with one
-token for padding) is the least certain.
+Written down from memory, without a network; docs/families.md says what each was compared with.
+The least certain is LaMini-GPT-774M: GPT-2 Large with one more token, for padding.
 """
 
 GPT2 = {
@@ -83,6 +82,7 @@ PUBLISHED = {
     "MBZUAI/LaMini-GPT-124M": {**GPT2, "vocab_size": 50258},
     "MBZUAI/LaMini-GPT-774M": {
         **GPT2, "vocab_size": 50258, "n_embd": 1280, "n_head": 20, "n_layer": 36,
+        "n_special": 0, "predict_special_tokens": True,
     },
     "cerebras/Cerebras-GPT-256M": {
         **CEREBRAS, "n_embd": 1088, "n_head": 17, "n_inner": 4352, "n_layer": 14,

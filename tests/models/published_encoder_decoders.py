@@ -1,6 +1,6 @@
 """Configs of published encoder-decoders, as their config.json has them.
 
-From the model cards and repositories on the Hugging Face hub.
+Written down from memory; docs/families.md says what each was compared with.
 """
 
 T5 = {

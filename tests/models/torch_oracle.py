@@ -109,12 +109,66 @@ def our_loss(params, candidate, data):
     return -jnp.sum(jnp.where(labels >= 0, picked, 0.0)) / jnp.sum(labels >= 0)
 
 
+class Answer(NamedTuple):
+    """What a model says of a batch."""
+
+    logits: np.ndarray  # at real tokens: those at padding mean nothing
+    loss: float
+    gradients: dict[str, np.ndarray]  # of the loss, under PyTorch's names
+
+
+def real_tokens(data, is_encoder_decoder):
+    """Where logits mean something."""
+    return slice(None) if is_encoder_decoder else np.asarray(data["attention_mask"]) == 1
+
+
+def torch_answer(attributes, dtype, data, folder=None) -> Answer:
+    """PyTorch's, of a tiny config; the checkpoint is kept in ``folder``."""
+    with computing_in(dtype):
+        model = random_model(attributes, dtype)
+        if folder is not None:
+            model.save_pretrained(folder)
+        logits, loss = logits_and_loss(model, data)
+        loss.backward()
+    return Answer(
+        logits.detach().numpy()[real_tokens(data, model.config.is_encoder_decoder)],
+        loss.item(),
+        {name: p.grad.numpy() for name, p in model.named_parameters()},
+    )
+
+
+def our_answer(folder, dtype, data) -> Answer:
+    """Ours, of the checkpoint in ``folder``."""
+    candidate = load_folder(folder, dtype=dtype)
+    loss, gradient = jax.jit(jax.value_and_grad(lambda p: our_loss(p, candidate, data)))(
+        candidate.params
+    )
+    family, config = candidate.family, candidate.config
+    gradients = dict(checkpoint_tensors(gradient, family, config, offset=False))
+    for name in [name for name in gradients if name == "final_logits_bias"]:
+        assert not gradients.pop(name).any()  # never trained
+    logits = np.asarray(jax.jit(candidate.apply_fn)(candidate.params, data))
+    real = real_tokens(data, candidate.is_encoder_decoder)
+    return Answer(logits[real], float(loss), gradients)
+
+
 class Difference(NamedTuple):
-    """Largest differences from PyTorch, relative to the largest magnitude."""
+    """Largest differences between two answers, relative to the largest magnitude."""
 
     logits: float
     loss: float
     gradient: float  # over all tensors: single ones may have gradients that are rounding alone
+
+    @classmethod
+    def between(cls, got: Answer, expected: Answer) -> "Difference":
+        assert set(got.gradients) == set(expected.gradients)
+        scale = max(np.abs(g).max() for g in expected.gradients.values())
+        apart = (np.abs(got.gradients[n] - g).max() for n, g in expected.gradients.items())
+        return cls(
+            logits=relative_difference(got.logits, expected.logits),
+            loss=relative_difference(got.loss, expected.loss),
+            gradient=max(apart) / scale,
+        )
 
 
 def difference(attributes, dtype, folder, data=None) -> Difference:
@@ -127,27 +181,13 @@ def difference(attributes, dtype, folder, data=None) -> Difference:
         data: a batch (default: ``batch()``, padded left and right).
     """
     data = batch() if data is None else data
-    with computing_in(dtype):
-        model = random_model(attributes, dtype)
-        model.save_pretrained(folder)
-        logits, loss = logits_and_loss(model, data)
-        loss.backward()
-    candidate = load_folder(folder, dtype=dtype)
-    ours_loss, gradient = jax.jit(
-        jax.value_and_grad(lambda params: our_loss(params, candidate, data))
-    )(candidate.params)
-    expected = {name: p.grad.numpy() for name, p in model.named_parameters()}
-    got = dict(checkpoint_tensors(gradient, candidate.family, candidate.config, offset=False))
-    for name, _ in constants(model):
-        assert not got.pop(name).any()  # never trained
-    assert set(got) == set(expected)
-    scale = max(np.abs(g).max() for g in expected.values())
-    # logits at padding mean nothing
-    real = np.asarray(data["attention_mask"]) == 1
-    real = slice(None) if candidate.is_encoder_decoder else real
-    ours = np.asarray(jax.jit(candidate.apply_fn)(candidate.params, data))
-    return Difference(
-        logits=relative_difference(ours[real], logits.detach().numpy()[real]),
-        loss=relative_difference(ours_loss, loss.item()),
-        gradient=max(np.abs(got[name] - expected[name]).max() for name in expected) / scale,
-    )
+    theirs = torch_answer(attributes, dtype, data, folder)
+    return Difference.between(our_answer(folder, dtype, data), theirs)
+
+
+def rounding(attributes, folder, data) -> tuple[Difference, Difference]:
+    """How far ours and PyTorch's, both in float32, are from PyTorch's in float64."""
+    theirs = torch_answer(attributes, "float32", data, folder)
+    exact = torch_answer(attributes, "float64", data)
+    ours = our_answer(folder, "float32", data)
+    return Difference.between(ours, exact), Difference.between(theirs, exact)
