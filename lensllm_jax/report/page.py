@@ -27,18 +27,18 @@ body { color: var(--ink); background: var(--paper); font: 16px/1.5 system-ui, sa
 h1 { font-size: 1.6rem; line-height: 1.25; } h2 { font-size: 1.2rem; margin-top: 2.2rem; }
 .scroll { overflow-x: auto; border: 1px solid var(--line); border-radius: 4px; }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
-caption, figcaption { color: var(--faint); text-align: left; padding: .4rem .6rem; }
+figcaption { color: var(--faint); padding: .4rem 0; }
 th, td { padding: .35rem .6rem; text-align: left; white-space: nowrap;
   border-top: 1px solid var(--line); }
 td.long { white-space: normal; min-width: 18rem; }
-td.number, th.number { text-align: right; }
-thead th { background: var(--wash); }
+td.number, th.number { text-align: right; } th.number { min-width: 4.6rem; }
+thead th { background: var(--wash); white-space: normal; vertical-align: bottom; border-top: 0; }
 th button { font: inherit; font-weight: 600; color: inherit; background: none; border: 0;
-  padding: .3rem 0; cursor: pointer; }
-th button::after { content: " \\2195"; color: var(--faint); }
-th[aria-sort=ascending] button::after { content: " \\2191"; }
-th[aria-sort=descending] button::after { content: " \\2193"; }
-figure { margin: 1rem 0; } figure .scroll { border: 0; }
+  padding: .3rem 0; cursor: pointer; text-align: inherit; }
+th button::after { content: "\\00a0\\2195"; color: var(--faint); }
+th[aria-sort=ascending] button::after { content: "\\00a0\\2191"; }
+th[aria-sort=descending] button::after { content: "\\00a0\\2193"; }
+figure { margin: 1rem 0; } figure.drawing .scroll { border: 0; }
 img { max-width: 100%; background: #ffffff; }
 figure svg { display: block; width: 100%; min-width: 36rem; height: auto; }
 @media (prefers-color-scheme: dark) { figure svg { filter: brightness(1.35); } }
@@ -203,9 +203,11 @@ def table(rows: Sequence[Mapping[str, Any]], caption: str) -> str:
         for row in rows
     )
     return (
+        # a caption of the table's own would scroll away with it
+        f"<figure><figcaption>{html.escape(caption)}</figcaption>"
         f'<div class="scroll" tabindex="0" role="region" aria-label="{html.escape(caption)}">'
-        f"<table><caption>{html.escape(caption)}</caption>\n<thead><tr>{heads}</tr></thead>\n"
-        f"<tbody>{lines}</tbody></table></div>\n"
+        f"<table>\n<thead><tr>{heads}</tr></thead>\n"
+        f"<tbody>{lines}</tbody></table></div></figure>\n"
     )
 
 
@@ -224,7 +226,8 @@ def figure(svg: str, caption: str, alternative: str) -> str:
     drawing = (
         f'<div class="scroll" tabindex="0" role="region" aria-label="figure">{described}</div>'
     )
-    return f"<figure>{drawing}<figcaption>{html.escape(caption)}</figcaption></figure>\n"
+    said = f"<figcaption>{html.escape(caption)}</figcaption>"
+    return f'<figure class="drawing">{drawing}{said}</figure>\n'
 
 
 def _class(numeric: bool) -> str:
