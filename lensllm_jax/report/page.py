@@ -23,7 +23,7 @@ STYLE = """
   --line: #3c4147; --wash: #20252a; --link: #7cc4ff; } }
 * { box-sizing: border-box; }
 body { color: var(--ink); background: var(--paper); font: 16px/1.5 system-ui, sans-serif;
-  margin: 0 auto; max-width: 64rem; padding: 1rem; }
+  margin: 0 auto; max-width: 70rem; padding: 1rem; }
 h1 { font-size: 1.6rem; line-height: 1.25; } h2 { font-size: 1.2rem; margin-top: 2.2rem; }
 .scroll { overflow-x: auto; border: 1px solid var(--line); border-radius: 4px; }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
