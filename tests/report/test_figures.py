@@ -1,0 +1,39 @@
+"""One style for all figures: a selector has one look, kernels side by side one scale."""
+
+import numpy as np
+import pytest
+
+from lensllm_jax.report import figures
+from lensllm_jax.selection.rank import SELECTORS
+
+
+def look(name):
+    style = figures.style_of_selector(name)
+    return style["color"], style["linestyle"], style["marker"]
+
+
+def test_every_selector_has_a_look_of_its_own_that_a_new_one_leaves_alone(monkeypatch):
+    before = {name: look(name) for name in SELECTORS}
+    assert len(set(before.values())) == len(before)
+    assert len({colour for colour, *_ in before.values()}) == len(figures.COLOURS)
+    monkeypatch.setitem(SELECTORS, "a_new_one", None)
+    assert {name: look(name) for name in before} == before
+    assert look("a_new_one") not in before.values()
+
+
+def test_kernels_side_by_side_share_a_scale():
+    small, large = np.eye(3), 5.0 * np.eye(3)
+    figure, _ = figures.draw_kernels({"small": small, "large": large})
+    scales = [image.get_clim() for axes in figure.axes for image in axes.images]
+    assert scales == [(0.0, 5.0), (0.0, 5.0)]
+    alone, _ = figures.draw_kernels({"small": small})
+    assert alone.axes[0].images[0].get_clim() == (0.0, 1.0)
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_every_panel_names_its_axes(count):
+    figure, every = figures.panels(*[("x (unit)", "y (unit)")] * count)
+    assert len(every) == count
+    for axes in every:
+        assert (axes.get_xlabel(), axes.get_ylabel()) == ("x (unit)", "y (unit)")
+    assert figures.png(figure, every[-1])[1:4] == b"PNG"  # without a legend, as nothing is named
