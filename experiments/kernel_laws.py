@@ -1,0 +1,325 @@
+r"""Table 2 and Figure 3 with F measured: Eq 10 beside the rectified law, and the released forms.
+
+    python -m experiments.kernel_laws --tables=experiments/results --task=pydoc \
+        --output_dir=out/kernel-laws
+
+In sample: a law is fitted to all sizes.  Held out: to the sizes up to 1/budget of the largest, and
+judged on all larger ones, no prediction being above the largest loss that was fitted.  Errors are
+root mean squares of raw losses in nats per token, as in the paper's Table 2.  F is measured at
+each size's own step, beyond the budget at steps in proportion to D (experiments/kernel_tables.py),
+over
+
+* form: the matrix exponential of Eq 9; the kernel's residual on test examples; the elementwise
+  exponential and the scalar "kernel" of the released code;
+* read-out and number of kernel examples n (loss and target_logprob have one F: the residual
+  changes its sign, the kernel does not);
+* eta: the fine-tune's rate over n; the released 0.01; 1 / lambda_max; one multiple of
+  1 / lambda_max for the pool, chosen by the fit below the budget;
+* unit: F as it stands (three parameters) or up to one fitted factor (four, as the rectified law).
+
+--output_dir receives errors.csv (a row a law and candidate) and differences.csv: a row a law and
+budget with the mean over candidates of (law - rectified), its 95 % bootstrap interval over
+candidates, and sign-flip p-values alone and over all held-out rows (experiments/paired.py).
+kernel_share is the FLOPs of the kernels over those of the fine-tunes paid for: the law with F
+costs that much more than its control.  About a minute on 2 cores.  Expected for pydoc: see
+docs/REPRODUCTION.md.
+"""
+
+import dataclasses
+import hashlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from absl import flags
+from jaxtyping import Float
+from rich.console import Console
+from rich.table import Table
+
+from experiments import cli
+from experiments.kernel_tables import MULTIPLES, TABLES, Form, Pool, Rate, read_pool
+from experiments.paired import paired
+from experiments.run_folder import RunFolder
+from lensllm_jax.scaling.fit import fit_laws
+from lensllm_jax.scaling.laws import Law, NtkSpectrum
+from lensllm_jax.scaling.result import LawFits
+
+TABLES_FOLDER = flags.DEFINE_string("tables", None, "Folder of the pool's tables.", required=True)
+TASK = flags.DEFINE_string("task", None, "What the tables' names start with.", required=True)
+BUDGETS = flags.DEFINE_list("budgets", ["2", "4", "8"], "Divisors of the largest size.")
+OUTPUT_DIR = flags.DEFINE_string("output_dir", None, "Where the results go.", required=True)
+
+ABLATED = ("target_logprob", 64)  # the kernel of the released code's forms, if it was measured
+SHOWN = 6  # laws of the printed table
+
+
+@dataclasses.dataclass(frozen=True)
+class Variant:
+    """One way for F to enter Eq 10."""
+
+    form: Form
+    key: tuple[str, int]  # read-out, n
+    rate: Rate
+    free_scale: bool  # whether F counts up to one fitted factor
+
+    def columns(self) -> dict[str, Any]:
+        """What names it in a table."""
+        return {
+            "law": "lensllm",
+            "form": self.form.value,
+            "readout": self.key[0],
+            "num_examples": self.key[1],
+            "rate": self.rate.value,
+            "unit": "fitted" if self.free_scale else "as it stands",
+        }
+
+
+CONTROLS = {
+    "rectified": {"law": "rectified", "form": "none"},
+    "t free": {"law": "lensllm", "form": "matrix, one free t"},
+    "power": {"law": "power", "form": "none"},
+}
+EMPTY = {"readout": "", "num_examples": "", "rate": "", "unit": ""}
+
+
+def main(_: Sequence[str]) -> None:
+    """Fits every law at every budget and writes errors and differences."""
+    budgets = [1, *(cli.divisor("budgets", text) for text in BUDGETS.value)]
+    pool = read_pool(TABLES_FOLDER.value, TASK.value)
+    sizes = pool.table.sizes
+    pool.table.column(int(sizes[-1]))
+    for budget in budgets:
+        pool.table.column(int(sizes[-1]) // budget)
+    folder = RunFolder.open(
+        OUTPUT_DIR.value,
+        {
+            "task": TASK.value,
+            "budgets": budgets,
+            "tables": digests(TABLES_FOLDER.value, TASK.value),
+        },
+    )
+    named = list(all_errors(pool, budgets))
+    control = {budget: errors for columns, budget, errors in named if columns["law"] == "rectified"}
+    folder.write_rows("errors.csv", list(_error_rows(pool, named)))
+    rows = difference_rows(pool, named, control)
+    folder.write_rows("differences.csv", rows)
+    _print(rows, budgets)
+    print(f"written to {folder.path}")
+
+
+def digests(folder: str, task: str) -> dict[str, str]:
+    """What the results depend on: sha256 of each table."""
+    paths = {name: Path(folder) / f"{task}_{name}.csv" for name in TABLES}
+    return {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in paths.items()}
+
+
+Named = tuple[dict[str, Any], int, Float[np.ndarray, " num_candidates"]]
+
+
+def variants(pool: Pool) -> Iterator[Variant]:
+    """Every way for F to enter that the tables allow."""
+    ablated = ABLATED if ABLATED in pool.kernels else next(iter(pool.kernels))
+    for free_scale in (False, True):
+        for rate in Rate:
+            for form in (Form.MATRIX, Form.TEST):
+                for key in pool.kernels:
+                    yield Variant(form, key, rate, free_scale)
+            for form in (Form.ELEMENTWISE, Form.SCALAR):
+                yield Variant(form, ablated, rate, free_scale)
+
+
+def all_errors(pool: Pool, budgets: Sequence[int]) -> Iterator[Named]:
+    """Errors of the controls and of every variant, at every budget."""
+    largest = int(pool.table.sizes[-1])
+    for budget in budgets:
+        for name, columns in CONTROLS.items():
+            fits = control_fits(pool, name, largest // budget)
+            yield {**columns, **EMPTY}, budget, errors_of(pool, fits, None, budget)
+    chosen = list(variants(pool))
+    for free_scale in (False, True):
+        jobs = [(v, b) for v in chosen if v.free_scale == free_scale for b in budgets]
+        for (variant, budget), fits, ntk_loss in fit_variants(pool, jobs):
+            yield variant.columns(), budget, errors_of(pool, fits, ntk_loss, budget)
+
+
+def paid_for(pool: Pool, budget_size: int) -> Float[np.ndarray, "num_candidates num_sizes"]:
+    """Weight 1 for what a budget measures, 0 for the rest."""
+    known = ~np.isnan(pool.table.losses) & (pool.table.sizes <= budget_size)[None]
+    return known.astype(np.float64)
+
+
+def control_fits(pool: Pool, name: str, budget_size: int) -> LawFits:
+    """Fits of a law that needs no F, or of Eq 10 with one free t."""
+    weights = paid_for(pool, budget_size)
+    sizes, losses = pool.table.sizes.astype(np.float64), pool.table.losses
+    if name != "t free":
+        return fit_laws(Law(name), sizes, losses, weights=weights)
+    key = ABLATED if ABLATED in pool.kernels else next(iter(pool.kernels))
+    spectra = [
+        NtkSpectrum(k.eigenvalues, k.projections, pool.learning_rate / k.num_examples)
+        for k in pool.kernels[key]
+    ]
+    return fit_laws(Law.LENSLLM, sizes, losses, spectra=spectra, weights=weights)
+
+
+def fit_variants(
+    pool: Pool, jobs: Sequence[tuple[Variant, int]]
+) -> Iterator[tuple[tuple[Variant, int], LawFits, np.ndarray]]:
+    """Eq 10 with F measured, fitted to what a budget pays for; all jobs in one compiled call.
+
+    Args:
+        pool: the measurements.
+        jobs: how F enters, and the divisor of the largest size that is paid for; all with the
+            same ``free_scale``.
+
+    Yields:
+        The job, its fits, and F at every size as it was known then.
+    """
+    largest, count = int(pool.table.sizes[-1]), len(pool.table.names)
+    tried = [
+        (job, multiple)
+        for job in jobs
+        for multiple in (MULTIPLES if job[0].rate is Rate.FITTED else (1.0,))
+    ]
+    ntk_loss = [
+        pool.ntk_loss(v.form, v.key, v.rate, budget_size=largest // budget, multiple=multiple)
+        for (v, budget), multiple in tried
+    ]
+    fits = fit_laws(
+        Law.LENSLLM,
+        pool.table.sizes.astype(np.float64),
+        np.tile(pool.table.losses, (len(tried), 1)),
+        ntk_loss=np.concatenate(ntk_loss),
+        free_scale=jobs[0][0].free_scale,
+        weights=np.concatenate([paid_for(pool, largest // budget) for (_, budget), _ in tried]),
+    )
+    squares = np.nan_to_num(fits.objective, nan=np.inf).reshape(len(tried), count).sum(1)
+    for job in jobs:
+        # one multiple for the pool: the least sum of squared log residuals below the budget
+        mine = [i for i, (which, _) in enumerate(tried) if which == job]
+        best = mine[int(np.argmin(squares[mine]))]
+        yield job, rows_of(fits, slice(best * count, (best + 1) * count)), ntk_loss[best]
+
+
+def rows_of(fits: LawFits, rows: slice) -> LawFits:
+    """Some curves of a batch of fits."""
+    cut = {
+        name: value[rows]
+        for name in ("losses", "weights", "theta", "objective", "statuses", "ntk_loss")
+        if (value := getattr(fits, name)) is not None
+    }
+    return dataclasses.replace(fits, **cut)
+
+
+def errors_of(
+    pool: Pool, fits: LawFits, ntk_loss: np.ndarray | None, budget: int
+) -> Float[np.ndarray, " num_candidates"]:
+    """Root mean square error a candidate, nats per token; NaN where there is no usable fit.
+
+    Args:
+        pool: what was measured.
+        fits: one a candidate.
+        ntk_loss: F at every size, where the law reads it.
+        budget: 1 judges on the sizes that were fitted, more on those beyond.
+
+    Returns:
+        One a candidate.
+    """
+    sizes = pool.table.sizes
+    predicted = fits.predict(sizes.astype(np.float64), ntk_loss=ntk_loss)
+    judged = (sizes > sizes[-1] // budget) if budget > 1 else np.ones(len(sizes), bool)
+    if fits.law is Law.POWER:
+        judged = judged & (sizes > 0)  # its loss at D = 0 is infinite
+    losses, predicted = pool.table.losses[:, judged], predicted[:, judged]
+    if budget > 1:
+        # F that vanishes between two sizes lets a law predict any number: no more is believed
+        # than the largest loss that was fitted
+        predicted = np.minimum(
+            predicted, fits.losses.max(1, where=fits.weights > 0, initial=0.0)[:, None]
+        )
+    with np.errstate(over="ignore"):  # in sample a law without sense may lie that far off
+        return np.sqrt(np.nanmean((predicted - losses) ** 2, axis=1, where=~np.isnan(losses)))
+
+
+def _error_rows(pool: Pool, named: Sequence[Named]) -> Iterator[dict[str, Any]]:
+    for columns, budget, errors in named:
+        for name, error in zip(pool.table.names, errors, strict=True):
+            rmse = "" if np.isnan(error) else f"{error:.6g}"
+            yield {**columns, "budget_fraction": 1.0 / budget, "candidate": name, "rmse": rmse}
+
+
+def difference_rows(
+    pool: Pool, named: Sequence[Named], control: dict[int, np.ndarray]
+) -> list[dict[str, Any]]:
+    """A row a law and budget: mean error, and its difference from the control's.
+
+    Args:
+        pool: whose candidates they are.
+        named: errors of every law at every budget.
+        control: errors of the rectified law by budget.
+
+    Returns:
+        Rows; without a difference where a candidate has no fit.
+    """
+    largest = int(pool.table.sizes[-1])
+    rows, differences = [], []
+    for columns, budget, errors in named:
+        key = (columns["readout"], columns["num_examples"])
+        share = pool.kernel_share(key, largest // budget) if key in pool.kernels else 0.0
+        rows.append(
+            {
+                **columns,
+                "budget_fraction": 1.0 / budget,
+                "kernel_share": f"{share:.3g}",
+                "mean_rmse": f"{errors.mean():.6g}" if np.all(np.isfinite(errors)) else "",
+            }
+        )
+        differences.append(errors - control[budget])
+    # in-sample rows are their own family: no prediction stands behind them
+    for held_out in (False, True):
+        chosen = [
+            i
+            for i, (row, difference) in enumerate(zip(rows, differences, strict=True))
+            if (row["budget_fraction"] < 1) == held_out and np.all(np.isfinite(difference))
+        ]
+        if not chosen:
+            continue
+        found = paired(np.array([differences[i] for i in chosen]))
+        for at, i in enumerate(chosen):
+            rows[i] |= {
+                "less_rectified": f"{found.mean[at]:.6g}",
+                "low": f"{found.low[at]:.6g}",
+                "high": f"{found.high[at]:.6g}",
+                "better": f"{found.better[at]:.3g}",
+                "p_value": f"{found.p_value[at]:.3g}",
+                "p_family": f"{found.p_family[at]:.3g}",
+            }
+    columns_of_all = {name: "" for row in rows for name in row}
+    return [{**columns_of_all, **row} for row in rows]
+
+
+def _print(rows: Sequence[dict[str, Any]], budgets: Sequence[int]) -> None:
+    """The controls, and the laws with F that come out best and worst on average."""
+    by_law: dict[tuple, list[dict[str, Any]]] = {}
+    for row in rows:
+        name = tuple(row[k] for k in ("law", "form", "readout", "num_examples", "rate", "unit"))
+        by_law.setdefault(name, []).append(row)
+
+    def mean_difference(name: tuple) -> float:
+        held_out = [row for row in by_law[name] if row["budget_fraction"] < 1]
+        return float(np.mean([float(row["less_rectified"] or "inf") for row in held_out]))
+
+    measured = sorted((name for name in by_law if name[2]), key=mean_difference)
+    shown = Table(title="RMSE in nats per token (mean less the rectified law's)")
+    shown.add_column("law")
+    for budget in budgets:
+        shown.add_column("in sample" if budget == 1 else f"from 1/{budget}", justify="right")
+    for name in [*(n for n in by_law if not n[2]), *measured[:SHOWN], *measured[-SHOWN:]]:
+        cells = [f"{row['mean_rmse']} ({row['less_rectified']})" for row in by_law[name]]
+        shown.add_row(" ".join(str(part) for part in name if part), *cells)
+    Console(width=None if Console().is_terminal else 200).print(shown)
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,292 @@
+r"""Measures the kernels of a pool once, and keeps the few numbers that the laws need of them.
+
+    python -m experiments.kernel_spectra --candidates=zoo --task=pydoc --output_dir=out/kernels
+
+At pretrained weights, on the first n training examples of the nested order and the first
+--num_test_examples of the test set, one structured kernel a candidate and read-out; a smaller n is
+a leading block of it.  Read-outs: target_logprob (loss has the same kernel and the residual of
+opposite sign, hence the same F) and label_logits, the logits of the --num_labels most common first
+target tokens.  --output_dir receives
+
+* <task>_spectra.csv: eigenvalues of Theta and squared projections of f0 - y, all that F needs;
+* <task>_flow.csv: against the scaled time s = lambda_max eta t, the mean square of the kernel's
+  residual on the test examples, and log F of the released code's elementwise exponential;
+* <task>_kernels.csv: trace, largest eigenvalue, |mean gradient|^2 (the released code's scalar
+  "kernel"), and FLOPs of the kernel alone and with the test columns.
+
+A candidate that is finished is not measured again.  About 11 min for the bundled pool on two
+busy cores.  Expected on pydoc: F(0), the sum of the projections, of target_logprob and n = 64 is
+1,600 to 3,900 nats^2, and 6,600 for zoo/mt5-xs.
+"""
+
+import dataclasses
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import scipy.special
+from absl import flags
+
+from experiments import cli, measuring
+from experiments.progress import Progress
+from experiments.run_folder import RunFolder
+from lensllm_jax import checks
+from lensllm_jax.checkpoints.candidate import Candidate
+from lensllm_jax.data.task import Task
+from lensllm_jax.ntk.candidate import CandidateNtk, candidate_ntk, estimate_ntk_cost
+from lensllm_jax.ntk.loss import flat_kernel, ntk_spectrum, ntk_test_residual
+from lensllm_jax.ntk.readout import Readout
+from lensllm_jax.selection.measurement import Measurement, MeasurementConfig
+from lensllm_jax.typing import IGNORE, Batch
+
+SAMPLE_SIZES = flags.DEFINE_list(
+    "sample_sizes", ["32", "64", "128"], "Examples of the kernels, ascending."
+)
+LABEL_SAMPLE_SIZES = flags.DEFINE_list(
+    "label_sample_sizes", ["32", "64"], "Likewise for label_logits; empty leaves it out."
+)
+NUM_TEST_EXAMPLES = flags.DEFINE_integer(
+    "num_test_examples", 64, "Test examples of <task>_flow.csv."
+)
+NUM_LABELS = flags.DEFINE_integer("num_labels", 4, "Tokens whose logits are read.")
+
+# s = 1 learns the fastest mode by a factor e; s = 1e4 what is 1e4 times slower
+SCALED_TIMES = np.append(0.0, 10.0 ** np.arange(-3.0, 4.01, 1.0 / 3.0))
+KEPT_SETTINGS = ("candidates", "task", "task_sha256", "max_length", "seed")  # what decides
+BLOCK = 64  # examples of a tile's side
+RATES = (1e9, 1e9)  # of the machine: only operations are read of an estimate, no seconds
+
+
+def main(_: Sequence[str]) -> None:
+    """Measures every candidate that is not finished, then writes the three tables."""
+    names = measuring.candidate_names()
+    config = measuring.measurement_config()
+    task = measuring.load_task_for(names)
+    readouts = sample_sizes(task)
+    measuring.check_candidates(names, config)
+    settings = {
+        **{k: measuring.task_settings(names, task, config)[k] for k in KEPT_SETTINGS},
+        "sample_sizes": {readout.value: sizes for readout, sizes in readouts.items()},
+        "num_test_examples": NUM_TEST_EXAMPLES.value,
+        "num_labels": NUM_LABELS.value,
+    }
+    folder = RunFolder.open(measuring.OUTPUT_DIR.value, settings)
+    pieces = []
+    with Progress(total=float(len(names)), quiet=measuring.QUIET.value) as progress:
+        for name in names:
+            path = f"kernels/{measuring.slug_of(name)}.json"
+            progress.at(0.0, f"{name}: kernels")
+            if not folder.has(path):
+                rows = list(_kernels(name, task, config, readouts))
+                folder.write_json(path, {"rows": rows})
+                progress.finish(1.0, f"{name}: kernels measured")
+            else:
+                progress.skip(1.0)
+            pieces.append(folder.read_json(path))
+    rows = [row for piece in pieces for row in piece["rows"]]
+    stem = measuring.slug_of(task.name)
+    folder.write_rows(f"{stem}_spectra.csv", [_spectrum_row(row) for row in rows])
+    folder.write_rows(f"{stem}_flow.csv", [flow for row in rows for flow in _flow_rows(row)])
+    folder.write_rows(f"{stem}_kernels.csv", [_kernel_row(row) for row in rows])
+    print(f"written to {folder.path}")
+
+
+def sample_sizes(task: Task) -> dict[Readout, list[int]]:
+    """The numbers of examples that the flags ask for, by read-out.
+
+    Args:
+        task: which must have as many.
+
+    Returns:
+        Ascending; empty where a read-out is left out.
+
+    Raises:
+        UserError: if a flag asks for what cannot be.
+    """
+    checks.positive("num_test_examples", NUM_TEST_EXAMPLES.value)
+    checks.positive("num_labels", NUM_LABELS.value)
+    if not SAMPLE_SIZES.value:
+        raise checks.UserError("`sample_sizes` must name one or more sizes, got none")
+    return {
+        Readout.TARGET_LOGPROB: _ascending("sample_sizes", SAMPLE_SIZES.value, task),
+        Readout.LABEL_LOGITS: _ascending("label_sample_sizes", LABEL_SAMPLE_SIZES.value, task),
+    }
+
+
+def _ascending(name: str, texts: Sequence[str], task: Task) -> list[int]:
+    if not all(text.strip().isdigit() for text in texts):
+        raise checks.UserError(f"`{name}` must be whole numbers, got {','.join(texts)}")
+    sizes = [int(text) for text in texts]
+    if sizes != sorted(set(sizes)) or (sizes and not 2 <= sizes[0] <= sizes[-1] <= len(task.train)):
+        raise checks.UserError(
+            f"`{name}` must ascend from 2 or more to at most {len(task.train)} (the training "
+            f"examples of {task.name}), got {sizes}"
+        )
+    return sizes
+
+
+def _kernels(
+    name: str, task: Task, config: MeasurementConfig, readouts: dict[Readout, list[int]]
+) -> Iterator[dict[str, Any]]:
+    """One row a read-out and sample size of one candidate."""
+    candidate = measuring.load_checked(name, config)
+    measurement = Measurement(candidate, task, config=config)
+    # the test set in its own nested order, encoded as training examples are
+    held_out = Measurement(candidate, dataclasses.replace(task, train=task.test), config=config)
+    test = held_out.subset(NUM_TEST_EXAMPLES.value)
+    for readout, sizes in readouts.items():
+        if not sizes:
+            continue
+        train = measurement.subset(sizes[-1])
+        tokens = common_first_tokens(train, NUM_LABELS.value, shift=not _seq2seq(candidate))
+        labels = tokens if readout is Readout.LABEL_LOGITS else ()
+        kernel = candidate_ntk(
+            candidate,
+            {key: np.concatenate([train[key], test[key]]) for key in train},
+            readout=readout,
+            label_tokens=labels,
+            block_size=BLOCK,
+        )
+        for n in sizes:
+            yield {
+                "candidate": name,
+                "readout": readout.value,
+                "num_examples": n,
+                **quantities(kernel, n, num_train=sizes[-1]),
+                **_flops(candidate, n, len(test["labels"]), train, readout, labels),
+            }
+
+
+def _seq2seq(candidate: Candidate) -> bool:
+    return candidate.is_encoder_decoder
+
+
+def common_first_tokens(batch: Batch, count: int, *, shift: bool) -> tuple[int, ...]:
+    """The most common first target tokens of a batch.
+
+    Args:
+        batch: with ``labels``.
+        count: how many.
+        shift: whether logits at a position predict the next label.
+
+    Returns:
+        Tokens, the most common first, ties by token.
+
+    Example:
+        >>> labels = np.array([[-100, 7], [-100, 7], [-100, 5], [-100, 9]])
+        >>> common_first_tokens({"labels": labels}, 2, shift=True)
+        (7, 5)
+    """
+    labels = np.asarray(batch["labels"])[:, int(shift) :]
+    first = labels[np.arange(len(labels)), np.argmax(labels != IGNORE, axis=1)]
+    counts = Counter(int(token) for token in first)
+    return tuple(sorted(counts, key=lambda token: (-counts[token], token))[:count])
+
+
+def quantities(kernel: CandidateNtk, n: int, *, num_train: int) -> dict[str, Any]:
+    r"""What is kept of the kernel on its first n training rows; test rows follow ``num_train``.
+
+    .. math::
+        \tfrac1m |r_t(x)|^2, \qquad
+        \log \sum_i \Big(\sum_j e^{-\eta t \Theta_{ij}} r_j\Big)^2 \text{ (elementwise)}
+
+    Args:
+        kernel: of training rows, then test rows.
+        n: how many training rows count.
+        num_train: how many there are.
+
+    Returns:
+        JSON values.
+    """
+    rows, test = slice(0, n), slice(num_train, kernel.num_examples)
+    theta, residual = kernel.theta[rows, rows], kernel.residual[rows]
+    spectrum = ntk_spectrum(theta, residual)
+    largest = float(spectrum.eigenvalues[-1])
+    test_residual = kernel.residual[test]
+    moved = ntk_test_residual(
+        kernel.theta[test, rows],
+        theta,
+        test_residual,
+        residual,
+        learning_rate=1.0 / largest,
+        steps=SCALED_TIMES,
+    )
+    flat, r = np.asarray(flat_kernel(theta), np.float64), np.asarray(residual, np.float64).ravel()
+    return {
+        "eigenvalues": spectrum.eigenvalues.tolist(),
+        "projections": spectrum.squared_projections.tolist(),
+        "trace": float(np.trace(flat)),
+        "mean_gradient_squared": float(flat.mean()),
+        "test_mean_square": np.mean(moved**2, axis=tuple(range(1, moved.ndim))).tolist(),
+        "elementwise_log_loss": elementwise_log_loss(flat / largest, r, SCALED_TIMES).tolist(),
+    }
+
+
+def elementwise_log_loss(theta: np.ndarray, residual: np.ndarray, times: np.ndarray) -> np.ndarray:
+    r"""Logarithm of F with the exponential taken entry by entry, which is no matrix exponential.
+
+    Args:
+        theta: the kernel, (n, n).
+        residual: :math:`f_0 - y`, (n,).
+        times: :math:`\eta t`.
+
+    Returns:
+        One a time; in logarithms, because negative entries of the kernel overflow.
+
+    Example:
+        >>> np.exp(elementwise_log_loss(np.eye(2), np.ones(2), np.zeros(1)))  # entries of 1
+        array([8.])
+    """
+    logs = []
+    for time in times:
+        rows, signs = scipy.special.logsumexp(
+            -time * theta, axis=1, b=np.broadcast_to(residual, theta.shape), return_sign=True
+        )
+        del signs  # squared
+        logs.append(scipy.special.logsumexp(2.0 * rows))
+    return np.array(logs)
+
+
+def _flops(candidate: Candidate, n: int, m: int, batch: Batch, readout: Readout, labels) -> dict:
+    """Operations of the kernel of n examples, and of n + m, by the cost model."""
+    length = batch["input_ids"].shape[1]
+    flops = [
+        estimate_ntk_cost(
+            candidate, (count, length), readout=readout, label_tokens=labels, rates=RATES
+        ).flops
+        for count in (n, n + m)
+    ]
+    return {"flops": flops[0], "flops_with_test": flops[1]}
+
+
+def _key(row: dict[str, Any]) -> dict[str, Any]:
+    return {k: row[k] for k in ("candidate", "readout", "num_examples")}
+
+
+def _spectrum_row(row: dict[str, Any]) -> dict[str, Any]:
+    """Six digits: rounding the kernel to float32 has moved the seventh."""
+    listed = {k: " ".join(f"{x:.6g}" for x in row[k]) for k in ("eigenvalues", "projections")}
+    return {**_key(row), **listed}
+
+
+def _flow_rows(row: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    columns = zip(SCALED_TIMES, row["test_mean_square"], row["elementwise_log_loss"], strict=True)
+    for time, mean_square, log_loss in columns:
+        values = {"test_mean_square": mean_square, "elementwise_log_loss": log_loss}
+        yield {
+            **_key(row),
+            "scaled_time": f"{time:.6g}",
+            **{k: f"{v:.6g}" for k, v in values.items()},
+        }
+
+
+def _kernel_row(row: dict[str, Any]) -> dict[str, Any]:
+    kept = ("trace", "mean_gradient_squared", "flops", "flops_with_test")
+    largest = row["eigenvalues"][-1]
+    values = {"largest_eigenvalue": largest, **{k: row[k] for k in kept}}
+    return {**_key(row), **{k: f"{v:.6g}" for k, v in values.items()}}
+
+
+if __name__ == "__main__":
+    cli.run(main)

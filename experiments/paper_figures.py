@@ -1,0 +1,169 @@
+"""Draws every figure of docs/REPRODUCTION.md from the committed tables alone.
+
+    python -m experiments.paper_figures --tables=experiments/results --output_dir=out/figures
+
+or `make figures`.  Nothing is measured, fitted or drawn at random here: the same tables give the
+same bytes.  --output_dir receives one PNG a figure; one that is there is made again.  Under a
+minute on 2 cores.  Expected: nine figures, three of them of the kernels on pydoc.
+"""
+
+import csv
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+from absl import flags
+
+from experiments import cli
+from lensllm_jax import checks, durable
+from lensllm_jax.report import paper
+from lensllm_jax.report.figures import kernel_spectra
+from lensllm_jax.scaling.laws import Law
+from lensllm_jax.selection.loss_table import read_loss_table
+
+TABLES_FOLDER = flags.DEFINE_string("tables", "experiments/results", "Folder of the tables.")
+OUTPUT_DIR = flags.DEFINE_string("output_dir", None, "Where the figures go.", required=True)
+
+LAWS = [law.value for law in (Law.LENSLLM, Law.RECTIFIED, Law.VANILLA, Law.POWER)]
+SELECTORS = [
+    "lensllm", "pooled", "ats", "rectified", "vanilla", "power", "subtuning", "zero_shot",
+    "model_size",
+]  # fmt: skip
+UNITS = {"as it stands": "as it stands", "fitted": "up to a factor"}
+SPECTRUM = ("target_logprob", "64")  # of the figure of spectra
+
+Rows = list[dict[str, str]]
+
+
+def main(_: Sequence[str]) -> None:
+    """Draws what the tables allow."""
+    tables, output = Path(TABLES_FOLDER.value), Path(OUTPUT_DIR.value)
+    if not tables.is_dir():
+        raise checks.UserError(f"`tables` must be a folder of tables, got {tables}")
+    if output.is_file():
+        raise checks.UserError(f"`output_dir` must be a folder, got the file {output}")
+    figures = list(figures_of(tables))
+    if not figures:
+        raise checks.UserError(f"`tables` must hold a table of results, got none in {tables}")
+    for name, draw in figures:
+        durable.replace(output / name, draw())
+        print(output / name)
+
+
+def figures_of(tables: Path) -> Iterator[tuple[str, Callable[[], bytes]]]:
+    """The name of each figure that the folder's tables allow, and what draws it.
+
+    Args:
+        tables: the folder.
+
+    Yields:
+        Names and functions; nothing is drawn before one is called.
+    """
+    for path in sorted(tables.glob("phases_*.csv")):
+        for task, rows in _by_task(_rows(path)).items():
+            losses = tables / f"{task}.csv"
+            if losses.exists():  # curves that are not ours to keep have no figure
+                table = read_loss_table(losses)
+                yield f"figure2_{_short(task)}.png", _later(paper.phases_figure, table, rows)
+    if rows := _joined(tables, "laws_*.csv"):
+        yield "figure3_laws.png", _later(paper.errors_figure, rows, laws=LAWS)
+    if rows := _joined(tables, "selection_*.csv"):
+        for metric, label in (("pearson", "PearCorr (%)"), ("relative_accuracy", "RelAcc (%)")):
+            draw = _later(
+                paper.metrics_figure, rows, metric=metric, label=label, selectors=SELECTORS
+            )
+            yield f"table3_{metric}.png", draw
+    if rows := _joined(tables, "saving.csv"):
+        yield "figure4_saving.png", _later(paper.saving_figure, rows, selectors=SELECTORS)
+    if rows := _joined(tables, "ablation_*.csv"):
+        yield "tables5to7_ablation.png", _later(paper.ablation_figure, rows, selector="lensllm")
+    for path in sorted(tables.glob("*_spectra.csv")):
+        task = path.name.removesuffix("_spectra.csv")
+        yield f"spectra_{task}.png", _later(_spectra, _rows(path))
+        if rows := _optional(tables / f"{task}_kernel_laws.csv"):
+            yield f"kernel_laws_{task}.png", _later(_kernel_laws, rows, task)
+        if rows := _optional(tables / f"{task}_kernel_value.csv"):
+            yield f"kernel_value_{task}.png", _later(_kernel_value, rows, task)
+
+
+def _later(draw: Callable[..., bytes], *args, **settings) -> Callable[[], bytes]:
+    return lambda: draw(*args, **settings)
+
+
+def _rows(path: Path) -> Rows:
+    with path.open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def _optional(path: Path) -> Rows:
+    return _rows(path) if path.exists() else []
+
+
+def _joined(tables: Path, pattern: str) -> Rows:
+    """Rows of all tables of one kind, public curves first; loss tables lose their ending."""
+    paths = sorted(tables.glob(pattern), key=lambda path: ("public" not in path.name, path.name))
+    return [{**row, "task": _short(row["task"])} for path in paths for row in _rows(path)]
+
+
+def _short(task: str) -> str:
+    return task.removesuffix("_losses")
+
+
+def _by_task(rows: Rows) -> dict[str, Rows]:
+    found: dict[str, Rows] = {}
+    for row in rows:
+        found.setdefault(row["task"], []).append(row)
+    return found
+
+
+def _spectra(rows: Rows) -> bytes:
+    return kernel_spectra(
+        {
+            row["candidate"].removeprefix("zoo/"): np.array(row["eigenvalues"].split(), float)
+            for row in rows
+            if (row["readout"], row["num_examples"]) == SPECTRUM
+        }
+    )
+
+
+def _kernel_laws(rows: Rows, task: str) -> bytes:
+    """Held-out differences of the laws with F measured, by what stands in the place of F."""
+    kept = [
+        {**row, "mean": row["less_rectified"]}
+        for row in rows
+        if float(row["budget_fraction"]) < 1 and row["less_rectified"] and row["readout"]
+    ]
+    groups = _grouped(kept, lambda row: f"{row['form']}, F {UNITS[row['unit']]}")
+    return paper.differences_figure(
+        kept,
+        groups=groups,
+        x_label="RMSE less rectified's (nats/token)",
+        title=f"{task}: Eq 10 with F measured, held out (left of 0: F helps)",
+    )
+
+
+def _kernel_value(rows: Rows, task: str) -> bytes:
+    """Differences that the kernel makes to a method that does without it."""
+    kept = [{**row, "mean": row["less_control"]} for row in rows if row["less_control"]]
+    groups = _grouped(
+        kept,
+        lambda row: "prior of D_l from F" if row["method"] == "prior"
+        else f"{row['uses']} on {row['method'].removeprefix('covariates of ')}",
+    )  # fmt: skip
+    return paper.differences_figure(
+        kept,
+        groups=groups,
+        x_label="|error| less control's (nats/token)",
+        title=f"{task}: what the kernel adds to a prediction without it (left of 0: it helps)",
+    )
+
+
+def _grouped(rows: Rows, label: Callable[[dict[str, str]], str]) -> dict[str, list[int]]:
+    groups: dict[str, list[int]] = {}
+    for i, row in enumerate(rows):
+        groups.setdefault(label(row), []).append(i)
+    return groups
+
+
+if __name__ == "__main__":
+    cli.run(main)

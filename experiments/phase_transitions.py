@@ -1,0 +1,141 @@
+r"""Figure 2: the pre-power and the power phase on measured curves, with the transition's interval.
+
+    python -m experiments.phase_transitions --curves=experiments/results/pydoc_losses.csv \
+        --output_dir=out/phases
+    python -m experiments.phase_transitions --curves=flan.csv,gigaword.csv --output_dir=out/phases2
+
+Two answers a candidate.  *Segments*: two straight pieces of log L against log D, their meeting
+point, its 90 % interval, and the F test of two pieces against one line.  *Law*: the rectified law
+fitted to all sizes, D* = D_l^(1/beta), where its slope is half of beta, with the 90 % range of 200
+bootstrap refits.  A curve may also flatten, or show one piece only; the table says which.
+
+--output_dir receives phases.csv and, a task, a figure.  Seconds a table on 2 cores.  Expected:
+pydoc, 9 of 13 candidates TRANSITION, at 580 to 1,340 examples, with intervals about a factor 4
+wide; FLAN, most candidates TRANSITION, near 10,000 to 80,000.
+"""
+
+import hashlib
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from absl import flags
+
+from experiments import cli
+from experiments.progress import Progress
+from experiments.run_folder import RunFolder
+from lensllm_jax import checks
+from lensllm_jax.scaling.fit import fit_laws
+from lensllm_jax.scaling.intervals import bootstrap_refits
+from lensllm_jax.scaling.laws import Law
+from lensllm_jax.scaling.result import LawFit
+from lensllm_jax.selection.loss_table import LossTable, read_loss_table
+from lensllm_jax.theory.phases import (
+    MIN_SIZES,
+    LawTransition,
+    SegmentedTransition,
+    law_transition,
+    segmented_transition,
+)
+
+CURVES = flags.DEFINE_list("curves", None, "Loss tables (CSV), one a task.", required=True)
+OUTPUT_DIR = flags.DEFINE_string("output_dir", None, "Where the results go.", required=True)
+QUIET = flags.DEFINE_bool("quiet", False, "Show no progress.")
+NUM_RESAMPLES = flags.DEFINE_integer("num_resamples", 200, "Bootstrap refits of the law.")
+
+LEVEL = 0.9
+
+
+def main(_: Sequence[str]) -> None:
+    """Looks for the transition of every curve and writes the table."""
+    checks.positive("num_resamples", NUM_RESAMPLES.value)
+    tables = [read_loss_table(path) for path in CURVES.value]
+    for table in tables:
+        _check(table)
+    digests = {path: hashlib.sha256(Path(path).read_bytes()).hexdigest() for path in CURVES.value}
+    folder = RunFolder.open(
+        OUTPUT_DIR.value, {"curves": digests, "num_resamples": NUM_RESAMPLES.value, "seed": 0}
+    )
+    rows = []
+    total = float(sum(len(table.names) for table in tables))
+    with Progress(total=total, quiet=QUIET.value) as progress:
+        for table in tables:
+            fits = fit_laws(
+                Law.RECTIFIED,
+                table.sizes.astype(np.float64),
+                table.losses,
+                weights=(~np.isnan(table.losses)).astype(np.float64),
+            )
+            for i, name in enumerate(table.names):
+                segments = segmented_transition(
+                    table.sizes.astype(np.float64), table.losses[i], level=LEVEL
+                )
+                law = law_answer(fits[i], num_resamples=NUM_RESAMPLES.value)
+                rows.append(_row(table.task, name, segments, law, fits[i]))
+                progress.finish(1.0, f"{table.task} {name}: {segments.phase.name}")
+    folder.write_rows("phases.csv", rows)
+    for table in tables:
+        counts = Counter(row["phase"] for row in rows if row["task"] == table.task)
+        print(f"{table.task}: {', '.join(f'{n} {phase}' for phase, n in counts.most_common())}")
+    print(f"written to {folder.path}")
+
+
+def _check(table: LossTable) -> None:
+    measured = (~np.isnan(table.losses) & (table.sizes > 0)[None]).sum(1)
+    if measured.min() < MIN_SIZES:
+        raise checks.UserError(
+            f"every candidate of {table.task} must have {MIN_SIZES} sizes above 0, got "
+            f"{measured.min()} of {table.names[int(measured.argmin())]!r}"
+        )
+
+
+def law_answer(fit: LawFit, *, num_resamples: int) -> LawTransition:
+    """D* of a fitted rectified law, with the range of bootstrap refits.
+
+    Args:
+        fit: of the rectified law, with sizes to spare.
+        num_resamples: refits.
+
+    Returns:
+        The transition.
+    """
+    refits = bootstrap_refits(fit, num_resamples=num_resamples)
+    usable = refits.usable
+    return law_transition(
+        fit.params["D_l"],
+        fit.params["beta"],
+        refitted_offsets=refits.params["D_l"][usable],
+        refitted_betas=refits.params["beta"][usable],
+        level=LEVEL,
+    )
+
+
+def _row(
+    task: str, name: str, segments: SegmentedTransition, law: LawTransition, fit: LawFit
+) -> dict[str, Any]:
+    return {
+        "task": task,
+        "candidate": name,
+        "phase": segments.phase.name,
+        **{
+            key: f"{value:.6g}"
+            for key, value in {
+                "size": segments.size,
+                "low": segments.low,
+                "high": segments.high,
+                "slope_before": segments.slope_before,
+                "slope_after": segments.slope_after,
+                "p_value": segments.p_value,
+                "law_size": law.size,
+                "law_low": law.low,
+                "law_high": law.high,
+                **{parameter: fit.params[parameter] for parameter in ("B", "D_l", "beta", "E")},
+            }.items()
+        },
+    }
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,356 @@
+r"""Figures of the paper, drawn from tables of results: rows as ``csv.DictReader`` reads them.
+
+Example:
+    >>> rows = [{"gamma": "3", "tau": "1.0", "task": "a", "selector": "lensllm", "pearson": "80"},
+    ...         {"gamma": "3", "tau": "2.0", "task": "a", "selector": "lensllm", "pearson": "90"}]
+    >>> ablation_figure(rows, selector="lensllm")[1:4]
+    b'PNG'
+"""
+
+import io
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.artist import Artist
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, NullLocator
+
+from lensllm_jax.report.figures import colour_of
+from lensllm_jax.selection.loss_table import LossTable
+
+Rows = Sequence[Mapping[str, str]]
+
+DATA, FIT, SPLIT = "#000000", "#0072B2", "#D55E00"  # of the palette: measured, law, transition
+HEAT = "cividis"  # rises in lightness, and reads alike in every colour vision
+PHASES = {"TRANSITION": "transition", "FLATTENING": "flattens", "ONE": "one piece"}
+NUM_COLUMNS = 5  # of small panels
+
+
+def small_panels(
+    count: int, *, num_columns: int, width: float, height: float
+) -> tuple[Figure, list[Axes]]:
+    """Panels of one size in rows, in the style of all figures.
+
+    Args:
+        count: how many.
+        num_columns: in a row.
+        width: of one panel, inches.
+        height: of one panel, inches.
+
+    Returns:
+        The figure and its panels.
+    """
+    num_columns = min(num_columns, count)
+    num_rows = -(-count // num_columns)
+    figure = Figure(figsize=(width * num_columns, height * num_rows), layout="constrained")
+    FigureCanvasAgg(figure)
+    every = [figure.add_subplot(num_rows, num_columns, i + 1) for i in range(count)]
+    for axes in every:
+        axes.grid(alpha=0.25)
+        axes.set_axisbelow(True)
+        axes.spines[["top", "right"]].set_visible(False)
+    return figure, every
+
+
+def as_png(figure: Figure) -> bytes:
+    """The figure as a PNG; the same input gives the same bytes."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=150, metadata={"Software": None})
+    return buffer.getvalue()
+
+
+def phases_figure(table: LossTable, rows: Rows) -> bytes:
+    """Figure 2: each measured curve, its two pieces, their meeting point, and the fitted law.
+
+    Args:
+        table: measured losses.
+        rows: of phases.csv, of this task.
+
+    Returns:
+        A PNG.
+    """
+    by_name = {row["candidate"]: row for row in rows}
+    figure, every = small_panels(len(table.names), num_columns=NUM_COLUMNS, width=2.5, height=2.3)
+    sizes = table.sizes[table.sizes > 0].astype(np.float64)
+    grid = np.geomspace(sizes[0], sizes[-1], 100)
+    for i, (axes, name, losses) in enumerate(
+        zip(every, table.names, table.losses[:, table.sizes > 0], strict=True)
+    ):
+        row = by_name[name]
+        value = {key: float(row[key]) for key in row if key not in ("task", "candidate", "phase")}
+        law = value["B"] / (value["D_l"] + grid ** value["beta"]) + value["E"]
+        axes.plot(grid, law, color=FIT, label="rectified law")
+        _draw_pieces(axes, sizes, losses, row["phase"], value)
+        axes.plot(sizes, losses, "o", color=DATA, markersize=4, label="measured")
+        axes.set_xscale("log")
+        axes.set_yscale("log")
+        _plain_ticks(axes, sizes, losses)
+        axes.set_title(f"{name.removeprefix('zoo/')}: {PHASES[row['phase']]}", fontsize=9)
+        if i % NUM_COLUMNS == 0:
+            axes.set_ylabel("test loss (nats/token)")
+        if i + NUM_COLUMNS >= len(every):
+            axes.set_xlabel("training examples D")
+    _legend_below(figure, every)
+    figure.suptitle(
+        f"{table.task.removesuffix('_losses')}: pre-power and power phase on measured curves"
+    )
+    return as_png(figure)
+
+
+def _draw_pieces(
+    axes: Axes, sizes: np.ndarray, losses: np.ndarray, phase: str, value: Mapping[str, float]
+) -> None:
+    """Two straight pieces through the measured points, where the F test finds two."""
+    if phase == "ONE":
+        return
+    x, y, meeting = np.log(sizes), np.log(losses), np.log(value["size"])
+    before, after = value["slope_before"], value["slope_after"]
+
+    def shape(at: np.ndarray) -> np.ndarray:
+        return before * np.minimum(at - meeting, 0.0) + after * np.maximum(at - meeting, 0.0)
+
+    level = float(np.mean(y - shape(x)))  # least squares, given the slopes
+    ends = np.array([x[0], meeting, x[-1]])
+    axes.plot(np.exp(ends), np.exp(level + shape(ends)), "--", color=SPLIT, label="two pieces")
+    axes.axvline(value["size"], color=SPLIT, linewidth=1, label="transition D*")
+    axes.axvspan(value["low"], value["high"], color=SPLIT, alpha=0.15, label="its 90 % interval")
+
+
+def _plain_ticks(axes: Axes, sizes: np.ndarray, losses: np.ndarray) -> None:
+    """Three sizes and three losses in plain figures."""
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.yaxis.set_minor_locator(NullLocator())
+    shown = sizes[[0, len(sizes) // 2, -1]]
+    axes.set_xticks(shown, [f"{size:,.0f}" for size in shown])
+    low, high = float(losses.min()), float(losses.max())
+    ticks = np.geomspace(low, high, 3)
+    axes.set_yticks(ticks, [f"{tick:.2f}" for tick in ticks])
+
+
+def errors_figure(rows: Rows, *, laws: Sequence[str]) -> bytes:
+    """Figure 3: mean error of each law, in sample and held out, one panel a task.
+
+    Args:
+        rows: of comparison.csv of ``law_errors``: task, law, budget_fraction, mean_rmse.
+        laws: which, in the order of the legend.
+
+    Returns:
+        A PNG.
+    """
+    tasks = _ordered(row["task"] for row in rows)
+    figure, every = small_panels(len(tasks), num_columns=3, width=3.6, height=3.4)
+    for axes, task in zip(every, tasks, strict=True):
+        fractions = sorted({float(row["budget_fraction"]) for row in rows if row["task"] == task})
+        for i, law in enumerate(laws):
+            known = {
+                float(row["budget_fraction"]): float(row["mean_rmse"])
+                for row in rows
+                if row["task"] == task and row["law"] == law and row["mean_rmse"]
+            }
+            style = {**_marked(i), "markersize": 6 + 2 * i}  # around those that it coincides with
+            positions = [fractions.index(fraction) for fraction in sorted(known)]
+            axes.plot(positions, [known[f] for f in sorted(known)], label=law, **style)
+        labels = ["in sample" if f == 1 else f"1/{1 / f:.0f}" for f in fractions]
+        axes.set_xticks(range(len(fractions)), labels)
+        axes.set_xlabel("fitted to this part of the data")
+        axes.set_yscale("log")
+        axes.margins(0.08)
+        _plain_losses(axes)
+        axes.set_title(task)
+    every[0].set_ylabel("mean RMSE (nats/token)")
+    _legend_below(figure, every)
+    return as_png(figure)
+
+
+def _plain_losses(axes: Axes) -> None:
+    low, high = axes.get_ylim()
+    ticks = [x for x in (0.01, 0.02, 0.03, 0.05, 0.1, 0.2, 0.3, 0.5, 1.0) if low <= x <= high]
+    axes.yaxis.set_minor_locator(NullLocator())
+    axes.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
+
+
+def metrics_figure(rows: Rows, *, metric: str, label: str, selectors: Sequence[str]) -> bytes:
+    """Table 3 as lines: a metric of each selector against the budget, one panel a task.
+
+    Args:
+        rows: of selection.csv of ``rank_curves``.
+        metric: "pearson" or "relative_accuracy".
+        label: of the y axis, with its unit.
+        selectors: which, in the order of the legend.
+
+    Returns:
+        A PNG.
+    """
+    tasks = _ordered(row["task"] for row in rows)
+    figure, every = small_panels(len(tasks), num_columns=3, width=3.8, height=3.6)
+    for axes, task in zip(every, tasks, strict=True):
+        for i, selector in enumerate(selectors):
+            known = sorted(
+                (float(row["budget_fraction"]), float(row[metric]))
+                for row in rows
+                if row["task"] == task and row["selector"] == selector and row[metric]
+            )
+            if known:
+                axes.plot(*zip(*known, strict=True), label=selector, **_marked(i))
+        axes.set_xscale("log", base=2)
+        fractions = sorted({float(row["budget_fraction"]) for row in rows if row["task"] == task})
+        axes.set_xticks(fractions, [f"1/{1 / f:.0f}" for f in fractions], fontsize=8)
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.set_xlabel("budget (part of the full data)")
+        axes.set_title(task)
+    every[0].set_ylabel(label)
+    _legend_below(figure, every)
+    return as_png(figure)
+
+
+def saving_figure(rows: Rows, *, selectors: Sequence[str]) -> bytes:
+    """Figure 4: PearCorr against FLOPs in percent of full tuning, with the Pareto front.
+
+    Args:
+        rows: of saving.csv.
+        selectors: which, in the order of the legend.
+
+    Returns:
+        A PNG.
+    """
+    rows = [row for row in rows if row["pearson"]]
+    tasks = _ordered(row["task"] for row in rows)
+    figure, every = small_panels(len(tasks), num_columns=3, width=3.8, height=3.6)
+    for axes, task in zip(every, tasks, strict=True):
+        mine = [row for row in rows if row["task"] == task]
+        # what is free has no place on a logarithmic axis
+        front = sorted(_cost(row) for row in mine if row["pareto_pearson"] == "True")
+        front = [point for point in front if point[0] > 0]
+        axes.step(*zip(*front, strict=True), where="post", color="0.75", linewidth=5,
+                  label="Pareto front")  # fmt: skip
+        for i, selector in enumerate(selectors):
+            points = sorted(_cost(row) for row in mine if row["selector"] == selector)
+            points = [point for point in points if point[0] > 0]
+            if points:
+                axes.plot(*zip(*points, strict=True), label=selector, **_marked(i))
+        axes.set_xscale("log")
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axes.set_xlabel("FLOPs (% of full tuning)")
+        axes.set_ylim(bottom=max(axes.get_ylim()[0], 0.0))
+        axes.set_title(task)
+    every[0].set_ylabel("PearCorr (%)")
+    _legend_below(figure, every)
+    return as_png(figure)
+
+
+def _cost(row: Mapping[str, str]) -> tuple[float, float]:
+    return float(row["percent_of_full_tuning"]), float(row["pearson"])
+
+
+def _marked(index: int) -> dict[str, Any]:
+    """A colour, a dash and a hollow marker: lines that coincide stay visible."""
+    marker = "os^Dv<>PX*"[index % 10]
+    return {**colour_of(index), "marker": marker, "markerfacecolor": "none", "markersize": 5}
+
+
+def _legend_below(figure: Figure, every: Sequence[Axes], title: str | None = None) -> None:
+    """One legend of all panels."""
+    found: dict[str, Artist] = {}
+    for axes in every:
+        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
+            found.setdefault(label, handle)
+    figure.legend(found.values(), found.keys(), title=title, loc="outside lower center",
+                  ncols=min(len(found), 5), frameon=False)  # fmt: skip
+
+
+def ablation_figure(rows: Rows, *, selector: str) -> bytes:
+    """Tables 5 to 7: mean PearCorr over budgets for each gamma and tau, one panel a task.
+
+    Args:
+        rows: of ablation.csv of ``rank_curves``.
+        selector: whose.
+
+    Returns:
+        A PNG.
+    """
+    rows = [row for row in rows if row["selector"] == selector and row["pearson"]]
+    tasks = _ordered(row["task"] for row in rows)
+    gammas = sorted({int(row["gamma"]) for row in rows})
+    taus = sorted({float(row["tau"]) for row in rows})
+    figure, every = small_panels(len(tasks), num_columns=3, width=4.6, height=2.8)
+    for axes, task in zip(every, tasks, strict=True):
+        mean = np.array(
+            [
+                [
+                    np.mean(
+                        [
+                            float(row["pearson"])
+                            for row in rows
+                            if (row["task"], int(row["gamma"]), float(row["tau"]))
+                            == (task, gamma, tau)
+                        ]
+                    )
+                    for tau in taus
+                ]
+                for gamma in gammas
+            ]
+        )
+        image = axes.imshow(mean, cmap=HEAT, aspect="auto")
+        middle = 0.5 * (mean.min() + mean.max())
+        for (i, j), value in np.ndenumerate(mean):
+            ink = "white" if value < middle else "black"
+            axes.text(j, i, f"{value:.1f}", ha="center", va="center", color=ink, fontsize=9)
+        axes.grid(visible=False)
+        axes.set_xticks(range(len(taus)), [f"{tau:g}" for tau in taus])
+        axes.set_yticks(range(len(gammas)), [str(gamma) for gamma in gammas])
+        axes.set_xlabel(r"$\tau$ (residual deviations)")
+        axes.set_ylabel(r"$\gamma$ (pairs)")
+        axes.set_title(f"{task}: {selector}")
+        figure.colorbar(image, ax=axes, label="mean PearCorr (%)")
+    return as_png(figure)
+
+
+def differences_figure(
+    rows: Rows, *, groups: Mapping[str, Sequence[int]], x_label: str, title: str
+) -> bytes:
+    """Paired differences with their intervals, sorted within groups; left of 0 is better.
+
+    Args:
+        rows: with mean, low, high and budget_fraction.
+        groups: label -> which rows.
+        x_label: with its unit.
+        title: of the figure.
+
+    Returns:
+        A PNG.
+    """
+    figure, every = small_panels(len(groups), num_columns=3, width=3.7, height=4.4)
+    budgets = sorted({float(row["budget_fraction"]) for row in rows}, reverse=True)
+    for axes, (label, chosen) in zip(every, groups.items(), strict=True):
+        ranked = sorted((rows[i] for i in chosen), key=lambda row: float(row["mean"]))
+        for i, budget in enumerate(budgets):
+            mine = [
+                (at, *(float(row[k]) for k in ("mean", "low", "high")))
+                for at, row in enumerate(ranked)
+                if float(row["budget_fraction"]) == budget
+            ]
+            if mine:
+                at, mean, low, high = map(np.array, zip(*mine, strict=True))
+                colour, marker = colour_of(i)["color"], "os^D"[i % 4]
+                axes.hlines(at, low, high, color=colour, linewidth=1, alpha=0.6)
+                axes.plot(mean, at, marker, color=colour, markersize=4, label=f"1/{1 / budget:.0f}")
+        axes.axvline(0.0, color=DATA, linewidth=0.8)
+        axes.set_xscale("symlog", linthresh=0.01)
+        left, right = axes.get_xlim()
+        ticks = [x for x in (-1.0, -0.1, -0.01, 0.0, 0.01, 0.1, 1.0) if left <= x <= right]
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+        axes.set_yticks([])
+        axes.set_xlabel(x_label)
+        axes.set_title(f"{label} ({len(ranked)})", fontsize=10)
+    _legend_below(figure, every, title="predicted from")
+    figure.suptitle(title)
+    return as_png(figure)
+
+
+def _ordered(names: Iterable[str]) -> list[str]:
+    """Each once, in the order of appearance."""
+    return list(dict.fromkeys(names))

@@ -1,0 +1,52 @@
+"""Phases of curves whose transition is known, and the figure of them."""
+
+import csv
+
+import numpy as np
+import pytest
+
+from lensllm_jax import checks
+from lensllm_jax.report.paper import phases_figure
+from lensllm_jax.scaling.fit import fit_laws
+from lensllm_jax.selection.loss_table import LossTable, write_loss_table
+from tests.messages.binaries import load
+
+phase_transitions = load("phase_transitions").module
+
+SIZES = np.append(0, 200 * 2 ** np.arange(7))
+NOISE = np.exp(0.002 * np.array([1, -1, 1, 1, -1, -1, 1, -1]))
+
+
+def test_the_transition_of_a_law_lies_in_its_interval():
+    losses = (60.0 / (30.0 + SIZES**0.5) + 1.0) * NOISE
+    fit = fit_laws("rectified", SIZES.astype(float), losses[None])[0]
+    found = phase_transitions.law_answer(fit, num_resamples=40)
+    assert found.low < found.size < found.high
+    assert found.low < 900.0 < found.high  # 30^(1 / 0.5)
+
+
+def test_the_table_says_one_piece_where_there_is_one_and_is_drawn(tmp_path, monkeypatch):
+    bent = (np.maximum(SIZES, 1) / 1600.0) ** np.where(SIZES < 1600, -0.02, -0.3)
+    straight = np.append(9.0, 8.0 * SIZES[1:] ** -0.1)
+    losses = np.stack([bent * NOISE, straight * NOISE])
+    table = LossTable(("bent", "straight"), SIZES, losses, np.ones(2), ("", ""), "toy")
+    write_loss_table(table, tmp_path / "toy.csv")
+    for flag, value in {
+        "CURVES": [str(tmp_path / "toy.csv")], "OUTPUT_DIR": str(tmp_path / "out"),
+        "QUIET": True, "NUM_RESAMPLES": 10,
+    }.items():  # fmt: skip
+        monkeypatch.setattr(getattr(phase_transitions, flag), "value", value, raising=False)
+    phase_transitions.main([])
+    written = (tmp_path / "out" / "phases.csv").read_text()
+    rows = list(csv.DictReader(written.splitlines()))
+    assert [row["phase"] for row in rows] == ["TRANSITION", "ONE"]
+    assert float(rows[0]["low"]) < 1600 < float(rows[0]["high"])
+    picture = phases_figure(table, rows)
+    assert picture[1:4] == b"PNG"
+    assert picture == phases_figure(table, rows)
+
+
+def test_too_few_sizes_are_refused():
+    table = LossTable(("a",), SIZES[:5], np.ones((1, 5)), np.ones(1), ("",), "toy")
+    with pytest.raises(checks.UserError, match="must have 6 sizes above 0, got 4 of 'a'"):
+        phase_transitions._check(table)
