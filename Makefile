@@ -1,5 +1,6 @@
 # Every target sets up what it needs; a second call does nothing twice.
 #   make demo   ranks seven bundled candidates for one task, into out/demo
+#   make figures   draws every figure of docs/REPRODUCTION.md from committed tables, into out/figures
 #   make test   runs the tests; make test-x64 runs them in float64
 #   make lint types torch-parity notebooks browser docs ray   what else .ci/run checks
 #   make lock   regenerates requirements*.txt from setup.cfg
@@ -11,11 +12,14 @@ PYTEST := $(BIN)/python -m pytest -n auto --dist worksteal
 
 DEMO := zoo/cerebras-s,zoo/gpt2-m,zoo/gpt2-s,zoo/gpt2-xs,zoo/opt-m,zoo/opt-s,zoo/opt-xs
 
-.PHONY: demo test test-x64 lint types torch-parity notebooks browser docs ray lock
+.PHONY: demo figures test test-x64 lint types torch-parity notebooks browser docs ray lock
 
 demo: .venv/runs
 	$(BIN)/python -m experiments.select_model --candidates=$(DEMO) --task=pydoc \
 	  --budget_size=800 --target_size=6400 --output_dir=out/demo
+
+figures: .venv/runs
+	$(BIN)/python -m experiments.paper_figures --output_dir=out/figures
 
 # Compiling is most of what the tests do: here with few optimisations (JAX's own setting for
 # tests), in test-x64 and torch-parity as users do.
@@ -35,7 +39,7 @@ types: .venv/tests
 	$(BIN)/mypy
 
 torch-parity: .venv-torch/tests
-	.venv-torch/bin/python -m pytest -m torch tests/models
+	.venv-torch/bin/python -m pytest -m torch tests/models tests/checkpoints
 
 notebooks: .venv/tests
 	$(BIN)/python tools/run_notebooks.py

@@ -163,7 +163,9 @@ def fit_laws(
         ntk_loss = np.where(weights > 0, ntk_loss, 1.0)
         _check_positive("ntk_loss", ntk_loss)
     # the factor is looked for around that which makes a curve's F about 1
-    centre = _log_centre(ntk_loss, weights) if free_scale else np.zeros(len(losses))
+    centre = np.zeros(len(losses))
+    if ntk_loss is not None and free_scale:
+        centre = _log_centre(ntk_loss, weights)
     low, high = _free_f_bounds(source, sizes, len(losses), spectra, max_ntk_loss)
     delta = np.inf if huber_delta is None else checks.positive("huber_delta", huber_delta)
     checks.not_negative("zero_size", zero_size)

@@ -3,9 +3,11 @@
 import sys
 import types
 
+import numpy as np
 import pytest
 
 from experiments import cli
+from experiments.paired import paired
 from experiments.run_folder import RunFolder
 from lensllm_jax.data.task import Example, Task
 from lensllm_jax.selection.measurement import MeasurementConfig
@@ -75,6 +77,15 @@ def damaged_search(folder):
     job = types.SimpleNamespace(path=folder / "200.json")
     written(job.path.with_suffix(cells.SEARCHED), "{")
     return cells._searched(job, None)
+
+
+def kernel_sizes(**flags):
+    return binary("kernel_spectra", **flags).sample_sizes(TASK)
+
+
+def figures(tables, output):
+    flags = {"TABLES_FOLDER": str(tables), "OUTPUT_DIR": str(output)}
+    return binary("paper_figures", **flags).main([])
 
 
 def bound_sizes(*texts):
@@ -249,5 +260,55 @@ MISTAKES = [
             "name another folder"
         ),
         lambda tmp: opened(written(tmp / "run.json", '{"settings": {"seed": 1}}').parent, seed=2),
+    ),
+    (
+        "`num_test_examples` must be positive and finite, got 0",
+        lambda tmp: kernel_sizes(NUM_TEST_EXAMPLES=0),
+    ),
+    ("`num_labels` must be positive and finite, got 0", lambda tmp: kernel_sizes(NUM_LABELS=0)),
+    (
+        "`sample_sizes` must name one or more sizes, got none",
+        lambda tmp: kernel_sizes(SAMPLE_SIZES=[]),
+    ),
+    (
+        "`sample_sizes` must be whole numbers, got 8,many",
+        lambda tmp: kernel_sizes(SAMPLE_SIZES=["8", "many"]),
+    ),
+    (
+        (
+            "`sample_sizes` must ascend from 2 or more to at most 1 (the training examples of "
+            "toy), got [8]"
+        ),
+        lambda tmp: kernel_sizes(SAMPLE_SIZES=["8"]),
+    ),
+    (
+        "`differences` must be finite, got nan at index (0, 0)",
+        lambda tmp: paired(np.array([[np.nan, 1.0]])),
+    ),
+    (
+        "`differences` must have two or more candidates, got 1",
+        lambda tmp: paired(np.array([[1.0]])),
+    ),
+    (
+        "`num_resamples` must be positive and finite, got 0",
+        lambda tmp: binary("phase_transitions", CURVES=[], NUM_RESAMPLES=0).main([]),
+    ),
+    (
+        "every candidate of a must have 6 sizes above 0, got 2 of 'a'",
+        lambda tmp: binary("phase_transitions", CURVES=[str(written(tmp / "a.csv", TABLE))]).main(
+            []
+        ),
+    ),
+    (
+        "`tables` must be a folder of tables, got DIR/none",
+        lambda tmp: figures(tmp / "none", tmp / "out"),
+    ),
+    (
+        "`output_dir` must be a folder, got the file DIR/a",
+        lambda tmp: figures(tmp, written(tmp / "a")),
+    ),
+    (
+        "`tables` must hold a table of results, got none in DIR",
+        lambda tmp: figures(tmp, tmp / "out"),
     ),
 ]
