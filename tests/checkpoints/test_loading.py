@@ -1,5 +1,6 @@
 """Checkpoint folders load whole or are refused with a message that names what is wrong."""
 
+import dataclasses
 import functools
 import json
 import shutil
@@ -14,7 +15,9 @@ from safetensors.numpy import load_file, save_file
 import lensllm_jax as lens
 from lensllm_jax import checks
 from lensllm_jax.checkpoints.candidate import CONFIG, load_folder
-from lensllm_jax.checkpoints.tensors import INDEX, SINGLE
+from lensllm_jax.checkpoints.config import read_config
+from lensllm_jax.checkpoints.tensors import INDEX, SINGLE, TensorFiles
+from lensllm_jax.checkpoints.weights import load_params
 from lensllm_jax.checkpoints.zoo import FOLDER
 from lensllm_jax.data.denoising import denoising_examples, span_corruption, text_infilling
 from lensllm_jax.finetune.loop import Loop, OptimizerConfig
@@ -139,6 +142,16 @@ def test_all_tensor_problems_are_reported_at_once(folder):
         f"unexpected transformer.stranger (in {SINGLE})",
     ):
         assert part in message
+
+
+def test_a_parameter_that_no_tensor_fills_is_named(folder):
+    """As if a family's table had forgotten a line."""
+    family, _, config = read_config(folder)
+    short = dataclasses.replace(family, weights=lambda config: family.weights(config)[1:])
+    with pytest.raises(checks.UserError) as caught:
+        load_params(TensorFiles.of_folder(folder), short, config, dtype=np.dtype("float32"))
+    assert "nothing for our embed/embedding" in str(caught.value)
+    assert f"unexpected transformer.wte.weight (in {SINGLE})" in str(caught.value)
 
 
 def as_stored(folder, name, dtype):
