@@ -78,7 +78,7 @@ def shown(output: nbformat.NotebookNode) -> str:
     data = output.get("data", {})
     if "image/png" in data:
         image = data["image/png"].replace("\n", "")
-        said = html.escape(data.get("text/plain", "figure"))
+        said = html.escape(output.metadata["image/png"]["alt"])
         return f'<figure><img alt="{said}" src="data:image/png;base64,{image}"></figure>\n'
     return code(re.sub(r" at 0x[0-9a-f]+", "", data.get("text/plain", "")))
 
