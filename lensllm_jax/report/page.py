@@ -44,6 +44,7 @@ figure svg { display: block; width: 100%; min-width: 36rem; height: auto; }
 @media (prefers-color-scheme: dark) { figure svg { filter: brightness(1.35); } }
 pre { background: var(--wash); padding: .7rem; border-radius: 4px; white-space: pre-wrap;
   overflow-wrap: anywhere; }
+pre.command { overflow-x: auto; } pre.command span { white-space: nowrap; }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: .2rem 1rem; }
 dd { margin: 0; overflow-wrap: anywhere; }
 @media (max-width: 40rem) { dl { grid-template-columns: 1fr; } dt { font-weight: 600; } }
@@ -168,6 +169,12 @@ def code(text: str) -> str:
     return f"<pre><code>{html.escape(text)}</code></pre>\n"
 
 
+def command(text: str) -> str:
+    """A command, as code that breaks between its words alone and is copied as it is."""
+    words = " ".join(f"<span>{html.escape(word)}</span>" for word in text.split(" "))
+    return f'<pre class="command" tabindex="0"><code>{words}</code></pre>\n'
+
+
 def definitions(entries: Mapping[str, Any]) -> str:
     """Names and values, such as settings."""
     pairs = (
@@ -178,7 +185,9 @@ def definitions(entries: Mapping[str, Any]) -> str:
 
 
 def table(rows: Sequence[Mapping[str, Any]], caption: str) -> str:
-    """Rows as a table that a click on a heading sorts; floats with four decimals.
+    """Rows as a table that a click on a heading sorts.
+
+    Floats have four decimals, or four digits in a column that holds small or large ones.
 
     Args:
         rows: dictionaries of the same keys; NaN and None are shown as a dash.
@@ -193,15 +202,17 @@ def table(rows: Sequence[Mapping[str, Any]], caption: str) -> str:
         name: all(row[name] is None or isinstance(row[name], int | float) for row in rows)
         for name in rows[0]
     }
+    forms = {name: _form([row[name] for row in rows]) for name in rows[0]}
     heads = "".join(
         f'<th scope="col"{_class(numeric[name])}><button type="button">'
         f"{html.escape(name.replace('_', ' '))}</button></th>"
         for name in rows[0]
     )
-    lines = "".join(
-        f"<tr>{''.join(_cell(value, numeric[name]) for name, value in row.items())}</tr>\n"
+    cells = (
+        "".join(_cell(value, numeric[name], forms[name]) for name, value in row.items())
         for row in rows
     )
+    lines = "".join(f"<tr>{row}</tr>\n" for row in cells)
     return (
         # a caption of the table's own would scroll away with it
         f"<figure><figcaption>{html.escape(caption)}</figcaption>"
@@ -234,11 +245,17 @@ def _class(numeric: bool) -> str:
     return ' class="number"' if numeric else ""
 
 
-def _cell(value: Any, numeric: bool) -> str:
+def _form(column: Sequence[Any]) -> str:
+    """How the floats of a column are written."""
+    sizes = [abs(x) for x in column if isinstance(x, float) and math.isfinite(x) and x != 0]
+    return ".4f" if all(1e-3 <= size < 1e6 for size in sizes) else ".4g"
+
+
+def _cell(value: Any, numeric: bool, form: str) -> str:
     unknown = value is None or (isinstance(value, float) and math.isnan(value))
     if unknown:
         return f'<td data-value=""{_class(numeric)}>-</td>'
-    text = _shown(value)
+    text = _shown(value, form)
     kind = ' class="long"' if len(text) > LONG else _class(numeric)
     key = _key(value) if numeric else text
     return f'<td data-value="{html.escape(key)}"{kind}>{html.escape(text)}</td>'
@@ -251,10 +268,7 @@ def _key(number: float | int) -> str:
     return repr(float(number) if isinstance(number, float) else number)
 
 
-def _shown(value: Any) -> str:
-    if isinstance(value, Probability):
-        return str(value)
-    if not isinstance(value, float):
-        return f"{value:,}" if isinstance(value, int) else str(value)
-    small_or_large = value != 0 and not 1e-3 <= abs(value) < 1e6
-    return f"{value:.3g}" if small_or_large else f"{value:.4f}"
+def _shown(value: Any, form: str) -> str:
+    if isinstance(value, float) and not isinstance(value, Probability):
+        return format(value, form)
+    return f"{value:,}" if isinstance(value, int) else str(value)

@@ -17,7 +17,7 @@ from lensllm_jax.report import figures
 from lensllm_jax.report.page import (
     Probability,
     Section,
-    code,
+    command,
     definitions,
     figure,
     page,
@@ -314,4 +314,4 @@ def _cost(ranking: Ranking) -> str:
 def _made(run: Mapping[str, Any]) -> str:
     settings = {**run["settings"]}
     versions = {k: v for k, v in run.items() if k not in ("settings", "command")}
-    return code(run["command"]) + definitions({**settings, **versions})
+    return command(run["command"]) + definitions({**settings, **versions})

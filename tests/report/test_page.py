@@ -7,7 +7,7 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
-from lensllm_jax.report.page import table
+from lensllm_jax.report.page import command, table
 from lensllm_jax.report.pages import ranking_rows
 from tests.report import samples
 
@@ -82,8 +82,6 @@ def test_ranking_holds_the_probabilities_of_the_ranking(pages):
 
 
 def test_cells_carry_whole_numbers_to_sort_by():
-    from lensllm_jax.report.page import table
-
     text = table([{"x": 1.23456789, "y": "b"}, {"x": float("nan"), "y": "a"}], "c")
     assert 'data-value="1.23456789" class="number">1.2346<' in text
     assert 'data-value="" class="number">-<' in text
@@ -105,3 +103,10 @@ def test_no_probability_is_shown_as_certain(spread, shown):
     assert "1.0000" not in text
     less = dataclasses.replace(sure, win_probability=np.full((3, 3), 0.75))
     assert ">0.75<" in table(ranking_rows(less), "ranking")
+
+
+def test_a_column_has_one_form_and_a_command_breaks_between_words():
+    rows = [{"loss": 3.5, "flops": 7.5e-7}, {"loss": 12.0, "flops": 0.0011}]
+    text = table(rows, "two columns")
+    assert re.findall(r">([^<>]+)</td>", text) == ["3.5000", "7.5e-07", "12.0000", "0.0011"]
+    assert "<span>python</span> <span>--a=1</span>" in command("python --a=1")
