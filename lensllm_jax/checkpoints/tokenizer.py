@@ -68,7 +68,7 @@ def read_tokenizer(
             f"`{folder}` must hold a tokenizer to read text, got one that does not load "
             f"({str(error).splitlines()[0]}): {advice}"
         ) from error
-    if len(tokenizer) > vocab_size:
+    if len(tokenizer) - len(_without_row(tokenizer, vocab_size)) > vocab_size:
         raise checks.UserError(
             f"`{file}` must have at most {vocab_size} tokens (rows of the embedding, tensor "
             f"{table}), got {len(tokenizer)}: put the tokenizer there that the weights were "
@@ -88,3 +88,17 @@ def read_tokenizer(
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
+
+
+def _without_row(tokenizer: Any, vocab_size: int) -> list[int]:
+    """Special tokens beyond the embedding that no text asks for, as Gemma 3's for an image.
+
+    One that ends, begins or pads a text must have a row; any other that a text spells out all the
+    same is looked up as NaN, which stops a run.
+    """
+    used = {getattr(tokenizer, f"{role}_token_id") for role in ("bos", "eos", "pad", "unk")}
+    return [
+        number
+        for number, token in tokenizer.added_tokens_decoder.items()
+        if number >= vocab_size and token.special and number not in used
+    ]

@@ -10,6 +10,7 @@ import huggingface_hub
 import jax
 import numpy as np
 import pytest
+import tokenizers
 from safetensors.numpy import load_file, save_file
 
 import lensllm_jax as lens
@@ -261,6 +262,33 @@ def test_tokenizer_is_read_late_and_must_fit_the_embedding(folder):
         _ = load_folder(folder).tokenizer
     for part in (f"`{folder / 'tokenizer.json'}`", "100 tokens", "transformer.wte.weight", "2048"):
         assert part in str(caught.value)
+
+
+def add_token(folder, **settings):
+    """One token more than the embedding has rows; a folder read anew."""
+    path = str(folder / "tokenizer.json")
+    tokens = tokenizers.Tokenizer.from_file(path)
+    tokens.add_tokens([tokenizers.AddedToken("<image>", **settings)])
+    tokens.save(path)
+    return load_folder(folder)
+
+
+def test_a_special_token_that_no_text_asks_for_may_lack_a_row(folder):
+    candidate = add_token(folder, special=True)  # as Gemma 3 has one for images
+    rows = candidate.config.vocab_size
+    assert len(candidate.tokenizer) == rows + 1
+    ids = np.array([[5, rows]], np.int32)  # a text that spells it out all the same
+    batch = {"input_ids": ids, "attention_mask": np.ones_like(ids)}
+    logits = np.asarray(candidate.apply_fn(candidate.params, batch))
+    assert np.isnan(logits[0, 1]).all()
+    rewrite(folder / "tokenizer_config.json", pad_token="<image>")  # the control: one in use
+    with pytest.raises(checks.UserError, match=r"at most 2048 .*got 2049"):
+        _ = load_folder(folder).tokenizer
+
+
+def test_a_word_that_lacks_a_row_is_refused(folder):
+    with pytest.raises(checks.UserError, match=r"at most 2048 .*got 2049"):
+        _ = add_token(folder, special=False).tokenizer
 
 
 def test_a_sentencepiece_file_without_its_library_says_what_to_install(folder, monkeypatch):
