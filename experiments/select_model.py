@@ -4,23 +4,34 @@ r"""Ranks a pool of pretrained language models for one task, paying for a part o
         --budget_size=1600 --target_size=6400 --output_dir=out/pydoc
 
 For each candidate: the exact neural tangent kernel at its pretrained weights (Eq 8), the loss
-before fine-tuning, then Algorithm 1 - fine-tunes on the largest subset within the budget, on
-half of it, and so on until the loss leaves the power phase - and the law
-L(D) = B / (F(Theta, t) + D^beta) + E (Eq 10) through the accepted losses, extrapolated to
---target_size.  The rectified law, fitted by the same optimiser, stands beside it as the
-control.
+before fine-tuning, then the losses after it, in one of three orders.
 
---output_dir receives ranking.csv, losses.csv (the public table format), kernels/<name>/ntk.npy
-with ntk.json, report.html, report.md, loss_curves.png and kernel_spectra.png; run.json holds
-settings, versions and seed; cells/ what is finished.  The same command goes on where a killed run
-was cut off and ends with the same files; only cells/ holds durations.
+* --order=downwards, Algorithm 1: fine-tunes on the largest subset within the budget, on half of
+  it, and so on until the loss leaves the power phase.
+* --order=upwards, successive halving: from --smallest_size on, the pool together; once --gamma
+  losses are known, only the --keep best by a straight line to the target go on to the next size.
+  Dropped candidates are never measured again, need no kernel, and stand last in the ranking.
+* --order=all: every size of every candidate.
+
+The law L(D) = B / (F(Theta, t) + D^beta) + E (Eq 10) through the losses that Algorithm 1 accepts is
+extrapolated to --target_size.  The rectified law, fitted by the same optimiser, stands beside it
+as the control.  The cost of every order is stated beside full tuning: measured for the one that
+was run, counted from the same losses for the others.
+
+--output_dir receives ranking.csv, losses.csv (the public table format), orders.csv (FLOPs),
+kernels/<name>/ntk.npy with ntk.json, report.html, report.md, loss_curves.png and
+kernel_spectra.png; run.json holds settings, versions and seed; cells/ what is finished.  The same
+command goes on where a killed run was cut off and ends with the same files; only cells/ holds
+durations.
 
 On the bundled candidates and 2 cores, with a budget of 800: 5 minutes.
 """
 
 import dataclasses
+import functools
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
 
 from absl import flags
 from rich.console import Console
@@ -37,16 +48,24 @@ from lensllm_jax.report import figures
 from lensllm_jax.report.pages import selection_page
 from lensllm_jax.report.selection import Selection, selection_markdown
 from lensllm_jax.scaling.laws import NtkSpectrum
+from lensllm_jax.selection import orders
 from lensllm_jax.selection.flops import FlopsLedger, kernel_flops
 from lensllm_jax.selection.halving import Halving
 from lensllm_jax.selection.loss_table import write_loss_table
 from lensllm_jax.selection.measurement import Measurement, MeasurementConfig
+from lensllm_jax.selection.order_cost import OrderCost, Replay, cell_flops, order_costs
+from lensllm_jax.selection.orders import Drop, Dropping, Order
 
 BUDGET_SIZE = flags.DEFINE_integer("budget_size", 1600, "Largest affordable subset, examples.")
 TARGET_SIZE = flags.DEFINE_integer("target_size", 6400, "Size to rank at, examples.")
 SMALLEST_SIZE = flags.DEFINE_integer("smallest_size", 200, "Smallest subset, examples.")
 GAMMA = flags.DEFINE_integer("gamma", 3, "Algorithm 1: accepted losses before it may stop.")
 TAU = flags.DEFINE_float("tau", 5.0, "Algorithm 1: residual deviations at which it stops.")
+ORDER = flags.DEFINE_enum(
+    "order", Order.DOWNWARDS.value, [order.value for order in Order],
+    "Sizes from the budget down (Algorithm 1), from the smallest up (successive halving), or all.",
+)  # fmt: skip
+KEEP = flags.DEFINE_float("keep", Dropping.keep, "Upwards: share of the candidates that goes on.")
 
 
 def main(argv: Sequence[str]) -> None:
@@ -61,33 +80,87 @@ def main(argv: Sequence[str]) -> None:
     folder = RunFolder.open(measuring.OUTPUT_DIR.value, settings(names, task, config))
     work = measuring.total_work(num_params, sizes, config)
     with Progress(total=work, quiet=measuring.QUIET.value) as progress:
-        measured = {}
-        for name in names:
-            measured[name] = measure(name, task, sizes, config, folder, progress)
-    selection = select(names, num_params, task, measured, config)
+        pool = Pool(task, config, num_params, folder, progress)
+        dropped = measure(names, sizes, pool)
+    selection = select(names, sizes, pool, dropped)
     write_results(folder, selection)
     show(selection)
     if not measuring.QUIET.value:
+        show_costs(selection)
         print(f"\n{folder.path}: done in {remaining(time.monotonic() - start)}")
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass
 class Measured:
     """What was paid for one candidate.
 
     Attributes:
-        losses: size -> test loss, nats per target token; 0 is before fine-tuning.
-        search: Algorithm 1 at its end.
-        spectrum: of its kernel, with the fine-tuning's rate.
-        num_tokens: size -> tokens trained on.
         family: Hugging Face's name of its kind.
+        losses: size -> test loss, nats per target token; 0 is before fine-tuning.
+        num_tokens: size -> tokens trained on.
+        spectrum: of its kernel, with the fine-tuning's rate; None before it is asked for.
     """
 
-    losses: dict[int, float]
-    search: Halving
-    spectrum: NtkSpectrum
-    num_tokens: dict[int, int]
     family: str
+    losses: dict[int, float] = dataclasses.field(default_factory=dict)
+    num_tokens: dict[int, int] = dataclasses.field(default_factory=dict)
+    spectrum: NtkSpectrum | None = None
+
+
+class Pool:
+    """Measures candidates one piece at a time; finished pieces are read from the folder.
+
+    Attributes:
+        task: the text.
+        config: the settings.
+        num_params: of every candidate.
+        paid: candidate -> what was measured of it.
+    """
+
+    def __init__(
+        self, task: Task, config: MeasurementConfig, num_params: Mapping[str, int],
+        folder: RunFolder, progress: Progress,
+    ):  # fmt: skip
+        self.task, self.config, self.num_params = task, config, num_params
+        self.paid: dict[str, Measured] = {}
+        self._folder, self._progress = folder, progress
+        self._open: tuple[str, Measurement] | None = None
+
+    def _measurement(self, name: str) -> Measurement:
+        """Of one candidate at a time: the last one leaves memory first."""
+        if self._open is None or self._open[0] != name:
+            self._open = None
+            self._open = name, Measurement(load_candidate(name), self.task, config=self.config)
+        measurement = self._open[1]
+        self.paid.setdefault(name, Measured(measurement.candidate.family.name))
+        return measurement
+
+    def kernel(self, name: str) -> None:
+        """The kernel's spectrum."""
+        path = f"kernels/{measuring.slug_of(name)}"
+        spectrum = measuring.remember_kernel(
+            self._measurement(name), self._folder, path, self._progress
+        )
+        self.paid[name].spectrum = spectrum
+
+    def zero_shot(self, name: str) -> None:
+        """The loss before fine-tuning."""
+        measurement = self._measurement(name)
+        loss = measuring.remember_zero_shot(measurement, self._folder, self._progress)
+        self.paid[name].losses[0] = loss
+
+    def loss(self, name: str, size: int) -> float:
+        """The loss after fine-tuning on ``size`` examples."""
+        cell = measuring.remember_cell(self._measurement(name), size, self._folder, self._progress)
+        paid = self.paid[name]
+        paid.losses[size], paid.num_tokens[size] = cell["test_loss"], cell["num_tokens"]
+        return paid.losses[size]
+
+    def skip(self, name: str, sizes: Sequence[int]) -> None:
+        """Sizes that will not be asked for, off the work that is left."""
+        for size in set(sizes) - set(self.paid[name].num_tokens):
+            work = measuring.fine_tune_work(self.num_params[name], size, self.config)
+            self._progress.drop(work)
 
 
 def affordable_sizes(task: Task, config: MeasurementConfig) -> tuple[int, ...]:
@@ -109,13 +182,18 @@ def affordable_sizes(task: Task, config: MeasurementConfig) -> tuple[int, ...]:
             f"got {TARGET_SIZE.value}"
         )
     measuring.check_kernel_examples(task, config)
-    Halving(gamma=GAMMA.value, tau=TAU.value)  # its own checks
+    Halving(gamma=GAMMA.value, tau=TAU.value), dropping()  # their own checks
     return nested_sizes(BUDGET_SIZE.value, SMALLEST_SIZE.value)[::-1]
+
+
+def dropping() -> Dropping:
+    """Who goes on, upwards."""
+    return Dropping(target_size=TARGET_SIZE.value, keep=KEEP.value, gamma=GAMMA.value)
 
 
 def settings(names: Sequence[str], task: Task, config: MeasurementConfig) -> dict:
     """All that decides the results."""
-    return {
+    decided = {
         **measuring.task_settings(names, task, config),
         "budget_size": BUDGET_SIZE.value,
         "target_size": TARGET_SIZE.value,
@@ -123,74 +201,126 @@ def settings(names: Sequence[str], task: Task, config: MeasurementConfig) -> dic
         "gamma": GAMMA.value,
         "tau": TAU.value,
     }
+    if ORDER.value != Order.DOWNWARDS:  # folders from before there was a choice stay good
+        decided["order"] = ORDER.value
+    if ORDER.value == Order.UPWARDS or KEEP.value != Dropping.keep:  # orders.csv counts by it
+        decided["keep"] = KEEP.value
+    return decided
 
 
-def measure(
-    name: str, task: Task, sizes: Sequence[int], config: MeasurementConfig, folder: RunFolder,
-    progress: Progress,
-) -> Measured:  # fmt: skip
-    """Everything paid for one candidate; finished pieces are read from the folder."""
-    candidate = load_candidate(name)
-    measurement = Measurement(candidate, task, config=config)
-    kernel_path = f"kernels/{measuring.slug_of(name)}"
-    spectrum = measuring.remember_kernel(measurement, folder, kernel_path, progress)
-    losses = {0: measuring.remember_zero_shot(measurement, folder, progress)}
-    num_tokens: dict[int, int] = {}
-    search = Halving(gamma=GAMMA.value, tau=TAU.value)
-    for size in sizes:
-        if search.stopped:
-            progress.drop(measuring.fine_tune_work(candidate.num_params, size, config))
+def measure(names: Sequence[str], sizes: Sequence[int], pool: Pool) -> dict[str, Drop]:
+    """Everything that the order pays for.
+
+    Args:
+        names: the pool.
+        sizes: that the budget allows, largest first.
+        pool: what measures.
+
+    Returns:
+        Candidates that were dropped, and why.
+    """
+    if ORDER.value == Order.UPWARDS:
+        return measure_upwards(names, sizes, pool)
+    for name in names:
+        pool.kernel(name)
+        pool.zero_shot(name)
+        if ORDER.value == Order.ALL:
+            for size in sizes:
+                pool.loss(name, size)
             continue
-        cell = measuring.remember_cell(measurement, size, folder, progress)
-        losses[size], num_tokens[size] = cell["test_loss"], cell["num_tokens"]
-        search = search.observe(size, cell["test_loss"])
-    return Measured(losses, search, spectrum, num_tokens, candidate.family.name)
+        orders.measure_downwards(
+            sizes, functools.partial(pool.loss, name), gamma=GAMMA.value, tau=TAU.value
+        )
+        pool.skip(name, sizes)
+    return {}
+
+
+def measure_upwards(names: Sequence[str], sizes: Sequence[int], pool: Pool) -> dict[str, Drop]:
+    """Successive halving; kernels only of those that reach the budget."""
+
+    def loss(name: str, size: int) -> float:
+        if name not in pool.paid:
+            pool.zero_shot(name)
+        return pool.loss(name, size)
+
+    def on_drop(name: str, drop: Drop) -> None:
+        pool.skip(name, sizes)
+
+    dropped = orders.measure_upwards(names, sizes, loss, dropping(), on_drop=on_drop)
+    for name in names:
+        if name not in dropped:
+            pool.kernel(name)
+    return dropped
 
 
 def select(
-    names: Sequence[str], num_params: dict[str, int], task: Task, measured: dict[str, Measured],
-    config: MeasurementConfig,
-) -> Selection:  # fmt: skip
+    names: Sequence[str], sizes: Sequence[int], pool: Pool, dropped: dict[str, Drop]
+) -> Selection:
     """Ranks the pool from what was measured."""
+    paid = {name: pool.paid[name] for name in names}
     table = measuring.loss_table(
         names,
-        {name: measured[name].losses for name in names},
-        num_params,
-        {name: measured[name].family for name in names},
-        task,
+        {name: one.losses for name, one in paid.items()},
+        pool.num_params,
+        {name: one.family for name, one in paid.items()},
+        pool.task,
     )
+    ledger = ledger_of(pool, paid)
     return Selection(
         table=table,
         target_size=TARGET_SIZE.value,
         gamma=GAMMA.value,
         tau=TAU.value,
-        spectra={name: measured[name].spectrum for name in names},
-        searches={name: measured[name].search for name in names},
-        ledger=ledger_of(num_params, measured, config),
-        task=task,
+        spectra={n: one.spectrum for n, one in paid.items() if one.spectrum is not None},
+        ledger=ledger,
+        task=pool.task,
         command=command(),
+        order=Order(ORDER.value),
+        dropped=dropped,
+        costs=costs_of(sizes, pool, paid, ledger),
     )
 
 
-def ledger_of(
-    num_params: dict[str, int], measured: dict[str, Measured], config: MeasurementConfig
-) -> FlopsLedger:
+def flops_of_kernel(name: str, pool: Pool) -> float:
+    """What the kernel of a candidate costs."""
+    n = pool.config.num_kernel_examples
+    num_tokens = n * pool.config.max_length
+    return kernel_flops(pool.num_params[name], num_examples=n, num_tokens=num_tokens)
+
+
+def ledger_of(pool: Pool, paid: Mapping[str, Measured]) -> FlopsLedger:
     """What was spent on every candidate: its kernel, and its fine-tunes by their tokens."""
     ledger = FlopsLedger()
-    n = config.num_kernel_examples
-    for name, spent in measured.items():
-        size_of = {"num_params": num_params[name]}
-        flops = kernel_flops(**size_of, num_examples=n, num_tokens=n * config.max_length)
-        ledger = ledger.kernel(name, flops=flops)
-        for size, num_tokens in spent.num_tokens.items():
-            ledger = ledger.train(name, **size_of, num_examples=size, num_tokens=num_tokens)
+    for name, one in paid.items():
+        if one.spectrum is not None:
+            ledger = ledger.kernel(name, flops=flops_of_kernel(name, pool))
+        for size, num_tokens in one.num_tokens.items():
+            ledger = ledger.train(
+                name,
+                num_params=pool.num_params[name],
+                num_examples=size,
+                num_tokens=num_tokens,
+            )
     return ledger
+
+
+def costs_of(
+    sizes: Sequence[int], pool: Pool, paid: Mapping[str, Measured], ledger: FlopsLedger
+) -> tuple[OrderCost, ...]:
+    """What every order costs on this pool."""
+    replay = Replay(
+        losses={n: {s: x for s, x in one.losses.items() if s} for n, one in paid.items()},
+        flops=lambda n, size: cell_flops(pool.num_params[n], size, paid[n].num_tokens),
+        kernel=lambda n: flops_of_kernel(n, pool),
+    )
+    return order_costs(Order(ORDER.value), ledger, replay, sizes, dropping(), tau=TAU.value)
 
 
 def write_results(folder: RunFolder, selection: Selection) -> None:
     """The files that a person reads."""
     write_loss_table(selection.table, folder.path / "losses.csv")
     folder.write_rows("ranking.csv", selection.rows())
+    folder.write_rows("orders.csv", [dataclasses.asdict(cost) for cost in selection.costs])
     folder.write_bytes("loss_curves.png", figures.loss_curves(
         selection.table, selection.laws(), target_size=selection.target_size))  # fmt: skip
     spectra = {name: s.eigenvalues for name, s in selection.spectra.items()}
@@ -201,12 +331,24 @@ def write_results(folder: RunFolder, selection: Selection) -> None:
 
 def show(selection: Selection) -> None:
     """The ranking on the terminal."""
-    table = Table(title=f"{selection.table.task}: predicted test loss at {selection.target_size} "
-                        "examples (nats per token)")  # fmt: skip
-    rows = selection.rows()
+    title = (
+        f"{selection.table.task}: predicted test loss at {selection.target_size} examples "
+        "(nats per token)"
+    )
+    _print(title, selection.rows(), texts=("candidate",))
+
+
+def show_costs(selection: Selection) -> None:
+    """What every order costs, on the terminal."""
+    title = f"order {selection.order.value}: what it cost, and what the others would have"
+    _print(title, selection.cost_rows(), texts=("order", "known"))
+
+
+def _print(title: str, rows: Sequence[Mapping[str, Any]], texts: Sequence[str]) -> None:
+    table = Table(title=title)
     for column in rows[0]:
-        is_text = column == "candidate"
-        table.add_column(column.replace("_", " "), justify="left" if is_text else "right")
+        justify: Literal["left", "right"] = "left" if column in texts else "right"
+        table.add_column(column.replace("_", " "), justify=justify)
     for row in rows:
         table.add_row(*(f"{v:.4f}" if isinstance(v, float) else str(v) for v in row.values()))
     # a pipe has no width of its own: rows must not be folded there

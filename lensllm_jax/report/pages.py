@@ -24,7 +24,7 @@ from lensllm_jax.report.page import (
     paragraph,
     table,
 )
-from lensllm_jax.report.selection import Selection
+from lensllm_jax.report.selection import COST_NOTE, DROPPED_NOTE, Selection
 from lensllm_jax.scaling.laws import NtkSpectrum
 from lensllm_jax.selection.loss_table import LossTable
 from lensllm_jax.selection.rank import Ranking
@@ -54,11 +54,12 @@ def selection_page(selection: Selection, run: Mapping[str, Any]) -> str:
     eigenvalues = {name: s.eigenvalues for name, s in selection.spectra.items()}
     sections = [
         Section("Ranking", _ranking(ranking, rows)),
+        *_dropped(selection),
         Section("Curves", _curves(selection)),
         Section("Measured losses", losses_table(measured)),
         Section("Fits", _fits(selection)),
         Section("Kernels", _spectra(eigenvalues)),
-        Section("Cost", _cost(ranking)),
+        Section("Cost", _orders(selection) + _cost(ranking)),
         Section("How this was made", paragraph(selection.task.description) + _made(run)),
     ]
     return page(f"Which candidate for {selection.task.name}?", sections, lead=lead)
@@ -296,6 +297,20 @@ def _kernel_loss(name: str, spectrum: NtkSpectrum) -> str:
     end = float(spectrum.loss(steps[-1:])[0])
     spoken = f"F falls from {start:.4g} at t = 0 to {end:.4g} at t = {steps[-1]:.3g} steps."
     return figure(figures.svg(drawn, axes), spoken, spoken)
+
+
+def _dropped(selection: Selection) -> list[Section]:
+    if not selection.dropped:
+        return []
+    rows = table(selection.drop_rows(), "losses in nats per token; sizes in training examples")
+    return [Section("Dropped", rows + paragraph(DROPPED_NOTE))]
+
+
+def _orders(selection: Selection) -> str:
+    if not selection.costs:
+        return ""
+    caption = f"orders of measuring, of which {selection.order.value} was run"
+    return table(selection.cost_rows(), caption) + paragraph(COST_NOTE)
 
 
 def _cost(ranking: Ranking) -> str:

@@ -25,11 +25,22 @@ from lensllm_jax.data.task import Task
 from lensllm_jax.scaling.laws import NtkSpectrum
 from lensllm_jax.scaling.result import LawFits
 from lensllm_jax.selection.flops import FlopsLedger
-from lensllm_jax.selection.halving import Halving
 from lensllm_jax.selection.loss_table import LossTable
+from lensllm_jax.selection.order_cost import FULL_TUNING, OrderCost
+from lensllm_jax.selection.orders import Drop, Order
 from lensllm_jax.selection.rank import Ranking, rank
 
 Row = Mapping[str, Any]
+COST_NOTE = (
+    "Orders with the kernels of the candidates that they rank; full tuning: every candidate once "
+    "on the target size. Measured: the tokens that were trained on. Counted: the order replayed "
+    "on the same losses, at the same tokens an example; two numbers where it hangs on losses that "
+    "nobody measured."
+)
+DROPPED_NOTE = (
+    "Given up after dropped_at examples: a straight line of log loss on log size through its last "
+    "losses ends above those of the candidates that went on."
+)
 PIPE = r"\|"  # a bare one would open a new column
 
 
@@ -38,15 +49,17 @@ class Selection:
     """A pool measured under a budget, and what follows from it.
 
     Attributes:
-        table: measured losses, nats per target token; NaN where Algorithm 1 had stopped.
+        table: measured losses, nats per target token; NaN where the order did not ask.
         target_size: size that matters, examples.
         gamma: Algorithm 1: accepted losses before it may stop.
         tau: Algorithm 1: residual deviations at which it stops.
-        spectra: kernel of each candidate.
-        searches: Algorithm 1 of each candidate, at its end.
+        spectra: kernel of each candidate that is ranked.
         ledger: spent on the candidates: fine-tunes by their tokens, and kernels.
         task: what was fine-tuned on.
         command: what made all this.
+        order: in which sizes were measured.
+        dropped: candidates given up before the budget, and why.
+        costs: of every order and of full tuning.
     """
 
     table: LossTable
@@ -54,10 +67,17 @@ class Selection:
     gamma: int
     tau: float
     spectra: Mapping[str, NtkSpectrum]
-    searches: Mapping[str, Halving]
     ledger: FlopsLedger
     task: Task
     command: str
+    order: Order = Order.DOWNWARDS
+    dropped: Mapping[str, Drop] = dataclasses.field(default_factory=dict)
+    costs: tuple[OrderCost, ...] = ()
+
+    @cached_property
+    def ranked(self) -> LossTable:
+        """The losses of the candidates that were measured at the budget."""
+        return self.table.select([name for name in self.table.names if name not in self.dropped])
 
     @cached_property
     def ranking(self) -> Ranking:
@@ -72,7 +92,7 @@ class Selection:
     def _rank(self, selector: str, **more: Any) -> Ranking:
         budget_size = int(self.table.sizes[-1])
         return rank(
-            self.table, budget_size=budget_size, target_size=self.target_size, selector=selector,
+            self.ranked, budget_size=budget_size, target_size=self.target_size, selector=selector,
             gamma=self.gamma, tau=self.tau, **more,
         )  # fmt: skip
 
@@ -84,8 +104,8 @@ class Selection:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The candidates, in the table's order."""
-        return self.table.names
+        """The candidates that are ranked, in the table's order."""
+        return self.ranked.names
 
     def laws(self) -> dict[str, Callable[[Float[np.ndarray, " s"]], Float[np.ndarray, " s"]]]:
         """The fitted law of every candidate with a usable fit, as a function of size."""
@@ -93,27 +113,79 @@ class Selection:
         return {self.names[i]: self.fits[i].predict for i in usable}
 
     def rows(self) -> list[dict[str, Any]]:
-        """The ranking, best first; losses in nats per target token."""
-        budget = self.table.column(int(self.table.sizes[-1]))
-        zero_shot = self.table.column(0)
-        flops = self.ranking.ledger.by_candidate()
+        """The pool, best first, dropped candidates last; losses in nats per target token."""
+        budget = self.ranked.column(int(self.table.sizes[-1]))
         rows = []
         for place, name in enumerate(self.ranking.order, start=1):
-            i = self.names.index(name)
-            rows.append(
-                {
-                    "rank": place,
-                    "candidate": name,
-                    "predicted_loss": self.ranking.predicted[name],
-                    "rectified_loss": self.control.predicted[name],
-                    "budget_loss": float(budget[i]),
-                    "zero_shot_loss": float(zero_shot[i]),
-                    "num_params": int(self.table.num_params[i]),
-                    "sizes_paid": len(self.searches[name].sizes_spent),
-                    "pflops": flops[name] / 1e15,
-                }
+            known = (
+                self.ranking.predicted[name],
+                self.control.predicted[name],
+                float(budget[self.names.index(name)]),
             )
+            rows.append(self._row(place, name, known))
+        for place, name in enumerate(self.dropped_order, start=len(rows) + 1):
+            rows.append(self._row(place, name, ("", "", "")))
         return rows
+
+    @property
+    def dropped_order(self) -> tuple[str, ...]:
+        """Who was dropped: the last first, and of those dropped together the best predicted."""
+
+        def latest(name: str) -> tuple[int, float]:
+            return -self.dropped[name].size, self.dropped[name].predicted
+
+        return tuple(sorted(self.dropped, key=latest))
+
+    def _row(self, place: int, name: str, known: tuple[Any, Any, Any]) -> dict[str, Any]:
+        i = self.table.names.index(name)
+        predicted, rectified, budget = known
+        row = {
+            "rank": place,
+            "candidate": name,
+            "predicted_loss": predicted,
+            "rectified_loss": rectified,
+            "budget_loss": budget,
+            "zero_shot_loss": float(self.table.column(0)[i]),
+            "num_params": int(self.table.num_params[i]),
+            "sizes_paid": int((~np.isnan(self.table.losses[i]) & (self.table.sizes > 0)).sum()),
+            "pflops": self.ledger.by_candidate()[name] / 1e15,
+        }
+        if self.order is Order.UPWARDS:
+            row["dropped_at"] = self.dropped[name].size if name in self.dropped else ""
+        return row
+
+    def drop_rows(self) -> list[dict[str, Any]]:
+        """Who was dropped, where, and by what prediction; losses in nats per target token."""
+        return [
+            {
+                "candidate": name,
+                "dropped_at": self.dropped[name].size,
+                "line_at_target": self.dropped[name].predicted,
+                "worst_kept": self.dropped[name].cut,
+            }
+            for name in self.dropped_order
+        ]
+
+    def cost_rows(self) -> list[dict[str, Any]]:
+        """Every order beside full tuning, in PFLOPs and in percent of full tuning."""
+        full = next((cost.high for cost in self.costs if cost.order == FULL_TUNING), np.nan)
+        return [
+            {
+                "order": cost.order,
+                "known": "measured" if cost.measured else "counted",
+                "pflops": _between(cost.low / 1e15, cost.high / 1e15, "{:.4g}"),
+                "percent_of_full_tuning": _between(
+                    100 * cost.low / full, 100 * cost.high / full, "{:.1f}"
+                ),
+            }
+            for cost in self.costs
+        ]
+
+
+def _between(low: float, high: float, form: str) -> str:
+    """One number, or both ends of what is known."""
+    shown = form.format(low), form.format(high)
+    return shown[0] if shown[0] == shown[1] else " to ".join(shown)
 
 
 def markdown_table(rows: Sequence[Row]) -> str:
@@ -155,7 +227,7 @@ def selection_markdown(selection: Selection) -> str:
             "log-RMSE": selection.fits[i].log_rmse,
             "what the fit says": selection.fits[i].message,
         }
-        for i, name in enumerate(table.names)
+        for i, name in enumerate(selection.names)
     ]
     agree = "the same" if selection.ranking.order == selection.control.order else "differently"
     splits = f"{len(task.train)} training, {len(task.validation)} validation, {len(task.test)} test"
@@ -178,7 +250,11 @@ the measured kernel and t free; `rectified_loss` is the control; `budget_loss` a
 
 {markdown_table(losses)}
 
-A dash is a size that Algorithm 1 did not ask for.
+A dash is a size that the order `{selection.order.value}` did not ask for.
+{_dropped(selection)}
+## Cost
+
+{_costs(selection)}
 
 ## Fits
 
@@ -197,6 +273,24 @@ A dash is a size that Algorithm 1 did not ask for.
 {splits} examples (sha256 {task.fingerprint[:16]}); left out: {dict(task.removed)}. Settings
 and versions: `run.json`.
 """
+
+
+def _dropped(selection: Selection) -> str:
+    if not selection.dropped:
+        return ""
+    return f"""
+## Dropped
+
+{markdown_table(selection.drop_rows())}
+
+{DROPPED_NOTE}
+"""
+
+
+def _costs(selection: Selection) -> str:
+    if not selection.costs:
+        return f"{selection.ranking.flops / 1e15:.4g} PFLOPs."
+    return f"{markdown_table(selection.cost_rows())}\n\n{COST_NOTE}"
 
 
 def _loss(value: float) -> str:

@@ -7,7 +7,6 @@ from lensllm_jax.report.pages import curves_page, kernel_page, selection_page
 from lensllm_jax.report.selection import Selection
 from lensllm_jax.scaling.laws import NtkSpectrum
 from lensllm_jax.selection.flops import FlopsLedger
-from lensllm_jax.selection.halving import halve
 from lensllm_jax.selection.loss_table import LossTable
 from lensllm_jax.selection.rank import rank
 
@@ -39,7 +38,6 @@ def selection():
         gamma=3,
         tau=5.0,
         spectra={name: spectrum() for name in NAMES},
-        searches={n: halve(table.sizes, row) for n, row in zip(NAMES, table.losses, strict=True)},
         ledger=ledger,
         task=task,
         command=RUN["command"],

@@ -13,6 +13,7 @@ from lensllm_jax.selection.flops import TrainingCost
 from lensllm_jax.selection.halving import Halving
 from lensllm_jax.selection.loss_table import LossTable
 from lensllm_jax.selection.measurement import Measurement, MeasurementConfig
+from lensllm_jax.selection.orders import Dropping
 from lensllm_jax.selection.problem import Problem
 
 SIZES = np.array([0, 200, 400, 800])
@@ -168,6 +169,8 @@ MISTAKES = [
     ),
     ("`gamma` must be 2 or more, got 0: it fits a line", lambda tmp: Halving(gamma=0, tau=5.0)),
     ("`tau` must be positive and finite, got -1.0", lambda tmp: Halving(gamma=3, tau=-1.0)),
+    ("`keep` must be above 0 and at most 1, got 2", lambda tmp: Dropping(target_size=1, keep=2)),
+    ("`target_size` must be positive and finite, got 0", lambda tmp: Dropping(target_size=0)),
     ("`size` must be positive and finite, got 0", lambda tmp: SEARCH.observe(0, 1.0)),
     ("`loss` must be positive and finite, got -1.0", lambda tmp: SEARCH.observe(200, -1.0)),
     (

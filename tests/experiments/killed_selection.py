@@ -1,0 +1,119 @@
+"""Selections whose fine-tunes are a formula, each killed with -9 until it survives.
+
+    python -m tests.experiments.killed_selection ROOT
+
+For every order, ROOT/<order> is one unbroken run and ROOT/<order>-killed one that dies inside every
+second fine-tune of its life; ROOT/<order>.json says what was measured, in order, and how often it
+died.  A life is a fork of this process, which has imported everything and computed nothing yet.
+"""
+
+import json
+import os
+import signal
+import sys
+import types
+from pathlib import Path
+
+import numpy as np
+from transformers import AutoTokenizer  # noqa: F401  what every life would import anew
+
+from experiments import cli, measuring, select_model
+from lensllm_jax.data.catalogue import load_task
+from lensllm_jax.scaling.laws import NtkSpectrum
+
+SLOPES = {"a": 0.30, "b": 0.25, "c": 0.20, "d": 0.10}
+SPOILT = ("b", 16)  # Algorithm 1 stops here: off the line through the larger sizes
+TEXT = "\n".join(f"the {i} kings of the land" for i in range(300))
+
+
+class Life:
+    """What one life is: where it notes its fine-tunes, and whether every second one is its last."""
+
+    log: Path
+    deadly = False
+    calls = 0
+
+
+def fake_zero_shot(measurement, folder, progress):
+    path = measuring.cell_path(measurement.candidate.name, 0)
+    return folder.remember(path, lambda: {"test_loss": 9.0})["test_loss"]
+
+
+def fake_cell(measurement, size, folder, progress):
+    """A loss by formula, noted; kept like a measured one."""
+    name = measurement.candidate.name
+
+    def make():
+        Life.calls += 1
+        if Life.deadly and Life.calls % 2 == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        with open(Life.log, "a") as file:
+            file.write(json.dumps([name, size]) + "\n")
+        off = 1.5 if (name, size) == SPOILT else 1.0
+        wiggle = 1 + 1e-3 * (size % 3)
+        return {"test_loss": 8.0 * off * wiggle * size ** -SLOPES[name], "num_tokens": 10 * size}
+
+    return folder.remember(measuring.cell_path(name, size), make)
+
+
+def fake_kernel(measurement, folder, path, progress):
+    folder.remember(f"{path}/ntk.json", lambda: {"n": 3})
+    return NtkSpectrum(np.array([4.0, 1.0, 0.1]), np.array([9.0, 1.0, 1.0]), learning_rate=0.01)
+
+
+def fake_candidate(name):
+    number = 1000 * (1 + list(SLOPES).index(name))
+    family = types.SimpleNamespace(name="toy")
+    return types.SimpleNamespace(name=name, num_params=number, family=family)
+
+
+def install():
+    """Puts the formula in the place of models."""
+    select_model.load_candidate = fake_candidate
+    measuring.remember_kernel = fake_kernel
+    measuring.remember_zero_shot, measuring.remember_cell = fake_zero_shot, fake_cell
+    measuring.candidate_names = lambda: tuple(SLOPES)
+    measuring.check_candidates = lambda names, config: {
+        name: fake_candidate(name).num_params for name in names
+    }
+    measuring.load_task_for = lambda names: load_task(measuring.TASK.value)
+
+
+def live(root: Path, folder: str, order: str, log: str, *, deadly: bool) -> int:
+    """One life; its exit code, negative if it was killed."""
+    process = os.fork()
+    if process == 0:
+        Life.log, Life.deadly = root / log, deadly
+        sys.argv = [
+            "select_model", f"--task={root / 'kings.txt'}", "--budget_size=128",
+            "--smallest_size=8", "--target_size=512", f"--output_dir={root / folder}",
+            "--num_kernel_examples=3", "--keep=0.5", f"--order={order}", "--quiet",
+        ]  # fmt: skip
+        with open(os.devnull, "w") as nowhere:
+            os.dup2(nowhere.fileno(), 1)
+        cli.run(select_model.main)  # exits
+    return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+
+
+def main() -> None:
+    """Every order, whole and killed."""
+    root = Path(sys.argv[1])
+    (root / "kings.txt").write_text(TEXT)
+    install()
+    for order in ("downwards", "upwards"):
+        codes = [live(root, order, order, f"{order}.log", deadly=False)]
+        deaths = 0
+        while (
+            code := live(root, f"{order}-killed", order, f"{order}-killed.log", deadly=True)
+        ) == -signal.SIGKILL:
+            deaths += 1
+        asked = {
+            kind: [json.loads(line) for line in (root / kind).read_text().splitlines()]
+            for kind in (f"{order}.log", f"{order}-killed.log")
+        }
+        said = {"codes": [*codes, code], "deaths": deaths, "asked": list(asked.values())}
+        (root / f"{order}.json").write_text(json.dumps(said))
+
+
+if __name__ == "__main__":
+    main()
