@@ -36,15 +36,21 @@ def processes(number, process_id=0, folder=None):
     ).join_processes()  # fmt: skip
 
 
-def curves(folder, text=TABLE, second=None, **flags):
-    """What rank_curves says of a table, or of two of the same name."""
+def curves(folder, text=TABLE, second=None, of="rank_curves", **flags):
+    """What a binary says of a table, or of two of the same name."""
     paths = []
     for name, content in (("one", text), ("two", second)):
         if content is not None:
             (folder / name).mkdir(parents=True)
             (folder / name / "a.csv").write_text(content)
             paths.append(str(folder / name / "a.csv"))
-    return binary("rank_curves", CURVES=paths, BUDGETS=["2"], **flags).main([])
+    return binary(of, CURVES=paths, BUDGETS=["2"], **flags).main([])
+
+
+def savings(folder, text=TABLE + "c,3,2,1\n", ledger=None, **flags):
+    """What saving says of a table and of what its fine-tunes cost."""
+    path = None if ledger is None else str(written(folder / "ledger.csv", ledger))
+    return curves(folder, text, of="saving", LEDGER=path, **flags)
 
 
 def affordable(**flags):
@@ -310,5 +316,27 @@ MISTAKES = [
     (
         "`tables` must hold a table of results, got none in DIR",
         lambda tmp: figures(tmp, tmp / "out"),
+    ),
+    (
+        "`selectors` must be one of ats, ..., got 'luck'",
+        lambda tmp: savings(tmp, SELECTED=["luck"]),
+    ),
+    ("`levels` must be numbers above 0 ..., got 'x'", lambda tmp: savings(tmp, LEVELS=["x"])),
+    (
+        "`curves` must have different file names, got ['a', 'a']",
+        lambda tmp: savings(tmp, second=TABLE),
+    ),
+    (
+        "a must hold three or more candidates and two or more sizes above 0, got 2 and 2",
+        lambda tmp: savings(tmp, TABLE),
+    ),
+    ("a must have a `size` of 'a', got none", lambda tmp: savings(tmp)),
+    (
+        "`ledger` must be a CSV with ..., got DIR/ledger.csv: ...",
+        lambda tmp: savings(tmp, ledger="a\n1\n"),
+    ),
+    (
+        "`ledger` must hold every fine-tune of a, got none of ('a', 400)",
+        lambda tmp: savings(tmp, ledger="candidate,size,flops\na,200,1\n"),
     ),
 ]

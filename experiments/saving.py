@@ -1,0 +1,463 @@
+r"""FLOPs to reach a given PearCorr: what a selector saves against full tuning (Table 4, Figure 4).
+
+    python -m experiments.saving \
+        --curves=flan.csv,gigaword.csv,experiments/results/pydoc_losses.csv \
+        --ledger=experiments/results/pydoc_ledger.csv --output_dir=out/saving
+
+Every selector is asked at every budget that a table has, and pays for the fine-tunes that it asked
+for: what --ledger says that they cost, or 6 N D tokens at --tokens_per_example and one pass, where
+nobody counted (shares of full tuning do not depend on the two).  Full tuning is every candidate on
+the largest size; by definition its PearCorr and relative accuracy are 100.  Beside the selectors
+stands `upwards`: successive halving on the table (lensllm_jax.selection.orders), scored by its
+lines.
+
+--output_dir receives
+
+* saving.csv: a row a task, selector and budget: FLOPs, percent of full tuning, both metrics, the
+  90 % interval of PearCorr, and PearCorr less that of `subtuning` at the budget that costs nearest
+  to the same, with its interval.  Intervals resample the candidates (paired bootstrap): they say
+  whether another pool of this kind would show the same, not what another seed would.
+* saving_levels.csv: the cheapest budget at which a selector reaches a PearCorr and does not fall
+  below it at any larger one; empty where there is none.
+* saving.png: both metrics against percent of full tuning, with the Pareto front of all selectors.
+
+22 seconds of one core.  Expected: at 5 % of full tuning the best PearCorr is 70 on FLAN (`pooled`),
+94 on Gigaword and, by the plain loss after 200 examples, 93 on pydoc, where no selector is told
+apart upwards from that loss; `upwards` finds the best candidate of FLAN for 5 %.
+"""
+
+import csv
+import dataclasses
+import hashlib
+import io
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from absl import flags
+from jaxtyping import Float, Int
+from matplotlib.figure import Figure
+from rich.console import Console
+from rich.table import Table
+
+from experiments import cli
+from experiments.run_folder import RunFolder
+from lensllm_jax import checks
+from lensllm_jax.metrics import pearson_correlation, relative_accuracy
+from lensllm_jax.report.figures import colour_of
+from lensllm_jax.selection.flops import TrainingCost
+from lensllm_jax.selection.loss_table import LossTable, read_loss_table
+from lensllm_jax.selection.orders import Dropping, measure_upwards
+from lensllm_jax.selection.rank import NEEDS, SELECTORS, rank
+
+CURVES = flags.DEFINE_list("curves", None, "Loss tables (CSV), one a task.", required=True)
+LEDGER = flags.DEFINE_string("ledger", None, "What fine-tunes cost (CSV): candidate, size, flops.")
+SELECTED = flags.DEFINE_list("selectors", ["all"], "Selectors, or all that the tables allow.")
+LEVELS = flags.DEFINE_list(
+    "levels",
+    ["78.4", "85.8", "90", "95", "98"],
+    "PearCorr to reach; the paper's two come first.",
+)
+OUTPUT_DIR = flags.DEFINE_string("output_dir", None, "Where the results go.", required=True)
+TOKENS = flags.DEFINE_float("tokens_per_example", 512.0, "Where no ledger counted them.")
+KEEP = flags.DEFINE_float("keep", Dropping.keep, "Upwards: share of the candidates that goes on.")
+
+CONTROL, UPWARDS = "subtuning", "upwards"
+FROM_TABLE = [name for name in SELECTORS if name not in NEEDS]
+MARKERS = "os^Dv<>PX*hd"  # one a selector
+NUM_RESAMPLES, LEVEL, SEED = 2000, 0.9, 0
+
+Flops = Callable[[str, int], float]  # candidate, size -> what that fine-tune costs
+Scores = Float[np.ndarray, " num_candidates"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Point:
+    """One selector at one budget."""
+
+    task: str
+    selector: str
+    budget: int  # examples
+    flops: float  # that it asked for
+    scores: Scores  # as PearCorr takes them; NaN where it has none
+    selected: str  # its pick
+
+
+def main(_: Sequence[str]) -> None:
+    """Asks every selector at every budget, and writes what it cost and how good it was."""
+    levels = [level_of(text) for text in LEVELS.value]
+    names = FROM_TABLE if SELECTED.value == ["all"] else [*SELECTED.value]
+    for name in names:
+        checks.one_of("selectors", name, FROM_TABLE)
+    cost = TrainingCost(tokens_per_example=TOKENS.value)
+    tables = [read_loss_table(path) for path in CURVES.value]
+    check_tables(tables)
+    counted = {} if LEDGER.value is None else read_ledger(LEDGER.value)
+    prices = {table.task: price_of(table, counted, cost) for table in tables}
+    rule = Dropping(target_size=1, keep=KEEP.value)
+    folder = RunFolder.open(OUTPUT_DIR.value, settings(names, levels))
+    rows: list[dict[str, Any]] = []
+    for table in tables:
+        points = points_of(table, names, prices[table.task], rule)
+        rows += rows_of(table, points, full_tuning(table, prices[table.task]))
+    folder.write_rows("saving.csv", [_written(row) for row in rows])
+    reached = [row for table in tables for row in levels_of(table.task, rows, levels)]
+    folder.write_rows("saving_levels.csv", [_written(row) for row in reached])
+    folder.write_bytes("saving.png", draw([table.task for table in tables], rows))
+    for table in tables:
+        show(table.task, levels, reached)
+    print(f"written to {folder.path}")
+
+
+def level_of(text: str) -> float:
+    """A PearCorr to reach."""
+    try:
+        level = float(text)
+    except ValueError:
+        level = float("nan")
+    if not 0 < level < 100:
+        raise checks.UserError(f"`levels` must be numbers above 0 and below 100, got {text!r}")
+    return level
+
+
+def settings(names: Sequence[str], levels: Sequence[float]) -> dict[str, Any]:
+    """All that decides the results."""
+    files = [*CURVES.value, *([LEDGER.value] if LEDGER.value else [])]
+    return {
+        "files": {path: hashlib.sha256(Path(path).read_bytes()).hexdigest() for path in files},
+        "selectors": list(names),
+        "levels": list(levels),
+        "tokens_per_example": TOKENS.value,
+        "keep": KEEP.value,
+        "seed": SEED,  # of the resampled candidates
+    }
+
+
+def check_tables(tables: Sequence[LossTable]) -> None:
+    """Refuses what has no full tuning, no choice, or no budget below it."""
+    tasks = [table.task for table in tables]
+    if len(set(tasks)) < len(tasks):
+        raise checks.UserError(f"`curves` must have different file names, got {tasks}")
+    for table in tables:
+        if len(table.names) < 3 or len(budgets_of(table)) < 1:
+            raise checks.UserError(
+                f"{table.task} must hold three or more candidates and two or more sizes above 0, "
+                f"got {len(table.names)} and {len(budgets_of(table)) + 1}"
+            )
+        for size in (*budgets_of(table), int(table.sizes[-1])):
+            table.column(size)
+
+
+def read_ledger(path: str) -> dict[tuple[str, int], float]:
+    """What fine-tunes cost.
+
+    Args:
+        path: a CSV with the columns candidate, size (examples) and flops.
+
+    Returns:
+        (candidate, size) -> FLOPs.
+
+    Raises:
+        UserError: if it is no such file.
+    """
+    try:
+        with open(path, encoding="utf-8", newline="") as file:
+            rows = list(csv.DictReader(file))
+        return {(row["candidate"], int(row["size"])): float(row["flops"]) for row in rows}
+    except (OSError, UnicodeDecodeError, KeyError, ValueError, TypeError) as error:
+        raise checks.UserError(
+            f"`ledger` must be a CSV with candidate, size and flops, got {path}: {error!r}"
+        ) from None
+
+
+def price_of(
+    table: LossTable, counted: Mapping[tuple[str, int], float], cost: TrainingCost
+) -> Flops:
+    """What a fine-tune of the table costs: counted for the whole table, or assumed for all of it.
+
+    Args:
+        table: measured losses.
+        counted: the ledger; may hold other candidates.
+        cost: tokens an example where the ledger holds none of these candidates.
+
+    Returns:
+        Candidate, size -> FLOPs.
+
+    Raises:
+        UserError: if the ledger holds a part of the table, or a number of parameters is unknown.
+    """
+    num_params = dict(zip(table.names, table.num_params.tolist(), strict=True))
+    cells = [(name, int(size)) for name in table.names for size in table.sizes if size > 0]
+    missing = [cell for cell in cells if cell not in counted]
+    if not missing:
+        return lambda name, size: counted[name, size]
+    if len(missing) < len(cells):
+        raise checks.UserError(
+            f"`ledger` must hold every fine-tune of {table.task}, got none of {missing[0]}"
+        )
+    for name, number in num_params.items():
+        if np.isnan(number):
+            raise checks.UserError(f"{table.task} must have a `size` of {name!r}, got none")
+    return lambda name, size: cost.flops(num_params[name], size)
+
+
+def budgets_of(table: LossTable) -> list[int]:
+    """Sizes above 0 and below the largest."""
+    return [int(size) for size in table.sizes[:-1] if size > 0]
+
+
+def full_tuning(table: LossTable, price: Flops) -> float:
+    """FLOPs of every candidate on the largest size."""
+    return float(sum(price(name, int(table.sizes[-1])) for name in table.names))
+
+
+def points_of(table: LossTable, names: Sequence[str], price: Flops, rule: Dropping) -> list[Point]:
+    """Every selector that the table allows at every budget; one that lacks a column is left out."""
+    target = int(table.sizes[-1])
+    points = []
+    for selector in names:
+        for budget in budgets_of(table):
+            try:
+                ranking = rank(table, budget_size=budget, target_size=target, selector=selector)
+            except checks.UserError as error:
+                print(f"{table.task}: no {selector} at {budget}: {error}", file=sys.stderr)
+                continue
+            flops = sum(
+                price(entry.candidate, entry.num_examples) for entry in ranking.ledger.entries
+            )
+            scores = np.array([ranking.scores[name] for name in table.names])
+            points.append(Point(table.task, selector, budget, flops, scores, ranking.selected))
+    rule = dataclasses.replace(rule, target_size=target)
+    return points + [upwards(table, budget, price, rule) for budget in budgets_of(table)]
+
+
+def upwards(table: LossTable, budget: int, price: Flops, rule: Dropping) -> Point:
+    """Successive halving up to a budget, on losses that are there.
+
+    Args:
+        table: measured losses.
+        budget: the largest size, examples.
+        price: of a fine-tune.
+        rule: who goes on.
+
+    Returns:
+        Scores by the line of each candidate's last sizes, by the loss where a line has too few.
+    """
+    seen: dict[str, dict[int, float]] = {name: {} for name in table.names}
+
+    def look(name: str, size: int) -> float:
+        seen[name][size] = float(table.column(size)[table.names.index(name)])
+        return seen[name][size]
+
+    sizes = [size for size in budgets_of(table) if size <= budget]
+    dropped = measure_upwards(table.names, sizes, look, rule)
+    line = len(sizes) >= rule.gamma
+    scores = {n: rule.predicted(row) if line else row[max(row)] for n, row in seen.items()}
+    going = [name for name in table.names if name not in dropped]
+    flops = sum(price(name, size) for name, row in seen.items() for size in row)
+    order = np.array([scores[name] for name in table.names])
+    selected = min(going, key=scores.__getitem__)
+    return Point(table.task, UPWARDS, budget, flops, order, selected)
+
+
+def rows_of(table: LossTable, points: Sequence[Point], full: float) -> list[dict[str, Any]]:
+    """What each point cost and how good it was."""
+    target = int(table.sizes[-1])
+    truth = table.column(target)
+    controls = [point for point in points if point.selector == CONTROL]
+    controls.append(Point(table.task, CONTROL, target, full, truth, ""))  # full tuning itself
+    draws = np.random.default_rng(SEED).integers(0, len(truth), (NUM_RESAMPLES, len(truth)))
+    rows = []
+    for point in points:
+        known = np.isfinite(point.scores)
+        whole = bool(known.all()) and bool(np.ptp(point.scores))
+        picked = truth[table.names.index(point.selected)]
+        row: dict[str, Any] = {
+            "task": point.task,
+            "selector": point.selector,
+            "budget_fraction": point.budget / target,
+            "flops": point.flops,
+            "percent_of_full_tuning": 100.0 * point.flops / full,
+            "pearson": pearson_correlation(point.scores, truth) if whole else np.nan,
+            "relative_accuracy": relative_accuracy(picked, truth) if known.any() else np.nan,
+        }
+        rows.append(row | intervals(point, controls, truth, draws, whole=whole))
+    for metric in ("pearson", "relative_accuracy"):
+        on_front = front([row["flops"] for row in rows], [row[metric] for row in rows])
+        for row, on in zip(rows, on_front, strict=True):
+            row[f"pareto_{metric}"] = on
+    return rows
+
+
+def intervals(
+    point: Point, controls: Sequence[Point], truth: Scores, draws: Int[np.ndarray, "r n"],
+    *, whole: bool,
+) -> dict[str, float]:  # fmt: skip
+    """How sure PearCorr is, and its difference from `subtuning`'s for the same FLOPs."""
+    names = ("pearson_low", "pearson_high", "less_subtuning", "less_low", "less_high")
+    row = dict.fromkeys(names, float("nan"))
+    if not whole:
+        return row
+    tails = 100 * (0.5 - 0.5 * LEVEL), 100 * (0.5 + 0.5 * LEVEL)
+    mine = resampled(point.scores, truth, draws)
+    row["pearson_low"], row["pearson_high"] = np.nanpercentile(mine, tails)
+    if point.selector != CONTROL and point.flops > 0:
+        nearest = min(controls, key=lambda control: abs(np.log(control.flops / point.flops)))
+        theirs = resampled(nearest.scores, truth, draws)
+        row["less_subtuning"] = pearson_correlation(point.scores, truth) - pearson_correlation(
+            nearest.scores, truth
+        )
+        row["less_low"], row["less_high"] = np.nanpercentile(mine - theirs, tails)
+    return row
+
+
+def resampled(
+    scores: Scores, truth: Scores, draws: Int[np.ndarray, "r n"]
+) -> Float[np.ndarray, " r"]:
+    """PearCorr of every resampled pool, percent; NaN where all drawn are one candidate.
+
+    Args:
+        scores: one a candidate.
+        truth: losses of full tuning.
+        draws: candidates of each resampled pool.
+
+    Returns:
+        One a pool.
+    """
+    a, b = scores[draws], truth[draws]
+    a, b = a - a.mean(1, keepdims=True), b - b.mean(1, keepdims=True)
+    with np.errstate(invalid="ignore"):
+        return 100.0 * (a * b).sum(1) / np.sqrt((a**2).sum(1) * (b**2).sum(1))
+
+
+def front(flops: Sequence[float], values: Sequence[float]) -> list[bool]:
+    """Whether nothing else is as good for fewer FLOPs, or better for as many.
+
+    Args:
+        flops: cost of each point.
+        values: how good it is; NaN is never on the front.
+
+    Returns:
+        One a point.
+
+    Example:
+        >>> front([1.0, 2.0, 2.0, 3.0], [5.0, 4.0, 6.0, 6.0])
+        [True, False, True, False]
+    """
+    pairs = list(zip(flops, values, strict=True))
+    return [
+        not np.isnan(value)
+        and not any((c <= cost and v > value) or (c < cost and v >= value) for c, v in pairs)
+        for cost, value in pairs
+    ]
+
+
+def levels_of(
+    task: str, rows: Sequence[Mapping[str, Any]], levels: Sequence[float]
+) -> list[dict[str, Any]]:
+    """The cheapest budget from which on each selector keeps each level.
+
+    Args:
+        task: whose rows.
+        rows: of saving.csv.
+        levels: PearCorr to reach.
+
+    Returns:
+        One row a level and selector.
+    """
+    found = []
+    for level in levels:
+        for selector in dict.fromkeys(row["selector"] for row in rows if row["task"] == task):
+            mine = [r for r in rows if (r["task"], r["selector"]) == (task, selector)]
+            kept: Mapping[str, Any] | None = None
+            for row in sorted(mine, key=lambda row: -row["budget_fraction"]):
+                if not row["pearson"] >= level:  # NaN reaches nothing
+                    break
+                kept = row
+            found.append(
+                {
+                    "task": task,
+                    "pearson_reached": level,
+                    "selector": selector,
+                    "budget_fraction": "" if kept is None else kept["budget_fraction"],
+                    "flops": "" if kept is None else kept["flops"],
+                    "saving_percent": ""
+                    if kept is None
+                    else 100.0 - kept["percent_of_full_tuning"],
+                }
+            )
+    return found
+
+
+def _written(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Six digits are more than any of these numbers means; what is not known is an empty cell."""
+
+    def cell(value: Any) -> Any:
+        if not isinstance(value, float):
+            return value
+        return "" if np.isnan(value) else f"{value:.6g}"
+
+    return {name: cell(value) for name, value in row.items()}
+
+
+def draw(tasks: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> bytes:
+    """Both metrics against percent of full tuning, a column a task.
+
+    Args:
+        tasks: in the order of columns.
+        rows: of saving.csv.
+
+    Returns:
+        A PNG; selectors that pay nothing have no place on its logarithmic axis.
+    """
+    figure = Figure(figsize=(4.2 * len(tasks) + 1.5, 7.5), layout="constrained")
+    axes = figure.subplots(2, len(tasks), squeeze=False, sharex="col")
+    paying = sorted({row["selector"] for row in rows if row["flops"] > 0})
+    for column, task in enumerate(tasks):
+        for line, metric in enumerate(("pearson", "relative_accuracy")):
+            axis = axes[line, column]
+            mine = [row for row in rows if row["task"] == task and row["flops"] > 0]
+            for index, selector in enumerate(paying):
+                points = [row for row in mine if row["selector"] == selector]
+                axis.plot(
+                    [row["percent_of_full_tuning"] for row in points],
+                    [row[metric] for row in points], marker=MARKERS[index], markersize=5.0,
+                    markerfacecolor="none", linewidth=0.8, label=selector, **colour_of(index),
+                )  # fmt: skip
+            on = sorted(
+                (row["percent_of_full_tuning"], row[metric])
+                for row in mine
+                if row[f"pareto_{metric}"]
+            )
+            x, y = zip(*on, (100.0, 100.0), strict=True) if on else ((100.0,), (100.0,))
+            axis.step(x, y, where="post", color="black", linewidth=2.5, alpha=0.3, label="front")
+            axis.axvline(5.0, color="black", linewidth=0.6, linestyle=":")
+            axis.set_xscale("log")
+            axis.set_ylim(bottom=min(axis.get_ylim()[0], 0.0))
+            axis.grid(alpha=0.3)
+            axis.set_ylabel("PearCorr (%)" if line == 0 else "RelAcc (%)")
+        axes[0, column].set_title(task)
+        axes[1, column].set_xlabel("FLOPs, % of full tuning (dotted: 5 %)")
+    axes[0, -1].legend(fontsize="small", loc="center left", bbox_to_anchor=(1.0, 0.5))
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=120, metadata={"Software": None})
+    return buffer.getvalue()
+
+
+def show(task: str, levels: Sequence[float], reached: Sequence[Mapping[str, Any]]) -> None:
+    """Saving at each level, on the terminal."""
+    shown = Table(title=f"{task}: saving against full tuning (%) at a PearCorr of")
+    shown.add_column("selector")
+    for level in levels:
+        shown.add_column(f"{level:g}", justify="right")
+    mine = [row for row in reached if row["task"] == task]
+    for selector in dict.fromkeys(row["selector"] for row in mine):
+        cells = [row["saving_percent"] for row in mine if row["selector"] == selector]
+        shown.add_row(selector, *("-" if cell == "" else f"{cell:.1f}" for cell in cells))
+    Console(width=None if Console().is_terminal else 160).print(shown)
+
+
+if __name__ == "__main__":
+    cli.run(main)
