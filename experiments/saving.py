@@ -29,7 +29,6 @@ apart upwards from that loss; `upwards` finds the best candidate of FLAN for 5 %
 import csv
 import dataclasses
 import hashlib
-import io
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -38,7 +37,6 @@ from typing import Any
 import numpy as np
 from absl import flags
 from jaxtyping import Float, Int
-from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
 
@@ -46,7 +44,7 @@ from experiments import cli
 from experiments.run_folder import RunFolder
 from lensllm_jax import checks
 from lensllm_jax.metrics import pearson_correlation, relative_accuracy
-from lensllm_jax.report.figures import colour_of
+from lensllm_jax.report import figures
 from lensllm_jax.selection.flops import TrainingCost
 from lensllm_jax.selection.loss_table import LossTable, read_loss_table
 from lensllm_jax.selection.orders import Dropping, measure_upwards
@@ -66,7 +64,6 @@ KEEP = flags.DEFINE_float("keep", Dropping.keep, "Upwards: share of the candidat
 
 CONTROL, UPWARDS = "subtuning", "upwards"
 FROM_TABLE = [name for name in SELECTORS if name not in NEEDS]
-MARKERS = "os^Dv<>PX*hd"  # one a selector
 NUM_RESAMPLES, LEVEL, SEED = 2000, 0.9, 0
 
 Flops = Callable[[str, int], float]  # candidate, size -> what that fine-tune costs
@@ -412,20 +409,25 @@ def draw(tasks: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> bytes:
     Returns:
         A PNG; selectors that pay nothing have no place on its logarithmic axis.
     """
-    figure = Figure(figsize=(4.2 * len(tasks) + 1.5, 7.5), layout="constrained")
-    axes = figure.subplots(2, len(tasks), squeeze=False, sharex="col")
+    metrics = {"pearson": "PearCorr (%)", "relative_accuracy": "RelAcc (%)"}
+    labels = [
+        ("FLOPs (% of full tuning; dotted: 5)", said) for said in metrics.values() for _ in tasks
+    ]
+    figure, every = figures.panels(*labels, width=4.2 * len(tasks) + 1.5, rows=2)
+    axes = np.array(every, dtype=object).reshape(2, len(tasks))
     paying = sorted({row["selector"] for row in rows if row["flops"] > 0})
     for column, task in enumerate(tasks):
-        for line, metric in enumerate(("pearson", "relative_accuracy")):
+        for line, metric in enumerate(metrics):
             axis = axes[line, column]
             mine = [row for row in rows if row["task"] == task and row["flops"] > 0]
-            for index, selector in enumerate(paying):
+            for selector in paying:
                 points = [row for row in mine if row["selector"] == selector]
                 axis.plot(
                     [row["percent_of_full_tuning"] for row in points],
-                    [row[metric] for row in points], marker=MARKERS[index], markersize=5.0,
-                    markerfacecolor="none", linewidth=0.8, label=selector, **colour_of(index),
-                )  # fmt: skip
+                    [row[metric] for row in points],
+                    label=selector,
+                    **{**look_of(selector), "linewidth": 0.8, "markersize": 5.0},
+                )
             on = sorted(
                 (row["percent_of_full_tuning"], row[metric])
                 for row in mine
@@ -436,14 +438,15 @@ def draw(tasks: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> bytes:
             axis.axvline(5.0, color="black", linewidth=0.6, linestyle=":")
             axis.set_xscale("log")
             axis.set_ylim(bottom=min(axis.get_ylim()[0], 0.0))
-            axis.grid(alpha=0.3)
-            axis.set_ylabel("PearCorr (%)" if line == 0 else "RelAcc (%)")
         axes[0, column].set_title(task)
-        axes[1, column].set_xlabel("FLOPs, % of full tuning (dotted: 5 %)")
-    axes[0, -1].legend(fontsize="small", loc="center left", bbox_to_anchor=(1.0, 0.5))
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=120, metadata={"Software": None})
-    return buffer.getvalue()
+    return figures.png(figure, axes[0, -1])
+
+
+def look_of(name: str) -> dict[str, Any]:
+    """The look of a selector, or of the order that stands beside them."""
+    if name in SELECTORS:
+        return figures.style_of_selector(name)
+    return {"color": "#767676", "linestyle": "-.", "marker": "d", "markerfacecolor": "none"}
 
 
 def show(task: str, levels: Sequence[float], reached: Sequence[Mapping[str, Any]]) -> None:

@@ -166,19 +166,22 @@ def axes_with(x_label: str, y_label: str) -> tuple[Figure, Axes]:
     return figure, axes
 
 
-def panels(*labels: tuple[str, str], width: float = 7.5) -> tuple[Figure, tuple[Axes, ...]]:
+def panels(
+    *labels: tuple[str, str], width: float = 7.5, rows: int = 1
+) -> tuple[Figure, tuple[Axes, ...]]:
     """Empty panels beside each other, in the style of all.
 
     Args:
-        *labels: of each panel, the x label and the y label, with their units.
+        *labels: of each panel, row by row, the x label and the y label, with their units.
         width: of the figure, inches.
+        rows: into which the panels are divided.
 
     Returns:
         The figure and the axes of each panel.
     """
-    figure = Figure(figsize=(width, 4.8), layout="constrained")
+    figure = Figure(figsize=(width, 4.8 if rows == 1 else 3.75 * rows), layout="constrained")
     FigureCanvasAgg(figure)
-    every = figure.subplots(1, len(labels), squeeze=False)[0]
+    every = figure.subplots(rows, len(labels) // rows, squeeze=False).ravel()
     for axes, (x_label, y_label) in zip(every, labels, strict=True):
         axes.set_xlabel(x_label)
         axes.set_ylabel(y_label)
