@@ -17,9 +17,10 @@ over
   1 / lambda_max for the pool, chosen by the fit below the budget;
 * unit: F as it stands (three parameters) or up to one fitted factor (four, as the rectified law).
 
---output_dir receives errors.csv (a row a law and candidate) and differences.csv: a row a law and
-budget with the mean over candidates of (law - rectified), its 95 % bootstrap interval over
-candidates, and sign-flip p-values alone and over all held-out rows (experiments/paired.py).
+--output_dir receives errors.csv (a row a law and budget, a column a candidate) and
+differences.csv: a row a law and budget with the mean over candidates of (law - rectified), its
+95 % bootstrap interval over candidates, and sign-flip p-values alone and over all held-out rows
+(experiments/paired.py).
 kernel_share is the FLOPs of the kernels over those of the fine-tunes paid for: the law with F
 costs that much more than its control.  About a minute on 2 cores.  Expected for pydoc: see
 docs/REPRODUCTION.md.
@@ -244,9 +245,9 @@ def errors_of(
 
 def _error_rows(pool: Pool, named: Sequence[Named]) -> Iterator[dict[str, Any]]:
     for columns, budget, errors in named:
-        for name, error in zip(pool.table.names, errors, strict=True):
-            rmse = "" if np.isnan(error) else f"{error:.6g}"
-            yield {**columns, "budget_fraction": 1.0 / budget, "candidate": name, "rmse": rmse}
+        known = ("" if np.isnan(error) else f"{error:.4g}" for error in errors)
+        of_candidates = dict(zip(pool.table.names, known, strict=True))
+        yield {**columns, "budget_fraction": 1.0 / budget, **of_candidates}
 
 
 def difference_rows(
@@ -266,7 +267,10 @@ def difference_rows(
     rows, differences = [], []
     for columns, budget, errors in named:
         key = (columns["readout"], columns["num_examples"])
-        share = pool.kernel_share(key, largest // budget) if key in pool.kernels else 0.0
+        share = 0.0
+        if key in pool.kernels:
+            with_test = columns["form"] == Form.TEST.value
+            share = pool.kernel_share(key, largest // budget, with_test=with_test)
         rows.append(
             {
                 **columns,

@@ -9,7 +9,8 @@ no property of AdamW, so several are tried (:class:`Rate`).
 Example:
     >>> kernel = Kernel(np.array([2.0]), np.array([5.0]), mean_gradient_squared=2.0,
     ...                 scaled_times=np.array([0.0, 1.0]), test_mean_square=np.array([4.0, 1.0]),
-    ...                 elementwise_log_loss=np.zeros(2), num_examples=1, flops=1.0)
+    ...                 elementwise_log_loss=np.zeros(2), num_examples=1, flops=1.0,
+    ...                 flops_with_test=2.0)
     >>> kernel.loss(Form.MATRIX, np.array([0.0, 0.25])).round(6)
     array([5.      , 1.839397])
     >>> kernel.loss(Form.TEST, np.array([0.0, 0.5]))
@@ -66,6 +67,7 @@ class Kernel:
     elementwise_log_loss: Float[np.ndarray, " s"]  # log F with an elementwise exponential
     num_examples: int  # n
     flops: float  # what it cost
+    flops_with_test: float  # and with the columns of the test examples
 
     @property
     def largest(self) -> float:
@@ -148,10 +150,23 @@ class Pool:
             rows.append(kernel.loss(form, eta * t))
         return np.stack(rows)
 
-    def kernel_share(self, key: tuple[str, int], budget_size: int) -> float:
-        """FLOPs of the pool's kernels over those of its fine-tunes up to a budget."""
+    def kernel_share(
+        self, key: tuple[str, int], budget_size: int, *, with_test: bool = False
+    ) -> float:
+        """FLOPs of the pool's kernels over those of its fine-tunes up to a budget.
+
+        Args:
+            key: read-out and n.
+            budget_size: the largest size paid for, examples.
+            with_test: whether the kernel's columns of the test examples are read too.
+
+        Returns:
+            A share.
+        """
         paid = self.fine_tune_flops[:, self.table.sizes <= budget_size].sum()
-        return sum(kernel.flops for kernel in self.kernels[key]) / float(paid)
+        kernels = self.kernels[key]
+        spent = sum(kernel.flops_with_test if with_test else kernel.flops for kernel in kernels)
+        return spent / float(paid)
 
 
 def read_pool(folder: str | Path, task: str) -> Pool:
@@ -206,6 +221,7 @@ def _read_kernels(stem: Path, names: Sequence[str]) -> dict[tuple[str, int], tup
             elementwise_log_loss=columns["elementwise_log_loss"],
             num_examples=key[2],
             flops=float(summary[key]["flops"]),
+            flops_with_test=float(summary[key]["flops_with_test"]),
         )
     kinds = sorted({key[1:] for key in found}, key=lambda kind: (kind[0] == "label_logits", kind))
     for kind in kinds:

@@ -62,6 +62,7 @@ class Prediction:
     budget: int  # divisor of the largest size
     log_losses: Vector
     key: tuple[str, int] | None = None  # read-out and n of its kernel
+    with_test: bool = False  # whether it reads the kernel's columns of the test examples
 
 
 def main(_: Sequence[str]) -> None:
@@ -116,7 +117,8 @@ def priors(pool: Pool, budget: int) -> Iterator[Prediction]:
             for key in pool.kernels:
                 f = pool.ntk_loss(form, key, rate, budget_size=size)[:, at_budget]
                 uses = f"log F, {form.value}, eta {rate.value}"
-                yield Prediction("prior", uses, "", budget, predict(np.log(f)), key)
+                found = predict(np.log(f))
+                yield Prediction("prior", uses, "", budget, found, key, form is Form.TEST)
 
 
 def profile(
@@ -245,8 +247,10 @@ def covariates(pool: Pool, budget: int, truth: Vector) -> Iterator[Prediction]:
         for key in pool.kernels:
             kernel = kernel_features(pool, key, size)
             both = np.column_stack([curve, kernel])
-            yield Prediction(method, "kernel", "", budget, corrected(kernel), key)
-            yield Prediction(method, "curve and kernel", "curve", budget, corrected(both), key)
+            yield Prediction(method, "kernel", "", budget, corrected(kernel), key, True)
+            yield Prediction(
+                method, "curve and kernel", "curve", budget, corrected(both), key, True
+            )
 
 
 def curve_features(pool: Pool, budget_size: int) -> Float[np.ndarray, "num_candidates 3"]:
@@ -359,7 +363,9 @@ def value_rows(
     found = paired(np.array(differences))
     rows = []
     for i, (p, error) in enumerate(zip(predictions, errors, strict=True)):
-        share = pool.kernel_share(p.key, largest // p.budget) if p.key else 0.0
+        share = 0.0
+        if p.key:
+            share = pool.kernel_share(p.key, largest // p.budget, with_test=p.with_test)
         row = {
             **_columns(p),
             "kernel_share": f"{share:.3g}",

@@ -53,7 +53,9 @@ def toy_pool(folder, losses, read_pool, sample_sizes=(NUM_EXAMPLES,)):
                  "elementwise_log_loss": log}
                 for s, log in zip(SCALED_TIMES, logs, strict=True)
             ]  # fmt: skip
-            kernels.append({**key, "mean_gradient_squared": theta.mean(), "flops": 1e8})
+            kernels.append(
+                {**key, "mean_gradient_squared": theta.mean(), "flops": 1e8, "flops_with_test": 3e8}
+            )
     write(folder / "toy_spectra.csv", spectra)
     write(folder / "toy_flow.csv", flow)
     write(folder / "toy_kernels.csv", kernels)

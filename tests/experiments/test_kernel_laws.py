@@ -40,7 +40,7 @@ def test_losses_of_the_rectified_law_need_no_kernel(tmp_path):
     assert rectified.max() < 1e-5 < true.min()
     named = [
         ({"law": "rectified", "readout": "", "num_examples": ""}, 2, rectified),
-        ({"law": "lensllm", "readout": KEY[0], "num_examples": KEY[1]}, 2, true),
+        ({"law": "lensllm", "form": "matrix", "readout": KEY[0], "num_examples": KEY[1]}, 2, true),
     ]
     control, row = laws.difference_rows(pool, named, {2: rectified})
     assert float(control["less_rectified"]) == 0.0

@@ -86,6 +86,7 @@ def test_rates_mean_what_they_say(tmp_path):
         assert_close(f, dense, rel=1e-7)  # of what little is left after many steps
     kernels_over_fine_tunes = 1e8 / (1e9 * (200 + 400))
     assert_close(pool.kernel_share(KEY, 400), kernels_over_fine_tunes)
+    assert_close(pool.kernel_share(KEY, 400, with_test=True), 3 * kernels_over_fine_tunes)
 
 
 def test_a_table_that_is_missing_or_lacks_a_row_is_named(tmp_path):
