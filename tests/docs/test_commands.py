@@ -14,6 +14,8 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").g
 TARGETS = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
 MODULE = re.compile(r"python -m ((?:experiments|benchmarks)\.\w+)((?:\s+--[^\s`]+)*)")
 BY_ABSL = {"help", "helpfull"}
+NOT_OURS = {"pip", "git", "hf"}
+OF_THE_SHELL = {"for", "done"}  # what stands between them is looked at line by line
 
 
 def lines_of(text):
@@ -52,6 +54,8 @@ def wrong(words):
     while re.fullmatch(r"[A-Z_]+=\S*", words[0]):
         words = words[1:]
     program, *rest = words
+    if program in NOT_OURS | OF_THE_SHELL:
+        return None
     if program == "make":
         strange = [word for word in rest if "=" not in word and word not in TARGETS]
         return f"no target {strange[0]}" if strange else None
@@ -92,6 +96,7 @@ def test_blocks_are_found():
     ("line", "said"),
     [
         ("make demos", "no target demos"),
+        ("for x in a b; do\n  .ci/ran $x\ndone", "no program .ci/ran"),
         (".ci/ran", "no program .ci/ran"),
         ("python -m experiments.rank_curve --curves=a.csv", "no module experiments.rank_curve"),
         ("X=1 python -m experiments.rank_curves --curve=a.csv", "has no flag curve"),
@@ -99,5 +104,5 @@ def test_blocks_are_found():
     ],
 )
 def test_a_command_that_could_not_run_is_caught(line, said):
-    (words,) = lines_of(f"```sh\n{line}  # a comment\n```\n")
-    assert said in wrong(words)
+    complaints = map(wrong, lines_of(f"```sh\n{line}  # a comment\n```\n"))
+    assert [said in complaint for complaint in complaints if complaint] == [True]
