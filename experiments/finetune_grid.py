@@ -295,7 +295,7 @@ def show(grid: Grid, losses: Losses, ledger: Sequence[Mapping]) -> None:
     if len(grid.seeds) > 1:
         title += f", mean ± half the range of {len(grid.seeds)} seeds"
     terminal = Console().is_terminal
-    table = Table(title=title, box=HEAVY_HEAD if terminal else ASCII)
+    table = Table(box=HEAVY_HEAD if terminal else ASCII)
     for column in ("candidate", *map(str, grid.sizes), "tokens", "tokens/s", "time"):
         table.add_column(column, justify="left" if column == "candidate" else "right")
     for name in grid.names:
@@ -309,7 +309,8 @@ def show(grid: Grid, losses: Losses, ledger: Sequence[Mapping]) -> None:
             f"{np.median(speeds):,.0f}" if speeds else "-", remaining(seconds),
         )  # fmt: skip
     # a pipe has no width of its own: rows must not be folded there
-    Console(width=None if terminal else 200).print(table)
+    console = Console(width=None if terminal else 200)
+    console.print(title, table, sep="\n")
 
 
 def entry(values: Sequence[float]) -> str:
