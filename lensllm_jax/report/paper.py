@@ -18,13 +18,12 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullLocator
 
-from lensllm_jax.report.figures import colour_of
+from lensllm_jax.report.figures import HEAT, colour_of, style_of_selector
 from lensllm_jax.selection.loss_table import LossTable
 
 Rows = Sequence[Mapping[str, str]]
 
 DATA, FIT, SPLIT = "#000000", "#0072B2", "#D55E00"  # of the palette: measured, law, transition
-HEAT = "cividis"  # rises in lightness, and reads alike in every colour vision
 PHASES = {"TRANSITION": "transition", "FLATTENING": "flattens", "ONE": "one piece"}
 NUM_COLUMNS = 5  # of small panels
 
@@ -187,14 +186,14 @@ def metrics_figure(rows: Rows, *, metric: str, label: str, selectors: Sequence[s
     tasks = _ordered(row["task"] for row in rows)
     figure, every = small_panels(len(tasks), num_columns=3, width=3.8, height=3.6)
     for axes, task in zip(every, tasks, strict=True):
-        for i, selector in enumerate(selectors):
+        for selector in selectors:
             known = sorted(
                 (float(row["budget_fraction"]), float(row[metric]))
                 for row in rows
                 if row["task"] == task and row["selector"] == selector and row[metric]
             )
             if known:
-                axes.plot(*zip(*known, strict=True), label=selector, **_marked(i))
+                axes.plot(*zip(*known, strict=True), label=selector, **style_of_selector(selector))
         axes.set_xscale("log", base=2)
         fractions = sorted({float(row["budget_fraction"]) for row in rows if row["task"] == task})
         axes.set_xticks(fractions, [f"1/{1 / f:.0f}" for f in fractions], fontsize=8)
@@ -226,11 +225,11 @@ def saving_figure(rows: Rows, *, selectors: Sequence[str]) -> bytes:
         front = [point for point in front if point[0] > 0]
         axes.step(*zip(*front, strict=True), where="post", color="0.75", linewidth=5,
                   label="Pareto front")  # fmt: skip
-        for i, selector in enumerate(selectors):
+        for selector in selectors:
             points = sorted(_cost(row) for row in mine if row["selector"] == selector)
             points = [point for point in points if point[0] > 0]
             if points:
-                axes.plot(*zip(*points, strict=True), label=selector, **_marked(i))
+                axes.plot(*zip(*points, strict=True), label=selector, **style_of_selector(selector))
         axes.set_xscale("log")
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axes.set_xlabel("FLOPs (% of full tuning)")
