@@ -10,8 +10,6 @@ from experiments import cli
 from experiments.paired import paired
 from experiments.run_folder import RunFolder
 from lensllm_jax.data.task import Example, Task
-from lensllm_jax.selection.flops import TrainingCost
-from lensllm_jax.selection.loss_table import parse_loss_table
 from lensllm_jax.selection.measurement import MeasurementConfig
 from tests.messages.binaries import load
 
@@ -94,17 +92,6 @@ def kernel_sizes(**flags):
 def figures(tables, output):
     flags = {"TABLES_FOLDER": str(tables), "OUTPUT_DIR": str(output)}
     return binary("paper_figures", **flags).main([])
-
-
-def saving(table=TABLE, ledger=None):
-    """What a table costs: of one candidate that a ledger holds, or of none."""
-    table = parse_loss_table(table.splitlines(keepends=True), task="a")
-    return load("saving").module.price_of(table, dict.fromkeys(ledger or (), 1.0), TrainingCost())
-
-
-def check_saving(text=TABLE, count=1):
-    tables = [parse_loss_table(text.splitlines(keepends=True), task="a")] * count
-    return load("saving").module.check_tables(tables)
 
 
 def bound_sizes(*texts):
@@ -352,21 +339,4 @@ MISTAKES = [
         "`ledger` must hold every fine-tune of a, got none of ('a', 400)",
         lambda tmp: savings(tmp, ledger="candidate,size,flops\na,200,1\n"),
     ),
-    (
-        "`selectors` must be one of ..., got 'luck'",
-        lambda tmp: binary("saving", CURVES=[], SELECTED=["luck"]).main([]),
-    ),
-    (
-        "`curves` must have different file names, got ['a', 'a']",
-        lambda tmp: check_saving(count=2),
-    ),
-    (
-        ("a must hold three or more candidates and two or more sizes above 0, got 2 and 2"),
-        lambda tmp: check_saving(),
-    ),
-    (
-        "`ledger` must hold every fine-tune of a, got none of ('a', 400)",
-        lambda tmp: saving(ledger=[("a", 200)]),
-    ),
-    ("a must have a `size` of 'a', got none", lambda tmp: saving()),
 ]
