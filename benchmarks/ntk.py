@@ -28,7 +28,9 @@ from typing import Any, NamedTuple
 from absl import app, flags
 
 _ROWS = flags.DEFINE_string("rows", "reference", "which rows: a name of ROWS, or all")
-_METHODS = flags.DEFINE_list("methods", "structured,jacobian_contraction", "methods to run")
+_METHODS = flags.DEFINE_list(
+    "methods", "structured,jacobian_contraction,ntk_vector_products", "methods to run"
+)
 _REPEATS = flags.DEFINE_integer("repeats", 3, "timed runs of each measurement", lower_bound=1)
 _OUTPUT = flags.DEFINE_string("output", None, "CSV file to write as well")
 _MEASURE = flags.DEFINE_string("measure", None, "internal: one measurement, as JSON")
@@ -58,8 +60,10 @@ ROWS: dict[str, list[Shape]] = {
     "label logits": [SMALL._replace(readout="label_logits", k=8, n=n) for n in (16, 32)],
     "gpt2": [GPT2],
 }
-# A Jacobian that would not fit into this many bytes is not tried.
-MOST_JACOBIAN_BYTES = 12e9
+# A Jacobian of more bytes than this is not tried: what is held at the peak would not fit.
+MOST_JACOBIAN_BYTES = 5e9
+# Nor are more products with a vector, one a pair of outputs: they would take minutes each.
+MOST_PAIRS = 32**2
 
 
 class Measured(NamedTuple):
@@ -226,6 +230,10 @@ def table(rows: list[Shape], methods: list[str], repeats: int) -> list[dict]:
             jacobian_bytes = 4 * shape.n * shape.k * num_params
             if method == "jacobian_contraction" and jacobian_bytes > MOST_JACOBIAN_BYTES:
                 print(f"{method} left out: its Jacobian alone is {jacobian_bytes / 1e9:.0f} GB")
+                continue
+            pairs = (shape.n * shape.k) ** 2
+            if method == "ntk_vector_products" and pairs > MOST_PAIRS:
+                print(f"{method} left out: {pairs} pairs of outputs, a product each")
                 continue
             seen = measured_apart(shape, method, repeats)
             seconds = statistics.median(seen.seconds)

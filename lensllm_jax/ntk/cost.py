@@ -8,7 +8,7 @@ array is counted while it lives:
 * operations: one forward pass, a recomputing and a backward pass to the states
   (:math:`F_{\mathrm{fwd}}\,(2 + k)` an example), and each parameter's cheaper contraction;
 * seconds: operations over rates measured here and now, one of a large matrix product, one of
-  forming small outer products, which memory bounds.
+  writing small outer products, which memory bounds.
 
 The methods of neural-tangents hold Jacobians: :math:`(n + m)\, k\, p` numbers.
 
@@ -38,9 +38,14 @@ from lensllm_jax.typing import ApplyFn, Params
 
 # What compiling the stages holds at its peak, on JAX 0.10 and a CPU.
 COMPILER_BYTES = 80e6
-# Norms, softmax, activations and copies move memory beside the matrix products: 1.22 s against 0.8
-# in the passes, 3.0 s against 2.0 in the Grams (6.8 M parameters, 128 examples of 32 tokens).
-OVERHEAD = 1.5
+# Seconds over what the rates alone would say, measured on 2 cores with 6.8 M parameters, 16 to 512
+# examples of 16 to 128 tokens (benchmarks/LOG.md).
+PASSES_OVERHEAD = 1.8  # norms, softmax, activations and copies beside the matrix products
+GRAM_OVERHEAD = 1.35  # tiles are smaller than the product that the rate is measured with
+WRITING_OVERHEAD = 1.7  # a piece is written, and read again at once
+JACOBIAN_WRITING_OVERHEAD = 8.5  # fresh memory, turned for the product
+# Jacobians alive at the peak of neural-tangents' contraction.
+JACOBIANS_HELD = 2.5
 
 
 class NtkCost(NamedTuple):
@@ -55,7 +60,7 @@ class Rates(NamedTuple):
     """How fast this machine is now, in operations a second."""
 
     matmul: float  # a large matrix product
-    forming: float  # sums of small outer products, as gradients are
+    writing: float  # numbers of small outer products written, as gradients are
 
 
 def ntk_cost(
@@ -91,8 +96,11 @@ def ntk_cost(
     if method is NtkMethod.JACOBIAN_CONTRACTION:
         # forward, backward to states and to parameters; then every pair
         flops = n * forward * (1 + 2.0 * k) + 2.0 * (n * k) ** 2 * num_params
+        numbers = n * k * num_params
         # as it comes, and once more in the arrangement of the product
-        return NtkCost(2 * n * k * num_params * itemsize, flops, flops / rate.matmul)
+        writing = JACOBIAN_WRITING_OVERHEAD * 2 * numbers / rate.writing
+        held = JACOBIANS_HELD * numbers * itemsize + COMPILER_BYTES
+        return NtkCost(int(held), flops, GRAM_OVERHEAD * flops / rate.matmul + writing)
     # for every pair, one forward-mode pass through one reverse-mode pass
     flops = 5.0 * n * n * k * forward
     return NtkCost(n * n * k * num_params * itemsize, flops, flops / rate.matmul)
@@ -184,7 +192,7 @@ def measured_rates() -> Rates:
     """
     factors = jax.random.normal(jax.random.key(0), (2, 64, 32, 256))
     forming = functools.partial(jnp.einsum, "ntr,ntc->nrc")
-    return Rates(matmul_rate(1024), _rate(forming, 2 * 64 * 32 * 256**2, *factors))
+    return Rates(matmul_rate(1024), _rate(forming, 64 * 256**2, *factors))
 
 
 def matmul_rate(size: int) -> float:
@@ -200,7 +208,7 @@ def matmul_rate(size: int) -> float:
     return _rate(lambda a: a @ a, 2 * size**3, a)
 
 
-def _rate(f: Callable, flops: int, *arguments: jax.Array) -> float:
+def _rate(f: Callable, count: int, *arguments: jax.Array) -> float:
     with jax.default_matmul_precision("highest"):
         compiled = jax.jit(f)
         compiled(*arguments).block_until_ready()
@@ -209,7 +217,7 @@ def _rate(f: Callable, flops: int, *arguments: jax.Array) -> float:
             start = time.perf_counter()
             compiled(*arguments).block_until_ready()
             seconds.append(time.perf_counter() - start)
-    return flops / min(seconds)
+    return count / min(seconds)
 
 
 class _Moment(NamedTuple):
@@ -229,7 +237,8 @@ def _structured_cost(traced: Traced, leaves: list, examples: list, rate: Rates) 
     chunk = structured.make_plan(n, traced.schedule, None).chunk_size
     itemsize = jnp.dtype(traced.dtype).itemsize
     # values and cotangents of the chunk in work, and rows of gradients of both sides
-    scratch = max(call.stage.num_bytes for call in calls) * chunk + 2 * rules.PIECE_SIZE * itemsize
+    piece = max(rules.PIECE_SIZE, rules.LEAST_PIECE_OF_ONE * n * k) * itemsize
+    scratch = max(call.stage.num_bytes for call in calls) * chunk + 2 * piece
     theta = 2 * n * n * k * k * itemsize
     peak = (
         max((moment.live_bytes for moment in moments), default=0) + scratch + theta + COMPILER_BYTES
@@ -237,16 +246,28 @@ def _structured_cost(traced: Traced, leaves: list, examples: list, rate: Rates) 
 
     forward = sum(call.stage.num_flops for call in calls)
     passes = n * (forward * (2 + k) - calls[-1].stage.num_flops)
-    flops, seconds = float(passes), passes / rate.matmul
-    for moment in moments:
-        for group in moment.groups:
-            is_formed = rules.is_formed(group, None, trace=k == 1)
-            count = rules.formed_flops if is_formed else rules.pairwise_flops
-            grams = count(group, None, trace=k == 1)
-            forming = _forming_flops(group) if is_formed else 0
-            flops += grams
-            seconds += (grams - forming) / rate.matmul + forming / rate.forming
-    return NtkCost(int(peak), flops, OVERHEAD * seconds)
+    flops, seconds = float(passes), PASSES_OVERHEAD * passes / rate.matmul
+    for group in (group for moment in moments for group in moment.groups):
+        cost = _gram_cost(group, k == 1, rate)
+        flops += cost[0]
+        seconds += cost[1]
+    return NtkCost(int(peak), flops, seconds)
+
+
+def _gram_cost(group: Group, trace: bool, rate: Rates) -> tuple[float, float]:
+    """Operations and seconds of one parameter's symmetric Gram."""
+    if not rules.is_formed(group, None, trace=trace):
+        flops = rules.pairwise_flops(group, None, trace=trace)
+        moved = rules.PAIR_ENTRY_COST * rules.num_pair_entries(group, None)
+        return flops, (flops + moved) / rate.matmul
+    side = group.num_examples * (1 if trace else group.num_outputs)
+    spans = [(j.stop - j.start) * (i.stop - i.start) for i, j in rules.upper_tiles(side)]
+    forming = _forming_flops(group)
+    whole = rules.formed_flops(group, None, trace=trace) - forming
+    flops = forming + whole * sum(spans) / side**2
+    written = group.num_examples * group.num_outputs * group.num_rows * group.num_columns
+    seconds = GRAM_OVERHEAD * flops / rate.matmul + WRITING_OVERHEAD * written / rate.writing
+    return flops, seconds
 
 
 def _shapes(tree: Any) -> list[jax.ShapeDtypeStruct]:

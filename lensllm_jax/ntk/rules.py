@@ -13,7 +13,7 @@ with one term a use: an ``Outer`` :math:`\sum_t r_t \otimes c_t`, a ``Lookup``
 * *pairwise*: :math:`\langle r \otimes c, r' \otimes c' \rangle = (r \cdot r')(c \cdot c')`,
   :math:`2 n m t^2 (R + C)` operations; for two lookups :math:`r \cdot r'` is equality of ids.
 
-``gram`` takes the one that counts fewer.
+``gram`` takes the one that costs less (``is_formed``).
 
 Example:
     >>> import jax.numpy as jnp
@@ -34,13 +34,17 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-# Numbers formed at once: 8 MiB in float32, which stay in the last cache. Smaller pieces pay more
-# for each small product than they save (benchmarks/LOG.md).
-PIECE_SIZE = 2**21
+# Numbers formed at once: 4 MiB in float32, which stay in the caches, but of each gradient enough
+# for products of some size: from 128 gradients on, these count more (benchmarks/LOG.md).
+PIECE_SIZE = 2**20
+LEAST_PIECE_OF_ONE = 2**13
 # Rows of a symmetric Gram that are multiplied at once: the tiles below the diagonal are left out.
-SYMMETRIC_TILE = 256
+SYMMETRIC_TILE = 128
 # Entries of a (tokens x tokens) Gram in memory at once: 64 MiB in float32.
 PAIR_SIZE = 2**24
+# What one such entry costs beside its arithmetic, in operations of a large matrix product that take
+# as long: it is written, turned and read again (8 outputs: 5.4 s against 2.4 formed).
+PAIR_ENTRY_COST = 1000
 
 
 @functools.partial(
@@ -115,7 +119,7 @@ def gram(left: Group, right: Group | None, *, trace: bool) -> jax.Array:
 
 
 def is_formed(left: Group, right: Group | None, *, trace: bool) -> bool:
-    """Whether forming the gradients counts no more operations than going by pairs.
+    """Whether forming the gradients costs no more than going by pairs.
 
     Args:
         left: terms of the rows' examples.
@@ -126,7 +130,8 @@ def is_formed(left: Group, right: Group | None, *, trace: bool) -> bool:
         True for ``gram_formed``.
     """
     pairwise = pairwise_flops(left, right, trace=trace)
-    return formed_flops(left, right, trace=trace) <= pairwise
+    moved = PAIR_ENTRY_COST * num_pair_entries(left, right)
+    return formed_flops(left, right, trace=trace) <= pairwise + moved
 
 
 def formed_flops(left: Group, right: Group | None, *, trace: bool) -> int | float:
@@ -173,6 +178,24 @@ def pairwise_flops(left: Group, right: Group | None, *, trace: bool) -> int | fl
     return total
 
 
+def num_pair_entries(left: Group, right: Group | None) -> int:
+    """Entries of all (tokens x tokens) Grams of ``gram_pairwise``.
+
+    Args:
+        left: terms of the rows' examples.
+        right: terms of the columns' examples, or ``None``.
+
+    Returns:
+        n m k k times the pairs of tokens; terms that are formed have none.
+    """
+    sides = [
+        [t.columns.shape[0] * t.columns.shape[2] * _outputs_of(t) for t in group.terms
+         if not isinstance(t, Formed)]
+        for group in (left, right or left)
+    ]  # fmt: skip
+    return sum(sides[0]) * sum(sides[1])
+
+
 def gram_formed(left: Group, right: Group | None, *, trace: bool) -> jax.Array:
     """The Gram by adding all terms of a few rows and multiplying at once.
 
@@ -186,7 +209,7 @@ def gram_formed(left: Group, right: Group | None, *, trace: bool) -> jax.Array:
     """
     n, m, k = left.num_examples, (right or left).num_examples, left.num_outputs
     num_rows = left.num_rows
-    height = max(1, min(num_rows, PIECE_SIZE // (max(n, m) * k * left.num_columns)))
+    height = piece_height(left, max(n, m))
 
     def flat(group: Group, start: jax.Array | int, size: int) -> jax.Array:
         pieces = [_piece(term, start, size, k) for term in group.terms]
@@ -199,7 +222,7 @@ def gram_formed(left: Group, right: Group | None, *, trace: bool) -> jax.Array:
             return [_inner(a[i], a[j]) for i, j in tiles]
         return [_inner(a, flat(right, start, size))]
 
-    tiles = _upper_tiles(n * (1 if trace else k))
+    tiles = upper_tiles(n * (1 if trace else k))
     whole, rest = divmod(num_rows, height)
     total = products(0, height)
     if whole > 1:
@@ -208,6 +231,20 @@ def gram_formed(left: Group, right: Group | None, *, trace: bool) -> jax.Array:
         total = _added(total, products(whole * height, rest))
     theta = _mirrored(total, tiles) if right is None else total[0]
     return theta if trace else theta.reshape(n, k, m, k).transpose(0, 2, 1, 3)
+
+
+def piece_height(group: Group, n: int) -> int:
+    """Rows of the parameter that ``gram_formed`` forms at once.
+
+    Args:
+        group: the terms.
+        n: examples of the longer side.
+
+    Returns:
+        A number from 1 to R.
+    """
+    of_one = max(LEAST_PIECE_OF_ONE, PIECE_SIZE // (n * group.num_outputs))
+    return max(1, min(group.num_rows, of_one // group.num_columns))
 
 
 def _inner(a: jax.Array, b: jax.Array) -> jax.Array:
@@ -229,8 +266,15 @@ def _added(a: list[jax.Array], b: list[jax.Array]) -> list[jax.Array]:
     return [x + y for x, y in zip(a, b, strict=True)]
 
 
-def _upper_tiles(n: int) -> list[tuple[slice, slice]]:
-    """Tiles of about ``SYMMETRIC_TILE`` on and above the diagonal of an n x n matrix."""
+def upper_tiles(n: int) -> list[tuple[slice, slice]]:
+    """Tiles of about ``SYMMETRIC_TILE`` on and above the diagonal of an n x n matrix.
+
+    Args:
+        n: the length of its sides.
+
+    Returns:
+        Rows and columns of each.
+    """
     count = max(1, round(n / SYMMETRIC_TILE))
     edges = [round(i * n / count) for i in range(count + 1)]
     spans = [slice(a, b) for a, b in itertools.pairwise(edges)]
@@ -330,10 +374,13 @@ def _piece(term: Term, start: jax.Array | int, size: int, k: int) -> jax.Array:
 
 def _batched_outer(rows: jax.Array, columns: jax.Array) -> jax.Array:
     """Sum over tokens of r (x) c, the output axis on whichever side has it."""
-    if rows.shape[1] == 1:
-        return _einsum("ntr,natc->narc", rows[:, 0], columns)
+    # in each case the product comes out in the order it is wanted in: turning it round
+    # afterwards costs a third of the whole Gram
+    if rows.shape[1] == columns.shape[1] == 1:
+        return _einsum("ntr,ntc->nrc", rows[:, 0], columns[:, 0])[:, None]
     if columns.shape[1] == 1:
         return _einsum("natr,ntc->narc", rows, columns[:, 0])
+    rows = jnp.broadcast_to(rows, (rows.shape[0], columns.shape[1], *rows.shape[2:]))
     return _einsum("natr,natc->narc", rows, columns)
 
 

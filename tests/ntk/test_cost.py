@@ -7,8 +7,10 @@ import pytest
 
 from lensllm_jax import checks
 from lensllm_jax.checkpoints.zoo import load_candidate
+from lensllm_jax.ntk import cost as ntk_costs
+from lensllm_jax.ntk import rules
 from lensllm_jax.ntk.candidate import estimate_ntk_cost
-from lensllm_jax.ntk.cost import OVERHEAD, largest_block_size, measured_rates, ntk_cost
+from lensllm_jax.ntk.cost import largest_block_size, measured_rates, ntk_cost
 from lensllm_jax.ntk.gram import empirical_ntk
 from tests.ntk import cases
 
@@ -27,7 +29,8 @@ def test_operations_of_a_linear_map_are_those_counted_by_hand():
     passes = n * forward * 2
     pairs = 2 * n * n * (r + c) + 2 * n * n  # one token: by pairs is cheaper
     assert cost.flops == passes + pairs
-    assert cost.seconds == pytest.approx(OVERHEAD * cost.flops)
+    moved = rules.PAIR_ENTRY_COST * n * n
+    assert cost.seconds == pytest.approx(ntk_costs.PASSES_OVERHEAD * passes + pairs + moved)
 
 
 def test_loops_over_layers_count_each_layer():
@@ -54,7 +57,8 @@ def test_bytes_grow_with_examples_and_forming_takes_its_own_rate():
 def test_jacobians_hold_every_parameter_of_every_example():
     w, x = jnp.ones((30, 20)), jnp.ones((4, 30))
     cost = ntk_cost(linear, w, x, method="jacobian_contraction", rates=ONE)
-    assert cost.bytes == 2 * 4 * 600 * w.dtype.itemsize
+    jacobians = ntk_costs.JACOBIANS_HELD * 4 * 600 * w.dtype.itemsize
+    assert cost.bytes == pytest.approx(jacobians + ntk_costs.COMPILER_BYTES)
     assert ntk_cost(linear, w, x, method="ntk_vector_products", rates=ONE).flops > 0
 
 
@@ -89,7 +93,7 @@ def test_a_memory_budget_chooses_the_block_and_not_the_kernel():
 
 def test_rates_are_those_of_a_computer():
     rates = measured_rates()
-    assert 1e8 < rates.forming < 1e15
+    assert 1e8 < rates.writing < 1e15
     assert 1e8 < rates.matmul < 1e15
 
 

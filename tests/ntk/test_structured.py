@@ -306,6 +306,7 @@ def test_both_contractions_are_the_same(x64, monkeypatch, k, trace):
         # whole, in pieces that divide the rows, in pieces that leave a rest, one row at a time
         for piece_size in (10**6, 5 * k * 2 * 3, 1):
             monkeypatch.setattr(rules, "PIECE_SIZE", piece_size)
+            monkeypatch.setattr(rules, "LEAST_PIECE_OF_ONE", 1)
             got = jax.jit(functools.partial(rules.gram_formed, trace=trace))(left, other)
             assert_close(got, expected)
         for pair_size in (10**6, 1):
