@@ -10,7 +10,7 @@ array is counted while it lives:
 * seconds: operations over rates measured here and now, one of a large matrix product, one of
   writing small outer products, which memory bounds.
 
-The methods of neural-tangents hold Jacobians: :math:`(n + m)\, k\, p` numbers.
+The methods of neural-tangents hold Jacobians, about 2.5 of :math:`n k p` numbers.
 
 Example:
     >>> import jax.numpy as jnp
@@ -101,9 +101,11 @@ def ntk_cost(
         writing = JACOBIAN_WRITING_OVERHEAD * 2 * numbers / rate.writing
         held = JACOBIANS_HELD * numbers * itemsize + COMPILER_BYTES
         return NtkCost(int(held), flops, GRAM_OVERHEAD * flops / rate.matmul + writing)
-    # for every pair, one forward-mode pass through one reverse-mode pass
+    # for every pair, one forward-mode pass through one reverse-mode pass; one side's gradients are
+    # held as above (measured at n = 16)
     flops = 5.0 * n * n * k * forward
-    return NtkCost(n * n * k * num_params * itemsize, flops, flops / rate.matmul)
+    held = JACOBIANS_HELD * n * k * num_params * itemsize + COMPILER_BYTES
+    return NtkCost(int(held), flops, flops / rate.matmul)
 
 
 def least_flops(f: ApplyFn, params: Params, x: Any) -> float:
@@ -236,9 +238,10 @@ def _structured_cost(traced: Traced, leaves: list, examples: list, rate: Rates) 
     moments = _walk(traced, leaves, examples)
     chunk = structured.make_plan(n, traced.schedule, None).chunk_size
     itemsize = jnp.dtype(traced.dtype).itemsize
-    # values and cotangents of the chunk in work, and rows of gradients of both sides
+    # values and k cotangents of the chunk in work, and rows of gradients of both sides
     piece = max(rules.PIECE_SIZE, rules.LEAST_PIECE_OF_ONE * n * k) * itemsize
-    scratch = max(call.stage.num_bytes for call in calls) * chunk + 2 * piece
+    hungriest = max(call.stage.num_bytes for call in calls)  # what lives with one cotangent
+    scratch = hungriest * chunk * (1 + k) / 2 + 2 * piece
     theta = 2 * n * n * k * k * itemsize
     peak = (
         max((moment.live_bytes for moment in moments), default=0) + scratch + theta + COMPILER_BYTES
