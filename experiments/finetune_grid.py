@@ -34,11 +34,8 @@ from typing import NamedTuple, TypeVar
 
 import numpy as np
 from absl import flags
-from rich.box import ASCII, HEAVY_HEAD
-from rich.console import Console
-from rich.table import Table
 
-from experiments import cells, cli, executors, measuring
+from experiments import cells, cli, executors, measuring, terminal
 from experiments.cells import Done, Job, Search
 from experiments.progress import Progress, remaining
 from experiments.run_folder import RunFolder
@@ -294,8 +291,7 @@ def show(grid: Grid, losses: Losses, ledger: Sequence[Mapping]) -> None:
     title = f"{grid.task.name}: test loss (nats per token) by training examples"
     if len(grid.seeds) > 1:
         title += f", mean ± half the range of {len(grid.seeds)} seeds"
-    terminal = Console().is_terminal
-    table = Table(box=HEAVY_HEAD if terminal else ASCII)
+    table = terminal.table()
     for column in ("candidate", *map(str, grid.sizes), "tokens", "tokens/s", "time"):
         table.add_column(column, justify="left" if column == "candidate" else "right")
     for name in grid.names:
@@ -308,9 +304,7 @@ def show(grid: Grid, losses: Losses, ledger: Sequence[Mapping]) -> None:
             name, *(entry(values) for values in found), f"{tokens:,}",
             f"{np.median(speeds):,.0f}" if speeds else "-", remaining(seconds),
         )  # fmt: skip
-    # a pipe has no width of its own: rows must not be folded there
-    console = Console(width=None if terminal else 200)
-    console.print(title, table, sep="\n")
+    terminal.show(title, table)
 
 
 def entry(values: Sequence[float]) -> str:

@@ -35,10 +35,8 @@ from typing import Any
 import numpy as np
 from absl import flags
 from jaxtyping import Float
-from rich.console import Console
-from rich.table import Table
 
-from experiments import cli
+from experiments import cli, terminal
 from experiments.kernel_tables import MULTIPLES, TABLES, Form, Pool, Rate, read_pool
 from experiments.paired import paired
 from experiments.run_folder import RunFolder
@@ -315,14 +313,14 @@ def _print(rows: Sequence[dict[str, Any]], budgets: Sequence[int]) -> None:
         return float(np.mean([float(row["less_rectified"] or "inf") for row in held_out]))
 
     measured = sorted((name for name in by_law if name[2]), key=mean_difference)
-    shown = Table(title="RMSE in nats per token (mean less the rectified law's)")
+    shown = terminal.table("RMSE in nats per token (mean less the rectified law's)")
     shown.add_column("law")
     for budget in budgets:
         shown.add_column("in sample" if budget == 1 else f"from 1/{budget}", justify="right")
     for name in [*(n for n in by_law if not n[2]), *measured[:SHOWN], *measured[-SHOWN:]]:
         cells = [f"{row['mean_rmse']} ({row['less_rectified']})" for row in by_law[name]]
         shown.add_row(" ".join(str(part) for part in name if part), *cells)
-    Console(width=None if Console().is_terminal else 200).print(shown)
+    terminal.show(shown)
 
 
 if __name__ == "__main__":

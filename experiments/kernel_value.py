@@ -32,10 +32,8 @@ import numpy as np
 import scipy.optimize
 import scipy.special
 from jaxtyping import Float
-from rich.console import Console
-from rich.table import Table
 
-from experiments import cli
+from experiments import cli, terminal
 from experiments.kernel_laws import BUDGETS, OUTPUT_DIR, TABLES_FOLDER, TASK, digests, paid_for
 from experiments.kernel_tables import Form, Pool, Rate, read_pool
 from experiments.paired import paired
@@ -387,7 +385,7 @@ def _print(rows: Sequence[dict[str, Any]]) -> None:
     groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for row in rows:
         groups.setdefault((row["method"], row["uses"]), []).append(row)
-    shown = Table(title="|error| in nats per token at the largest size; difference from control")
+    shown = terminal.table("|error| in nats per token at the largest size; difference from control")
     for name in ("method", "uses", "rows", "mean |error|", "difference", "helped", "p < 0.05"):
         shown.add_column(name, justify="left" if name in ("method", "uses") else "right")
     for (method, uses), mine in groups.items():
@@ -399,7 +397,7 @@ def _print(rows: Sequence[dict[str, Any]]) -> None:
             sure = sum(float(row["p_value"]) < 0.05 for row in compared)
             cells = [f"{values.mean():+.4f}", f"{(values < 0).sum()}", f"{sure}"]
         shown.add_row(method, uses or "(control)", str(len(mine)), f"{mean:.4f}", *cells)
-    Console(width=None if Console().is_terminal else 160).print(shown)
+    terminal.show(shown)
     compared = [row for row in rows if row["less_control"]]
     best = min(compared, key=lambda row: float(row["p_family"]))
     print(

@@ -24,10 +24,8 @@ from typing import Any
 import numpy as np
 import scipy.stats
 from absl import flags
-from rich.console import Console
-from rich.table import Table
 
-from experiments import cli
+from experiments import cli, terminal
 from experiments.run_folder import RunFolder
 from lensllm_jax.metrics import root_mean_square_error
 from lensllm_jax.scaling.fit import fit_laws
@@ -141,7 +139,7 @@ def _empty(value: Any) -> Any:
 
 
 def _print(task: str, budgets: Sequence[int], rows: Sequence[Mapping[str, Any]]) -> None:
-    shown = Table(title=f"{task}: RMSE in nats per token (mean less the rectified law's)")
+    shown = terminal.table(f"{task}: RMSE in nats per token (mean less the rectified law's)")
     shown.add_column("law")
     for budget in budgets:
         shown.add_column("in sample" if budget == 1 else f"from 1/{budget}", justify="right")
@@ -149,7 +147,7 @@ def _print(task: str, budgets: Sequence[int], rows: Sequence[Mapping[str, Any]])
         mine = [row for row in rows if row["task"] == task and row["law"] == law.value]
         cells = (_cell(row) for row in mine)
         shown.add_row(law.value, *cells)
-    Console(width=None if Console().is_terminal else 200).print(shown)
+    terminal.show(shown)
 
 
 def _cell(row: Mapping[str, Any]) -> str:

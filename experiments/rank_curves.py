@@ -25,9 +25,8 @@ from typing import Any
 import numpy as np
 from absl import flags
 from rich.console import Console
-from rich.table import Table
 
-from experiments import cli
+from experiments import cli, terminal
 from experiments.progress import Progress
 from experiments.run_folder import RUN, RunFolder
 from lensllm_jax import checks
@@ -218,7 +217,7 @@ def _write(folder: RunFolder, name: str, rows: Sequence[Mapping[str, Any]]) -> N
 
 
 def _print_table(table: LossTable, divisors, names, rankings) -> None:
-    shown = Table(title=f"{table.task}: PearCorr / RelAcc (%)")
+    shown = terminal.table(f"{table.task}: PearCorr / RelAcc (%)")
     shown.add_column("selector")
     for divisor in divisors:
         shown.add_column(f"1/{divisor}", justify="right")
@@ -232,7 +231,7 @@ def _print_table(table: LossTable, divisors, names, rankings) -> None:
         if len(values) == len(divisors):
             cells = [*values, tuple(np.mean(values, axis=0))]
             shown.add_row(name, *(_cell(*pair) for pair in cells))
-    Console(width=None if Console().is_terminal else 160).print(shown)
+    terminal.show(shown)
 
 
 def _cell(pearson: float, accuracy: float) -> str:

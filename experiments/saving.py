@@ -37,10 +37,8 @@ from typing import Any
 import numpy as np
 from absl import flags
 from jaxtyping import Float, Int
-from rich.console import Console
-from rich.table import Table
 
-from experiments import cli
+from experiments import cli, terminal
 from experiments.run_folder import RunFolder
 from lensllm_jax import checks
 from lensllm_jax.metrics import pearson_correlation, relative_accuracy
@@ -451,7 +449,7 @@ def look_of(name: str) -> dict[str, Any]:
 
 def show(task: str, levels: Sequence[float], reached: Sequence[Mapping[str, Any]]) -> None:
     """Saving at each level, on the terminal."""
-    shown = Table(title=f"{task}: saving against full tuning (%) at a PearCorr of")
+    shown = terminal.table(f"{task}: saving against full tuning (%) at a PearCorr of")
     shown.add_column("selector")
     for level in levels:
         shown.add_column(f"{level:g}", justify="right")
@@ -459,7 +457,7 @@ def show(task: str, levels: Sequence[float], reached: Sequence[Mapping[str, Any]
     for selector in dict.fromkeys(row["selector"] for row in mine):
         cells = [row["saving_percent"] for row in mine if row["selector"] == selector]
         shown.add_row(selector, *("-" if cell == "" else f"{cell:.1f}" for cell in cells))
-    Console(width=None if Console().is_terminal else 160).print(shown)
+    terminal.show(shown)
 
 
 if __name__ == "__main__":

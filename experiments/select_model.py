@@ -34,10 +34,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from absl import flags
-from rich.console import Console
-from rich.table import Table
 
-from experiments import cli, measuring
+from experiments import cli, measuring, terminal
 from experiments.progress import Progress, remaining
 from experiments.run_folder import RUN, RunFolder, command
 from lensllm_jax import checks
@@ -46,7 +44,7 @@ from lensllm_jax.data.subsets import nested_sizes
 from lensllm_jax.data.task import Task
 from lensllm_jax.report import figures
 from lensllm_jax.report.pages import selection_page
-from lensllm_jax.report.selection import Selection, selection_markdown
+from lensllm_jax.report.selection import Selection, selection_markdown, shown
 from lensllm_jax.scaling.laws import NtkSpectrum
 from lensllm_jax.selection import orders
 from lensllm_jax.selection.flops import FlopsLedger, kernel_flops
@@ -345,14 +343,13 @@ def show_costs(selection: Selection) -> None:
 
 
 def _print(title: str, rows: Sequence[Mapping[str, Any]], texts: Sequence[str]) -> None:
-    table = Table(title=title)
+    table = terminal.table(title)
     for column in rows[0]:
         justify: Literal["left", "right"] = "left" if column in texts else "right"
         table.add_column(column.replace("_", " "), justify=justify)
     for row in rows:
-        table.add_row(*(f"{v:.4f}" if isinstance(v, float) else str(v) for v in row.values()))
-    # a pipe has no width of its own: rows must not be folded there
-    Console(width=None if Console().is_terminal else 160).print(table)
+        table.add_row(*map(shown, row.values()))
+    terminal.show(table)
 
 
 if __name__ == "__main__":

@@ -29,10 +29,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import flags
-from rich.console import Console
-from rich.table import Table
 
-from experiments import cli, measuring
+from experiments import cli, measuring, terminal
 from experiments.progress import Progress
 from experiments.run_folder import RunFolder
 from lensllm_jax import checks
@@ -291,7 +289,7 @@ def write(folder: RunFolder, cells: Sequence[Mapping[str, Any]]) -> dict[str, An
     folder.write_text("theory.json", json.dumps(_finite(summary), indent=1, allow_nan=False) + "\n")
     folder.write_bytes("bound.png", report.bound_figure(rows))
     folder.write_bytes("decays.png", report.decay_figure(rows, summary["decays"]))
-    shown = Table(title="What the lemmas say about powers of n, and what was measured")
+    shown = terminal.table("What the lemmas say about powers of n, and what was measured")
     for column in ("quantity", "exponent", "90 % interval", "the lemma says"):
         shown.add_column(column)
     for name, decay in summary["decays"].items():
@@ -300,10 +298,9 @@ def write(folder: RunFolder, cells: Sequence[Mapping[str, Any]]) -> dict[str, An
             shown.add_row(name, f"{decay['exponent']:.2f}", ends, decay["lemma"])
         else:
             shown.add_row(name, "-", decay["no fit"], decay["lemma"])
-    console = Console(width=None if Console().is_terminal else 160)
-    console.print(shown)
+    terminal.show(shown)
     if "corollary_1" in summary:
-        console.print(summary["corollary_1"]["consistency"])
+        terminal.show(summary["corollary_1"]["consistency"])
     return summary
 
 

@@ -34,8 +34,8 @@ Row = Mapping[str, Any]
 COST_NOTE = (
     "Orders with the kernels of the candidates that they rank; full tuning: every candidate once "
     "on the target size. Measured: the tokens that were trained on. Counted: the order replayed "
-    "on the same losses, at the same tokens an example; two numbers where it hangs on losses that "
-    "nobody measured."
+    "on the same losses, at the same tokens an example; at least and at most differ where it hangs "
+    "on losses that nobody measured."
 )
 DROPPED_NOTE = (
     "Given up after dropped_at examples: a straight line of log loss on log size through its last "
@@ -167,29 +167,37 @@ class Selection:
         ]
 
     def cost_rows(self) -> list[dict[str, Any]]:
-        """Every order beside full tuning, in PFLOPs and in percent of full tuning."""
+        """Every order beside full tuning, in PFLOPs and in percent: both ends of what is known."""
         full = next((cost.high for cost in self.costs if cost.order == FULL_TUNING), np.nan)
         return [
             {
                 "order": cost.order,
                 "known": "measured" if cost.measured else "counted",
-                "pflops": _between(cost.low / 1e15, cost.high / 1e15, "{:.4g}"),
-                "percent_of_full_tuning": _between(
-                    100 * cost.low / full, 100 * cost.high / full, "{:.1f}"
-                ),
+                "pflops_at_least": cost.low / 1e15,
+                "pflops_at_most": cost.high / 1e15,
+                "percent_at_least": 100 * cost.low / full,
+                "percent_at_most": 100 * cost.high / full,
             }
             for cost in self.costs
         ]
 
 
-def _between(low: float, high: float, form: str) -> str:
-    """One number, or both ends of what is known."""
-    shown = form.format(low), form.format(high)
-    return shown[0] if shown[0] == shown[1] else " to ".join(shown)
+def shown(cell: Any) -> str:
+    """A cell of a table: floats with four decimals, small ones with four digits.
+
+    Args:
+        cell: what stands there.
+
+    Returns:
+        Text.
+    """
+    if not isinstance(cell, float):
+        return str(cell)
+    return f"{cell:.4g}" if 0 < abs(cell) < 1e-3 else f"{cell:.4f}"
 
 
 def markdown_table(rows: Sequence[Row]) -> str:
-    """Rows as a Markdown table, floats with four decimals.
+    """Rows as a Markdown table, cells as :func:`shown`.
 
     Args:
         rows: dictionaries of the same keys.
@@ -199,8 +207,7 @@ def markdown_table(rows: Sequence[Row]) -> str:
     """
 
     def line(cells: Iterable[Any]) -> str:
-        texts = (f"{cell:.4f}" if isinstance(cell, float) else str(cell) for cell in cells)
-        return f"| {' | '.join(text.replace('|', PIPE) for text in texts)} |"
+        return f"| {' | '.join(shown(cell).replace('|', PIPE) for cell in cells)} |"
 
     header = rows[0].keys()
     return "\n".join([line(header), "|" + "---|" * len(header), *(line(r.values()) for r in rows)])

@@ -52,9 +52,10 @@ def kernel(measurement, folder, path, progress):
     return NtkSpectrum(np.ones(2), np.ones(2), learning_rate=0.01)
 
 
-# here and not in main: a process that an executor starts imports this module
-Measurement.fine_tune, Measurement.zero_shot = fine_tune, lambda measurement: 9.0
-measuring.remember_kernel = kernel
+# the program, and the processes that an executor of it starts; never who imports this module
+if __name__ in ("__main__", "__mp_main__"):
+    Measurement.fine_tune, Measurement.zero_shot = fine_tune, lambda measurement: 9.0
+    measuring.remember_kernel = kernel
 
 
 def live(root: Path, name: str, asked: Path, said: Path, last: int) -> int:

@@ -169,7 +169,7 @@ def test_bad_input_is_one_clear_error(changes, message):
         (np.array([1.0, -1.0]), "must be positive"),
         (np.ones((2, 2)), "positive definite"),
         (np.array([[1.0, 0.5], [0.0, 1.0]]), "symmetric"),
-        (np.ones(3), r"shape \(2\)"),
+        (np.ones(3), r"shape \(2,\)"),
         (np.array([1.0, np.inf]), "must be finite"),
     ],
 )
