@@ -30,7 +30,23 @@ def replace(target: Path, content: bytes) -> None:
         target: where; its folder is made if absent.
         content: all of it.
     """
-    with _aside(target, content) as aside:
+    with writing(target) as aside:
+        aside.write_bytes(content)
+
+
+@contextlib.contextmanager
+def writing(target: Path) -> Iterator[Path]:
+    """A file that another writer fills, in place of one of that name once it is whole.
+
+    Args:
+        target: where; its folder is made if absent.
+
+    Yields:
+        Where to write meanwhile.
+    """
+    with _aside(target) as aside:
+        yield aside
+        _flush(aside)
         os.replace(aside, target)
 
 
@@ -46,7 +62,9 @@ def create(target: Path, content: bytes) -> bool:
     """
     if target.exists():
         return False
-    with _aside(target, content) as aside:
+    with _aside(target) as aside:
+        aside.write_bytes(content)
+        _flush(aside)
         try:
             os.link(aside, target)
         except FileExistsError:
@@ -76,20 +94,21 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
 
 
 @contextlib.contextmanager
-def _aside(target: Path, content: bytes) -> Iterator[Path]:
-    """The content on the disk under a name that no other writer has, gone or renamed at the end."""
+def _aside(target: Path) -> Iterator[Path]:
+    """A name beside the target that no other writer has, gone or renamed at the end."""
     target.parent.mkdir(parents=True, exist_ok=True)
     aside = target.with_name(f".{target.name}.{secrets.token_hex(8)}{PARTIAL}")
     try:
-        with open(aside, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
         yield aside
     finally:
         aside.unlink(missing_ok=True)
-    folder = os.open(target.parent, os.O_RDONLY)
+    _flush(target.parent)
+
+
+def _flush(path: Path) -> None:
+    """Waits until a file, or the names in a folder, are on the disk."""
+    opened = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(folder)
+        os.fsync(opened)
     finally:
-        os.close(folder)
+        os.close(opened)

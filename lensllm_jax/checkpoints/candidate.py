@@ -25,7 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
-from lensllm_jax import checks
+from lensllm_jax import checks, durable
 from lensllm_jax.checkpoints.config import CONFIG, read_config
 from lensllm_jax.checkpoints.tensors import SINGLE, TensorFiles
 from lensllm_jax.checkpoints.tokenizer import TOKENIZER_FILES, read_tokenizer
@@ -136,11 +136,8 @@ class Candidate:
             name: _cast(name, values, stored)
             for name, values in saved_tensors(tree, self.family, self.config)
         }
-        folder.mkdir(parents=True, exist_ok=True)
-        # whole or not at all: a file that replaces another takes its name last
-        partial = folder / f".{SINGLE}.partial"
-        save_file(tensors, partial, metadata={"format": "pt"})
-        partial.replace(folder / SINGLE)
+        with durable.writing(folder / SINGLE) as whole:
+            save_file(tensors, whole, metadata={"format": "pt"})
         config = {**self.hf_config, "architectures": [self.family.architecture], "dtype": dtype}
         (folder / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
         for file in TOKENIZER_FILES:

@@ -239,7 +239,7 @@ def _structured_cost(traced: Traced, leaves: list, examples: list, rate: Rates) 
     chunk = structured.make_plan(n, traced.schedule, None).chunk_size
     itemsize = jnp.dtype(traced.dtype).itemsize
     # values and k cotangents of the chunk in work, and rows of gradients of both sides
-    piece = max(rules.PIECE_SIZE, rules.LEAST_PIECE_OF_ONE * n * k) * itemsize
+    piece = rules.piece_of_one(n * k) * n * k * itemsize
     hungriest = max(call.stage.num_bytes for call in calls)  # what lives with one cotangent
     scratch = hungriest * chunk * (1 + k) / 2 + 2 * piece
     theta = 2 * n * n * k * k * itemsize
@@ -261,8 +261,7 @@ def _gram_cost(group: Group, trace: bool, rate: Rates) -> tuple[float, float]:
     """Operations and seconds of one parameter's symmetric Gram."""
     if not rules.is_formed(group, None, trace=trace):
         flops = rules.pairwise_flops(group, None, trace=trace)
-        moved = rules.PAIR_ENTRY_COST * rules.num_pair_entries(group, None)
-        return flops, (flops + moved) / rate.matmul
+        return flops, rules.pairwise_cost(group, None, trace=trace) / rate.matmul
     side = group.num_examples * (1 if trace else group.num_outputs)
     spans = [(j.stop - j.start) * (i.stop - i.start) for i, j in rules.upper_tiles(side)]
     forming = _forming_flops(group)

@@ -129,9 +129,8 @@ def is_formed(left: Group, right: Group | None, *, trace: bool) -> bool:
     Returns:
         True for ``gram_formed``.
     """
-    pairwise = pairwise_flops(left, right, trace=trace)
-    moved = PAIR_ENTRY_COST * num_pair_entries(left, right)
-    return formed_flops(left, right, trace=trace) <= pairwise + moved
+    pairwise = pairwise_cost(left, right, trace=trace)
+    return formed_flops(left, right, trace=trace) <= pairwise
 
 
 def formed_flops(left: Group, right: Group | None, *, trace: bool) -> int | float:
@@ -178,22 +177,26 @@ def pairwise_flops(left: Group, right: Group | None, *, trace: bool) -> int | fl
     return total
 
 
-def num_pair_entries(left: Group, right: Group | None) -> int:
-    """Entries of all (tokens x tokens) Grams of ``gram_pairwise``.
+def pairwise_cost(left: Group, right: Group | None, *, trace: bool) -> int | float:
+    """What ``gram_pairwise`` takes: its operations, and moving the Grams of tokens.
 
     Args:
         left: terms of the rows' examples.
         right: terms of the columns' examples, or ``None``.
+        trace: sum over a = b.
 
     Returns:
-        n m k k times the pairs of tokens; terms that are formed have none.
+        Operations of a large matrix product that take as long.
     """
-    sides = [
-        [t.columns.shape[0] * t.columns.shape[2] * _outputs_of(t) for t in group.terms
-         if not isinstance(t, Formed)]
+    rows, columns = (
+        sum(
+            term.columns.shape[0] * term.columns.shape[2] * _outputs_of(term)
+            for term in group.terms
+            if not isinstance(term, Formed)
+        )
         for group in (left, right or left)
-    ]  # fmt: skip
-    return sum(sides[0]) * sum(sides[1])
+    )
+    return pairwise_flops(left, right, trace=trace) + PAIR_ENTRY_COST * rows * columns
 
 
 def gram_formed(left: Group, right: Group | None, *, trace: bool) -> jax.Array:
@@ -243,8 +246,13 @@ def piece_height(group: Group, n: int) -> int:
     Returns:
         A number from 1 to R.
     """
-    of_one = max(LEAST_PIECE_OF_ONE, PIECE_SIZE // (n * group.num_outputs))
+    of_one = piece_of_one(n * group.num_outputs)
     return max(1, min(group.num_rows, of_one // group.num_columns))
+
+
+def piece_of_one(num_gradients: int) -> int:
+    """Numbers of each of so many gradients that are formed at once, at most."""
+    return max(LEAST_PIECE_OF_ONE, PIECE_SIZE // num_gradients)
 
 
 def _inner(a: jax.Array, b: jax.Array) -> jax.Array:

@@ -48,15 +48,24 @@ def colour_of(index: int) -> dict[str, Any]:
 def style_of_selector(name: str) -> dict[str, Any]:
     """Colour, dash and marker of a selector, the same in every figure.
 
-    Markers are hollow, so that lines that coincide stay visible.
-
     Args:
         name: a key of ``SELECTORS``.
 
     Returns:
         Keyword arguments of matplotlib's ``plot``.
     """
-    index = list(SELECTORS).index(name)
+    return marked(list(SELECTORS).index(name))
+
+
+def marked(index: int) -> dict[str, Any]:
+    """Colour, dash and hollow marker of the ``index``-th line: lines that coincide stay visible.
+
+    Args:
+        index: position of what the line is of.
+
+    Returns:
+        Keyword arguments of matplotlib's ``plot``.
+    """
     marker = MARKERS[index % len(MARKERS)]
     return {**colour_of(index), "marker": marker, "markersize": 6.0, "markerfacecolor": "none"}
 
@@ -185,10 +194,15 @@ def panels(
     for axes, (x_label, y_label) in zip(every, labels, strict=True):
         axes.set_xlabel(x_label)
         axes.set_ylabel(y_label)
-        axes.grid(alpha=0.25)
-        axes.set_axisbelow(True)
-        axes.spines[["top", "right"]].set_visible(False)
+        plain(axes)
     return figure, tuple(every)
+
+
+def plain(axes: Axes) -> None:
+    """Puts empty axes in the style of all: a faint grid behind, no frame above and beside."""
+    axes.grid(alpha=0.25)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
 
 
 def draw_kernels(kernels: Mapping[str, Float[np.ndarray, "n n"]]) -> tuple[Figure, Axes]:
@@ -223,6 +237,11 @@ def png(figure: Figure, axes: Axes) -> bytes:
         A PNG.
     """
     _legend(axes)
+    return as_png(figure)
+
+
+def as_png(figure: Figure) -> bytes:
+    """The figure as it stands, as a PNG; the same input gives the same bytes."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=150, metadata={"Software": None})
     return buffer.getvalue()

@@ -7,9 +7,7 @@ Example:
     b'PNG'
 """
 
-import io
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
 
 import numpy as np
 from matplotlib.artist import Artist
@@ -18,7 +16,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullLocator
 
-from lensllm_jax.report.figures import HEAT, colour_of, style_of_selector
+from lensllm_jax.report.figures import HEAT, as_png, colour_of, marked, plain, style_of_selector
 from lensllm_jax.selection.loss_table import LossTable
 
 Rows = Sequence[Mapping[str, str]]
@@ -48,17 +46,8 @@ def small_panels(
     FigureCanvasAgg(figure)
     every = [figure.add_subplot(num_rows, num_columns, i + 1) for i in range(count)]
     for axes in every:
-        axes.grid(alpha=0.25)
-        axes.set_axisbelow(True)
-        axes.spines[["top", "right"]].set_visible(False)
+        plain(axes)
     return figure, every
-
-
-def as_png(figure: Figure) -> bytes:
-    """The figure as a PNG; the same input gives the same bytes."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=150, metadata={"Software": None})
-    return buffer.getvalue()
 
 
 def phases_figure(table: LossTable, rows: Rows) -> bytes:
@@ -142,16 +131,12 @@ def errors_figure(rows: Rows, *, laws: Sequence[str]) -> bytes:
     tasks = _ordered(row["task"] for row in rows)
     figure, every = small_panels(len(tasks), num_columns=3, width=3.6, height=3.4)
     for axes, task in zip(every, tasks, strict=True):
-        fractions = sorted({float(row["budget_fraction"]) for row in rows if row["task"] == task})
+        fractions = _fractions(rows, task)
         for i, law in enumerate(laws):
-            known = {
-                float(row["budget_fraction"]): float(row["mean_rmse"])
-                for row in rows
-                if row["task"] == task and row["law"] == law and row["mean_rmse"]
-            }
-            style = {**_marked(i), "markersize": 6 + 2 * i}  # around those that it coincides with
-            positions = [fractions.index(fraction) for fraction in sorted(known)]
-            axes.plot(positions, [known[f] for f in sorted(known)], label=law, **style)
+            known = _against_budget(rows, "mean_rmse", task=task, law=law)
+            style = {**marked(i), "markersize": 6 + 2 * i}  # around those that it coincides with
+            positions = [fractions.index(fraction) for fraction, _ in known]
+            axes.plot(positions, [error for _, error in known], label=law, **style)
         labels = ["in sample" if f == 1 else f"1/{1 / f:.0f}" for f in fractions]
         axes.set_xticks(range(len(fractions)), labels)
         axes.set_xlabel("fitted to this part of the data")
@@ -187,15 +172,11 @@ def metrics_figure(rows: Rows, *, metric: str, label: str, selectors: Sequence[s
     figure, every = small_panels(len(tasks), num_columns=3, width=3.8, height=3.6)
     for axes, task in zip(every, tasks, strict=True):
         for selector in selectors:
-            known = sorted(
-                (float(row["budget_fraction"]), float(row[metric]))
-                for row in rows
-                if row["task"] == task and row["selector"] == selector and row[metric]
-            )
+            known = _against_budget(rows, metric, task=task, selector=selector)
             if known:
                 axes.plot(*zip(*known, strict=True), label=selector, **style_of_selector(selector))
         axes.set_xscale("log", base=2)
-        fractions = sorted({float(row["budget_fraction"]) for row in rows if row["task"] == task})
+        fractions = _fractions(rows, task)
         axes.set_xticks(fractions, [f"1/{1 / f:.0f}" for f in fractions], fontsize=8)
         axes.xaxis.set_minor_locator(NullLocator())
         axes.set_xlabel("budget (part of the full data)")
@@ -242,12 +223,6 @@ def saving_figure(rows: Rows, *, selectors: Sequence[str]) -> bytes:
 
 def _cost(row: Mapping[str, str]) -> tuple[float, float]:
     return float(row["percent_of_full_tuning"]), float(row["pearson"])
-
-
-def _marked(index: int) -> dict[str, Any]:
-    """A colour, a dash and a hollow marker: lines that coincide stay visible."""
-    marker = "os^Dv<>PX*"[index % 10]
-    return {**colour_of(index), "marker": marker, "markerfacecolor": "none", "markersize": 5}
 
 
 def _legend_below(figure: Figure, every: Sequence[Axes], title: str | None = None) -> None:
@@ -348,6 +323,20 @@ def differences_figure(
     _legend_below(figure, every, title="predicted from")
     figure.suptitle(title)
     return as_png(figure)
+
+
+def _fractions(rows: Rows, task: str) -> list[float]:
+    """The budgets of a task, ascending, as parts of its largest size."""
+    return sorted({float(row["budget_fraction"]) for row in rows if row["task"] == task})
+
+
+def _against_budget(rows: Rows, column: str, **of: str) -> list[tuple[float, float]]:
+    """Budget and value of the rows that hold ``of``, ascending; an empty cell has no place."""
+    return sorted(
+        (float(row["budget_fraction"]), float(row[column]))
+        for row in rows
+        if row[column] and all(row[name] == value for name, value in of.items())
+    )
 
 
 def _ordered(names: Iterable[str]) -> list[str]:

@@ -120,12 +120,12 @@ class Replay:
         for done, size in enumerate(ascending):
             recent = ascending[max(done - rule.gamma, 0) : done]
             if len(recent) == rule.gamma:
-                seen = {n: {s: self.losses[n].get(s) for s in recent} for n in alive}
-                whole = count == len(alive) and all(
-                    loss is not None for row in seen.values() for loss in row.values()
-                )
-                if whole:
-                    dropped = rule.drops(seen)  # type: ignore[arg-type]  # no loss is None
+                seen = {
+                    n: {s: self.losses[n][s] for s in recent if s in self.losses[n]} for n in alive
+                }
+                whole = all(len(row) == rule.gamma for row in seen.values())
+                if whole and count == len(alive):
+                    dropped = rule.drops(seen)
                     alive = [name for name in alive if name not in dropped]
                     count = len(alive)
                 else:  # how many go on is known, who is not

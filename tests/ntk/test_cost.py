@@ -29,7 +29,7 @@ def test_operations_of_a_linear_map_are_those_counted_by_hand():
     passes = n * forward * 2
     pairs = 2 * n * n * (r + c) + 2 * n * n  # one token: by pairs is cheaper
     assert cost.flops == passes + pairs
-    moved = rules.PAIR_ENTRY_COST * n * n
+    moved = rules.PAIR_ENTRY_COST * n * n  # one token each
     assert cost.seconds == pytest.approx(ntk_costs.PASSES_OVERHEAD * passes + pairs + moved)
 
 
