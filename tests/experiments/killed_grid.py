@@ -16,22 +16,14 @@ import sys
 import time
 from pathlib import Path
 
-from transformers import AutoTokenizer  # noqa: F401  what every life would import anew
-
 import experiments.finetune_grid as grid
-from experiments import cli
 from lensllm_jax import durable
+from tests import lives
 
 
 def live(arguments: list[str]) -> int:
     """Starts a life; returns its process."""
-    process = os.fork()
-    if process == 0:
-        sys.argv = ["finetune_grid", *arguments]
-        with open(os.devnull, "w") as nowhere:
-            os.dup2(nowhere.fileno(), 1)
-        cli.run(grid.main)  # exits
-    return process
+    return lives.live("finetune_grid", grid.main, arguments)
 
 
 def writes(folder: Path) -> dict[str, int]:

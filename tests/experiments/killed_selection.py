@@ -15,11 +15,11 @@ import types
 from pathlib import Path
 
 import numpy as np
-from transformers import AutoTokenizer  # noqa: F401  what every life would import anew
 
-from experiments import cli, measuring, select_model
+from experiments import measuring, select_model
 from lensllm_jax.data.catalogue import load_task
 from lensllm_jax.scaling.laws import NtkSpectrum
+from tests import lives
 
 SLOPES = {"a": 0.30, "b": 0.25, "c": 0.20, "d": 0.10}
 SPOILT = ("b", 16)  # Algorithm 1 stops here: off the line through the larger sizes
@@ -81,17 +81,16 @@ def install():
 
 def live(root: Path, folder: str, order: str, log: str, *, deadly: bool) -> int:
     """One life; its exit code, negative if it was killed."""
-    process = os.fork()
-    if process == 0:
+    flags = [
+        f"--task={root / 'kings.txt'}", "--budget_size=128",
+        "--smallest_size=8", "--target_size=512", f"--output_dir={root / folder}",
+        "--num_kernel_examples=3", "--keep=0.5", f"--order={order}", "--quiet",
+    ]  # fmt: skip
+
+    def before():
         Life.log, Life.deadly = root / log, deadly
-        sys.argv = [
-            "select_model", f"--task={root / 'kings.txt'}", "--budget_size=128",
-            "--smallest_size=8", "--target_size=512", f"--output_dir={root / folder}",
-            "--num_kernel_examples=3", "--keep=0.5", f"--order={order}", "--quiet",
-        ]  # fmt: skip
-        with open(os.devnull, "w") as nowhere:
-            os.dup2(nowhere.fileno(), 1)
-        cli.run(select_model.main)  # exits
+
+    process = lives.live("select_model", select_model.main, flags, before=before)
     return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
 
 

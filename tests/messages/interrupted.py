@@ -18,13 +18,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from transformers import AutoTokenizer  # noqa: F401  what every run would import anew
 
-from experiments import cli, finetune_grid, measuring, select_model
+from experiments import finetune_grid, measuring, select_model
 from lensllm_jax import durable
 from lensllm_jax.finetune.fine_tune import FineTuned, FineTuneResult
 from lensllm_jax.scaling.laws import NtkSpectrum
 from lensllm_jax.selection.measurement import Measurement
+from tests import lives
 
 TEXT = "\n".join(f"the {i} kings of the land" for i in range(60))
 SHARED = ["--candidates=zoo/gpt2-xs,zoo/opt-xs", "--num_kernel_examples=2", "--quiet"]
@@ -61,18 +61,17 @@ if __name__ in ("__main__", "__mp_main__"):
 def live(root: Path, name: str, asked: Path, said: Path, last: int) -> int:
     """Starts a run; returns its process."""
     binary, flags = RUNS[name]
-    process = os.fork()
-    if process == 0:
+
+    def before():
         os.setpgrp()
         signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background is deaf
         os.environ.update(ASKED=str(asked), LAST=str(last))
-        with said.open("w") as file:
-            os.dup2(file.fileno(), 1)
-            os.dup2(file.fileno(), 2)
-        task = f"--task={root / 'kings.txt'}"
-        sys.argv = [name, *SHARED, *flags, task, f"--output_dir={root / name}"]
-        cli.run(binary.main)  # exits
-    return process
+
+    files = [f"--task={root / 'kings.txt'}", f"--output_dir={root / name}"]
+    return lives.live(
+        name, binary.main, [*SHARED, *flags, *files],
+        said=said, streams=(lives.STDOUT, lives.STDERR), before=before,
+    )  # fmt: skip
 
 
 def interrupted(root: Path, name: str, last: int) -> dict:
