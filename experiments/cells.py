@@ -56,13 +56,21 @@ class Search(NamedTuple):
         return trials if trials > 1 else 0
 
 
+NO_SEARCH = Search()
+
+
+def fine_tune_work(num_params: float, size: int, config: MeasurementConfig) -> float:
+    """Cost of a fine-tune in parameters times examples, if patience never ends it."""
+    return num_params * size * config.max_epochs
+
+
 class Job(NamedTuple):
     """One cell that is to be measured."""
 
     name: str  # of the candidate
     size: int  # training examples; 0 is before fine-tuning
     config: MeasurementConfig  # the settings, with the cell's seed
-    search: Search = Search()  # settings that replace those of config
+    search: Search = NO_SEARCH  # settings that replace those of config
     path: Path | None = None  # of the cell; what is unfinished lies beside it
     every_seconds: float = 60.0  # between two checkpoints
 
@@ -88,7 +96,8 @@ class Job(NamedTuple):
         Returns:
             The cost, with that of the search.
         """
-        return num_params * self.size * self.config.max_epochs * (1 + self.search.num_trials)
+        once = fine_tune_work(num_params, self.size, self.config)
+        return once * (1 + self.search.num_trials)
 
     def __str__(self) -> str:
         seed = f", seed {self.config.seed}" if self.config.seed else ""

@@ -27,9 +27,7 @@ docs/REPRODUCTION.md.
 """
 
 import dataclasses
-import hashlib
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -37,7 +35,7 @@ from absl import flags
 from jaxtyping import Float
 
 from experiments import cli, terminal
-from experiments.kernel_tables import MULTIPLES, TABLES, Form, Pool, Rate, read_pool
+from experiments.kernel_tables import MULTIPLES, Form, Pool, Rate, pool_digests, read_pool
 from experiments.paired import paired
 from experiments.run_folder import RunFolder
 from lensllm_jax.scaling.fit import fit_laws
@@ -95,7 +93,7 @@ def main(_: Sequence[str]) -> None:
         {
             "task": TASK.value,
             "budgets": budgets,
-            "tables": digests(TABLES_FOLDER.value, TASK.value),
+            "tables": pool_digests(TABLES_FOLDER.value, TASK.value),
         },
     )
     named = list(all_errors(pool, budgets))
@@ -105,12 +103,6 @@ def main(_: Sequence[str]) -> None:
     folder.write_rows("differences.csv", rows)
     _print(rows, budgets)
     print(f"written to {folder.path}")
-
-
-def digests(folder: str, task: str) -> dict[str, str]:
-    """What the results depend on: sha256 of each table."""
-    paths = {name: Path(folder) / f"{task}_{name}.csv" for name in TABLES}
-    return {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in paths.items()}
 
 
 Named = tuple[dict[str, Any], int, Float[np.ndarray, " num_candidates"]]

@@ -139,7 +139,9 @@ def _kernels(
         if not sizes:
             continue
         train = measurement.subset(sizes[-1])
-        tokens = common_first_tokens(train, NUM_LABELS.value, shift=not _seq2seq(candidate))
+        tokens = common_first_tokens(
+            train, NUM_LABELS.value, shift=not candidate.is_encoder_decoder
+        )
         labels = tokens if readout is Readout.LABEL_LOGITS else ()
         kernel = candidate_ntk(
             candidate,
@@ -156,10 +158,6 @@ def _kernels(
                 **quantities(kernel, n, num_train=sizes[-1]),
                 **_flops(candidate, n, len(test["labels"]), train, readout, labels),
             }
-
-
-def _seq2seq(candidate: Candidate) -> bool:
-    return candidate.is_encoder_decoder
 
 
 def common_first_tokens(batch: Batch, count: int, *, shift: bool) -> tuple[int, ...]:

@@ -26,6 +26,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float
 
+from experiments.run_folder import sha256_of
 from lensllm_jax import checks
 from lensllm_jax.selection.loss_table import LossTable, read_loss_table
 
@@ -169,6 +170,11 @@ class Pool:
         return spent / float(paid)
 
 
+def pool_digests(folder: str | Path, task: str) -> dict[str, str]:
+    """SHA-256 of each table of a pool: what results that read them depend on."""
+    return {name: sha256_of(Path(folder) / f"{task}_{name}.csv") for name in TABLES}
+
+
 def read_pool(folder: str | Path, task: str) -> Pool:
     """The tables <task>_losses, _ledger, _spectra, _flow and _kernels (CSV) of a folder.
 
@@ -184,7 +190,7 @@ def read_pool(folder: str | Path, task: str) -> Pool:
     """
     stem = Path(folder) / task
     table = read_loss_table(f"{stem}_losses.csv", task=task)
-    ledger = {(row["candidate"], int(row["size"])): row for row in _rows(f"{stem}_ledger.csv")}
+    ledger = {(row["candidate"], int(row["size"])): row for row in read_rows(f"{stem}_ledger.csv")}
     steps, flops = np.zeros_like(table.losses), np.zeros_like(table.losses)
     rates = set()
     for i, j in np.argwhere(~np.isnan(table.losses) & (table.sizes > 0)[None]):
@@ -202,11 +208,11 @@ def read_pool(folder: str | Path, task: str) -> Pool:
 
 def _read_kernels(stem: Path, names: Sequence[str]) -> dict[tuple[str, int], tuple[Kernel, ...]]:
     flow: dict[tuple[str, str, int], list[dict[str, str]]] = {}
-    for row in _rows(f"{stem}_flow.csv"):
+    for row in read_rows(f"{stem}_flow.csv"):
         flow.setdefault(_key(row), []).append(row)
-    summary = {_key(row): row for row in _rows(f"{stem}_kernels.csv")}
+    summary = {_key(row): row for row in read_rows(f"{stem}_kernels.csv")}
     found = {}
-    for row in _rows(f"{stem}_spectra.csv"):
+    for row in read_rows(f"{stem}_spectra.csv"):
         key = _key(row)
         columns = {
             name: np.array([float(at[name]) for at in flow[key]])
@@ -238,7 +244,18 @@ def _key(row: dict[str, str]) -> tuple[str, str, int]:
     return row["candidate"], row["readout"], int(row["num_examples"])
 
 
-def _rows(path: str) -> list[dict[str, str]]:
+def read_rows(path: str | Path) -> list[dict[str, str]]:
+    """The rows of a table (CSV).
+
+    Args:
+        path: of the file.
+
+    Returns:
+        One dictionary a row.
+
+    Raises:
+        UserError: if there is none.
+    """
     try:
         with open(path, encoding="utf-8", newline="") as file:
             return list(csv.DictReader(file))

@@ -34,10 +34,11 @@ import scipy.special
 from jaxtyping import Float
 
 from experiments import cli, terminal
-from experiments.kernel_laws import BUDGETS, OUTPUT_DIR, TABLES_FOLDER, TASK, digests, paid_for
-from experiments.kernel_tables import Form, Pool, Rate, read_pool
+from experiments.kernel_laws import BUDGETS, OUTPUT_DIR, TABLES_FOLDER, TASK, paid_for
+from experiments.kernel_tables import Form, Pool, Rate, pool_digests, read_pool
 from experiments.paired import paired
 from experiments.run_folder import RunFolder
+from lensllm_jax.metrics import pearson_correlation
 from lensllm_jax.scaling.fit import fit_laws
 from lensllm_jax.scaling.laws import Law
 from lensllm_jax.selection.rank import rank
@@ -71,10 +72,9 @@ def main(_: Sequence[str]) -> None:
     truth = np.log(pool.table.column(largest))
     for budget in budgets:
         pool.table.column(largest // budget)
-    settings = {"task": TASK.value, "budgets": budgets}
-    folder = RunFolder.open(
-        OUTPUT_DIR.value, {**settings, "tables": digests(TABLES_FOLDER.value, TASK.value)}
-    )
+    tables = pool_digests(TABLES_FOLDER.value, TASK.value)
+    settings = {"task": TASK.value, "budgets": budgets, "tables": tables}
+    folder = RunFolder.open(OUTPUT_DIR.value, settings)
     predictions = [p for b in budgets for p in (*priors(pool, b), *covariates(pool, b, truth))]
     folder.write_rows("predictions.csv", list(_prediction_rows(pool, predictions)))
     rows = value_rows(pool, predictions, truth)
@@ -368,7 +368,7 @@ def value_rows(
             **_columns(p),
             "kernel_share": f"{share:.3g}",
             "mean_error": f"{error.mean():.6g}",
-            "pearson": f"{100.0 * np.corrcoef(np.exp(p.log_losses), np.exp(truth))[0, 1]:.4g}",
+            "pearson": f"{pearson_correlation(np.exp(p.log_losses), np.exp(truth)):.4g}",
             **dict.fromkeys(("less_control", "low", "high", "better", "p_value", "p_family"), ""),
         }
         if p.key:

@@ -16,9 +16,7 @@ cell empty.  Seconds on 2 cores.  Expected: LensLLM equals the rectified law whe
 does not bind.
 """
 
-import hashlib
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,7 +24,7 @@ import scipy.stats
 from absl import flags
 
 from experiments import cli, terminal
-from experiments.run_folder import RunFolder
+from experiments.run_folder import RunFolder, known, sha256_of
 from lensllm_jax.metrics import root_mean_square_error
 from lensllm_jax.scaling.fit import fit_laws
 from lensllm_jax.scaling.laws import Law
@@ -47,17 +45,17 @@ def main(_: Sequence[str]) -> None:
     for table in tables:
         for budget in budgets:
             table.column(int(table.sizes[-1]) // budget)
-    digests = {path: hashlib.sha256(Path(path).read_bytes()).hexdigest() for path in CURVES.value}
-    folder = RunFolder.open(OUTPUT_DIR.value, {"curves": digests, "budgets": budgets})
+    curves = {path: sha256_of(path) for path in CURVES.value}
+    folder = RunFolder.open(OUTPUT_DIR.value, {"curves": curves, "budgets": budgets})
     errors = {
         (table.task, law, budget): curve_errors(table, law, budget)
         for table in tables
         for law in LAWS
         for budget in budgets
     }
-    folder.write_rows("law_errors.csv", _rows(tables, errors))
+    folder.write_rows("law_errors.csv", [known(row) for row in _rows(tables, errors)])
     rows = [comparison(key, errors) for key in errors]
-    folder.write_rows("comparison.csv", [{k: _empty(v) for k, v in row.items()} for row in rows])
+    folder.write_rows("comparison.csv", [known(row) for row in rows])
     for table in tables:
         _print(table.task, budgets, rows)
     print(f"written to {folder.path}")
@@ -127,15 +125,11 @@ def _rows(tables: Sequence[LossTable], errors: Mapping[Key, np.ndarray]) -> list
     return [
         {
             "task": task, "candidate": name, "law": law.value, "budget_fraction": 1.0 / budget,
-            "rmse": _empty(error),
+            "rmse": error,
         }
         for (task, law, budget), found in errors.items()
         for name, error in zip(names[task], found, strict=True)
     ]  # fmt: skip
-
-
-def _empty(value: Any) -> Any:
-    return "" if isinstance(value, float) and np.isnan(value) else value
 
 
 def _print(task: str, budgets: Sequence[int], rows: Sequence[Mapping[str, Any]]) -> None:

@@ -240,17 +240,12 @@ def task_settings(names: Sequence[str], task: Task, config: MeasurementConfig) -
     }
 
 
-def fine_tune_work(num_params: float, size: int, config: MeasurementConfig) -> float:
-    """Cost of a fine-tune in parameters times examples, if patience never ends it."""
-    return num_params * size * config.max_epochs
-
-
 def total_work(
     num_params: Mapping[str, int], sizes: Sequence[int], config: MeasurementConfig
 ) -> float:
     """Cost of fine-tuning a pool on every size, if patience never ends a fine-tune."""
     pairs = itertools.product(num_params.values(), sizes)
-    return sum(fine_tune_work(n, size, config) for n, size in pairs)
+    return sum(cells.fine_tune_work(n, size, config) for n, size in pairs)
 
 
 def cell_path(name: str, size: int, *, among_seeds: int | None = None) -> str:
@@ -296,7 +291,7 @@ def remember_cell(
 
 def job_of(
     name: str, size: int, config: MeasurementConfig, path: Path,
-    *, search: cells.Search = cells.Search(),  # noqa: B008  immutable
+    *, search: cells.Search = cells.NO_SEARCH,
 ) -> Job:  # fmt: skip
     """A cell with the checkpoints that the flags ask for."""
     return Job(name, size, config, search, path, CHECKPOINT_SECONDS.value)

@@ -7,14 +7,15 @@ same bytes.  --output_dir receives one PNG a figure; one that is there is made a
 minute on 2 cores.  Expected: nine figures, three of them of the kernels on pydoc.
 """
 
-import csv
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from absl import flags
 
 from experiments import cli
+from experiments.kernel_tables import read_rows
 from lensllm_jax import checks, durable
 from lensllm_jax.report import paper
 from lensllm_jax.report.figures import kernel_spectra
@@ -60,49 +61,41 @@ def figures_of(tables: Path) -> Iterator[tuple[str, Callable[[], bytes]]]:
         Names and functions; nothing is drawn before one is called.
     """
     for path in sorted(tables.glob("phases_*.csv")):
-        for task, rows in _by_task(_rows(path)).items():
+        for task, rows in _by_task(read_rows(path)).items():
             losses = tables / f"{task}.csv"
             if losses.exists():  # curves that are not ours to keep have no figure
                 table = read_loss_table(losses)
-                yield f"figure2_{_short(task)}.png", _later(paper.phases_figure, table, rows)
+                yield f"figure2_{_short(task)}.png", partial(paper.phases_figure, table, rows)
     if rows := _joined(tables, "laws_*.csv"):
-        yield "figure3_laws.png", _later(paper.errors_figure, rows, laws=LAWS)
+        yield "figure3_laws.png", partial(paper.errors_figure, rows, laws=LAWS)
     if rows := _joined(tables, "selection_*.csv"):
         for metric, label in (("pearson", "PearCorr (%)"), ("relative_accuracy", "RelAcc (%)")):
-            draw = _later(
+            draw = partial(
                 paper.metrics_figure, rows, metric=metric, label=label, selectors=SELECTORS
             )
             yield f"table3_{metric}.png", draw
     if rows := _joined(tables, "saving.csv"):
-        yield "figure4_saving.png", _later(paper.saving_figure, rows, selectors=SELECTORS)
+        yield "figure4_saving.png", partial(paper.saving_figure, rows, selectors=SELECTORS)
     if rows := _joined(tables, "ablation_*.csv"):
-        yield "tables5to7_ablation.png", _later(paper.ablation_figure, rows, selector="lensllm")
+        draw = partial(paper.ablation_figure, rows, selector="lensllm")
+        yield "tables5to7_ablation.png", draw
     for path in sorted(tables.glob("*_spectra.csv")):
         task = path.name.removesuffix("_spectra.csv")
-        yield f"spectra_{task}.png", _later(_spectra, _rows(path))
+        yield f"spectra_{task}.png", partial(_spectra, read_rows(path))
         if rows := _optional(tables / f"{task}_kernel_laws.csv"):
-            yield f"kernel_laws_{task}.png", _later(_kernel_laws, rows, task)
+            yield f"kernel_laws_{task}.png", partial(_kernel_laws, rows, task)
         if rows := _optional(tables / f"{task}_kernel_value.csv"):
-            yield f"kernel_value_{task}.png", _later(_kernel_value, rows, task)
-
-
-def _later(draw: Callable[..., bytes], *args, **settings) -> Callable[[], bytes]:
-    return lambda: draw(*args, **settings)
-
-
-def _rows(path: Path) -> Rows:
-    with path.open(encoding="utf-8", newline="") as file:
-        return list(csv.DictReader(file))
+            yield f"kernel_value_{task}.png", partial(_kernel_value, rows, task)
 
 
 def _optional(path: Path) -> Rows:
-    return _rows(path) if path.exists() else []
+    return read_rows(path) if path.exists() else []
 
 
 def _joined(tables: Path, pattern: str) -> Rows:
     """Rows of all tables of one kind, public curves first; loss tables lose their ending."""
     paths = sorted(tables.glob(pattern), key=lambda path: ("public" not in path.name, path.name))
-    return [{**row, "task": _short(row["task"])} for path in paths for row in _rows(path)]
+    return [{**row, "task": _short(row["task"])} for path in paths for row in read_rows(path)]
 
 
 def _short(task: str) -> str:

@@ -9,26 +9,23 @@ point, its 90 % interval, and the F test of two pieces against one line.  *Law*:
 fitted to all sizes, D* = D_l^(1/beta), where its slope is half of beta, with the 90 % range of 200
 bootstrap refits.  A curve may also flatten, or show one piece only; the table says which.
 
---output_dir receives phases.csv and, a task, a figure.  Seconds a table on 2 cores.  Expected:
-pydoc, 9 of 13 candidates TRANSITION, at 580 to 1,340 examples, with intervals about a factor 4
-wide; FLAN, most candidates TRANSITION, near 10,000 to 80,000.
+--output_dir receives phases.csv, which `make figures` draws.  Seconds a table on 2 cores.
+Expected: pydoc, 9 of 13 candidates TRANSITION, at 580 to 1,340 examples, with intervals about a
+factor 4 wide; FLAN, most candidates TRANSITION, near 10,000 to 80,000.
 """
 
-import hashlib
 from collections import Counter
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from absl import flags
 
-from experiments import cli
+from experiments import cli, transitions
 from experiments.progress import Progress
-from experiments.run_folder import RunFolder
+from experiments.run_folder import RunFolder, sha256_of
 from lensllm_jax import checks
 from lensllm_jax.scaling.fit import fit_laws
-from lensllm_jax.scaling.intervals import bootstrap_refits
 from lensllm_jax.scaling.laws import Law
 from lensllm_jax.scaling.result import LawFit
 from lensllm_jax.selection.loss_table import LossTable, read_loss_table
@@ -36,7 +33,6 @@ from lensllm_jax.theory.phases import (
     MIN_SIZES,
     LawTransition,
     SegmentedTransition,
-    law_transition,
     segmented_transition,
 )
 
@@ -54,9 +50,9 @@ def main(_: Sequence[str]) -> None:
     tables = [read_loss_table(path) for path in CURVES.value]
     for table in tables:
         _check(table)
-    digests = {path: hashlib.sha256(Path(path).read_bytes()).hexdigest() for path in CURVES.value}
+    curves = {path: sha256_of(path) for path in CURVES.value}
     folder = RunFolder.open(
-        OUTPUT_DIR.value, {"curves": digests, "num_resamples": NUM_RESAMPLES.value, "seed": 0}
+        OUTPUT_DIR.value, {"curves": curves, "num_resamples": NUM_RESAMPLES.value, "seed": 0}
     )
     rows = []
     total = float(sum(len(table.names) for table in tables))
@@ -72,7 +68,7 @@ def main(_: Sequence[str]) -> None:
                 segments = segmented_transition(
                     table.sizes.astype(np.float64), table.losses[i], level=LEVEL
                 )
-                law = law_answer(fits[i], num_resamples=NUM_RESAMPLES.value)
+                law = transitions.of_law(fits[i], num_resamples=NUM_RESAMPLES.value)
                 rows.append(_row(table.task, name, segments, law, fits[i]))
                 progress.finish(1.0, f"{table.task} {name}: {segments.phase.name}")
     folder.write_rows("phases.csv", rows)
@@ -89,27 +85,6 @@ def _check(table: LossTable) -> None:
             f"every candidate of {table.task} must have {MIN_SIZES} sizes above 0, got "
             f"{measured.min()} of {table.names[int(measured.argmin())]!r}"
         )
-
-
-def law_answer(fit: LawFit, *, num_resamples: int) -> LawTransition:
-    """D* of a fitted rectified law, with the range of bootstrap refits.
-
-    Args:
-        fit: of the rectified law, with sizes to spare.
-        num_resamples: refits.
-
-    Returns:
-        The transition.
-    """
-    refits = bootstrap_refits(fit, num_resamples=num_resamples)
-    usable = refits.usable
-    return law_transition(
-        fit.params["D_l"],
-        fit.params["beta"],
-        refitted_offsets=refits.params["D_l"][usable],
-        refitted_betas=refits.params["beta"][usable],
-        level=LEVEL,
-    )
 
 
 def _row(

@@ -17,9 +17,7 @@ PearCorr is the correlation in percent between scores and true losses: predicted
 correlate positively; model_size scores by log N, so there a negative value means bigger is better.
 """
 
-import hashlib
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -28,7 +26,7 @@ from rich.console import Console
 
 from experiments import cli, terminal
 from experiments.progress import Progress
-from experiments.run_folder import RUN, RunFolder
+from experiments.run_folder import RUN, RunFolder, known, sha256_of
 from lensllm_jax import checks
 from lensllm_jax.metrics import pearson_correlation, relative_accuracy
 from lensllm_jax.report import figures
@@ -83,9 +81,8 @@ def main(_: Sequence[str]) -> None:
 
 
 def _settings(names: Sequence[str], divisors: Sequence[int]) -> dict[str, Any]:
-    digests = {path: hashlib.sha256(Path(path).read_bytes()).hexdigest() for path in CURVES.value}
     return {
-        "curves": digests,
+        "curves": {path: sha256_of(path) for path in CURVES.value},
         "selectors": list(names),
         "budgets": list(divisors),
         "gamma": GAMMA.value,
@@ -209,11 +206,7 @@ def _write(folder: RunFolder, name: str, rows: Sequence[Mapping[str, Any]]) -> N
     """Rows as a table; a number that is not known is an empty cell."""
     if not rows:
         raise checks.UserError("`selectors` must leave one that the tables allow, got none")
-    known = [
-        {k: "" if isinstance(v, float) and np.isnan(v) else v for k, v in row.items()}
-        for row in rows
-    ]
-    folder.write_rows(name, known)
+    folder.write_rows(name, [known(row) for row in rows])
 
 
 def _print_table(table: LossTable, divisors, names, rankings) -> None:

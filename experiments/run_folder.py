@@ -15,6 +15,7 @@ Example:
 
 import csv
 import dataclasses
+import hashlib
 import io
 import json
 import sys
@@ -139,6 +140,23 @@ class RunFolder:
     def write_bytes(self, name: str, content: bytes) -> None:
         """Writes a file that appears whole or not at all, even if the machine stops."""
         durable.replace(self.path / name, content)
+
+
+def sha256_of(path: str | Path) -> str:
+    """Digest of a file that results were read from, for the settings of their run."""
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+
+
+def known(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row of a table in which a number that is not known is an empty cell.
+
+    Args:
+        row: may hold NaN.
+
+    Returns:
+        The same without.
+    """
+    return {k: "" if isinstance(v, float) and np.isnan(v) else v for k, v in row.items()}
 
 
 def command() -> str:

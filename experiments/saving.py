@@ -28,10 +28,8 @@ apart upwards from that loss; `upwards` finds the best candidate of FLAN for 5 %
 
 import csv
 import dataclasses
-import hashlib
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -39,7 +37,7 @@ from absl import flags
 from jaxtyping import Float, Int
 
 from experiments import cli, terminal
-from experiments.run_folder import RunFolder
+from experiments.run_folder import RunFolder, sha256_of
 from lensllm_jax import checks
 from lensllm_jax.metrics import pearson_correlation, relative_accuracy
 from lensllm_jax.report import figures
@@ -121,7 +119,7 @@ def settings(names: Sequence[str], levels: Sequence[float]) -> dict[str, Any]:
     """All that decides the results."""
     files = [*CURVES.value, *([LEDGER.value] if LEDGER.value else [])]
     return {
-        "files": {path: hashlib.sha256(Path(path).read_bytes()).hexdigest() for path in files},
+        "files": {path: sha256_of(path) for path in files},
         "selectors": list(names),
         "levels": list(levels),
         "tokens_per_example": TOKENS.value,

@@ -35,7 +35,7 @@ from typing import Any, Literal
 
 from absl import flags
 
-from experiments import cli, measuring, terminal
+from experiments import cells, cli, measuring, terminal
 from experiments.progress import Progress, remaining
 from experiments.run_folder import RUN, RunFolder, command
 from lensllm_jax import checks
@@ -157,7 +157,7 @@ class Pool:
     def skip(self, name: str, sizes: Sequence[int]) -> None:
         """Sizes that will not be asked for, off the work that is left."""
         for size in set(sizes) - set(self.paid[name].num_tokens):
-            work = measuring.fine_tune_work(self.num_params[name], size, self.config)
+            work = cells.fine_tune_work(self.num_params[name], size, self.config)
             self._progress.drop(work)
 
 

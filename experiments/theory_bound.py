@@ -33,12 +33,13 @@ from absl import flags
 from experiments import cli, measuring, terminal
 from experiments.progress import Progress
 from experiments.run_folder import RunFolder
+from experiments.transitions import of_law
 from lensllm_jax import checks
 from lensllm_jax.checkpoints.zoo import load_candidate
 from lensllm_jax.finetune.objective import nats_and_count
 from lensllm_jax.report import theory as report
 from lensllm_jax.scaling.fit import fit_law
-from lensllm_jax.scaling.intervals import bootstrap_refits, degrees_of_freedom
+from lensllm_jax.scaling.intervals import degrees_of_freedom
 from lensllm_jax.selection.loss_table import read_loss_table
 from lensllm_jax.selection.measurement import Measurement
 from lensllm_jax.theory.blocks import displacement, squared_norms, weight_blocks
@@ -51,7 +52,7 @@ from lensllm_jax.theory.hessian import (
     hessian_trace,
     joint_forms,
 )
-from lensllm_jax.theory.phases import MIN_SIZES, law_transition, segmented_transition
+from lensllm_jax.theory.phases import MIN_SIZES, segmented_transition
 
 flags.DEFINE_alias("candidate", "candidates")
 SIZES = flags.DEFINE_list("sizes", ["100", "200", "400", "800", "1600", "3200"], "Subsets.")
@@ -264,11 +265,7 @@ def transitions(sizes: np.ndarray, losses: np.ndarray) -> dict[str, Any]:
     fit = fit_law("rectified", sizes, losses, weights=(~np.isnan(losses)).astype(float))
     if not fit.status.usable or degrees_of_freedom(fit) < 1:
         return {**found, "rectified": fit.message}
-    refits = bootstrap_refits(fit).params
-    law = law_transition(
-        fit.params["D_l"], fit.params["beta"],
-        refitted_offsets=refits["D_l"], refitted_betas=refits["beta"],
-    )  # fmt: skip
+    law = of_law(fit)
     return {**found, "rectified": {**dataclasses.asdict(law), "message": fit.message}}
 
 

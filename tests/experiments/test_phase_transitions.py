@@ -5,6 +5,7 @@ import csv
 import numpy as np
 import pytest
 
+from experiments import transitions
 from lensllm_jax import checks
 from lensllm_jax.report.paper import phases_figure
 from lensllm_jax.scaling.fit import fit_laws
@@ -20,7 +21,7 @@ NOISE = np.exp(0.002 * np.array([1, -1, 1, 1, -1, -1, 1, -1]))
 def test_the_transition_of_a_law_lies_in_its_interval():
     losses = (60.0 / (30.0 + SIZES**0.5) + 1.0) * NOISE
     fit = fit_laws("rectified", SIZES.astype(float), losses[None])[0]
-    found = phase_transitions.law_answer(fit, num_resamples=40)
+    found = transitions.of_law(fit, num_resamples=40)
     assert found.low < found.size < found.high
     assert found.low < 900.0 < found.high  # 30^(1 / 0.5)
 
