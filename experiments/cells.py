@@ -31,8 +31,9 @@ from lensllm_jax.selection.measurement import Measurement, MeasurementConfig
 
 # what ends one cell and not the run
 FAILURES = (FloatingPointError, OSError, checks.UserError)
-# how the names of files end that lie beside a cell until it is finished
-UNFINISHED, SEARCHED = ".safetensors", ".searched"
+# how the names of files end that lie beside a cell until it is finished: a fine-tune under way, a
+# search under way, and what a search found
+UNFINISHED, SEARCHING, SEARCHED = ".safetensors", ".search.safetensors", ".searched"
 
 
 def _read_only(content: Mapping) -> types.MappingProxyType:
@@ -74,17 +75,23 @@ class Job(NamedTuple):
     path: Path | None = None  # of the cell; what is unfinished lies beside it
     every_seconds: float = 60.0  # between two checkpoints
 
-    @property
-    def checkpoint(self) -> Checkpoint | None:
-        """What keeps an unfinished fine-tune."""
+    def checkpoint(self, suffix: str = UNFINISHED) -> Checkpoint | None:
+        """What keeps an unfinished fine-tune, or an unfinished search.
+
+        Args:
+            suffix: how its name ends.
+
+        Returns:
+            The checkpoint, if anything is kept.
+        """
         if self.path is None:
             return None
-        return Checkpoint(self.path.with_suffix(UNFINISHED), every_seconds=self.every_seconds)
+        return Checkpoint(self.path.with_suffix(suffix), every_seconds=self.every_seconds)
 
     def discard(self) -> None:
         """Removes what was kept of it while it was unfinished."""
         if self.path is not None:
-            for suffix in (UNFINISHED, SEARCHED):
+            for suffix in (UNFINISHED, SEARCHING, SEARCHED):
                 self.path.with_suffix(suffix).unlink(missing_ok=True)
 
     def work(self, num_params: float) -> float:
@@ -199,11 +206,11 @@ def measure(
         if on_progress is not None:
             on_progress(now)
 
-    start = time.monotonic()
-    tuned = measurement.fine_tune(job.size, on_progress=heard, checkpoint=job.checkpoint)
+    start, checkpoint = time.monotonic(), job.checkpoint()
+    tuned = measurement.fine_tune(job.size, on_progress=heard, checkpoint=checkpoint)
     return {
         **tuned.result._asdict(),
-        "seconds": round(time.monotonic() - start, 3),
+        "seconds": _seconds(start, checkpoint),
         "tokens_per_second": speed,
         "learning_rate": config.learning_rate,
         "batch_size": config.batch_size,
@@ -212,8 +219,14 @@ def measure(
     }
 
 
+def _seconds(start: float, checkpoint: Checkpoint | None) -> float:
+    """Since ``start``, and those of the processes whose work was gone on with."""
+    earlier = 0.0 if checkpoint is None else checkpoint.earlier_seconds
+    return round(earlier + time.monotonic() - start, 3)
+
+
 def _searched(job: Job, measurement: Measurement) -> dict[str, Any]:
-    """The search of a cell; a killed cell does not search again."""
+    """The search of a cell; a killed cell goes on with it, or does not search again."""
     kept = job.path and job.path.with_suffix(SEARCHED)
     if kept and kept.exists():
         try:
@@ -223,11 +236,11 @@ def _searched(job: Job, measurement: Measurement) -> dict[str, Any]:
                 f"`search` must be a whole file, got {kept}, damaged ({error}): delete it to "
                 "search again"
             ) from error
-    start = time.monotonic()
+    start, checkpoint = time.monotonic(), job.checkpoint(SEARCHING)
     found = search_rates(
         measurement.loop, measurement.candidate.params, measurement.subset(job.size),
         measurement.validation, rates=job.search.rates, batch_sizes=job.search.batch_sizes,
-        config=job.config.fine_tuning(),
+        config=job.config.fine_tuning(), checkpoint=checkpoint,
     )  # fmt: skip
     search = {
         "learning_rate": found.learning_rate,
@@ -239,10 +252,11 @@ def _searched(job: Job, measurement: Measurement) -> dict[str, Any]:
             [float(loss) if math.isfinite(loss) else None for loss in row] for row in found.losses
         ],
         "num_tokens": found.num_tokens,
-        "seconds": round(time.monotonic() - start, 3),
+        "seconds": _seconds(start, checkpoint),
     }
-    if kept:
+    if kept and checkpoint:
         durable.replace(kept, json.dumps(search, allow_nan=False).encode())
+        checkpoint.discard()
     return search
 
 

@@ -276,7 +276,7 @@ def remember_cell(
 ) -> dict:
     """One fine-tune, made now if the folder does not hold it; goes on where a killed run was.
 
-    Its ``seconds`` are those of the process that finished it.
+    Its ``seconds`` are those of all processes that worked on it, each up to its last checkpoint.
     """
     name, num_params = measurement.candidate.name, measurement.candidate.num_params
     job = job_of(name, size, measurement.config, folder.path / cell_path(name, size))

@@ -156,14 +156,14 @@ def fine_tune(
         UserError: if the checkpoint is damaged, or of another fine-tune, or there is no target.
     """
     for name, data in (("train", train), ("validation", validation), ("test", test)):
-        _check_targets(name, data, shift=loop.shift)
+        check_targets(name, data, shift=loop.shift)
     lengths = row_lengths(train)
     num_calls = config.num_calls(len(lengths))
     calls_per_evaluation = config.calls_per_evaluation(len(lengths))
     validation_batches = evaluation_batches(validation, buckets=config.buckets)
     position = Position.at_start(loop.start(params))
     if checkpoint is not None:
-        settings = _settings(loop, position.state.params, train, validation, config)
+        settings = resumed_settings(loop, position.state.params, train, validation, config)
         position = checkpoint.load(position, settings)
     max_steps = num_calls * config.steps_per_call
     last_step = loop.last_step(max_steps)
@@ -233,8 +233,17 @@ def evaluation_batches(data: Batch, *, buckets: tuple[int, ...] = ()) -> list[Ba
     ]
 
 
-def _check_targets(name: str, data: Batch, *, shift: bool) -> None:
-    """Refuses data whose targets were all cut off: their mean loss would be 0 / 0."""
+def check_targets(name: str, data: Batch, *, shift: bool) -> None:
+    """Refuses data whose targets were all cut off: their mean loss would be 0 / 0.
+
+    Args:
+        name: of the split.
+        data: arrays (n, s).
+        shift: see ``objective.nats_and_count``.
+
+    Raises:
+        UserError: if there is no target.
+    """
     labels = np.asarray(data["labels"])
     if not ((labels[:, 1:] if shift else labels) != IGNORE).any():
         raise checks.UserError(
@@ -262,10 +271,21 @@ def _after_evaluation(position: Position, loss: float, step: int) -> Position:
     return position._replace(best_params=best_params, best_loss=loss, best_step=step, since_best=0)
 
 
-def _settings(
+def resumed_settings(
     loop: Loop, params: Params, train: Batch, validation: Batch, config: FineTuneConfig
 ) -> dict[str, Any]:
-    """What decides how a fine-tune goes on, as JSON values."""
+    """What decides how a fine-tune goes on, for its checkpoint.
+
+    Args:
+        loop: the candidate's compiled steps.
+        params: where it started.
+        train: the subset, arrays (n, s).
+        validation: what decides when to stop.
+        config: when to look and when to stop.
+
+    Returns:
+        JSON values, with digests of the arrays.
+    """
     return {
         **dataclasses.asdict(config),
         **dataclasses.asdict(loop.config),

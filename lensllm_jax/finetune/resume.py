@@ -1,9 +1,10 @@
 """Checkpoint: where a fine-tune stands, in one file, from which it goes on bit for bit.
 
 Weights, moments, the best weights so far and the counts of the stopping rule are all that the
-rest of a fine-tune depends on: the order of the examples follows from the seed.  The file is
+rest of a fine-tune depends on: the order of the examples follows from the seed.  A search of
+settings has a position of its own (:mod:`lensllm_jax.finetune.search`) and the same file.  It is
 safetensors (nothing in it is executed), appears whole or not at all, names the settings and the
-data that it belongs to, and carries a digest of everything in it.
+data that it belongs to, carries a digest of everything in it, and the seconds that it took.
 
 Example:
     >>> import tempfile, jax.numpy as jnp
@@ -25,7 +26,7 @@ import pathlib
 import struct
 import time
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, TypeVar, cast, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -34,6 +35,25 @@ import numpy as np
 from lensllm_jax import checks, durable
 from lensllm_jax.finetune.loop import TrainState
 from lensllm_jax.typing import Params
+
+
+@runtime_checkable
+class Resumable(Protocol):
+    """A position that a checkpoint keeps."""
+
+    @property
+    def arrays(self) -> Any:
+        """A tree of arrays."""
+
+    @property
+    def counts(self) -> dict[str, Any]:
+        """All but the arrays, as JSON values."""
+
+    def at(self, arrays: Any, counts: Mapping[str, Any]) -> "Resumable":
+        """The position of these arrays and counts."""
+
+
+Kept = TypeVar("Kept", bound=Resumable)
 
 
 class Position(NamedTuple):
@@ -60,9 +80,26 @@ class Position(NamedTuple):
         return cls(state, jax.tree.map(jnp.copy, state.params))
 
     @property
-    def counts(self) -> dict[str, float | int]:
-        """All but the weights."""
+    def arrays(self) -> tuple[TrainState, Params]:
+        """The weights and moments."""
+        return self.state, self.best_params
+
+    @property
+    def counts(self) -> dict[str, Any]:
+        """All but the arrays."""
         return {name: getattr(self, name) for name in self._fields[2:]}
+
+    def at(self, arrays: tuple[TrainState, Params], counts: Mapping[str, Any]) -> "Position":
+        """The position of these arrays and counts.
+
+        Args:
+            arrays: as ``arrays``.
+            counts: as ``counts``.
+
+        Returns:
+            The position.
+        """
+        return Position(*arrays, **counts)
 
 
 class Checkpoint:
@@ -71,14 +108,17 @@ class Checkpoint:
     Attributes:
         path: of the file; its folder is made if absent.
         every_seconds: between two writings; 0 writes after every call.
+        earlier_seconds: what the processes took whose work ``load`` found, each up to its last
+            writing.
     """
 
     def __init__(self, path: str | pathlib.Path, *, every_seconds: float | int = 60):
         self.path = pathlib.Path(path)
         self.every_seconds = checks.not_negative("every_seconds", every_seconds)
-        self._written = time.monotonic()
+        self.earlier_seconds = 0.0
+        self._begun = self._written = time.monotonic()
 
-    def save_if_due(self, position: Position, settings: Mapping[str, Any]) -> None:
+    def save_if_due(self, position: Resumable, settings: Mapping[str, Any]) -> None:
         """``save``, if ``every_seconds`` have passed since the last.
 
         Args:
@@ -88,7 +128,7 @@ class Checkpoint:
         if time.monotonic() - self._written >= self.every_seconds:
             self.save(position, settings)
 
-    def save(self, position: Position, settings: Mapping[str, Any]) -> None:
+    def save(self, position: Resumable, settings: Mapping[str, Any]) -> None:
         """Writes the position in place of the one before.
 
         Args:
@@ -100,17 +140,20 @@ class Checkpoint:
         """
         from safetensors.numpy import save
 
-        tensors = _tensors(position)
-        text = json.dumps({"counts": position.counts, "settings": settings}, sort_keys=True)
+        tensors = named_arrays(position.arrays)
+        seconds = self.earlier_seconds + time.monotonic() - self._begun
+        stored = {"counts": position.counts, "seconds": seconds, "settings": settings}
+        text = json.dumps(stored, sort_keys=True)
         metadata = {"position": text, "sha256": digest(text, tensors)}
         durable.replace(self.path, save(tensors, metadata))
         self._written = time.monotonic()
 
-    def load(self, start: Position, settings: Mapping[str, Any]) -> Position:
+    def load(self, start: Kept, settings: Mapping[str, Any]) -> Kept:
         """The position in the file.
 
         Args:
-            start: before the first call: names, shapes and types of the weights.
+            start: before the first call: names, shapes and types of the arrays; those of the
+                host stay there.
             settings: what the fine-tune is of, as JSON values.
 
         Returns:
@@ -125,7 +168,7 @@ class Checkpoint:
             return start
         stored, tensors = self._read()
         other = durable.differences(stored["settings"], json.loads(json.dumps(settings)))
-        like = _tensors(start)
+        like = named_arrays(start.arrays)
         other += [
             f"{name} of another shape or type"
             for name in sorted({*tensors, *like})
@@ -136,10 +179,13 @@ class Checkpoint:
                 f"`checkpoint` must be of this fine-tune, got {self.path}: {other[0]}; delete it "
                 f"to start again"
             )
-        leaves, structure = jax.tree.flatten(_arrays(start))
-        read = [jnp.asarray(tensors[name]) for name, _ in zip(like, leaves, strict=True)]
-        state, best_params = jax.tree.unflatten(structure, read)
-        return Position(state, best_params, **stored["counts"])
+        leaves, structure = jax.tree.flatten(start.arrays)
+        read = [
+            jnp.asarray(tensors[name]) if isinstance(leaf, jax.Array) else tensors[name]
+            for name, leaf in zip(like, leaves, strict=True)
+        ]
+        self.earlier_seconds = stored.get("seconds", 0.0)  # older files lack it
+        return cast(Kept, start.at(jax.tree.unflatten(structure, read), stored["counts"]))
 
     def discard(self) -> None:
         """Removes the file, once the result of the fine-tune is kept elsewhere."""
@@ -197,14 +243,6 @@ def named_arrays(tree: Any) -> dict[str, np.ndarray]:
     """
     leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
     return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves}
-
-
-def _arrays(position: Position) -> tuple[TrainState, Params]:
-    return position.state, position.best_params
-
-
-def _tensors(position: Position) -> dict[str, np.ndarray]:
-    return named_arrays(_arrays(position))
 
 
 def _form(array: np.ndarray | None) -> tuple | None:

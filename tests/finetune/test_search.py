@@ -1,16 +1,19 @@
-"""Rates that train together find what each finds alone."""
+"""Rates that train together find what each finds alone, also after the search was cut off."""
 
 import numpy as np
 import pytest
 
 from lensllm_jax import checks
+from lensllm_jax.finetune import search as search_module
 from lensllm_jax.finetune.fine_tune import FineTuneConfig, fine_tune
 from lensllm_jax.finetune.loop import Loop, OptimizerConfig
+from lensllm_jax.finetune.resume import Checkpoint
 from lensllm_jax.finetune.search import search_rates
 from tests.finetune import tiny
 
 CONFIG = FineTuneConfig(batch_size=4, max_epochs=6, patience=2, steps_per_call=2, buckets=(6,))
 OPTIMIZER = OptimizerConfig(learning_rate=1e-3, warmup_steps=2, decay_steps=40)
+RATES = (1e-4, 3e-2)  # of the search that is killed
 
 
 def search(**settings):
@@ -55,6 +58,89 @@ def test_a_rate_that_diverges_stops_no_other(found):
     assert wild.losses[0, 0] == pytest.approx(found.losses[0, 1], rel=1e-4)  # order of sums
     assert not wild.losses[0, 1] < 10
     assert wild.learning_rate == 3e-2
+
+
+class Killed(Exception):
+    """In place of a signal."""
+
+
+class KilledAt:
+    """One compiled program for all lives, which counts its calls and ends them at one."""
+
+    def __init__(self):
+        loop = Loop(tiny.apply_fn, OPTIMIZER, shift=True)
+        self.together = search_module._Together(loop, RATES)
+        self.train, self.together.train = self.together.train, self.counted
+        self.batch_sizes, self.kill_at = [], None
+
+    def counted(self, state, batches, last_step):
+        self.batch_sizes.append(batches["labels"].shape[1])
+        if len(self.batch_sizes) == self.kill_at:
+            raise Killed
+        return self.train(state, batches, last_step)
+
+    def search(self, checkpoint=None, *, kill_at=None, rates=RATES):
+        """What is found, and the batch size of each call made."""
+        self.batch_sizes, self.kill_at = [], kill_at
+        data = tiny.examples(24), tiny.examples(24, seed=1)
+        found = search_rates(
+            self.together.loop, tiny.params(), *data, rates=rates, batch_sizes=(4, 8),
+            config=CONFIG, checkpoint=checkpoint,
+        )  # fmt: skip
+        return found, self.batch_sizes
+
+
+@pytest.fixture
+def killed(monkeypatch):
+    """A search that may be killed; compiled once."""
+    killed = KilledAt()
+    monkeypatch.setattr(search_module, "_Together", lambda loop, rates: killed.together)
+    return killed
+
+
+def assert_same_bits(found, whole):
+    for name in ("losses", "best_steps"):
+        np.testing.assert_array_equal(getattr(found, name), getattr(whole, name))
+    assert found.num_tokens == whole.num_tokens
+
+
+def test_a_search_killed_at_any_call_ends_in_the_same_bits(killed, tmp_path):
+    whole, calls = killed.search()
+    seam = calls.index(8) + 1  # the first call with the second batch size
+    for kill_at in sorted({1, 2, 7, seam - 1, seam, seam + 1, len(calls)}):
+        checkpoint = Checkpoint(tmp_path / f"{kill_at}.safetensors", every_seconds=0)
+        with pytest.raises(Killed):
+            killed.search(checkpoint, kill_at=kill_at)
+        found, later_calls = killed.search(checkpoint)
+        assert_same_bits(found, whole)
+        assert later_calls == calls[kill_at - 1 :]  # nothing is trained twice
+        assert killed.search(checkpoint)[1] == []  # what is finished stays so
+        checkpoint.discard()
+        assert killed.search(checkpoint)[1] == calls  # control: without its file it starts over
+
+
+def test_a_finished_batch_size_is_kept_though_no_writing_is_due(killed, tmp_path):
+    _, calls = killed.search()
+    checkpoint = Checkpoint(tmp_path / "cell.safetensors", every_seconds=3600)
+    with pytest.raises(Killed):
+        killed.search(checkpoint, kill_at=len(calls))
+    assert killed.search(checkpoint)[1] == [size for size in calls if size == 8]
+
+
+def test_a_file_of_another_search_is_refused(killed, tmp_path):
+    checkpoint = Checkpoint(tmp_path / "cell.safetensors", every_seconds=0)
+    with pytest.raises(Killed):
+        killed.search(checkpoint, kill_at=3)
+    with pytest.raises(checks.UserError, match=r"learning_rate=\[0.0001, 0.03\] there"):
+        killed.search(checkpoint, rates=(1e-4, 1e-2))
+
+
+def test_prompts_without_a_target_are_refused():
+    data = tiny.examples(8)
+    prompts = {**data, "labels": np.full_like(data["labels"], -100)}
+    with pytest.raises(checks.UserError, match="`validation` must hold a target token"):
+        search_rates(Loop(tiny.apply_fn, OPTIMIZER, shift=True), tiny.params(), data, prompts,
+                     config=CONFIG)  # fmt: skip
 
 
 @pytest.mark.parametrize(

@@ -26,9 +26,10 @@ def loop(num_micro_batches=1):
 def searched(*rates):
     """A search in which every fine-tune diverges."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(search, "_search_one", lambda *_: (np.full(len(rates), np.inf),) * 2)
+        patch.setattr(search, "_positions", lambda *_: iter(()))
+        data = {"labels": np.zeros((2, 3))}
         return search.search_rates(
-            loop(), {}, {}, {}, rates=rates, batch_sizes=(4,), config=FineTuneConfig()
+            loop(), {}, data, data, rates=rates, batch_sizes=(4,), config=FineTuneConfig()
         )
 
 
