@@ -319,7 +319,8 @@ def _ridge(x: np.ndarray, y: np.ndarray, at: np.ndarray, penalty: float) -> floa
 def _prediction_rows(pool: Pool, predictions: Sequence[Prediction]) -> Iterator[dict[str, Any]]:
     for p in predictions:
         for name, log_loss in zip(pool.table.names, p.log_losses, strict=True):
-            yield {**_columns(p), "candidate": name, "predicted_loss": f"{np.exp(log_loss):.6g}"}
+            row = {**_columns(p), "control": p.control if p.key else "", "candidate": name}
+            yield {**row, "predicted_loss": f"{np.exp(log_loss):.6g}"}
 
 
 def _columns(p: Prediction) -> dict[str, Any]:

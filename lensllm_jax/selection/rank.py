@@ -23,12 +23,13 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float
 
 from lensllm_jax import checks
+from lensllm_jax.metrics import pearson_correlation, relative_accuracy
 from lensllm_jax.scaling.laws import NtkSpectrum
 from lensllm_jax.scaling.result import LawFits
 from lensllm_jax.selection import selectors
@@ -64,6 +65,13 @@ NEEDS = {"nlp_metrics": "weights", "logme": "features"}
 SURE = 0.9  # above it, or below one less it, the first two candidates are told apart
 
 
+class Verdict(NamedTuple):
+    """How good a ranking was, in percent; NaN where nothing is known."""
+
+    pearson: float  # of scores and losses; of log N and losses for model_size
+    relative_accuracy: float  # 100 where the best candidate was selected, 0 where the worst
+
+
 @dataclasses.dataclass(frozen=True)
 class Ranking:
     """A selector's verdict on a table."""
@@ -91,6 +99,26 @@ class Ranking:
     def selected(self) -> str:
         """The candidate to fine-tune."""
         return self.order[0]
+
+    def judged(self, losses: Mapping[str, float]) -> Verdict:
+        """How good the ranking is beside the losses that were measured in the end.
+
+        Args:
+            losses: of every candidate at the target size, nats per token.
+
+        Returns:
+            Both metrics.
+        """
+        truth = np.array([losses[name] for name in self.scores])
+        scores = np.array([*self.scores.values()])
+        known = np.isfinite(scores)
+        if not known.any():  # the first of an order without scores is nobody's pick
+            return Verdict(math.nan, math.nan)
+        try:
+            pearson = pearson_correlation(scores[known], truth[known])
+        except checks.UserError:  # too few, or all equal
+            pearson = math.nan
+        return Verdict(pearson, relative_accuracy(losses[self.selected], truth))
 
     def interval(self, name: str, *, level: float = 0.9) -> tuple[float, float]:
         """Range of the predicted loss of ``name`` relative to the other candidates'.

@@ -277,6 +277,19 @@ def gappy():
     return dataclasses.replace(table, losses=losses)
 
 
+def test_a_ranking_is_judged_by_its_pick_and_by_the_scores_that_it_has():
+    table = small_table()
+    ranking = rank(table, budget_size=400, target_size=1600, selector="subtuning")
+    losses = {name: score + 1.0 for name, score in ranking.scores.items()}
+    good = ranking.judged(losses)
+    assert round(good.pearson, 9) == round(good.relative_accuracy, 9) == 100.0
+    bad = ranking.judged({name: -loss for name, loss in losses.items()})
+    assert round(bad.pearson, 9) == -100.0
+    assert bad.relative_accuracy == 0.0
+    blind = dataclasses.replace(ranking, scores=dict.fromkeys(losses, float("nan")))
+    assert np.isnan(blind.judged(losses)).all()
+
+
 def test_too_small_a_budget_is_a_message_and_no_number():
     table = small_table(zero=False)
     for selector in PREDICTING:
