@@ -33,46 +33,62 @@ def names(text: str) -> tuple[str, ...]:
     return tuple(entry.strip() for entry in text.split(",") if entry.strip())
 
 
-def whole_numbers(name: str, text: str) -> tuple[int, ...]:
+def whole_numbers(name: str, given: str | Sequence[str]) -> tuple[int, ...]:
     """The numbers of a comma-separated flag.
 
     Args:
         name: of the flag.
-        text: what the user gave.
+        given: what the user gave: a text, or absl's entries of it.
 
     Returns:
-        The numbers in their order; none where the text is empty.
+        The numbers in their order; none where nothing was given.
 
     Raises:
-        UserError: if an entry is not a whole number, zero or above.
+        UserError: if an entry is empty or not a whole number, zero or above.
 
     Example:
         >>> whole_numbers("sizes", "0, 200")
         (0, 200)
     """
-    entries = names(text)
-    if not all(entry.isascii() and entry.isdigit() for entry in entries):
-        raise checks.UserError(f"`{name}` must be whole numbers, comma-separated, got {text!r}")
-    return tuple(int(entry) for entry in entries)
+    entries = _entries(given)
+    if not all(map(_is_whole, entries)):
+        raise checks.UserError(
+            f"`{name}` must be whole numbers, comma-separated, got {','.join(entries)!r}"
+        )
+    return tuple(map(int, entries))
 
 
-def numbers(name: str, text: str) -> tuple[float, ...]:
+def numbers(name: str, given: str | Sequence[str]) -> tuple[float, ...]:
     """As :func:`whole_numbers`, of any numbers.
 
     Args:
         name: of the flag.
-        text: what the user gave.
+        given: what the user gave: a text, or absl's entries of it.
 
     Returns:
-        The numbers in their order.
+        The numbers in their order; none where nothing was given.
 
     Raises:
-        UserError: if an entry is no number.
+        UserError: if an entry is empty or no number.
     """
+    entries = _entries(given)
     try:
-        return tuple(float(entry) for entry in names(text))
+        return tuple(map(float, entries))
     except ValueError:
-        raise checks.UserError(f"`{name}` must be numbers, comma-separated, got {text!r}") from None
+        raise checks.UserError(
+            f"`{name}` must be numbers, comma-separated, got {','.join(entries)!r}"
+        ) from None
+
+
+def _entries(given: str | Sequence[str]) -> list[str]:
+    """Stripped, empty ones kept: a comma too many is a slip, not a shorter list."""
+    if isinstance(given, str):
+        given = given.split(",") if given.strip() else []
+    return [entry.strip() for entry in given]
+
+
+def _is_whole(entry: str) -> bool:
+    return entry.isascii() and entry.isdigit()  # isdigit alone takes a raised 2
 
 
 def divisor(name: str, text: str) -> int:
@@ -88,7 +104,7 @@ def divisor(name: str, text: str) -> int:
     Raises:
         UserError: if it is no whole number from 2 up.
     """
-    if not text.strip().isdigit() or int(text) < 2:
+    if not _is_whole(text.strip()) or int(text) < 2:
         raise checks.UserError(f"`{name}` must be whole numbers from 2 up, got {text!r}")
     return int(text)
 

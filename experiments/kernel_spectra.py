@@ -115,9 +115,7 @@ def sample_sizes(task: Task) -> dict[Readout, list[int]]:
 
 
 def _ascending(name: str, texts: Sequence[str], task: Task) -> list[int]:
-    if not all(text.strip().isdigit() for text in texts):
-        raise checks.UserError(f"`{name}` must be whole numbers, got {','.join(texts)}")
-    sizes = [int(text) for text in texts]
+    sizes = [*cli.whole_numbers(name, texts)]
     if sizes != sorted(set(sizes)) or (sizes and not 2 <= sizes[0] <= sizes[-1] <= len(task.train)):
         raise checks.UserError(
             f"`{name}` must ascend from 2 or more to at most {len(task.train)} (the training "

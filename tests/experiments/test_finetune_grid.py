@@ -235,7 +235,7 @@ REFUSED = [
     ({"buckets": "16,8"}, "`buckets` must ascend"),
     ({"mean_length": 1000}, "`mean_length` must be"),
     ({"sizes": "8,1000"}, "`sizes` must be at most"),
-    ({"sizes": ","}, "`sizes` must be one or more"),
+    ({"sizes": ""}, "`sizes` must be one or more"),
     ({"max_length": 129}, "`max_length` must be at most 128"),
     ({"max_length": 1}, "`max_length` must be at least 2"),
     ({"target_field": "answer"}, "text in field 'answer' of every record, got None in record 1"),

@@ -277,7 +277,7 @@ MISTAKES = [
         lambda tmp: kernel_sizes(SAMPLE_SIZES=[]),
     ),
     (
-        "`sample_sizes` must be whole numbers, got 8,many",
+        "`sample_sizes` must be whole numbers, comma-separated, got '8,many'",
         lambda tmp: kernel_sizes(SAMPLE_SIZES=["8", "many"]),
     ),
     (
