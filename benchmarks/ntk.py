@@ -13,7 +13,7 @@ The floor of a row is the least arithmetic that the exact kernel needs by the st
 (``lensllm_jax.ntk.cost.least_flops``: a forward pass, a backward pass to the states only, and for
 each matrix the cheaper contraction of half a symmetric kernel), over the rate of a 2048 x 2048
 float32 matrix product measured just before. The columns ``said_seconds`` and ``said_gb`` are what
-``ntk_cost`` foretold in the same process.
+``ntk_cost`` foretold just before.
 """
 
 import csv
@@ -73,8 +73,6 @@ class Measured(NamedTuple):
     compile_seconds: float  # the first run, compilation included
     peak_bytes: int  # of the process, above the bare process
     bare_bytes: int
-    said_seconds: float  # by ``ntk_cost``
-    said_bytes: float
     theta_sum: float
 
 
@@ -167,12 +165,10 @@ def measure(shape: Shape, method: str, repeats: int) -> Measured:
     import jax
 
     from lensllm_jax.ntk.candidate import peak_bytes
-    from lensllm_jax.ntk.cost import ntk_cost
     from lensllm_jax.ntk.gram import empirical_ntk
 
     f, params, batch = problem(shape)
     jax.block_until_ready(params)
-    said = ntk_cost(f, params, batch, method=method)
     bare = peak_bytes()
     seconds = []
     for _ in range(repeats + 1):
@@ -180,10 +176,7 @@ def measure(shape: Shape, method: str, repeats: int) -> Measured:
         theta = empirical_ntk(f, params, batch, method=method)
         seconds.append(time.perf_counter() - start)
     peak = peak_bytes()
-    return Measured(
-        seconds[1:], seconds[0], peak - bare, bare, said.seconds, said.bytes,
-        float(theta.sum()),
-    )  # fmt: skip
+    return Measured(seconds[1:], seconds[0], peak - bare, bare, float(theta.sum()))
 
 
 def measured_apart(shape: Shape, method: str, repeats: int) -> Measured:
@@ -218,7 +211,7 @@ def table(rows: list[Shape], methods: list[str], repeats: int) -> list[dict]:
     """
     import jax
 
-    from lensllm_jax.ntk.cost import least_flops, matmul_rate
+    from lensllm_jax.ntk.cost import least_flops, matmul_rate, ntk_cost
 
     records = []
     for shape in rows:
@@ -235,6 +228,7 @@ def table(rows: list[Shape], methods: list[str], repeats: int) -> list[dict]:
             if method == "ntk_vector_products" and pairs > MOST_PAIRS:
                 print(f"{method} left out: {pairs} pairs of outputs, a product each")
                 continue
+            said = ntk_cost(f, params, batch, method=method)
             seen = measured_apart(shape, method, repeats)
             seconds = statistics.median(seen.seconds)
             record = {
@@ -242,8 +236,8 @@ def table(rows: list[Shape], methods: list[str], repeats: int) -> list[dict]:
                 "compile_seconds": round(seen.compile_seconds - seconds, 2),
                 "peak_gb": round(seen.peak_bytes / 1e9, 3),
                 "bare_gb": round(seen.bare_bytes / 1e9, 3),
-                "said_seconds": round(seen.said_seconds, 3),
-                "said_gb": round(seen.said_bytes / 1e9, 3),
+                "said_seconds": round(said.seconds, 3),
+                "said_gb": round(said.bytes / 1e9, 3),
                 "floor_seconds": round(floor, 3), "times_floor": round(seconds / floor, 2),
                 "gflops_matmul": round(rate / 1e9), "theta_sum": seen.theta_sum,
             }  # fmt: skip
@@ -251,7 +245,7 @@ def table(rows: list[Shape], methods: list[str], repeats: int) -> list[dict]:
                 f"{shape.family:<4} {num_params / 1e6:5.1f} M s={shape.s:<3} "
                 f"n={shape.n:<4} k={shape.k} {method:<21} {seconds:8.2f} s "
                 f"({seconds / floor:5.2f} x floor) {record['peak_gb']:7.2f} GB "
-                f"(said {seen.said_seconds:.2f} s {seen.said_bytes / 1e9:.2f} GB) "
+                f"(said {said.seconds:.2f} s {said.bytes / 1e9:.2f} GB) "
                 f"compile {record['compile_seconds']:.1f} s",
                 flush=True,
             )

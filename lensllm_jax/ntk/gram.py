@@ -17,7 +17,6 @@ Example:
            [1., 5.]], dtype=float32)
 """
 
-import functools
 import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -157,8 +156,13 @@ def _bridged_tile_fn(
     f: ApplyFn, params: Params, method: NtkMethod, reduction: OutputReduction
 ) -> Callable[[Block, Block | None], Array]:  # fmt: skip
     def of_blocks(rows: Block, columns: Block | None) -> Array:
-        right = None if columns is None else columns.take()
-        return _bridged_tile(f, method, reduction, rows.take(), right, params)
+        left, right = rows.take(), None if columns is None else columns.take()
+        k = num_outputs(f, params, left)
+        is_reduced = k is not None and reduction is not OutputReduction.NONE
+        # where outputs are traced, the bridge gives the mean over them
+        scale = k if is_reduced and reduction is OutputReduction.SUM else 1
+        traced = (1,) if is_reduced else ()
+        return scale * neural_tangents.tile(f, method.name, traced, left, right, params)
 
     return of_blocks
 
@@ -386,17 +390,3 @@ def check_params(params: Params) -> None:
                 f"`params` must hold floating arrays, got {jax.numpy.result_type(leaf)} at "
                 f"{jax.tree_util.keystr(path)}: close over what is no parameter"
             )
-
-
-@functools.partial(jax.jit, static_argnums=(0, 1, 2))
-def _bridged_tile(
-    f: ApplyFn, method: NtkMethod, reduction: OutputReduction, x1: Any, x2: Any, params: Params
-) -> Array:
-    """One rectangle by an algorithm of neural-tangents; compiled once for an ``f``."""
-    k = num_outputs(f, params, x1)
-    reduced = k is not None and reduction is not OutputReduction.NONE
-    kernel_fn = neural_tangents.ntk_fn(
-        f, implementation=method.name, trace_axes=(1,) if reduced else ()
-    )
-    theta = kernel_fn(x1, x2, params)
-    return theta * k if k is not None and reduction is OutputReduction.SUM else theta

@@ -25,6 +25,7 @@ Example:
 """
 
 import contextlib
+import functools
 import importlib
 import importlib.util
 import sys
@@ -34,6 +35,9 @@ import typing
 import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
+
+import jax
+import jax.numpy as jnp
 
 from lensllm_jax.typing import ApplyFn, Array, Params
 
@@ -95,6 +99,53 @@ def ntk_fn(f: ApplyFn, *, implementation: str, trace_axes: tuple[int, ...]) -> C
             return kernel(x1, x2, params)
 
     return quiet
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def tile(
+    f: ApplyFn, implementation: str, trace_axes: tuple[int, ...], x1: Any, x2: Any, params: Params
+) -> Array:
+    """One rectangle of the kernel; compiled once for an ``f``.
+
+    Args:
+        f: as for ``ntk_fn``.
+        implementation: as for ``ntk_fn``.
+        trace_axes: as for ``ntk_fn``.
+        x1: examples of the rows.
+        x2: examples of the columns; ``None`` stands for ``x1``.
+        params: the parameters.
+
+    Returns:
+        (n, m, k, k) or, traced or without an axis of outputs, (n, m).
+
+    Raises:
+        ImportError: if neural-tangents is not installed.
+    """
+    return ntk_fn(f, implementation=implementation, trace_axes=trace_axes)(x1, x2, params)
+
+
+def scratch_bytes(f: ApplyFn, implementation: str, params: Params, x: Any) -> int:
+    """What the compiled program of a symmetric tile holds while it runs, by XLA's own account.
+
+    The program is compiled for the shapes, and nothing is computed.
+
+    Args:
+        f: as for ``ntk_fn``.
+        implementation: as for ``ntk_fn``.
+        params: the parameters, or their shapes.
+        x: the examples, or their shapes.
+
+    Returns:
+        Bytes beside arguments and result.
+
+    Raises:
+        ImportError: if neural-tangents is not installed.
+    """
+    x, params = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(jnp.shape(leaf), jnp.result_type(leaf)), (x, params)
+    )
+    compiled = tile.lower(f, implementation, (), x, None, params).compile()
+    return compiled.memory_analysis().temp_size_in_bytes
 
 
 def _require_installed() -> None:
