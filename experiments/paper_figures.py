@@ -69,13 +69,11 @@ def figures_of(tables: Path) -> Iterator[tuple[str, Callable[[], bytes]]]:
     if rows := _joined(tables, "laws_*.csv"):
         yield "figure3_laws.png", partial(paper.errors_figure, rows, laws=LAWS)
     if rows := _joined(tables, "selection_*.csv"):
-        for metric, label in (("pearson", "PearCorr (%)"), ("relative_accuracy", "RelAcc (%)")):
-            draw = partial(
-                paper.metrics_figure, rows, metric=metric, label=label, selectors=SELECTORS
-            )
+        for metric in paper.METRICS:
+            draw = partial(paper.metrics_figure, rows, metric=metric, selectors=SELECTORS)
             yield f"table3_{metric}.png", draw
     if rows := _joined(tables, "saving.csv"):
-        yield "figure4_saving.png", partial(paper.saving_figure, rows, selectors=SELECTORS)
+        yield "figure4_saving.png", partial(paper.saving_figure, rows)
     if rows := _joined(tables, "ablation_*.csv"):
         draw = partial(paper.ablation_figure, rows, selector="lensllm")
         yield "tables5to7_ablation.png", draw

@@ -37,10 +37,11 @@ from absl import flags
 from jaxtyping import Float, Int
 
 from experiments import cli, terminal
+from experiments.kernel_tables import read_rows
 from experiments.run_folder import RunFolder, sha256_of
 from lensllm_jax import checks
 from lensllm_jax.metrics import pearson_correlation, relative_accuracy
-from lensllm_jax.report import figures
+from lensllm_jax.report import paper
 from lensllm_jax.selection.flops import TrainingCost
 from lensllm_jax.selection.loss_table import LossTable, read_loss_table
 from lensllm_jax.selection.orders import Dropping, measure_upwards
@@ -96,9 +97,9 @@ def main(_: Sequence[str]) -> None:
         points = points_of(table, names, prices[table.task], rule)
         rows += rows_of(table, points, full_tuning(table, prices[table.task]))
     folder.write_rows("saving.csv", [_written(row) for row in rows])
+    folder.write_bytes("saving.png", paper.saving_figure(read_rows(folder.path / "saving.csv")))
     reached = [row for table in tables for row in levels_of(table.task, rows, levels)]
     folder.write_rows("saving_levels.csv", [_written(row) for row in reached])
-    folder.write_bytes("saving.png", draw([table.task for table in tables], rows))
     for table in tables:
         show(table.task, levels, reached)
     print(f"written to {folder.path}")
@@ -393,56 +394,6 @@ def _written(row: Mapping[str, Any]) -> dict[str, Any]:
         return "" if np.isnan(value) else f"{value:.6g}"
 
     return {name: cell(value) for name, value in row.items()}
-
-
-def draw(tasks: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> bytes:
-    """Both metrics against percent of full tuning, a column a task.
-
-    Args:
-        tasks: in the order of columns.
-        rows: of saving.csv.
-
-    Returns:
-        A PNG; selectors that pay nothing have no place on its logarithmic axis.
-    """
-    metrics = {"pearson": "PearCorr (%)", "relative_accuracy": "RelAcc (%)"}
-    labels = [
-        ("FLOPs (% of full tuning; dotted: 5)", said) for said in metrics.values() for _ in tasks
-    ]
-    figure, every = figures.panels(*labels, width=4.2 * len(tasks) + 1.5, rows=2)
-    axes = np.array(every, dtype=object).reshape(2, len(tasks))
-    paying = sorted({row["selector"] for row in rows if row["flops"] > 0})
-    for column, task in enumerate(tasks):
-        for line, metric in enumerate(metrics):
-            axis = axes[line, column]
-            mine = [row for row in rows if row["task"] == task and row["flops"] > 0]
-            for selector in paying:
-                points = [row for row in mine if row["selector"] == selector]
-                axis.plot(
-                    [row["percent_of_full_tuning"] for row in points],
-                    [row[metric] for row in points],
-                    label=selector,
-                    **{**look_of(selector), "linewidth": 0.8, "markersize": 5.0},
-                )
-            on = sorted(
-                (row["percent_of_full_tuning"], row[metric])
-                for row in mine
-                if row[f"pareto_{metric}"]
-            )
-            x, y = zip(*on, (100.0, 100.0), strict=True) if on else ((100.0,), (100.0,))
-            axis.step(x, y, where="post", color="black", linewidth=2.5, alpha=0.3, label="front")
-            axis.axvline(5.0, color="black", linewidth=0.6, linestyle=":")
-            axis.set_xscale("log")
-            axis.set_ylim(bottom=min(axis.get_ylim()[0], 0.0))
-        axes[0, column].set_title(task)
-    return figures.png(figure, axes[0, -1])
-
-
-def look_of(name: str) -> dict[str, Any]:
-    """The look of a selector, or of the order that stands beside them."""
-    if name in SELECTORS:
-        return figures.style_of_selector(name)
-    return {"color": "#767676", "linestyle": "-.", "marker": "d", "markerfacecolor": "none"}
 
 
 def show(task: str, levels: Sequence[float], reached: Sequence[Mapping[str, Any]]) -> None:

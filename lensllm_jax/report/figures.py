@@ -1,5 +1,10 @@
 """Figures: one style for all, colour-blind safe, axes with units.
 
+No palette has a colour for every selector that all kinds of colour vision tell apart: selectors
+of a family (:data:`FAMILIES`) share one, and within it each has a dash and a marker of its own.
+Candidates take the colours in turn, then again with the next dash and marker.  Kernels are drawn
+in a map that rises in lightness.
+
 Example:
     >>> import numpy as np
     >>> from lensllm_jax.report.figures import kernel_spectra
@@ -10,7 +15,7 @@ Example:
 
 import io
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,15 +24,28 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, NullFormatter
 
 from lensllm_jax.selection.loss_table import LossTable
 from lensllm_jax.selection.rank import SELECTORS
 
-# Okabe and Ito (2008), told apart by every common kind of colour vision; then dashed again
+# Okabe and Ito, "Color Universal Design" (2008): told apart by every common kind of colour vision
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#000000")
 LINES = ("-", "--", ":", "-.")
-MARKERS = "os^Dv<>PX*h"  # one a selector
+MARKERS = "os^D"
 HEAT = "cividis"  # rises in lightness, and reads alike in every colour vision
+
+# what a selector goes by -> colour; selector -> marker, of its own over all families
+FAMILIES: dict[str, tuple[str, dict[str, str]]] = {
+    "a law with an offset, a curve at a time": ("#0072B2", {"lensllm": "o", "rectified": "s"}),
+    "a law shared by the pool": ("#56B4E9", {"pooled": "*"}),
+    "a law without an offset": ("#009E73", {"vanilla": "^", "power": "v"}),
+    "a straight line of log loss": ("#D55E00", {"ats": "D", "upwards": "d"}),
+    "a loss as it was measured": ("#E69F00", {"subtuning": "P", "zero_shot": "X"}),
+    "weights or features, no fine-tuning": ("#CC79A7", {"logme": "h", "nlp_metrics": "p"}),
+    "anything else": ("#000000", {"model_size": "<"}),
+}
+SPARE = ">8+x|_1234"  # markers of selectors that no family names: they join the last
 
 
 def colour_of(index: int) -> dict[str, Any]:
@@ -39,35 +57,47 @@ def colour_of(index: int) -> dict[str, Any]:
     Returns:
         Keyword arguments of matplotlib's ``plot``.
     """
-    return {
-        "color": COLOURS[index % len(COLOURS)],
-        "linestyle": LINES[index // len(COLOURS) % len(LINES)],
-    }
+    return {"color": COLOURS[index % len(COLOURS)], "linestyle": _again(LINES, index)}
+
+
+def _again(looks: Sequence[str], index: int) -> str:
+    """The same while the colours last, the next when they start again."""
+    return looks[index // len(COLOURS) % len(looks)]
 
 
 def style_of_selector(name: str) -> dict[str, Any]:
-    """Colour, dash and marker of a selector, the same in every figure.
+    """Colour, dash and hollow marker of a selector, the same in every figure.
+
+    Lines that coincide stay visible, as the markers are hollow and differ.
 
     Args:
-        name: a key of ``SELECTORS``.
+        name: a key of ``SELECTORS``, or the order ``upwards``.
 
     Returns:
         Keyword arguments of matplotlib's ``plot``.
     """
-    return marked(list(SELECTORS).index(name))
+    colour, dash, marker = _looks()[name]
+    return {
+        "color": colour,
+        "linestyle": dash,
+        "marker": marker,
+        "markersize": 6.0,
+        "markerfacecolor": "none",
+    }
 
 
-def marked(index: int) -> dict[str, Any]:
-    """Colour, dash and hollow marker of the ``index``-th line: lines that coincide stay visible.
-
-    Args:
-        index: position of what the line is of.
-
-    Returns:
-        Keyword arguments of matplotlib's ``plot``.
-    """
-    marker = MARKERS[index % len(MARKERS)]
-    return {**colour_of(index), "marker": marker, "markersize": 6.0, "markerfacecolor": "none"}
+def _looks() -> dict[str, tuple[str, str, str]]:
+    """Colour, dash and marker of everything that ranks."""
+    named = {name for _, members in FAMILIES.values() for name in members}
+    unknown = dict(zip((n for n in SELECTORS if n not in named), SPARE, strict=False))
+    families = {**FAMILIES}
+    last, (colour, members) = families.popitem()
+    families[last] = colour, members | unknown
+    return {
+        name: (colour, LINES[i % len(LINES)], marker)
+        for colour, members in families.values()
+        for i, (name, marker) in enumerate(members.items())
+    }
 
 
 def loss_curves(
@@ -113,19 +143,22 @@ def draw_loss_curves(
     positive = table.sizes[table.sizes > 0]
     grid = np.geomspace(positive[0], target_size, 200)
     for i, name in enumerate(table.names):
-        style = colour_of(i)
-        axes.plot(table.sizes, table.losses[i], "o", color=style["color"], label=name)
+        style, marker = colour_of(i), _again(MARKERS, i)
+        axes.plot(table.sizes, table.losses[i], marker, color=style["color"], label=name)
         if name in laws:
             axes.plot(grid, laws[name](grid), **style)
             at_target = laws[name](np.array([float(target_size)]))
             axes.plot([target_size], at_target, "*", markersize=11, color=style["color"])
         if intervals and name in intervals:
-            # beside each other, not on top of each other
-            beside = target_size * 1.08 ** (i - 0.5 * (len(table.names) - 1))
+            # beside each other and the stars, not on top of them
+            beside = target_size * 1.15 * 1.06**i
             axes.vlines(beside, *intervals[name], color=style["color"], linewidth=2, alpha=0.8)
     axes.set_xscale("symlog", linthresh=float(positive[0]))
-    axes.set_xticks([0, *positive.tolist(), target_size])
-    axes.set_xticklabels([f"{size:g}" for size in [0, *positive.tolist(), target_size]])
+    ticks = sorted({0, *positive.tolist(), target_size})
+    axes.set_xticks(ticks, [f"{size:g}" for size in ticks])
+    axes.set_yscale("log")  # before fine-tuning losses are far above all others
+    axes.yaxis.set_major_locator(MaxNLocator(8))
+    axes.yaxis.set_major_formatter("{x:g}")
     axes.minorticks_off()
     axes.set_title(f"{table.task}: measured losses, fitted laws, predictions (stars)")
     return figure, axes
@@ -156,6 +189,8 @@ def draw_kernel_spectra(eigenvalues: Mapping[str, Float[np.ndarray, " n"]]) -> t
     for i, (name, values) in enumerate(eigenvalues.items()):
         axes.plot(np.arange(1, len(values) + 1), np.sort(values)[::-1], label=name, **colour_of(i))
     axes.set_xscale("log")
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_formatter(NullFormatter())
     axes.set_yscale("log")
     axes.set_title("Spectra of the neural tangent kernels")
     return figure, axes

@@ -14,9 +14,9 @@ from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, NullLocator
+from matplotlib.ticker import NullLocator
 
-from lensllm_jax.report.figures import HEAT, as_png, colour_of, marked, plain, style_of_selector
+from lensllm_jax.report.figures import HEAT, as_png, colour_of, plain, style_of_selector
 from lensllm_jax.selection.loss_table import LossTable
 
 Rows = Sequence[Mapping[str, str]]
@@ -24,6 +24,7 @@ Rows = Sequence[Mapping[str, str]]
 DATA, FIT, SPLIT = "#000000", "#0072B2", "#D55E00"  # of the palette: measured, law, transition
 PHASES = {"TRANSITION": "transition", "FLATTENING": "flattens", "ONE": "one piece"}
 NUM_COLUMNS = 5  # of small panels
+METRICS = {"pearson": "PearCorr (%)", "relative_accuracy": "RelAcc (%)"}
 
 
 def small_panels(
@@ -134,7 +135,8 @@ def errors_figure(rows: Rows, *, laws: Sequence[str]) -> bytes:
         fractions = _fractions(rows, task)
         for i, law in enumerate(laws):
             known = _against_budget(rows, "mean_rmse", task=task, law=law)
-            style = {**marked(i), "markersize": 6 + 2 * i}  # around those that it coincides with
+            # a law looks like the selector that goes by it; around those that it coincides with
+            style = {**style_of_selector(law), "markersize": 6 + 2 * i}
             positions = [fractions.index(fraction) for fraction, _ in known]
             axes.plot(positions, [error for _, error in known], label=law, **style)
         labels = ["in sample" if f == 1 else f"1/{1 / f:.0f}" for f in fractions]
@@ -156,13 +158,12 @@ def _plain_losses(axes: Axes) -> None:
     axes.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
 
 
-def metrics_figure(rows: Rows, *, metric: str, label: str, selectors: Sequence[str]) -> bytes:
+def metrics_figure(rows: Rows, *, metric: str, selectors: Sequence[str]) -> bytes:
     """Table 3 as lines: a metric of each selector against the budget, one panel a task.
 
     Args:
         rows: of selection.csv of ``rank_curves``.
-        metric: "pearson" or "relative_accuracy".
-        label: of the y axis, with its unit.
+        metric: a key of ``METRICS``.
         selectors: which, in the order of the legend.
 
     Returns:
@@ -181,48 +182,57 @@ def metrics_figure(rows: Rows, *, metric: str, label: str, selectors: Sequence[s
         axes.xaxis.set_minor_locator(NullLocator())
         axes.set_xlabel("budget (part of the full data)")
         axes.set_title(task)
-    every[0].set_ylabel(label)
+    every[0].set_ylabel(METRICS[metric])
     _legend_below(figure, every)
     return as_png(figure)
 
 
-def saving_figure(rows: Rows, *, selectors: Sequence[str]) -> bytes:
-    """Figure 4: PearCorr against FLOPs in percent of full tuning, with the Pareto front.
+def saving_figure(rows: Rows) -> bytes:
+    """Figure 4: both metrics against FLOPs in percent of full tuning, with the Pareto front.
 
     Args:
         rows: of saving.csv.
-        selectors: which, in the order of the legend.
 
     Returns:
-        A PNG.
+        A PNG; selectors that pay nothing have no place on its logarithmic axis.
     """
-    rows = [row for row in rows if row["pearson"]]
+    rows = [row for row in rows if float(row["flops"]) > 0]
     tasks = _ordered(row["task"] for row in rows)
-    figure, every = small_panels(len(tasks), num_columns=3, width=3.8, height=3.6)
-    for axes, task in zip(every, tasks, strict=True):
-        mine = [row for row in rows if row["task"] == task]
-        # what is free has no place on a logarithmic axis
-        front = sorted(_cost(row) for row in mine if row["pareto_pearson"] == "True")
-        front = [point for point in front if point[0] > 0]
-        axes.step(*zip(*front, strict=True), where="post", color="0.75", linewidth=5,
-                  label="Pareto front")  # fmt: skip
-        for selector in selectors:
-            points = sorted(_cost(row) for row in mine if row["selector"] == selector)
-            points = [point for point in points if point[0] > 0]
-            if points:
-                axes.plot(*zip(*points, strict=True), label=selector, **style_of_selector(selector))
-        axes.set_xscale("log")
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-        axes.set_xlabel("FLOPs (% of full tuning)")
-        axes.set_ylim(bottom=max(axes.get_ylim()[0], 0.0))
-        axes.set_title(task)
-    every[0].set_ylabel("PearCorr (%)")
+    figure, every = small_panels(
+        len(METRICS) * len(tasks), num_columns=len(tasks), width=3.8, height=3.4
+    )
+    panels = iter(every)
+    for metric, label in METRICS.items():
+        for task in tasks:
+            axes = next(panels)
+            _draw_costs(axes, [row for row in rows if row["task"] == task and row[metric]], metric)
+            axes.set_xscale("log")
+            axes.xaxis.set_major_formatter("{x:g}")
+            if metric == next(iter(METRICS)):
+                axes.set_title(task)
+            else:
+                axes.set_xlabel("FLOPs (% of full tuning)")
+            if task == tasks[0]:
+                axes.set_ylabel(label)
     _legend_below(figure, every)
     return as_png(figure)
 
 
-def _cost(row: Mapping[str, str]) -> tuple[float, float]:
-    return float(row["percent_of_full_tuning"]), float(row["pearson"])
+def _draw_costs(axes: Axes, rows: Rows, metric: str) -> None:
+    """What each selector reached for its FLOPs, before the front of all of them."""
+    front = sorted(_cost(row, metric) for row in rows if row[f"pareto_{metric}"] == "True")
+    front.append((100.0, 100.0))  # full tuning, by definition
+    axes.step(*zip(*front, strict=True), where="post", color="0.8", linewidth=6,
+              label="Pareto front")  # fmt: skip
+    for selector in _ordered(row["selector"] for row in rows):
+        points = sorted(_cost(row, metric) for row in rows if row["selector"] == selector)
+        style = {**style_of_selector(selector), "linewidth": 1.0, "markersize": 5.0}
+        axes.plot(*zip(*points, strict=True), label=selector, **style)
+    axes.axvline(5.0, color=DATA, linewidth=0.6, linestyle=":", label="5 %")
+
+
+def _cost(row: Mapping[str, str], metric: str) -> tuple[float, float]:
+    return float(row["percent_of_full_tuning"]), float(row[metric])
 
 
 def _legend_below(figure: Figure, every: Sequence[Axes], title: str | None = None) -> None:
@@ -320,6 +330,8 @@ def differences_figure(
         axes.set_yticks([])
         axes.set_xlabel(x_label)
         axes.set_title(f"{label} ({len(ranked)})", fontsize=10)
+    for axes in every[::3]:
+        axes.set_ylabel("comparisons, sorted")
     _legend_below(figure, every, title="predicted from")
     figure.suptitle(title)
     return as_png(figure)

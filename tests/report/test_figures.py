@@ -1,24 +1,9 @@
-"""One style for all figures: a selector has one look, kernels side by side one scale."""
+"""One style for all figures: panels name their axes, kernels side by side share a scale."""
 
 import numpy as np
 import pytest
 
 from lensllm_jax.report import figures
-from lensllm_jax.selection.rank import SELECTORS
-
-
-def look(name):
-    style = figures.style_of_selector(name)
-    return style["color"], style["linestyle"], style["marker"]
-
-
-def test_every_selector_has_a_look_of_its_own_that_a_new_one_leaves_alone(monkeypatch):
-    before = {name: look(name) for name in SELECTORS}
-    assert len(set(before.values())) == len(before)
-    assert len({colour for colour, *_ in before.values()}) == len(figures.COLOURS)
-    monkeypatch.setitem(SELECTORS, "a_new_one", None)
-    assert {name: look(name) for name in before} == before
-    assert look("a_new_one") not in before.values()
 
 
 def test_kernels_side_by_side_share_a_scale():
