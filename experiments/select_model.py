@@ -333,7 +333,9 @@ def show(selection: Selection) -> None:
         f"{selection.table.task}: predicted test loss at {selection.target_size} examples "
         "(nats per token)"
     )
-    _print(title, selection.rows(), texts=("candidate",))
+    _print(title, selection.rows_to_read(), texts=("candidate",))
+    if selection.ranking.advice is not None:
+        print(selection.ranking.advice)
 
 
 def show_costs(selection: Selection) -> None:

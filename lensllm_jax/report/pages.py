@@ -15,7 +15,6 @@ from jaxtyping import Float
 
 from lensllm_jax.report import figures
 from lensllm_jax.report.page import (
-    Probability,
     Section,
     command,
     definitions,
@@ -24,12 +23,16 @@ from lensllm_jax.report.page import (
     paragraph,
     table,
 )
-from lensllm_jax.report.selection import COST_NOTE, DROPPED_NOTE, Selection
+from lensllm_jax.report.selection import (
+    COST_NOTE,
+    DROPPED_NOTE,
+    Selection,
+    interval_of,
+    ranking_rows,
+)
 from lensllm_jax.scaling.laws import NtkSpectrum
 from lensllm_jax.selection.loss_table import LossTable
 from lensllm_jax.selection.rank import Ranking
-
-LEVEL = 0.9
 
 
 def selection_page(selection: Selection, run: Mapping[str, Any]) -> str:
@@ -154,30 +157,6 @@ def kernel_page(
     return page(f"Neural tangent kernel of {name}", sections)
 
 
-def ranking_rows(ranking: Ranking) -> list[dict[str, Any]]:
-    """The ranking, best first, with how sure it is.
-
-    Args:
-        ranking: of any selector.
-
-    Returns:
-        Rows: place, candidate, score, interval, P(beats the next), P(the first beats it).
-    """
-    rows = []
-    for place, name in enumerate(ranking.order, start=1):
-        low, high = _interval(ranking, name)
-        row: dict[str, Any] = {"rank": place, "candidate": name, "score": ranking.scores[name]}
-        if ranking.log_std:
-            row |= {"low 90%": low, "high 90%": high}
-        following = ranking.order[place] if place < len(ranking.order) else None
-        row["P beats the next"] = None if following is None else _chance(ranking, name, following)
-        row["P the first beats it"] = (
-            None if place == 1 else _chance(ranking, ranking.order[0], name)
-        )
-        rows.append(row)
-    return rows
-
-
 def losses_table(measured: LossTable) -> str:
     """Measured losses; a dash is a size that was not asked for."""
     rows = [
@@ -188,21 +167,6 @@ def losses_table(measured: LossTable) -> str:
         for name, row in zip(measured.names, measured.losses, strict=True)
     ]
     return table(rows, "test loss (nats per token) by training examples")
-
-
-def _chance(ranking: Ranking, first: str, second: str) -> Probability:
-    """That the first beats the second; where it is a share of pairs, they set its limit."""
-    value = ranking.probability(first, second)
-    if ranking.log_std:
-        return Probability(value)
-    count = len(ranking.order)
-    return Probability(value, limit=Probability.limit_of(count * (count - 1) // 2))
-
-
-def _interval(ranking: Ranking, name: str) -> tuple[float, float]:
-    if name not in ranking.log_std:
-        return float("nan"), float("nan")
-    return ranking.interval(name, level=LEVEL)
 
 
 def _ranking(ranking: Ranking, rows: Sequence[Mapping[str, Any]]) -> str:
@@ -245,7 +209,7 @@ def _table_curves(losses: LossTable, ranking: Ranking) -> str:
 
 
 def _intervals(ranking: Ranking) -> dict[str, tuple[float, float]]:
-    both = {name: _interval(ranking, name) for name in ranking.log_std}
+    both = {name: interval_of(ranking, name) for name in ranking.log_std}
     return {name: ends for name, ends in both.items() if np.isfinite(ends).all()}
 
 

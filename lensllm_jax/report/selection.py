@@ -22,6 +22,7 @@ import numpy as np
 from jaxtyping import Float
 
 from lensllm_jax.data.task import Task
+from lensllm_jax.report.page import Probability
 from lensllm_jax.scaling.laws import NtkSpectrum
 from lensllm_jax.scaling.result import LawFits
 from lensllm_jax.selection.flops import FlopsLedger
@@ -41,6 +42,8 @@ DROPPED_NOTE = (
     "Given up after dropped_at examples: a straight line of log loss on log size through its last "
     "losses ends above those of the candidates that went on."
 )
+LEVEL = 0.9
+BEATS = "P beats the next"
 PIPE = r"\|"  # a bare one would open a new column
 
 
@@ -127,6 +130,16 @@ class Selection:
             rows.append(self._row(place, name, ("", "", "")))
         return rows
 
+    def rows_to_read(self) -> list[dict[str, Any]]:
+        """The rows for a person: with how sure each place is, which `ranking.csv` leaves out."""
+        chances = {row["candidate"]: row[BEATS] for row in ranking_rows(self.ranking)}
+        rows = []
+        for row in self.rows():
+            place, candidate, *others = row.items()
+            sure = (BEATS, chances.get(row["candidate"]))
+            rows.append(dict([place, candidate, sure, *others]))
+        return rows
+
     @property
     def dropped_order(self) -> tuple[str, ...]:
         """Who was dropped: the last first, and of those dropped together the best predicted."""
@@ -182,8 +195,50 @@ class Selection:
         ]
 
 
+def ranking_rows(ranking: Ranking) -> list[dict[str, Any]]:
+    """The ranking, best first, with how sure it is.
+
+    Args:
+        ranking: of any selector.
+
+    Returns:
+        Rows: place, candidate, score, interval, P(beats the next), P(the first beats it).
+    """
+    rows = []
+    for place, name in enumerate(ranking.order, start=1):
+        low, high = interval_of(ranking, name)
+        row: dict[str, Any] = {"rank": place, "candidate": name, "score": ranking.scores[name]}
+        if ranking.log_std:
+            row |= {"low 90%": low, "high 90%": high}
+        following = ranking.order[place] if place < len(ranking.order) else None
+        row[BEATS] = None if following is None else _chance(ranking, name, following)
+        row["P the first beats it"] = (
+            None if place == 1 else _chance(ranking, ranking.order[0], name)
+        )
+        rows.append(row)
+    return rows
+
+
+def _chance(ranking: Ranking, first: str, second: str) -> Probability:
+    """That the first beats the second; where it is a share of pairs, they set its limit."""
+    value = ranking.probability(first, second)
+    if ranking.log_std:
+        return Probability(value)
+    count = len(ranking.order)
+    return Probability(value, limit=Probability.limit_of(count * (count - 1) // 2))
+
+
+def interval_of(ranking: Ranking, name: str) -> tuple[float, float]:
+    """The 90% interval of a predicted loss; NaN where no past tells one."""
+    if name not in ranking.log_std:
+        return float("nan"), float("nan")
+    return ranking.interval(name, level=LEVEL)
+
+
 def shown(cell: Any) -> str:
     """A cell of a table: floats with four decimals, small ones with four digits.
+
+    A probability is shown as far as the evidence can tell; None as a dash.
 
     Args:
         cell: what stands there.
@@ -191,7 +246,9 @@ def shown(cell: Any) -> str:
     Returns:
         Text.
     """
-    if not isinstance(cell, float):
+    if cell is None:
+        return "-"
+    if isinstance(cell, Probability) or not isinstance(cell, float):
         return str(cell)
     return f"{cell:.4g}" if 0 < abs(cell) < 1e-3 else f"{cell:.4f}"
 
@@ -245,11 +302,13 @@ Best at {selection.target_size} training examples, by Eq 10 from at most {table.
 **{selection.ranking.selected}**. The rectified law, fitted to the same losses by the same
 optimiser, ranks the pool {agree}.
 
-{markdown_table(selection.rows())}
-
-Losses are nats per target token. `predicted_loss` is L(D) = B / (F(Θ, t) + D^β) + E with F of
-the measured kernel and t free; `rectified_loss` is the control; `budget_loss` and
-`zero_shot_loss` are measured. `pflops` counts 6 N per training token, and the kernel.
+{markdown_table(selection.rows_to_read())}
+{_advice(selection)}
+Losses are nats per target token. `P beats the next`: the probability that a candidate has the
+lower loss at the target than the one below it. `predicted_loss` is
+L(D) = B / (F(Θ, t) + D^β) + E with F of the measured kernel and t free; `rectified_loss` is the
+control; `budget_loss` and `zero_shot_loss` are measured. `pflops` counts 6 N per training token,
+and the kernel.
 
 ![Measured losses and fitted laws](loss_curves.png)
 
@@ -280,6 +339,11 @@ A dash is a size that the order `{selection.order.value}` did not ask for.
 {splits} examples (sha256 {task.fingerprint[:16]}); left out: {dict(task.removed)}. Settings
 and versions: `run.json`.
 """
+
+
+def _advice(selection: Selection) -> str:
+    advice = selection.ranking.advice
+    return "" if advice is None else f"\n{advice}\n"
 
 
 def _dropped(selection: Selection) -> str:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from lensllm_jax.report.page import command, table
-from lensllm_jax.report.pages import ranking_rows
+from lensllm_jax.report.selection import ranking_rows
 from tests.report import samples
 
 VOID = {"meta", "link"}

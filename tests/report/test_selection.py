@@ -1,6 +1,17 @@
-"""The tables of a report are tables whatever their cells hold."""
+"""The tables of a report are tables whatever their cells hold, and say the same everywhere."""
 
-from lensllm_jax.report.selection import markdown_table
+import dataclasses
+import html
+import re
+
+import pytest
+
+from lensllm_jax.report.pages import selection_page
+from lensllm_jax.report.selection import BEATS, markdown_table, selection_markdown
+from lensllm_jax.selection.orders import Drop, Order
+from lensllm_jax.selection.uncertainty import NextMeasurement
+from tests.messages.binaries import load
+from tests.report import samples
 
 
 def cells(line):
@@ -16,3 +27,54 @@ def test_a_pipe_in_a_cell_does_not_open_a_column():
 
 def test_floats_have_four_decimals_and_whole_numbers_none():
     assert markdown_table([{"loss": 1.0, "rank": 1}]).splitlines()[2] == "| 1.0000 | 1 |"
+
+
+def chances_in(text, start, column):
+    """By candidate, the cell of a column of the table whose heading starts with ``start``."""
+    lines = [[cell.strip() for cell in line.strip("| ").split("|")] for line in text.splitlines()]
+    head = next(i for i, cells in enumerate(lines) if cells[:2] == start)
+    at = lines[head].index(column)
+    body = (cells for cells in lines[head + 1 :] if len(cells) == len(lines[head]))
+    return {cells[1]: cells[at] for cells in body if cells[1] in samples.NAMES}
+
+
+def chances_on_page(text):
+    head, *body = re.findall(r"<tr>(.*?)</tr>", text, re.DOTALL)
+    names = re.findall(r"<button[^>]*>([^<]*)<", head)
+    cells = [re.findall(r"<td[^>]*>([^<]*)<", row) for row in body]
+    return {html.unescape(row[1]): html.unescape(row[names.index(BEATS)])
+            for row in cells[: len(samples.NAMES)]}  # fmt: skip
+
+
+@pytest.fixture
+def selection():
+    """A pool whose first two are not told apart."""
+    selection = samples.selection()
+    advice = NextMeasurement("last", 3200, 1e15, 0.6, 0.2, 0.1)
+    vars(selection)["ranking"] = dataclasses.replace(selection.ranking, advice=advice)
+    return selection
+
+
+def test_terminal_page_and_markdown_show_the_same_probabilities(selection, capsys):
+    load("select_model").module.show(selection)
+    terminal = capsys.readouterr().out
+    shown = chances_in(terminal, ["rank", "candidate"], BEATS)
+    first, second, _ = selection.ranking.order
+    assert set(shown) == set(samples.NAMES)
+    assert shown[selection.ranking.order[-1]] == "-"
+    sure = selection.ranking.probability(first, second)
+    assert shown[first] == (f"{sure:.2f}" if sure <= 0.99 else "> 0.99")
+    assert chances_on_page(selection_page(selection, samples.RUN)) == shown
+    page = selection_markdown(selection)
+    assert chances_in(page, ["rank", "candidate"], BEATS) == shown
+    for text in (terminal, page):
+        assert "need more data to tell (P = 0.60): fine-tune last on 3200 examples" in text
+
+
+def test_a_candidate_that_was_dropped_beats_nobody(capsys):
+    dropped = dataclasses.replace(
+        samples.selection(), order=Order.UPWARDS, dropped={"last": Drop(800, 3.0, 2.0)}
+    )
+    load("select_model").module.show(dropped)
+    shown = chances_in(capsys.readouterr().out, ["rank", "candidate"], BEATS)
+    assert (shown["last"], list(shown)[-1]) == ("-", "last")
