@@ -1,7 +1,12 @@
 """The API page names what is public, and every worked example of CONTRIBUTING.md runs."""
 
+import dataclasses
+import importlib.util
+import inspect
 import re
 from pathlib import Path
+
+import pytest
 
 import lensllm_jax as lens
 from tests.test_docs import failures
@@ -9,9 +14,59 @@ from tests.test_docs import failures
 ROOT = Path(__file__).parents[2]
 
 
+SPEC = importlib.util.spec_from_file_location("conf", ROOT / "docs" / "conf.py")
+CONF = importlib.util.module_from_spec(SPEC)
+SPEC.loader.exec_module(CONF)
+API = (ROOT / "docs" / "api.md").read_text()
+PUBLIC = sorted(set(lens.__all__) - {"__version__"})
+
+
 def test_api_page_names_every_public_name():
-    listed = re.findall(r"^## (\w+)$", (ROOT / "docs" / "api.md").read_text(), re.MULTILINE)
-    assert sorted(listed) == sorted(set(lens.__all__) - {"__version__"})
+    assert sorted(re.findall(r"^## (\w+)$", API, re.MULTILINE)) == PUBLIC
+
+
+def test_api_page_holds_what_public_functions_return():
+    listed = set(re.findall(r"autoclass:: ([\w.]+)", API))
+    functions = [f for f in (getattr(lens, name) for name in PUBLIC) if inspect.isfunction(f)]
+    returned = {inspect.signature(f).return_annotation for f in functions}
+    ours = {f"{c.__module__}.{c.__qualname__}" for c in returned if inspect.isclass(c)
+            and c.__module__.startswith("lensllm_jax.")}  # fmt: skip
+    assert "lensllm_jax.selection.rank.Ranking" in ours
+    assert ours <= listed
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_docstring_says_what_goes_in_and_comes_out(name):
+    """Sections of the API page; what a class holds stands under Attributes."""
+    said, it = inspect.getdoc(getattr(lens, name)), getattr(lens, name)
+    assert said.splitlines()[0].endswith(".")
+    if inspect.isclass(it):
+        assert "\nAttributes:\n" in said
+        return
+    assert "\nReturns:\n" in said
+    if inspect.signature(it).parameters:
+        assert "\nArgs:\n" in said
+        assert "\nRaises:\n" in said
+
+
+@dataclasses.dataclass
+class Kept:
+    """A dataclass."""
+
+    first: int  # examples, at most
+    # two lines of them
+    second: int = 0
+
+    def third(self):
+        fourth: int = 0  # no field
+        return fourth
+
+
+def test_comments_beside_fields_are_attributes_of_the_page():
+    fields = ["    first: examples, at most two lines of them", "    second:"]
+    assert CONF.fields_of(Kept) == ["", "Attributes:", *fields]
+    assert CONF.fields_of(lens.Candidate) == []  # its docstring names them
+    assert CONF.fields_of(dict) == []
 
 
 def test_worked_examples_print_what_stands_below_them():
