@@ -19,6 +19,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
+
 from lensllm_jax import checks, durable
 from lensllm_jax.checkpoints.candidate import Candidate
 from lensllm_jax.checkpoints.zoo import load_candidate
@@ -26,11 +28,11 @@ from lensllm_jax.data.task import Task
 from lensllm_jax.finetune.fine_tune import Progress as Step
 from lensllm_jax.finetune.loop import Loop
 from lensllm_jax.finetune.resume import Checkpoint
-from lensllm_jax.finetune.search import search_rates
+from lensllm_jax.finetune.search import SearchProgress, search_rates
 from lensllm_jax.selection.measurement import Measurement, MeasurementConfig
 
-# what ends one cell and not the run
-FAILURES = (FloatingPointError, OSError, checks.UserError)
+# what ends one cell and not the run; the last is an accelerator without memory left
+FAILURES = (FloatingPointError, OSError, checks.UserError, jax.errors.JaxRuntimeError)
 # how the names of files end that lie beside a cell until it is finished: a fine-tune under way, a
 # search under way, and what a search found
 UNFINISHED, SEARCHING, SEARCHED = ".safetensors", ".search.safetensors", ".searched"
@@ -119,6 +121,13 @@ class Done(NamedTuple):
     reason: str = ""  # of the failure, one line
 
 
+class Told(NamedTuple):
+    """Where a cell is."""
+
+    share: float  # of its work
+    doing: str  # for people
+
+
 class Measurements:
     """Measurements of one candidate at a time; its steps are compiled once for all seeds.
 
@@ -172,14 +181,14 @@ def _compiled_for(config: MeasurementConfig) -> tuple:
 
 
 def measure(
-    job: Job, measurements: Measurements, *, on_progress: Callable[[Step], None] | None = None
+    job: Job, measurements: Measurements, *, on_progress: Callable[[Told], None] | None = None
 ) -> dict[str, Any]:
     """The content of a cell.
 
     Args:
         job: which.
         measurements: what measures it.
-        on_progress: called after each evaluation of the fine-tune.
+        on_progress: called after each evaluation of the fine-tune, and as a search goes on.
 
     Returns:
         JSON values: the test loss, nats per target token, and what it took.
@@ -192,20 +201,25 @@ def measure(
     measurement = measurements.of(job.name, job.config)
     if job.size == 0:
         return {"test_loss": measurement.zero_shot()}
-    config, extra = job.config, {}
-    if job.search.num_trials:
-        extra["search"] = _searched(job, measurement)
-        chosen = {name: extra["search"][name] for name in ("learning_rate", "batch_size")}
-        config = dataclasses.replace(config, **chosen)
-        measurement = measurements.of(job.name, config)
-    speed = None
+    config, extra, speed = job.config, {}, None
+    before = 1 - 1 / (1 + job.search.num_trials)  # share of the search
+
+    def heard_search(now: SearchProgress) -> None:
+        if on_progress is not None:
+            on_progress(Told(before * now.share, f"{job}, search, {_pace(now)}"))
 
     def heard(now: Step) -> None:
         nonlocal speed
         speed = round(now.tokens_per_second, 1)
         if on_progress is not None:
-            on_progress(now)
+            share = before + (1 - before) * now.step / now.max_steps
+            on_progress(Told(share, f"{job}, {_pace(now)}"))
 
+    if job.search.num_trials:
+        extra["search"] = _searched(job, measurement, heard_search)
+        chosen = {name: extra["search"][name] for name in ("learning_rate", "batch_size")}
+        config = dataclasses.replace(config, **chosen)
+        measurement = measurements.of(job.name, config)
     start, checkpoint = time.monotonic(), job.checkpoint()
     tuned = measurement.fine_tune(job.size, on_progress=heard, checkpoint=checkpoint)
     return {
@@ -225,7 +239,13 @@ def _seconds(start: float, checkpoint: Checkpoint | None) -> float:
     return round(earlier + time.monotonic() - start, 3)
 
 
-def _searched(job: Job, measurement: Measurement) -> dict[str, Any]:
+def _pace(now: Step | SearchProgress) -> str:
+    return f"validation loss {now.validation_loss:.4f}, {now.tokens_per_second:,.0f} tokens/s"
+
+
+def _searched(
+    job: Job, measurement: Measurement, on_progress: Callable[[SearchProgress], None]
+) -> dict[str, Any]:
     """The search of a cell; a killed cell goes on with it, or does not search again."""
     kept = job.path and job.path.with_suffix(SEARCHED)
     if kept and kept.exists():
@@ -240,7 +260,7 @@ def _searched(job: Job, measurement: Measurement) -> dict[str, Any]:
     found = search_rates(
         measurement.loop, measurement.candidate.params, measurement.subset(job.size),
         measurement.validation, rates=job.search.rates, batch_sizes=job.search.batch_sizes,
-        config=job.config.fine_tuning(), checkpoint=checkpoint,
+        config=job.config.fine_tuning(), on_progress=on_progress, checkpoint=checkpoint,
     )  # fmt: skip
     search = {
         "learning_rate": found.learning_rate,
@@ -261,7 +281,7 @@ def _searched(job: Job, measurement: Measurement) -> dict[str, Any]:
 
 
 def attempt(
-    job: Job, measurements: Measurements, *, on_progress: Callable[[Step], None] | None = None
+    job: Job, measurements: Measurements, *, on_progress: Callable[[Told], None] | None = None
 ) -> Done:
     """Measures a cell, or says why not.
 

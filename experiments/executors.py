@@ -2,8 +2,9 @@ r"""Executors: where the cells of a grid are measured, on this machine or on a R
 
 ``serial`` is this process.  ``local`` keeps processes on this machine, each pinned to cores of
 its own before JAX starts its threads: processes times threads never exceed the cores.  ``ray``
-hands the jobs to an existing cluster, which gives those of a lost node to another.  The process
-that asked writes the results.
+hands the jobs to an existing cluster, which gives those of a lost node to another; where nodes see
+the run folder, a cell goes on there from its checkpoint, and elsewhere it starts again.  The
+process that asked writes the results.
 
 XLA splits its sums by its threads, and the last digits of a loss depend on how many there are.
 ``local`` fixes their number by the cores of a process, ``ray`` by the environment of a worker.
@@ -22,14 +23,17 @@ import os
 import signal
 import socket
 from collections.abc import Callable, Iterator, Sequence, Set
+from pathlib import Path
+from typing import NamedTuple
 
 from absl import flags
 
 from experiments import cells
-from experiments.cells import Done, Job, Measurements
+from experiments.cells import Done, Job, Measurements, Told
+from experiments.run_folder import RUN, RunFolder, sha256_of
 from lensllm_jax import checks
 from lensllm_jax.data.task import Task
-from lensllm_jax.finetune.fine_tune import Progress as Step
+from lensllm_jax.finetune.compute import COMPILED_FOLDER, KEPT
 
 EXECUTOR = flags.DEFINE_enum(
     "executor", "serial", ["serial", "local", "ray"],
@@ -69,14 +73,16 @@ def settings() -> dict[str, int]:
 
 
 def run(
-    jobs: Sequence[Job], task: Task, *, on_progress: Callable[[Job, Step], None]
-) -> Iterator[Done]:
+    jobs: Sequence[Job], task: Task, folder: RunFolder, *,
+    on_progress: Callable[[Job, Told], None],
+) -> Iterator[Done]:  # fmt: skip
     """Measures cells where --executor says.
 
     Args:
         jobs: the cells, those of one candidate together.
         task: the text.
-        on_progress: called after each evaluation in this process.
+        folder: of the run, in which the jobs keep what is unfinished.
+        on_progress: called as a cell goes on in this process.
 
     Yields:
         Each cell as it ends.
@@ -89,7 +95,8 @@ def run(
     if EXECUTOR.value == "local":
         yield from run_local(jobs, task, processes=PROCESSES.value)
     elif EXECUTOR.value == "ray":
-        yield from run_ray(jobs, task, address=RAY_ADDRESS.value, threads=RAY_THREADS.value)
+        mark, address = Mark.of(folder), RAY_ADDRESS.value
+        yield from run_ray(jobs, task, mark, address=address, threads=RAY_THREADS.value)
     else:
         measurements = Measurements(task)
         for job in jobs:
@@ -163,12 +170,56 @@ def _done(future: "concurrent.futures.Future[Done]", job: Job) -> Done:
         return Done(job, None, "a process was killed: the same command resumes")
 
 
-def run_ray(jobs: Sequence[Job], task: Task, *, address: str, threads: int) -> Iterator[Done]:
-    """Measures cells on an existing Ray cluster; those of a lost node are measured again.
+class Mark(NamedTuple):
+    """The file by which another machine tells that it sees the run folder."""
+
+    path: Path  # absolute
+    sha256: str
+
+    @classmethod
+    def of(cls, folder: RunFolder) -> "Mark":
+        """The settings of the run, which no other folder holds at this path.
+
+        Args:
+            folder: of the run.
+
+        Returns:
+            The mark.
+        """
+        path = folder.path.resolve() / RUN
+        return cls(path, sha256_of(path))
+
+    def is_seen(self) -> bool:
+        """Whether this machine has the file."""
+        try:
+            return sha256_of(self.path) == self.sha256
+        except OSError:
+            return False
+
+
+def attempt_on_node(job: Job, task: Task, mark: Mark) -> Done:
+    """``cells.attempt_here`` on a machine that may not see the run folder.
 
     Args:
-        jobs: the cells; their checkpoints are not used, nodes need share no disk.
+        job: which; its checkpoint is used where the folder is seen, and left alone elsewhere.
         task: the text.
+        mark: of the folder.
+
+    Returns:
+        See ``cells.attempt``.
+    """
+    return cells.attempt_here(job if mark.is_seen() else job._replace(path=None), task)
+
+
+def run_ray(
+    jobs: Sequence[Job], task: Task, mark: Mark, *, address: str, threads: int
+) -> Iterator[Done]:
+    """Measures cells on an existing Ray cluster; those of a lost node end on another.
+
+    Args:
+        jobs: the cells; nodes need share no disk, but go on from checkpoints where they do.
+        task: the text.
+        mark: of the run folder.
         address: host:port of the head.
         threads: cores of a cell.
 
@@ -194,11 +245,13 @@ def run_ray(jobs: Sequence[Job], task: Task, *, address: str, threads: int) -> I
         remote = ray.remote(
             num_cpus=threads,
             max_retries=RETRIES,
-            # how many threads XLA makes; a worker sees all cores of its node
-            runtime_env={"env_vars": {"NPROC": str(threads)}},
-        )(cells.attempt_here)
+            runtime_env={"env_vars": _environment(threads)},
+        )(attempt_on_node)
         shared = ray.put(task)
-        waiting = {remote.remote(job._replace(path=None), shared): job for job in jobs}
+        waiting = {
+            remote.remote(job._replace(path=job.path and job.path.resolve()), shared, mark): job
+            for job in jobs
+        }  # fmt: skip
         while waiting:
             (ready, *_), _ = ray.wait(list(waiting), num_returns=1)
             job = waiting.pop(ready)
@@ -208,6 +261,15 @@ def run_ray(jobs: Sequence[Job], task: Task, *, address: str, threads: int) -> I
                 yield Done(job, None, cells.one_line(error))
     finally:
         ray.shutdown()
+
+
+def _environment(threads: int) -> dict[str, str]:
+    """Of a worker on a node."""
+    compiled = {name.upper() for name in (COMPILED_FOLDER, *KEPT)}
+    return {
+        "NPROC": str(threads),  # threads that XLA makes; a worker sees all cores of its node
+        **{name: value for name, value in os.environ.items() if name in compiled},
+    }
 
 
 def check_address(address: str) -> None:

@@ -6,10 +6,11 @@ r"""Measures the test loss of candidates after fine-tuning on each of several su
 --output_dir receives losses.csv in the public table format (which rank_curves and
 lensllm_jax.read_loss_table read) and ledger.csv: for every fine-tune its seed, learning rate and
 batch size, steps and the best of them, tokens, seconds, FLOPs, and a digest of the examples in the
-order that the optimiser saw.  Subsets are nested prefixes of one order.  The same command goes on
-where a killed run was cut off, also inside a fine-tune; one that was finished is not made again.
-A fine-tune that fails (a loss that is not finite, a damaged checkpoint, a full disk) leaves its
-cell empty and its reason in failures.csv; the rest goes on, and the exit code is 1.
+order that the optimiser saw; run.json says how many records of the task were left out and why.
+Subsets are nested prefixes of one order.  The same command goes on where a killed run was cut off,
+also inside a fine-tune or a search; one that was finished is not made again.  A fine-tune that
+fails (a loss that is not finite, a damaged checkpoint, a full disk) leaves its cell empty and its
+reason in failures.csv; the rest goes on, and the exit code is 1.
 
 --seeds=0,1,2 measures every cell once a seed: losses.csv then holds the means (the public format
 has no place for a seed), losses-seed-N.csv each seed.  --learning_rates=3e-5,1e-4,3e-4,1e-3 and
@@ -109,7 +110,8 @@ def main(argv: Sequence[str]) -> int:
     grid = grid_of_flags()
     executors.check_flags()
     num_params, families = measuring.check_pool(grid.names, grid.config)
-    folder = RunFolder.open(measuring.OUTPUT_DIR.value, grid.settings)
+    notes = measuring.task_notes(grid.task)
+    folder = RunFolder.open(measuring.OUTPUT_DIR.value, grid.settings, **notes)
     failures = measure(grid, folder, num_params)
     for failure in failures:  # said before anything is written: the disk may be full
         print("failed: {candidate}, {size} examples, seed {seed}: {reason}".format(**failure),
@@ -193,9 +195,9 @@ def measure(grid: Grid, folder: RunFolder, num_params: Mapping[str, int]) -> lis
         missing = [job for job in jobs if not measuring.is_kept(job, progress, work[job.path])]
 
         def on_progress(job, now):
-            measuring.tells(job, progress, work[job.path])(now)
+            measuring.tells(progress, work[job.path])(now)
 
-        for done in executors.run(missing, grid.task, on_progress=on_progress):
+        for done in executors.run(missing, grid.task, folder, on_progress=on_progress):
             reason = kept(done, folder, progress, work[done.job.path])
             if reason:
                 failures.append({"candidate": done.job.name, "size": done.job.size,

@@ -10,12 +10,13 @@ import dataclasses
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from absl import flags
 
 from experiments import cells, cli
-from experiments.cells import Job, Measurements
+from experiments.cells import Job, Measurements, Told
 from experiments.progress import Progress
 from experiments.run_folder import RunFolder
 from lensllm_jax import checks
@@ -26,8 +27,7 @@ from lensllm_jax.data.batches import with_prompts
 from lensllm_jax.data.catalogue import load_task
 from lensllm_jax.data.lengths import with_mean_length
 from lensllm_jax.data.task import Task
-from lensllm_jax.finetune.compute import ComputeConfig
-from lensllm_jax.finetune.fine_tune import Progress as Step
+from lensllm_jax.finetune.compute import ComputeConfig, keep_compiled
 from lensllm_jax.finetune.loop import ALL_STEPS
 from lensllm_jax.ntk.candidate import CandidateNtk
 from lensllm_jax.ntk.gram import NtkMethod
@@ -93,6 +93,9 @@ METHOD = flags.DEFINE_enum(
 CHECKPOINT_SECONDS = flags.DEFINE_float(
     "checkpoint_seconds", 60.0, "Between writings of an unfinished fine-tune; 0: each call."
 )
+COMPILED_DIR = flags.DEFINE_string(
+    "compiled_dir", None, "Keeps compiled steps here: later processes and runs need not compile."
+)
 SEED = flags.DEFINE_integer("seed", 0, "Of subsets and orders.")
 QUIET = flags.DEFINE_bool("quiet", False, "No progress, and no table of a grid.")
 
@@ -115,7 +118,17 @@ def candidate_names() -> tuple[str, ...]:
 
 
 def measurement_config() -> MeasurementConfig:
-    """The settings of every measurement, from the flags."""
+    """The settings of every measurement, from the flags; from here on JAX keeps what it compiles.
+
+    Raises:
+        UserError: naming the flag at fault.
+    """
+    if COMPILED_DIR.value:
+        if Path(COMPILED_DIR.value).is_file():
+            raise checks.UserError(
+                f"`compiled_dir` must be a folder, got the file {COMPILED_DIR.value}"
+            )
+        keep_compiled(COMPILED_DIR.value)
     checks.not_negative("checkpoint_seconds", CHECKPOINT_SECONDS.value)
     return MeasurementConfig(
         learning_rate=LEARNING_RATE.value,
@@ -240,6 +253,14 @@ def task_settings(names: Sequence[str], task: Task, config: MeasurementConfig) -
     }
 
 
+def task_notes(task: Task) -> dict[str, Any]:
+    """What a reader wants to know of a task, for run.json."""
+    return {
+        "examples": {name: len(getattr(task, name)) for name in ("train", "validation", "test")},
+        "left_out": dict(task.removed),  # by reason: empty, repeated between splits, ...
+    }
+
+
 def total_work(
     num_params: Mapping[str, int], sizes: Sequence[int], config: MeasurementConfig
 ) -> float:
@@ -283,7 +304,7 @@ def remember_cell(
     work = job.work(num_params)
     if not is_kept(job, progress, work):
         cell = cells.measure(
-            job, Measurements.holding(measurement), on_progress=tells(job, progress, work)
+            job, Measurements.holding(measurement), on_progress=tells(progress, work)
         )
         keep(job, cell, folder, progress, work)
     return folder.read_json(cell_path(name, size))
@@ -306,17 +327,9 @@ def is_kept(job: Job, progress: Progress, work: float) -> bool:
     return True
 
 
-def tells(job: Job, progress: Progress, work: float) -> Callable[[Step], None]:
-    """What hears of a fine-tune under way."""
-
-    def on_progress(now: Step) -> None:
-        doing = (
-            f"{job}, validation loss {now.validation_loss:.4f}, {now.tokens_per_second:,.0f} "
-            "tokens/s"
-        )
-        progress.at(work * now.step / now.max_steps, doing)
-
-    return on_progress
+def tells(progress: Progress, work: float) -> Callable[[Told], None]:
+    """What hears of a cell under way."""
+    return lambda now: progress.at(work * now.share, now.doing)
 
 
 def keep(job: Job, cell: Mapping, folder: RunFolder, progress: Progress, work: float) -> None:

@@ -43,12 +43,13 @@ class RunFolder:
     path: Path
 
     @classmethod
-    def open(cls, path: str | Path, settings: Mapping[str, Any]) -> "RunFolder":
+    def open(cls, path: str | Path, settings: Mapping[str, Any], **notes: Any) -> "RunFolder":
         """Opens a new folder, or goes on in one of the same settings.
 
         Args:
             path: where it is or will be.
             settings: everything that decides the results, as JSON values.
+            **notes: what else a reader of ``run.json`` wants to know, as JSON values.
 
         Returns:
             The folder.
@@ -72,7 +73,8 @@ class RunFolder:
                 f"`output_dir` must be empty or hold an earlier run, got {path} with "
                 f"{sorted(foreign)[0]}: name another folder"
             )
-        folder.write_json(RUN, {"settings": settings, "command": command(), **versions()})
+        said = {"settings": settings, "command": command(), **versions(), **notes}
+        folder.write_json(RUN, said)
         return folder
 
     def _check_same(self, settings: Mapping[str, Any]) -> None:

@@ -18,6 +18,7 @@ Example:
 """
 
 import dataclasses
+import os
 from pathlib import Path
 from typing import cast
 
@@ -31,6 +32,12 @@ from lensllm_jax.models.family import ModelConfig
 from lensllm_jax.typing import ApplyFn, Batch, Params
 
 DTYPES = ("bfloat16", "float32", "float64")
+# where JAX keeps compiled programs, and which: all, however small, for there are many
+COMPILED_FOLDER = "jax_compilation_cache_dir"
+KEPT = {
+    "jax_persistent_cache_min_compile_time_secs": 0.0,
+    "jax_persistent_cache_min_entry_size_bytes": -1,
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,10 +110,12 @@ def loop_for(
 def keep_compiled(folder: str | Path) -> None:
     """Keeps what JAX compiles in a folder, where later processes find it.
 
+    It must be called before the first compilation of a process.  Processes that are started from
+    here keep theirs there too: they find it in their environment.
+
     Args:
         folder: made if absent; several processes may share it.
     """
-    jax.config.update("jax_compilation_cache_dir", str(folder))
-    # every program, however small and soon compiled: there are many of them
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+    for name, value in {COMPILED_FOLDER: str(Path(folder).resolve()), **KEPT}.items():
+        jax.config.update(name, value)
+        os.environ[name.upper()] = str(value)

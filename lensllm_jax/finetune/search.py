@@ -23,7 +23,8 @@ Example:
 
 import dataclasses
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -71,6 +72,14 @@ class SearchResult(NamedTuple):
         return tuple(int(i) for i in np.unravel_index(np.argmin(self.losses), self.losses.shape))
 
 
+class SearchProgress(NamedTuple):
+    """Where a search is."""
+
+    share: float  # of the calls made if patience never runs out
+    validation_loss: float  # nats per target token, the lowest of all settings so far
+    tokens_per_second: float  # of all rates together, by this process, all included
+
+
 class SearchPosition(NamedTuple):
     """Where a search stands between two calls."""
 
@@ -78,7 +87,7 @@ class SearchPosition(NamedTuple):
     losses: Float[np.ndarray, "b r"]  # nats per target token, lowest so far
     best_steps: Int[np.ndarray, "b r"]  # optimiser steps to them
     since_best: Int[np.ndarray, "b r"]  # evaluations since then
-    index: int = 0  # of the batch size under way
+    row: int = 0  # of the batch size under way
     call: int = 0  # calls made with it
     num_tokens: int = 0  # trained on by all settings together
 
@@ -133,7 +142,7 @@ class SearchPosition(NamedTuple):
         Returns:
             The position.
         """
-        row = self.index
+        row = self.row
         losses, best_steps, since_best = (array.copy() for array in self.arrays[1:])
         better = (now < losses[row]) & (since_best[row] < patience)
         losses[row][better], best_steps[row][better] = now[better], step
@@ -150,6 +159,7 @@ def search_rates(
     rates: Sequence[float] = RATES,
     batch_sizes: Sequence[int] = BATCH_SIZES,
     config: FineTuneConfig,
+    on_progress: Callable[[SearchProgress], None] | None = None,
     checkpoint: Checkpoint | None = None,
 ) -> SearchResult:
     """Trains with every rate and batch size until patience or epochs run out.
@@ -162,6 +172,7 @@ def search_rates(
         rates: learning rates after warm-up.
         batch_sizes: examples a step.
         config: when to look and when to stop; its batch size is not used.
+        on_progress: called after each call of steps.
         checkpoint: written now and then and after each batch size; where its file is there
             already, the search goes on from it, to the same result bit for bit.  It stays, for
             the caller to discard.
@@ -189,13 +200,19 @@ def search_rates(
         settings = resumed_settings(loop, params, train, validation, config)
         settings |= {"learning_rate": list(rates), "batch_size": list(batch_sizes)}
         position = checkpoint.load(position, settings)
-    for one in configs[position.index :]:
+    num_calls = [one.num_calls(len(train["labels"])) for one in configs]
+    started, tokens_before = time.monotonic(), position.num_tokens
+    for one in configs[position.row :]:
         positions = _positions(together, position, train, validation, one)
         for position in positions:
             if checkpoint is not None:
                 checkpoint.save_if_due(position, settings)
-        state, index = together.start(params), position.index + 1
-        position = position._replace(state=state, index=index, call=0)
+            if on_progress is not None:
+                share = (sum(num_calls[: position.row]) + position.call) / sum(num_calls)
+                speed = (position.num_tokens - tokens_before) / (time.monotonic() - started)
+                on_progress(SearchProgress(share, float(position.losses.min()), speed))
+        state, row = together.start(params), position.row + 1
+        position = position._replace(state=state, row=row, call=0)
         if checkpoint is not None:
             checkpoint.save(position, settings)
     if not np.isfinite(position.losses).any():
@@ -218,7 +235,7 @@ def _positions(
     last_step = together.loop.last_step(num_calls * config.steps_per_call)
     for call in itertools.islice(config.calls(lengths), position.call, num_calls):
         # also after a checkpoint was loaded that was written at the very end
-        if (position.since_best[position.index] >= config.patience).all():
+        if (position.since_best[position.row] >= config.patience).all():
             return
         rows = {name: np.asarray(values)[call.rows] for name, values in train.items()}
         position = position._replace(

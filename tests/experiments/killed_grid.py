@@ -4,7 +4,8 @@
 
 Each life is a fork of this process, which has imported everything but computed nothing yet, so
 that a life costs no import.  It is killed once it has written one to three more files (a cell, or
-the checkpoint of an unfinished one), after a random pause in which it writes or computes.
+the checkpoint of an unfinished fine-tune or search), after a random pause in which it writes or
+computes.
 """
 
 import contextlib
@@ -17,6 +18,7 @@ import time
 from pathlib import Path
 
 import experiments.finetune_grid as grid
+from experiments.cells import SEARCHED, SEARCHING
 from lensllm_jax import durable
 from tests import lives
 
@@ -33,6 +35,18 @@ def writes(folder: Path) -> dict[str, int]:
         with contextlib.suppress(FileNotFoundError):  # it may go between the two calls
             found[str(path.relative_to(folder))] = path.stat().st_mtime_ns
     return {name: when for name, when in found.items() if not name.endswith(durable.PARTIAL)}
+
+
+def finished(now: dict[str, int]) -> dict[str, int]:
+    """When each cell was written, and each search of an unfinished cell."""
+    return {name: when for name, when in now.items()
+            if name.startswith("cells/") and name.endswith((".json", SEARCHED))}  # fmt: skip
+
+
+def rewritten(before: dict[str, int], now: dict[str, int]) -> set[str]:
+    """What was finished and is not as it was; a search goes when its cell is finished."""
+    return {name for name, when in finished(before).items()
+            if now.get(name, when if name.endswith(SEARCHED) else None) != when}  # fmt: skip
 
 
 def kill_at_random(process: int, folder: Path, rng: random.Random) -> bool:
@@ -55,22 +69,22 @@ def main() -> None:
     num_kills, folder, arguments = int(sys.argv[1]), Path(sys.argv[2]), sys.argv[3:]
     arguments = [*arguments, f"--output_dir={folder}"]
     rng = random.Random(0)
-    kills = inside = 0
-    cells: dict[str, int] = {}
-    rewritten = set()
+    kills = inside = searching = 0
+    before: dict[str, int] = {}
+    again = set()
     while kills < num_kills and kill_at_random(live(arguments), folder, rng):
         kills += 1
         now = writes(folder)
         inside += any(name.endswith(".safetensors") for name in now)
-        rewritten |= {name for name, when in cells.items() if now.get(name) != when}
-        cells = {name: when for name, when in now.items() if name.startswith("cells/")
-                 and name.endswith(".json")}  # fmt: skip
+        searching += any(name.endswith(SEARCHING) for name in now)
+        again |= rewritten(before, now)
+        before = now
     code = os.waitstatus_to_exitcode(os.waitpid(live(arguments), 0)[1])
     now = writes(folder)
-    rewritten |= {name for name, when in cells.items() if now.get(name) != when}
-    left = [name for name in now if name.endswith(".safetensors")]
-    print(json.dumps({"kills": kills, "inside": inside, "rewritten": sorted(rewritten),
-                      "code": code, "left": left}))  # fmt: skip
+    again |= rewritten(before, now)
+    left = [name for name in now if name.endswith((".safetensors", SEARCHED))]
+    print(json.dumps({"kills": kills, "inside": inside, "searching": searching,
+                      "rewritten": sorted(again), "code": code, "left": left}))  # fmt: skip
 
 
 if __name__ == "__main__":

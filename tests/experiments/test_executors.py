@@ -1,5 +1,6 @@
 """Where cells are measured: shares of cores, the same table from processes, from a Ray cluster."""
 
+import csv
 import os
 import subprocess
 import sys
@@ -9,8 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from experiments import executors
+from experiments import cells, executors
+from experiments.run_folder import RUN, RunFolder
 from lensllm_jax.checks import UserError
+from lensllm_jax.selection.measurement import MeasurementConfig
 
 ROOT = Path(__file__).parent.parent.parent
 FLAGS = {
@@ -33,8 +36,8 @@ def run_grid(folder, *, before=(), **changes):
     )  # fmt: skip
 
 
-def run_on_one_core(folder):
-    return run_grid(folder, before=(sys.executable, "-c", ONE_CORE))
+def run_on_one_core(folder, **changes):
+    return run_grid(folder, before=(sys.executable, "-c", ONE_CORE), **changes)
 
 
 @pytest.mark.parametrize("processes", [1, 2, 3, 5])
@@ -59,12 +62,31 @@ def test_an_unreachable_cluster_is_one_line(address, tmp_path):
     assert time.monotonic() - start < 2 * executors.CONNECT_SECONDS
 
 
+def test_a_node_uses_checkpoints_where_it_sees_the_run_folder(tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr(cells, "attempt_here", lambda job, task: seen.append(job.path))
+    folder = RunFolder.open(tmp_path / "out", {"seed": 0})
+    monkeypatch.chdir(tmp_path)
+    mark = executors.Mark.of(RunFolder(Path("out")))  # by whatever name
+    job = cells.Job("zoo/gpt2-xs", 8, MeasurementConfig(), path=folder.path / "cells" / "8.json")
+    executors.attempt_on_node(job, None, mark)
+    (folder.path / RUN).write_text("{}")  # a folder of another run at the same place
+    executors.attempt_on_node(job, None, mark)
+    (folder.path / RUN).unlink()
+    executors.attempt_on_node(job, None, mark)
+    assert seen == [job.path, None, None]
+
+
 @pytest.mark.slow
 def test_processes_give_the_table_of_one(tmp_path):
     processes = len(os.sched_getaffinity(0))
     assert run_on_one_core(tmp_path / "serial").returncode == 0
-    done = run_grid(tmp_path / "local", executor="local", processes=processes)
+    compiled = tmp_path / "compiled"
+    done = run_grid(
+        tmp_path / "local", executor="local", processes=processes, compiled_dir=compiled
+    )
     assert done.returncode == 0, done.stderr
+    assert list(compiled.glob("jit__steps*"))  # by the processes that measure
     tuned = [s for s in done.stderr.splitlines() if "32 examples" in s or "64 examples" in s]
     assert len(tuned) == 2
     assert not any("?" in line for line in tuned)  # the time left is known
@@ -72,10 +94,15 @@ def test_processes_give_the_table_of_one(tmp_path):
     assert serial == local
 
 
+LONG = {"checkpoint_seconds": 0, "max_epochs": 20, "patience": 1000}  # dies inside a fine-tune
+
+
 @pytest.mark.ray
 def test_a_cluster_that_loses_a_node_gives_the_same_table(tmp_path):
+    """Both nodes are inside a fine-tune then; the folder is one that both see."""
     cluster_utils = pytest.importorskip("ray.cluster_utils")
-    assert run_on_one_core(tmp_path / "serial").returncode == 0
+    assert run_on_one_core(tmp_path / "serial", **LONG).returncode == 0
+    ours = tmp_path / "ray" / "cells" / "zoo--gpt2-xs"
     os.environ["PYTHONPATH"] = str(ROOT)  # of the nodes' workers
     cluster = cluster_utils.Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
     try:
@@ -83,16 +110,27 @@ def test_a_cluster_that_loses_a_node_gives_the_same_table(tmp_path):
         cluster.wait_for_nodes()
         killed = threading.Event()
 
-        def kill_when_a_cell_is_there():
-            while not list((tmp_path / "ray").rglob("cells/*/*.json")):
-                time.sleep(0.05)
+        def kill_when_both_are_inside():
+            while not all((ours / f"{size}.safetensors").exists() for size in (32, 64)):
+                time.sleep(0.01)
             cluster.remove_node(node, allow_graceful=False)
             killed.set()
 
-        threading.Thread(target=kill_when_a_cell_is_there, daemon=True).start()
-        done = run_grid(tmp_path / "ray", executor="ray", ray_address=cluster.address)
+        threading.Thread(target=kill_when_both_are_inside, daemon=True).start()
+        on_ray = {**LONG, "executor": "ray", "ray_address": cluster.address}
+        done = run_grid(tmp_path / "ray", **on_ray)
         assert done.returncode == 0, done.stderr
         assert killed.wait(10)
+        assert not list(ours.glob("*.safetensors"))
+        # nodes do read checkpoints: a damaged one fails its cell
+        (ours / "64.json").rename(tmp_path / "64.json")
+        (ours / "64.safetensors").write_bytes(b"no tensors")
+        done = run_grid(tmp_path / "ray", **on_ray)
+        assert done.returncode == 1, done.stderr
+        (failure,) = csv.DictReader((tmp_path / "ray" / "failures.csv").read_text().splitlines())
+        assert "64.safetensors" in failure["reason"]
+        (tmp_path / "64.json").rename(ours / "64.json")
+        assert run_grid(tmp_path / "ray", **on_ray).returncode == 0
     finally:
         cluster.shutdown()
     serial, ray = ((tmp_path / n / "losses.csv").read_bytes() for n in ("serial", "ray"))

@@ -6,6 +6,7 @@ import json
 import shutil
 
 import datasets
+import jax
 import numpy as np
 import pytest
 from absl import flags
@@ -40,6 +41,7 @@ def task(tmp_path_factory):
         {"prompt": f"What{' then' * (n % 4)} of {n}?", "target": f"the king {n} of stone"}
         for n in range(120)
     ]
+    records += records[:3]  # wherever the copies end up, each is left out
     return written(tmp_path_factory.mktemp("task") / "facts.jsonl", records)
 
 
@@ -79,6 +81,13 @@ def searched(task, tmp_path_factory):
 def test_default_flags_record_what_they_always_recorded(plain):
     """So that folders from before the later flags are gone on with."""
     assert set(json.loads((plain / "run.json").read_text())["settings"]) == ALWAYS_RECORDED
+
+
+def test_copies_between_splits_are_left_out_and_counted(plain):
+    said = json.loads((plain / "run.json").read_text())
+    assert sum(said["examples"].values()) == 120
+    assert sum(said["left_out"].values()) == 3
+    assert all("repeats" in reason for reason in said["left_out"])
 
 
 def test_the_ledger_says_what_each_fine_tune_took(plain):
@@ -206,6 +215,15 @@ def test_a_full_disk_fails_its_cell_and_the_rest_goes_on(task, plain, tmp_path, 
     assert not (tmp_path / "out" / "failures.csv").exists()
 
 
+def test_a_candidate_too_large_for_the_device_fails_alone(task, monkeypatch):
+    def full(*_, **__):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory\nallocating")
+
+    monkeypatch.setattr(cells, "measure", full)
+    done = cells.attempt(cells.Job("zoo/gpt2-xs", 8, measuring.DEFAULTS), None)
+    assert (done.cell, done.reason) == (None, "RESOURCE_EXHAUSTED: Out of memory allocating")
+
+
 def test_a_line_a_cell_and_a_table_at_the_end(task, plain, tmp_path, capsys):
     shutil.copytree(plain, tmp_path / "out")
     (tmp_path / "out/cells/zoo--gpt2-xs/16.json").unlink()
@@ -241,6 +259,7 @@ REFUSED = [
     ({"target_field": "answer"}, "text in field 'answer' of every record, got None in record 1"),
     ({"prompt_field": "question"}, "text in field 'question' of every record"),
     ({"executor": "ray", "ray_address": "127.0.0.1:1"}, "`ray_address` must be of a running Ray"),
+    ({"compiled_dir": __file__}, "`compiled_dir` must be a folder, got the file"),
     ({"executor": "local", "processes": 4096}, "`processes` must be at most"),
 ]
 

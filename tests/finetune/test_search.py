@@ -79,13 +79,13 @@ class KilledAt:
             raise Killed
         return self.train(state, batches, last_step)
 
-    def search(self, checkpoint=None, *, kill_at=None, rates=RATES):
+    def search(self, checkpoint=None, *, kill_at=None, rates=RATES, **settings):
         """What is found, and the batch size of each call made."""
         self.batch_sizes, self.kill_at = [], kill_at
         data = tiny.examples(24), tiny.examples(24, seed=1)
         found = search_rates(
             self.together.loop, tiny.params(), *data, rates=rates, batch_sizes=(4, 8),
-            config=CONFIG, checkpoint=checkpoint,
+            config=CONFIG, checkpoint=checkpoint, **settings,
         )  # fmt: skip
         return found, self.batch_sizes
 
@@ -117,6 +117,16 @@ def test_a_search_killed_at_any_call_ends_in_the_same_bits(killed, tmp_path):
         assert killed.search(checkpoint)[1] == []  # what is finished stays so
         checkpoint.discard()
         assert killed.search(checkpoint)[1] == calls  # control: without its file it starts over
+
+
+def test_progress_is_the_share_of_calls_and_says_the_lowest_loss(killed):
+    heard = []
+    found, calls = killed.search(on_progress=heard.append)
+    # six passes over 24 examples in calls of two steps: 18 with batches of 4, 9 with those of 8
+    made = [1 + n for n in range(calls.count(4))] + [19 + n for n in range(calls.count(8))]
+    assert [now.share for now in heard] == [n / 27 for n in made]
+    assert heard[-1].validation_loss == found.losses.min() < heard[2].validation_loss
+    assert heard[-1].tokens_per_second > 0
 
 
 def test_a_finished_batch_size_is_kept_though_no_writing_is_due(killed, tmp_path):

@@ -2,6 +2,7 @@
 
 import sys
 import types
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -82,7 +83,7 @@ def damaged_search(folder):
     """A cell whose search was cut off while it was written."""
     job = types.SimpleNamespace(path=folder / "200.json")
     written(job.path.with_suffix(cells.SEARCHED), "{")
-    return cells._searched(job, None)
+    return cells._searched(job, None, print)
 
 
 def kernel_sizes(**flags):
@@ -112,7 +113,8 @@ def ray_that_is_not_installed():
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(sys.modules, "ray", None)
         patch.setattr(executors, "check_address", lambda address: None)
-        return next(executors.run_ray([], TASK, address="localhost:1", threads=1))
+        mark = executors.Mark(Path("run.json"), "")
+        return next(executors.run_ray([], TASK, mark, address="localhost:1", threads=1))
 
 
 # the message, and what brings it about in an empty folder
