@@ -63,6 +63,11 @@ ORDER = flags.DEFINE_enum(
     "order", Order.DOWNWARDS.value, [order.value for order in Order],
     "Sizes from the budget down (Algorithm 1), from the smallest up (successive halving), or all.",
 )  # fmt: skip
+# of ranking.csv, as many as 80 characters hold
+SHOWN = (
+    "rank", "candidate", "predicted_loss", "low_90", "high_90", "p_beats_next", "rectified_loss",
+    "budget_loss", "dropped_at",
+)  # fmt: skip
 KEEP = flags.DEFINE_float("keep", Dropping.keep, "Upwards: share of the candidates that goes on.")
 
 
@@ -317,7 +322,7 @@ def costs_of(
 def write_results(folder: RunFolder, selection: Selection) -> None:
     """The files that a person reads."""
     write_loss_table(selection.table, folder.path / "losses.csv")
-    folder.write_rows("ranking.csv", selection.rows())
+    folder.write_rows("ranking.csv", [_numbers(row) for row in selection.rows()])
     folder.write_rows("orders.csv", [dataclasses.asdict(cost) for cost in selection.costs])
     folder.write_bytes("loss_curves.png", figures.loss_curves(
         selection.table, selection.laws(), target_size=selection.target_size))  # fmt: skip
@@ -327,13 +332,19 @@ def write_results(folder: RunFolder, selection: Selection) -> None:
     folder.write_text("report.html", selection_page(selection, folder.read_json(RUN)))
 
 
+def _numbers(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row for a table of numbers: a probability as it is, not as far as it can be told."""
+    return {k: float(v) if isinstance(v, float) else v for k, v in row.items()}
+
+
 def show(selection: Selection) -> None:
     """The ranking on the terminal."""
     title = (
         f"{selection.table.task}: predicted test loss at {selection.target_size} examples "
         "(nats per token)"
     )
-    _print(title, selection.rows_to_read(), texts=("candidate",))
+    rows = [{column: row[column] for column in SHOWN if column in row} for row in selection.rows()]
+    _print(title, rows, texts=("candidate",))
     if selection.ranking.advice is not None:
         print(selection.ranking.advice)
 

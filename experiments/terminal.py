@@ -7,7 +7,7 @@ Example:
     >>> show(shown)  # doctest: +SKIP
 """
 
-from rich.box import ASCII, HEAVY_HEAD
+from rich.box import ASCII, SIMPLE_HEAD
 from rich.console import Console, RenderableType
 from rich.table import Table
 
@@ -24,7 +24,9 @@ def table(title: str | None = None) -> Table:
     Returns:
         The table, to be filled with columns and rows.
     """
-    return Table(title=title, box=HEAVY_HEAD if Console().is_terminal else ASCII)
+    if Console().is_terminal:
+        return Table(title=title, box=SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    return Table(title=title, box=ASCII)
 
 
 def show(*parts: RenderableType) -> None:
@@ -34,4 +36,18 @@ def show(*parts: RenderableType) -> None:
         *parts: tables and lines, one below the other.
     """
     console = Console(width=None if Console().is_terminal else PIPE_WIDTH)
+    if console.is_terminal:
+        for part in parts:
+            if isinstance(part, Table):
+                _narrow(part)
     console.print(*parts, sep="\n")
+
+
+def _narrow(shown: Table) -> None:
+    """Headings of numbers one word a line, names folded: a number that is cut would be wrong."""
+    for column in shown.columns:
+        if column.justify == "right":
+            column.no_wrap = True
+            column.header = str(column.header).replace(" ", "\n")
+        else:
+            column.overflow = "fold"

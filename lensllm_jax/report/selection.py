@@ -116,28 +116,25 @@ class Selection:
         return {self.names[i]: self.fits[i].predict for i in usable}
 
     def rows(self) -> list[dict[str, Any]]:
-        """The pool, best first, dropped candidates last; losses in nats per target token."""
+        """The pool, best first, dropped candidates last; losses in nats per target token.
+
+        How sure the order is stands beside the prediction; what is not known is None.
+        """
         budget = self.ranked.column(int(self.table.sizes[-1]))
         rows = []
-        for place, name in enumerate(self.ranking.order, start=1):
-            known = (
-                self.ranking.predicted[name],
-                self.control.predicted[name],
-                float(budget[self.names.index(name)]),
-            )
-            rows.append(self._row(place, name, known))
+        for row in ranking_rows(self.ranking):
+            name = row["candidate"]
+            known = {
+                "predicted_loss": self.ranking.predicted[name],
+                "low_90": _known(row.get("low 90%")),
+                "high_90": _known(row.get("high 90%")),
+                "p_beats_next": row[BEATS],
+                "rectified_loss": self.control.predicted[name],
+                "budget_loss": float(budget[self.names.index(name)]),
+            }
+            rows.append(self._row(row["rank"], name, known))
         for place, name in enumerate(self.dropped_order, start=len(rows) + 1):
-            rows.append(self._row(place, name, ("", "", "")))
-        return rows
-
-    def rows_to_read(self) -> list[dict[str, Any]]:
-        """The rows for a person: with how sure each place is, which `ranking.csv` leaves out."""
-        chances = {row["candidate"]: row[BEATS] for row in ranking_rows(self.ranking)}
-        rows = []
-        for row in self.rows():
-            place, candidate, *others = row.items()
-            sure = (BEATS, chances.get(row["candidate"]))
-            rows.append(dict([place, candidate, sure, *others]))
+            rows.append(self._row(place, name, dict.fromkeys(known)))
         return rows
 
     @property
@@ -149,15 +146,12 @@ class Selection:
 
         return tuple(sorted(self.dropped, key=latest))
 
-    def _row(self, place: int, name: str, known: tuple[Any, Any, Any]) -> dict[str, Any]:
+    def _row(self, place: int, name: str, known: Row) -> dict[str, Any]:
         i = self.table.names.index(name)
-        predicted, rectified, budget = known
         row = {
             "rank": place,
             "candidate": name,
-            "predicted_loss": predicted,
-            "rectified_loss": rectified,
-            "budget_loss": budget,
+            **known,
             "zero_shot_loss": float(self.table.column(0)[i]),
             "num_params": int(self.table.num_params[i]),
             "sizes_paid": int((~np.isnan(self.table.losses[i]) & (self.table.sizes > 0)).sum()),
@@ -235,6 +229,10 @@ def interval_of(ranking: Ranking, name: str) -> tuple[float, float]:
     return ranking.interval(name, level=LEVEL)
 
 
+def _known(value: float | None) -> float | None:
+    return None if value is None or np.isnan(value) else value
+
+
 def shown(cell: Any) -> str:
     """A cell of a table: floats with four decimals, small ones with four digits.
 
@@ -302,13 +300,13 @@ Best at {selection.target_size} training examples, by Eq 10 from at most {table.
 **{selection.ranking.selected}**. The rectified law, fitted to the same losses by the same
 optimiser, ranks the pool {agree}.
 
-{markdown_table(selection.rows_to_read())}
+{markdown_table(selection.rows())}
 {_advice(selection)}
-Losses are nats per target token. `P beats the next`: the probability that a candidate has the
-lower loss at the target than the one below it. `predicted_loss` is
-L(D) = B / (F(Θ, t) + D^β) + E with F of the measured kernel and t free; `rectified_loss` is the
-control; `budget_loss` and `zero_shot_loss` are measured. `pflops` counts 6 N per training token,
-and the kernel.
+Losses are nats per target token. `predicted_loss` is L(D) = B / (F(Θ, t) + D^β) + E with F of the
+measured kernel and t free, `low_90` to `high_90` its interval relative to the other candidates,
+`p_beats_next` the probability of a lower loss at the target than the candidate below;
+`rectified_loss` is the control; `budget_loss` and `zero_shot_loss` are measured. `pflops` counts
+6 N per training token, and the kernel.
 
 ![Measured losses and fitted laws](loss_curves.png)
 

@@ -9,6 +9,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from rich.console import Console
+
+from experiments import terminal
 
 ROOT = Path(__file__).parents[2]
 WORK = """
@@ -60,6 +63,29 @@ def test_no_color_takes_the_colours_of_a_terminal_away():
     script = WORK.format(quiet=False)
     assert "\x1b[3" in on_terminal(script)
     assert "\x1b[3" not in on_terminal(script, NO_COLOR="1")
+
+
+def losses():
+    shown = terminal.table("Losses")
+    shown.add_column("candidate")
+    for size in range(200, 1000, 100):
+        shown.add_column(f"at {size} examples", justify="right")
+    shown.add_row(
+        "a/candidate-of-a-long-name", *(f"{size + 0.5:.4f}" for size in range(200, 1000, 100))
+    )
+    return shown
+
+
+def test_a_narrow_terminal_folds_names_and_cuts_no_number(capsys, monkeypatch):
+    for name, value in {"FORCE_COLOR": "1", "COLUMNS": "100"}.items():
+        monkeypatch.setenv(name, value)
+    Console().print(losses())  # as it would be
+    assert "\u2026" in capsys.readouterr().out
+    terminal.show(losses())
+    said = capsys.readouterr().out
+    assert "\u2026" not in said
+    assert all(f"{size + 0.5:.4f}" in said for size in range(200, 1000, 100))
+    assert "a/candidate-of-a-long-name" not in said  # in pieces
 
 
 def test_ctrl_c_says_how_to_resume():

@@ -58,7 +58,7 @@ def selection():
 def test_terminal_page_and_markdown_show_the_same_probabilities(selection, capsys):
     load("select_model").module.show(selection)
     terminal = capsys.readouterr().out
-    shown = chances_in(terminal, ["rank", "candidate"], BEATS)
+    shown = chances_in(terminal, ["rank", "candidate"], "p beats next")
     first, second, _ = selection.ranking.order
     assert set(shown) == set(samples.NAMES)
     assert shown[selection.ranking.order[-1]] == "-"
@@ -66,7 +66,7 @@ def test_terminal_page_and_markdown_show_the_same_probabilities(selection, capsy
     assert shown[first] == (f"{sure:.2f}" if sure <= 0.99 else "> 0.99")
     assert chances_on_page(selection_page(selection, samples.RUN)) == shown
     page = selection_markdown(selection)
-    assert chances_in(page, ["rank", "candidate"], BEATS) == shown
+    assert chances_in(page, ["rank", "candidate"], "p_beats_next") == shown
     for text in (terminal, page):
         assert "need more data to tell (P = 0.60): fine-tune last on 3200 examples" in text
 
@@ -76,5 +76,28 @@ def test_a_candidate_that_was_dropped_beats_nobody(capsys):
         samples.selection(), order=Order.UPWARDS, dropped={"last": Drop(800, 3.0, 2.0)}
     )
     load("select_model").module.show(dropped)
-    shown = chances_in(capsys.readouterr().out, ["rank", "candidate"], BEATS)
+    shown = chances_in(capsys.readouterr().out, ["rank", "candidate"], "p beats next")
     assert (shown["last"], list(shown)[-1]) == ("-", "last")
+
+
+def test_a_table_of_numbers_holds_the_probability_itself(selection):
+    rows = [load("select_model").module._numbers(row) for row in selection.rows()]
+    first, second, _ = selection.ranking.order
+    assert str(rows[0]["p_beats_next"]) == repr(selection.ranking.probability(first, second))
+    assert (rows[0]["low_90"], rows[0]["high_90"]) == selection.ranking.interval(first, level=0.9)
+    assert rows[-1]["p_beats_next"] is None
+    short = dataclasses.replace(selection.ranking, log_std={})  # no past tells its errors
+    vars(selection)["ranking"] = short
+    assert selection.rows()[0]["low_90"] is None
+
+
+def test_no_number_is_cut_on_a_terminal_of_80_characters(selection, capsys, monkeypatch):
+    for name, value in {"FORCE_COLOR": "1", "NO_COLOR": "1", "COLUMNS": "80"}.items():
+        monkeypatch.setenv(name, value)
+    load("select_model").module.show(selection)
+    said = re.sub(r"\x1b\[[0-9;]*m", "", capsys.readouterr().out)
+    assert max(map(len, said.splitlines()[:-1])) <= 80  # the advice below may be longer
+    assert "\u2026" not in said
+    for row in selection.rows():
+        assert f"{row['predicted_loss']:.4f}" in said
+        assert f"{row['budget_loss']:.4f}" in said
