@@ -4,6 +4,7 @@ import csv
 import dataclasses
 import json
 import shutil
+import time
 
 import datasets
 import jax
@@ -153,6 +154,32 @@ def test_a_killed_cell_does_not_search_again(searched, task, tmp_path, monkeypat
     ours.unlink()
     with pytest.raises(AssertionError, match="searched twice"):  # control: without what was kept
         run(task, folder, quiet=True, sizes="0,8", **chosen)
+
+
+def test_seconds_of_a_killed_cell_are_those_of_both_lives(task, tmp_path, monkeypatch):
+    """The clock leaps by 1e6 s in the first life, which dies after the checkpoint that follows."""
+    measurements = cells.Measurements(lens.load_task(task))
+    config = dataclasses.replace(
+        measuring.DEFAULTS, max_length=24, batch_size=4, max_epochs=4, patience=9
+    )
+    job = cells.Job("zoo/gpt2-xs", 16, config, path=tmp_path / "16.json", every_seconds=0)
+    monotonic, leaps, heard = time.monotonic, [], []
+    monkeypatch.setattr(time, "monotonic", lambda: monotonic() + sum(leaps))
+
+    def until_killed(now):
+        heard.append(now)
+        if len(heard) == 2:
+            raise KeyboardInterrupt
+        leaps.append(1e6)
+
+    with pytest.raises(KeyboardInterrupt):
+        cells.measure(job, measurements, on_progress=until_killed)
+    resumed = cells.measure(job, measurements)
+    whole = cells.measure(job._replace(path=None), measurements)
+    assert whole["seconds"] < 1e6 <= resumed["seconds"] < 1.5e6  # once, not twice
+    for cell in (resumed, whole):  # durations alone may differ
+        del cell["seconds"], cell["tokens_per_second"]
+    assert resumed == whole
 
 
 def test_flags_reach_the_loop(task, tmp_path):
