@@ -5,8 +5,8 @@ r"""Does the kernel help, over several tasks?  The comparisons of two binaries, 
 
 Reads, of each task, <task>_kernel_errors.csv (errors.csv of experiments/kernel_laws.py),
 <task>_kernel_predictions.csv (predictions.csv of experiments/kernel_value.py) and
-<task>_losses.csv.  The candidates are the same on every task, so that a candidate's differences
-on two tasks are no two observations: they are averaged first, and intervals and sign flips
+<task>_losses.csv.  A candidate's differences on two tasks are no two observations: those of the
+candidates that all tasks have are averaged over the tasks first, and intervals and sign flips
 (experiments/paired.py) then take the candidate as a whole.
 
 --output_dir receives pooled.csv: a row a comparison that all tasks have, with the mean difference
@@ -135,18 +135,15 @@ def pooled_rows(kind: str, found: Mapping[str, Differences]) -> list[dict[str, A
         Rows of pooled.csv.
 
     Raises:
-        UserError: if the tasks have no comparison, or not the same candidates.
+        UserError: if the tasks have no comparison, or fewer than two candidates, in common.
     """
     tasks = list(found)
     keys = [key for key in found[tasks[0]] if all(key in found[task] for task in tasks)]
     if not keys:
         raise checks.UserError(f"`tasks` must have a {kind} comparison in common, got none")
-    names = sorted(found[tasks[0]][keys[0]])
-    for task in tasks:
-        if (theirs := sorted(found[task][keys[0]])) != names:
-            raise checks.UserError(
-                f"`tasks` must have the same candidates, got {names} and {theirs}"
-            )
+    names = sorted(set.intersection(*(set(found[task][keys[0]]) for task in tasks)))
+    if len(names) < 2:
+        raise checks.UserError(f"`tasks` must have two or more candidates in common, got {names}")
     by_task = np.array([[[found[task][key][name] for name in names] for task in tasks]
                         for key in keys])  # fmt: skip
     result = paired(averaged(by_task))
@@ -154,6 +151,7 @@ def pooled_rows(kind: str, found: Mapping[str, Differences]) -> list[dict[str, A
         {
             "kind": kind,
             **dict(zip(COLUMNS, key, strict=True)),
+            "candidates": len(names),
             **{f"difference_{task}": f"{by_task[i, j].mean():.6g}" for j, task in enumerate(tasks)},
             **{
                 {"mean": "difference"}.get(name, name): f"{getattr(result, name)[i]:.4g}"

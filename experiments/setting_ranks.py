@@ -45,8 +45,11 @@ OUTPUT_DIR = flags.DEFINE_string("output_dir", None, "Where the results go.", re
 
 def main(_: Sequence[str]) -> None:
     """Ranks at every setting and budget, and writes how good each ranking was."""
-    for name in SELECTED.value:
-        checks.one_of("selectors", name, [name for name in SELECTORS if name not in NEEDS])
+    if unknown := set(SELECTED.value) - (set(SELECTORS) - set(NEEDS)):
+        raise checks.UserError(
+            f"`selectors` must be some that read a loss table, got {sorted(unknown)[0]!r}: name "
+            f"{', '.join(name for name in SELECTORS if name not in NEEDS)}"
+        )
     paths = labelled_paths(CURVES.value)
     tables = {label: read_loss_table(path) for label, path in paths.items()}
     names = next(iter(tables.values())).names

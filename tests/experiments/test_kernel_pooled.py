@@ -80,13 +80,20 @@ def test_tasks_that_disagree_cancel(tmp_path):
 def test_what_cannot_be_pooled_is_named(tmp_path):
     write_task(tmp_path, "one", GAINS)
     found = MODULE.law_differences(tmp_path, "one")
-    other = {key: {f"{name}x": value for name, value in row.items()} for key, row in found.items()}
-    with pytest.raises(checks.UserError, match="must have the same candidates"):
+    other = {key: {"m0": row["m0"], "other": 1.0} for key, row in found.items()}
+    with pytest.raises(checks.UserError, match="`tasks` must have two or more candidates in comm"):
         MODULE.pooled_rows("law", {"one": found, "two": other})
-    with pytest.raises(checks.UserError, match="must have a law comparison in common"):
+    fewer = {key: {"m5": row["m5"], "m0": row["m0"]} for key, row in found.items()}
+    (row,) = MODULE.pooled_rows("law", {"one": found, "two": fewer})
+    assert row["candidates"] == 2
+    assert row["difference"] == f"{-(GAINS[0] + GAINS[5]) / 2:.4g}"  # name by name, in any order
+    with pytest.raises(checks.UserError, match="`tasks` must have a "):
         MODULE.pooled_rows("law", {"one": found, "two": {}})
     MODULE.TABLES_FOLDER.value, MODULE.OUTPUT_DIR.value = str(tmp_path), str(tmp_path / "out")
-    for tasks, message in ((["one"], "two or more"), (["one", "two"], "must hold two_kernel_err")):
+    for tasks, message in (
+        (["one"], "`tasks` must be two or more"),
+        (["one", "two"], "`tables` must hold "),
+    ):
         MODULE.TASKS.value = tasks
         with pytest.raises(checks.UserError, match=message):
             MODULE.main([])

@@ -66,14 +66,17 @@ def test_without_a_truth_the_largest_size_is_it(binary, tmp_path):
 @pytest.mark.parametrize(
     ("curves", "message"),
     [
-        (["{0}"], "distinct labels"),
-        (["a={0}", "a={0}"], "distinct labels"),
-        (["a={1}"], "a size above 0 and below 100, got 4"),
+        (["{0}"], "`curves` must be distinct labels"),
+        (["a={0}", "a={0}"], "`curves` must be distinct labels"),
+        (["a={1}"], "`curves` must hold three or more candidates and a size above 0"),
     ],
 )
 def test_what_is_no_setting_is_named(binary, tmp_path, curves, message):
     paths = write(tmp_path / "whole.csv"), write(tmp_path / "short.csv", sizes=SIZES[:2])
     binary.CURVES.value = [entry.format(*paths) for entry in curves]
     with pytest.raises(checks.UserError, match=message):
+        binary.main([])
+    binary.CURVES.value, binary.SELECTED.value = [f"a={paths[0]}"], ["logme"]
+    with pytest.raises(checks.UserError, match="`selectors` must be some that read a loss table"):
         binary.main([])
     assert not (tmp_path / "out").exists()

@@ -8,7 +8,7 @@ import numpy as np
 import lensllm_jax as lens
 from lensllm_jax.data.task import Example, Task
 from lensllm_jax.finetune.compute import ComputeConfig
-from lensllm_jax.selection import logme, loss_table, nlp_metrics, selectors
+from lensllm_jax.selection import features, logme, loss_table, nlp_metrics, selectors
 from lensllm_jax.selection.flops import TrainingCost
 from lensllm_jax.selection.halving import Halving
 from lensllm_jax.selection.loss_table import LossTable
@@ -222,5 +222,17 @@ MISTAKES = [
     (
         "`weights` must be a safetensors file, got DIR/a.safetensors: ...",
         lambda tmp: nlp_metrics.mean_pl_alpha(broken(tmp / "a.safetensors")),
+    ),
+    (
+        "`count` must be positive and finite, got 0",
+        lambda tmp: features.first_target_states(None, {"labels": np.ones((0, 2))}),
+    ),
+    (
+        "`block_size` must be positive and finite, got 0",
+        lambda tmp: features.first_target_states(None, {"labels": SIZES}, block_size=0),
+    ),
+    (
+        "`num_words` must be positive and finite, got 0",
+        lambda tmp: features.first_word_classes(TASK.train, num_words=0),
     ),
 ]

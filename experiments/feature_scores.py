@@ -1,0 +1,251 @@
+r"""LogME and NLPmetrics, the rows of Table 3 that need a model and not its losses.
+
+    python -m experiments.feature_scores --curves=experiments/results/pydoc_losses.csv \
+        --task=pydoc --budgets=2,4,8,16 --output_dir=out/feature-scores
+
+Neither fine-tunes.  `nlp_metrics` reads the checkpoint alone: the mean power-law exponent of its
+layers' spectra, the same at every budget.  `logme` reads the first D training examples of the
+nested order, D the budget: the state before the head where the first target token is predicted,
+and which of the --num_words most common first words of those D targets is to come
+(lensllm_jax/selection/features.py).
+
+--output_dir receives selection.csv, with the columns of rank_curves, and scores.csv, a row a
+selector, budget and candidate.  PearCorr takes scores as they are: exponents should correlate
+positively with the losses, evidence negatively.  FLOPs: logme a forward pass of D examples, 2 N a
+token; nlp_metrics the singular values of every layer.  A candidate that is finished is not
+measured again.  Two minutes for the bundled pool on two busy cores; expected on pydoc: see
+docs/REPRODUCTION.md.
+"""
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from absl import flags
+from jaxtyping import Float
+
+from experiments import cli, measuring, terminal
+from experiments.progress import Progress
+from experiments.run_folder import RunFolder, known, sha256_of
+from lensllm_jax import checks
+from lensllm_jax.checkpoints.zoo import folder_of
+from lensllm_jax.data.subsets import subset_order
+from lensllm_jax.data.task import Example, Task
+from lensllm_jax.selection.features import first_target_states, first_word_classes
+from lensllm_jax.selection.flops import training_flops
+from lensllm_jax.selection.loss_table import LossTable, read_loss_table
+from lensllm_jax.selection.measurement import Measurement, MeasurementConfig
+from lensllm_jax.selection.nlp_metrics import weight_matrices
+from lensllm_jax.selection.rank import Ranking, rank
+
+CURVES = flags.DEFINE_string("curves", None, "Loss table (CSV) of the pool.", required=True)
+BUDGETS = flags.DEFINE_list("budgets", ["2", "4", "8", "16"], "Divisors of the largest size.")
+NUM_WORDS = flags.DEFINE_integer("num_words", 8, "First words that are classes of their own.")
+flags.adopt_module_key_flags(measuring)
+
+SELECTORS = ("nlp_metrics", "logme")
+Key = tuple[str, int]  # selector, divisor of the largest size
+KEPT_SETTINGS = ("candidates", "task", "task_sha256", "max_length", "seed")  # what decides
+
+
+class Features(NamedTuple):
+    """What was read of one candidate."""
+
+    states: Float[np.ndarray, "n d"]  # before the head, in the nested order
+    tokens: list[int]  # of each example, padding not counted
+    seconds: float  # of the forward passes, compilation included
+
+
+def main(_: Sequence[str]) -> None:
+    """Measures what is missing, ranks at every budget, writes the tables."""
+    divisors = [cli.divisor("budgets", text) for text in BUDGETS.value]
+    if NUM_WORDS.value < 1:
+        raise checks.UserError(f"`num_words` must be 1 or more, got {NUM_WORDS.value}")
+    names, config = measuring.candidate_names(), measuring.measurement_config()
+    table = read_loss_table(CURVES.value).select(names)
+    target = int(table.sizes[-1])
+    for size in (target, *(target // divisor for divisor in divisors)):
+        table.column(size)
+    task = measuring.load_task_for(names)
+    most = target // min(divisors)
+    if most > len(task.train):
+        raise checks.UserError(
+            f"`budgets` must leave at most {len(task.train)} examples (the training examples of "
+            f"{task.name}), got {most}"
+        )
+    num_params = measuring.check_candidates(names, config)
+    recorded = measuring.task_settings(names, task, config)
+    folder = RunFolder.open(measuring.OUTPUT_DIR.value, {
+        **{key: recorded[key] for key in KEPT_SETTINGS},
+        "curves": {CURVES.value: sha256_of(CURVES.value)},
+        "budgets": divisors,
+        "num_words": NUM_WORDS.value,
+    })  # fmt: skip
+    features: dict[str, Features] = {}
+    with Progress(total=float(len(names)), quiet=measuring.QUIET.value) as progress:
+        for name in names:
+            features[name] = remembered(name, task, config, most, folder)
+            progress.finish(1.0, f"{name}: features measured")
+    rankings = all_rankings(table, divisors, features, labelled(task, config, most))
+    costs = {key: cost(key[0], target // key[1], features, num_params) for key in rankings}
+    rows = [row_of(table, key, ranking, *costs[key]) for key, ranking in rankings.items()]
+    folder.write_rows("selection.csv", [known(row) for row in rows])
+    folder.write_rows("scores.csv", [
+        {"task": table.task, "selector": selector, "budget_fraction": 1.0 / divisor,
+         "candidate": name, "score": f"{ranking.scores[name]:.6g}"}
+        for (selector, divisor), ranking in rankings.items()
+        for name in names
+    ])  # fmt: skip
+    show(table.task, rows, divisors)
+    print(f"written to {folder.path}")
+
+
+def remembered(
+    name: str, task: Task, config: MeasurementConfig, count: int, folder: RunFolder
+) -> Features:
+    """The features of a candidate, measured now if the folder does not hold them.
+
+    Args:
+        name: of the candidate.
+        task: the text.
+        config: the settings.
+        count: training examples.
+        folder: of the run.
+
+    Returns:
+        Features of the first ``count`` training examples.
+    """
+    path = f"features/{measuring.slug_of(name)}"
+    if not folder.has(f"{path}.json"):
+        start = time.monotonic()
+        candidate = measuring.load_checked(name, config)
+        batch = Measurement(candidate, task, config=config).subset(count)
+        folder.write_array(f"{path}.npy", first_target_states(candidate, batch))
+        spent = time.monotonic() - start
+        tokens = batch["attention_mask"].sum(1).tolist()
+        folder.write_json(f"{path}.json", {"tokens": tokens, "seconds": spent})
+    kept = folder.read_json(f"{path}.json")
+    states = np.load(folder.path / f"{path}.npy", allow_pickle=False)
+    return Features(states, kept["tokens"], kept["seconds"])
+
+
+def labelled(task: Task, config: MeasurementConfig, count: int) -> list[Example]:
+    """The first ``count`` training examples of the nested order, whose targets give classes."""
+    order = subset_order(len(task.train), seed=config.seed)[:count]
+    return [task.train[i] for i in order]
+
+
+def all_rankings(
+    table: LossTable, divisors: Sequence[int], features: Mapping[str, Features],
+    examples: Sequence[Example],
+) -> dict[Key, Ranking]:  # fmt: skip
+    """The verdict of each selector at each budget.
+
+    Args:
+        table: losses of the pool.
+        divisors: of the largest size.
+        features: of every candidate.
+        examples: that the features are of.
+
+    Returns:
+        By selector and divisor.
+    """
+    target = int(table.sizes[-1])
+    budget = {"budget_size": target // divisors[0], "target_size": target}
+    weights = {name: folder_of(name) for name in table.names}
+    alone = rank(table, selector="nlp_metrics", weights=weights, **budget)  # reads no data
+    rankings: dict[Key, Ranking] = {("nlp_metrics", divisor): alone for divisor in divisors}
+    for divisor in divisors:
+        size = target // divisor
+        classes = first_word_classes(examples[:size], num_words=NUM_WORDS.value)
+        read = {name: (one.states[:size], classes) for name, one in features.items()}
+        budget["budget_size"] = size
+        rankings["logme", divisor] = rank(table, selector="logme", features=read, **budget)
+    return rankings
+
+
+def row_of(
+    table: LossTable, key: Key, ranking: Ranking, flops: float, seconds: float
+) -> dict[str, Any]:
+    """A row of selection.csv.
+
+    Args:
+        table: losses of the pool.
+        key: selector and divisor.
+        ranking: its verdict.
+        flops: that its scores cost.
+        seconds: that measuring took.
+
+    Returns:
+        What it cost and how good it was.
+    """
+    truth = dict(zip(table.names, table.column(int(table.sizes[-1])).tolist(), strict=True))
+    return {
+        "task": table.task,
+        "budget_fraction": 1.0 / key[1],
+        "selector": key[0],
+        **ranking.judged(truth)._asdict(),
+        "flops": flops,
+        "seconds": ranking.seconds + seconds,
+    }
+
+
+def cost(
+    selector: str, size: int, features: Mapping[str, Features], num_params: Mapping[str, int]
+) -> tuple[float, float]:
+    """A forward pass of the examples, or every layer's singular values.
+
+    Args:
+        selector: logme or nlp_metrics.
+        size: training examples.
+        features: of every candidate.
+        num_params: of every candidate.
+
+    Returns:
+        FLOPs and seconds of all candidates together; ``rank`` counts its own seconds.
+    """
+    if selector == "logme":  # a forward pass is a third of a training step
+        tokens = {name: sum(one.tokens[:size]) for name, one in features.items()}
+        flops = sum(training_flops(num_params[name], count) for name, count in tokens.items())
+        spent = (one.seconds * size / len(one.tokens) for one in features.values())
+        return flops / 3.0, sum(spent)
+    layers = (matrix for name in features for _, matrix in weight_matrices(folder_of(name)))
+    return sum(singular_value_flops(*matrix.shape) for matrix in layers), 0.0
+
+
+def singular_value_flops(rows: int, columns: int) -> float:
+    """Of the singular values of a matrix: 4 m n^2 - 4 n^3 / 3 (Golub and Van Loan, 8.6).
+
+    Args:
+        rows: of the matrix.
+        columns: of the matrix.
+
+    Returns:
+        FLOPs, to leading order.
+
+    Example:
+        >>> singular_value_flops(3, 3), singular_value_flops(6, 3) == singular_value_flops(3, 6)
+        (72.0, True)
+    """
+    m, n = max(rows, columns), min(rows, columns)
+    return 4.0 * m * n**2 - 4.0 * n**3 / 3.0
+
+
+def show(task: str, rows: Sequence[Mapping[str, Any]], divisors: Sequence[int]) -> None:
+    """Both metrics on the terminal, as rank_curves shows them."""
+    shown = terminal.table(f"{task}: PearCorr / RelAcc (%)")
+    shown.add_column("selector")
+    for divisor in divisors:
+        shown.add_column(f"1/{divisor}", justify="right")
+    shown.add_column("mean", justify="right")
+    for selector in SELECTORS:
+        pairs = [(row["pearson"], row["relative_accuracy"])
+                 for row in rows if row["selector"] == selector]  # fmt: skip
+        pairs.append(tuple(np.mean(pairs, axis=0)))
+        shown.add_row(selector, *(f"{p:.1f} / {r:.1f}" for p, r in pairs))
+    terminal.show(shown)
+
+
+if __name__ == "__main__":
+    cli.run(main)
