@@ -75,3 +75,30 @@ def test_worked_examples_print_what_stands_below_them():
         assert f"## Add a {kind}" in text
     said = failures(text, "CONTRIBUTING.md")
     assert not said, said
+
+
+def dead(page):
+    """Links of a page within the repository that lead nowhere."""
+    found = re.findall(r"\]\(([^)\s]+)\)", page.read_text())
+    inner = (link.partition("#") for link in found if "://" not in link)
+    return [
+        f"{path}#{anchor}"
+        for path, _, anchor in inner
+        if not (page.parent / path).exists()
+        or (anchor and anchor not in headings(page.parent / path if path else page))
+    ]
+
+
+def headings(page):
+    """The anchors of a page's headings, as GitHub and MyST make them."""
+    titles = re.findall(r"^#+ (.*)$", page.read_text(), re.MULTILINE)
+    return [re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles]
+
+
+def test_links_of_the_pages_lead_somewhere(tmp_path):
+    pages = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")]
+    assert not {page.name: dead(page) for page in pages if dead(page)}
+    assert sum(len(re.findall(r"\]\(\w", page.read_text())) for page in pages) > 20
+    page = tmp_path / "page.md"
+    page.write_text("# A title\n[a](none.md) [b](#a-title) [c](#none) [d](page.md#none)")
+    assert dead(page) == ["none.md#", "#none", "page.md#none"]
