@@ -210,27 +210,46 @@ def axes_with(x_label: str, y_label: str) -> tuple[Figure, Axes]:
     return figure, axes
 
 
-def panels(
-    *labels: tuple[str, str], width: float = 7.5, rows: int = 1
-) -> tuple[Figure, tuple[Axes, ...]]:
+def panels(*labels: tuple[str, str], width: float = 7.5) -> tuple[Figure, tuple[Axes, ...]]:
     """Empty panels beside each other, in the style of all.
 
     Args:
-        *labels: of each panel, row by row, the x label and the y label, with their units.
+        *labels: of each panel, the x label and the y label, with their units.
         width: of the figure, inches.
-        rows: into which the panels are divided.
 
     Returns:
         The figure and the axes of each panel.
     """
-    figure = Figure(figsize=(width, 4.8 if rows == 1 else 3.75 * rows), layout="constrained")
-    FigureCanvasAgg(figure)
-    every = figure.subplots(rows, len(labels) // rows, squeeze=False).ravel()
+    count = len(labels)
+    figure, every = small_panels(count, num_columns=count, width=width / count, height=4.8)
     for axes, (x_label, y_label) in zip(every, labels, strict=True):
         axes.set_xlabel(x_label)
         axes.set_ylabel(y_label)
-        plain(axes)
     return figure, tuple(every)
+
+
+def small_panels(
+    count: int, *, num_columns: int, width: float, height: float
+) -> tuple[Figure, list[Axes]]:
+    """Panels of one size in rows, in the style of all.
+
+    Args:
+        count: how many.
+        num_columns: in a row.
+        width: of one panel, inches.
+        height: of one panel, inches.
+
+    Returns:
+        The figure and its panels.
+    """
+    num_columns = min(num_columns, count)
+    num_rows = -(-count // num_columns)
+    figure = Figure(figsize=(width * num_columns, height * num_rows), layout="constrained")
+    FigureCanvasAgg(figure)
+    every = [figure.add_subplot(num_rows, num_columns, i + 1) for i in range(count)]
+    for axes in every:
+        plain(axes)
+    return figure, every
 
 
 def plain(axes: Axes) -> None:

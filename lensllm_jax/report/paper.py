@@ -12,11 +12,10 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
-from lensllm_jax.report.figures import HEAT, as_png, colour_of, plain, style_of_selector
+from lensllm_jax.report.figures import HEAT, as_png, colour_of, small_panels, style_of_selector
 from lensllm_jax.selection.loss_table import LossTable
 
 Rows = Sequence[Mapping[str, str]]
@@ -25,30 +24,6 @@ DATA, FIT, SPLIT = "#000000", "#0072B2", "#D55E00"  # of the palette: measured, 
 PHASES = {"TRANSITION": "transition", "FLATTENING": "flattens", "ONE": "one piece"}
 NUM_COLUMNS = 5  # of small panels
 METRICS = {"pearson": "PearCorr (%)", "relative_accuracy": "RelAcc (%)"}
-
-
-def small_panels(
-    count: int, *, num_columns: int, width: float, height: float
-) -> tuple[Figure, list[Axes]]:
-    """Panels of one size in rows, in the style of all figures.
-
-    Args:
-        count: how many.
-        num_columns: in a row.
-        width: of one panel, inches.
-        height: of one panel, inches.
-
-    Returns:
-        The figure and its panels.
-    """
-    num_columns = min(num_columns, count)
-    num_rows = -(-count // num_columns)
-    figure = Figure(figsize=(width * num_columns, height * num_rows), layout="constrained")
-    FigureCanvasAgg(figure)
-    every = [figure.add_subplot(num_rows, num_columns, i + 1) for i in range(count)]
-    for axes in every:
-        plain(axes)
-    return figure, every
 
 
 def phases_figure(table: LossTable, rows: Rows) -> bytes:

@@ -1,0 +1,73 @@
+"""Figures of the paper hold what their tables hold, each selector in its look."""
+
+import csv
+import itertools
+from pathlib import Path
+
+import pytest
+
+from lensllm_jax.report import paper
+from lensllm_jax.report.figures import style_of_selector
+
+RESULTS = Path(__file__).parents[2] / "experiments" / "results"
+
+
+@pytest.fixture
+def panels_of(monkeypatch):
+    """The panels of what a function of the module draws."""
+    figures = []
+    monkeypatch.setattr(paper, "as_png", lambda figure: figures.append(figure) or b"")
+    return lambda draw, *arguments, **more: draw(*arguments, **more) or figures[-1].axes
+
+
+def saving_rows():
+    return list(csv.DictReader((RESULTS / "saving.csv").read_text().splitlines()))
+
+
+def lines_of(axes):
+    return {line.get_label(): line for line in axes.get_lines()}
+
+
+def test_figure_4_has_a_panel_for_each_metric_and_task(panels_of):
+    rows = saving_rows()
+    tasks = list(dict.fromkeys(row["task"] for row in rows))
+    every = panels_of(paper.saving_figure, rows)
+    assert [axes.get_title() for axes in every] == [*tasks, *[""] * len(tasks)]
+    assert [every[0].get_ylabel(), every[len(tasks)].get_ylabel()] == [*paper.METRICS.values()]
+    assert all(axes.get_xlabel() for axes in every[len(tasks) :])
+
+
+def test_figure_4_holds_every_point_that_costs_something(panels_of):
+    rows = saving_rows()
+    task = rows[0]["task"]
+    above = lines_of(panels_of(paper.saving_figure, rows)[0])
+    for name in {row["selector"] for row in rows}:
+        points = {
+            (float(row["percent_of_full_tuning"]), float(row["pearson"]))
+            for row in rows
+            if (row["task"], row["selector"]) == (task, name)
+            and float(row["flops"]) > 0 and row["pearson"]
+        }  # fmt: skip
+        assert (name in above) == bool(points)
+        if points:
+            assert set(zip(*above[name].get_data(), strict=True)) == points
+            style = style_of_selector(name)
+            assert (above[name].get_color(), above[name].get_marker()) == (
+                style["color"],
+                style["marker"],
+            )
+    assert "zero_shot" not in above
+    x, y = above["Pareto front"].get_data()
+    assert (x[-1], y[-1]) == (100.0, 100.0)
+    assert all(a <= b for a, b in itertools.pairwise(y))
+
+
+def test_a_law_looks_like_its_selector(panels_of):
+    rows = [
+        {"task": "a", "law": law, "budget_fraction": budget, "mean_rmse": "0.1"}
+        for law in ("lensllm", "power")
+        for budget in ("0.5", "1.0")
+    ]
+    (axes,) = panels_of(paper.errors_figure, rows, laws=["lensllm", "power"])
+    for law, line in lines_of(axes).items():
+        assert line.get_color() == style_of_selector(law)["color"]
