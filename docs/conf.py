@@ -30,7 +30,8 @@ def fields_of(cls):
             said.append(f"    {field[1]}: {field[2] or ''}".rstrip())
         elif said and (more := MORE.fullmatch(line)):
             said[-1] += f" {more[1]}"
-    return ["", "Attributes:", *said] if said else []
+    # a comment is plain text: what reStructuredText would read is escaped
+    return ["", "Attributes:", *(re.sub(r"([|*`\\])", r"\\\1", x) for x in said)] if said else []
 
 
 def add_fields(app, what, name, obj, options, lines):

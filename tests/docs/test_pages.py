@@ -55,7 +55,7 @@ class Kept:
 
     first: int  # examples, at most
     # two lines of them
-    second: int = 0
+    second: int = 0  # bound of |a - b|
 
     def third(self):
         fourth: int = 0  # no field
@@ -63,7 +63,7 @@ class Kept:
 
 
 def test_comments_beside_fields_are_attributes_of_the_page():
-    fields = ["    first: examples, at most two lines of them", "    second:"]
+    fields = ["    first: examples, at most two lines of them", r"    second: bound of \|a - b\|"]
     assert CONF.fields_of(Kept) == ["", "Attributes:", *fields]
     assert CONF.fields_of(lens.Candidate) == []  # its docstring names them
     assert CONF.fields_of(dict) == []
