@@ -3,24 +3,25 @@ r"""Theorem 2 and its lemmas, measured: candidates fine-tuned on doubling subset
     python -m experiments.theory_bound --candidate=zoo/gpt2-xs --task=pydoc \
         --sizes=100,200,400,800,1600,3200 --output_dir=out/theory
     python -m experiments.theory_bound --candidates=zoo --sizes=100,200,400,800 --output_dir=out/zoo
-    python -m experiments.theory_bound --curves=flan.csv,gigaword.csv --output_dir=out/phases
 
 For each size n: how far each weight block moved, h_i of the first --num_examples training
 examples block by block (Lanczos, with its error estimate), the forms that others compute instead,
 the Hessian's trace with an interval, the gradient's variance, and every term of the bound at
 --epsilon and --delta, with C the largest loss of any example seen.  Then, over n: the decay of
 each with its interval beside what the lemmas say, Corollary 1's constants, whether beta_2 < 1/2
-holds, and the transition of the loss curve.  With --curves only the transitions of measured curves.
+holds, and the transition of the loss curve (of curves alone: phase_transitions).  The remainder's
+constant K is not known; with --remainder_constant one is assumed, and the bound has a total and n*.
 
 --output_dir receives theory.csv (a row a size), blocks.csv (a row a size and block), theory.json
-(fits), bound.png, decays.png; phases.csv with --curves.  Of several candidates each has these in
-a folder of its own, and decays.csv has a row for each and what decays.  The same command goes on
-where a killed run was cut off.  A bundled candidate with six sizes: about 6 minutes on 2 cores.
+(fits), bound.png, decays.png.  Of several candidates each has these in a folder of its own, and
+decays.csv has a row for each and what decays.  The same command goes on where a killed run was cut
+off.  A bundled candidate with six sizes: about 6 minutes on 2 cores.
 """
 
 import dataclasses
 import functools
 import json
+import math
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -40,10 +41,9 @@ from lensllm_jax.finetune.objective import nats_and_count
 from lensllm_jax.report import theory as report
 from lensllm_jax.scaling.fit import fit_law
 from lensllm_jax.scaling.intervals import degrees_of_freedom
-from lensllm_jax.selection.loss_table import read_loss_table
 from lensllm_jax.selection.measurement import Measurement
-from lensllm_jax.theory.blocks import displacement, squared_norms, weight_blocks
-from lensllm_jax.theory.bound import share, theorem_2
+from lensllm_jax.theory.blocks import Block, displacement, squared_norms, weight_blocks
+from lensllm_jax.theory.bound import ORDER, share, theorem_2
 from lensllm_jax.theory.decay import corollary_1, fit_decay
 from lensllm_jax.theory.hessian import (
     batch_means,
@@ -51,12 +51,13 @@ from lensllm_jax.theory.hessian import (
     gradient_variance,
     hessian_trace,
     joint_forms,
+    least_bytes,
 )
 from lensllm_jax.theory.phases import MIN_SIZES, segmented_transition
+from lensllm_jax.typing import Params
 
 flags.DEFINE_alias("candidate", "candidates")
 SIZES = flags.DEFINE_list("sizes", ["100", "200", "400", "800", "1600", "3200"], "Subsets.")
-CURVES = flags.DEFINE_list("curves", [], "Loss tables: phases of their curves, and nothing else.")
 NUM_EXAMPLES = flags.DEFINE_integer("num_examples", 16, "Examples of each Hessian form.")
 NUM_MATVECS = flags.DEFINE_integer("num_matvecs", 32, "Products of each Lanczos quadrature.")
 NUM_PROBES = flags.DEFINE_integer("num_probes", 16, "Probes of each trace.")
@@ -64,10 +65,12 @@ ONLY = flags.DEFINE_string("only", "blocks/.*kernel", "Regular expression: which
 MEGABYTES = flags.DEFINE_integer("megabytes", 1024, "Memory of the Lanczos vectors.")
 EPSILON = flags.DEFINE_float("epsilon", 0.1, "Of the bound, in (0, 1).")
 DELTA = flags.DEFINE_float("delta", 0.01, "One less the probability of the bound, in (0, 1).")
+CONSTANT = flags.DEFINE_float("remainder_constant", None, "K of K n^(-3/4), if one is assumed.")
 
 STACKED = ("blocks",)
 BATCH = 4  # examples of a batch mean
 CHUNK = 32  # examples whose losses are computed at once
+FITTED = ("coefficient", "exponent", "low", "high")  # of a Decay
 # what decays, and the exponent that the lemmas give it
 LEMMAS = {
     "sum_h": "Eq 6: beta_2 > 0, and < 1/2 for the order of phases",
@@ -78,18 +81,15 @@ LEMMAS = {
 
 
 def main(argv: Sequence[str]) -> None:
-    """Measures a candidate, or reads curves."""
+    """Measures the candidates, and writes the tables and figures of each."""
     del argv
-    if CURVES.value:
-        phases_of_curves()
-        return
     names = measuring.candidate_names()
-    share("epsilon", EPSILON.value)
-    share("delta", DELTA.value)
+    check_flags()
     config = measuring.measurement_config()
     task = measuring.load_task_for(names)
     sizes = _sizes(len(task.train))
-    measuring.check_candidates(names, config)
+    for name in names:  # what one of them cannot do must not end the run of the others late
+        check_blocks(name, measuring.load_checked(name, config).params)
     settings = {
         **measuring.task_settings(names, task, config),
         "sizes": sizes,
@@ -108,9 +108,38 @@ def main(argv: Sequence[str]) -> None:
             bench = Bench(Measurement(load_candidate(name), task, config=config))
             cells = [cell_of(bench, size, own, progress) for size in sizes]
             summaries[name] = write(own, cells)
+            jax.clear_caches()  # compiled programs keep the candidate's weights alive
     if len(names) > 1:
         folder.write_rows("decays.csv", decay_rows(summaries))
     print(f"written to {folder.path}")
+
+
+def check_flags() -> None:
+    """Refuses numbers that would end the run after its first fine-tune."""
+    share("epsilon", EPSILON.value)
+    share("delta", DELTA.value)
+    checks.positive("num_matvecs", NUM_MATVECS.value)
+    for name, flag, least in (("num_examples", NUM_EXAMPLES, BATCH), ("num_probes", NUM_PROBES, 2)):
+        if flag.value < least:
+            raise checks.UserError(f"`{name}` must be {least} or more, got {flag.value}")
+    if CONSTANT.value is not None:
+        checks.positive("remainder_constant", CONSTANT.value)
+
+
+def blocks_of(params: Params) -> tuple[Block, ...]:
+    """The weights that --only names, a block a layer."""
+    return weight_blocks(params, stacked=STACKED, only=ONLY.value)
+
+
+def check_blocks(name: str, params: Params) -> None:
+    """Refuses a candidate without such weights, or whose largest block the budget cannot hold."""
+    least = least_bytes(params, blocks_of(params), num_matvecs=NUM_MATVECS.value)
+    if MEGABYTES.value * 2**20 < least:
+        raise checks.UserError(
+            f"`megabytes` must be {math.ceil(least / 2**20)} or more for {NUM_MATVECS.value} "
+            f"products in the largest block of {name}, got {MEGABYTES.value}: give more, or lower "
+            "`num_matvecs`"
+        )
 
 
 def cell_of(bench: "Bench", size: int, folder: RunFolder, progress: Progress) -> dict[str, Any]:
@@ -123,31 +152,29 @@ def cell_of(bench: "Bench", size: int, folder: RunFolder, progress: Progress) ->
 
 
 def decay_rows(summaries: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """One row a candidate and quantity: its exponent, and what Corollary 1 makes of it."""
-    return [
-        {
-            "candidate": name,
-            "quantity": quantity,
-            **{key: decay.get(key, "") for key in ("exponent", "low", "high")},
-            "lemma": decay["lemma"],
-            "consistency": summary["corollary_1"]["consistency"]
-            if quantity == "sum_h" and "corollary_1" in summary
-            else "",
-        }
-        for name, summary in summaries.items()
-        for quantity, decay in summary["decays"].items()
-    ]
+    """One row a candidate and quantity: its power of n, and what Corollary 1 makes of sum_h."""
+    rows = []
+    for name, summary in summaries.items():
+        for quantity, decay in summary["decays"].items():
+            corollary = summary.get("corollary_1", {}) if quantity == "sum_h" else {}
+            rows.append(
+                {
+                    "candidate": name,
+                    "quantity": quantity,
+                    **{key: decay.get(key, "") for key in FITTED},
+                    "lemma": decay["lemma"],
+                    **{key: corollary.get(key, "") for key in ("beta_3", "C_3", "consistency")},
+                }
+            )
+    return rows
 
 
 def _sizes(available: int) -> list[int]:
-    texts = [text.strip() for text in SIZES.value]
-    if not all(text.isdigit() for text in texts):
-        raise checks.UserError(f"`sizes` must be whole numbers, got {','.join(texts)}")
-    sizes = sorted({int(text) for text in texts})
+    sizes = sorted(set(cli.whole_numbers("sizes", SIZES.value)))
     if len(sizes) < 2 or sizes[0] < max(NUM_EXAMPLES.value, BATCH) or sizes[-1] > available:
         raise checks.UserError(
             f"`sizes` must be two or more from `num_examples` ({NUM_EXAMPLES.value}, at least "
-            f"{BATCH}) to {available} (the training examples), got {','.join(texts)}"
+            f"{BATCH}) to {available} (the training examples), got {','.join(map(str, sizes))}"
         )
     return sizes
 
@@ -158,7 +185,7 @@ class Bench:
     def __init__(self, measurement: Measurement):
         self.measurement = measurement
         self.pretrained = measurement.candidate.params
-        self.blocks = weight_blocks(self.pretrained, stacked=STACKED, only=ONLY.value)
+        self.blocks = blocks_of(self.pretrained)
         self.loss = self._loss  # one object, so that nothing is compiled twice
         each = jax.vmap(self.loss, in_axes=(None, 0))
         self.losses = jax.jit(lambda p, x: each(p, x))
@@ -243,9 +270,11 @@ def summarise(cells: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
             fit_decay(sizes, np.array([cell["sum_h"] for cell in cells])),
             loss_bound=max(cell["loss_bound"] for cell in cells),
             num_blocks=len(cells[0]["blocks"]),
+            remainder_constant=CONSTANT.value,
         )
         summary["corollary_1"] = {
             **dataclasses.asdict(result),
+            "remainder_constant": CONSTANT.value,
             "consistency": result.consistency.value,
         }
     losses = np.array([cell["test_loss"] for cell in cells])
@@ -273,6 +302,9 @@ def write(folder: RunFolder, cells: Sequence[Mapping[str, Any]]) -> dict[str, An
     """Tables, figures, and the summary, which is also shown on the terminal."""
     hidden = ("size", "blocks", "seconds")
     rows = [{"size": c["size"], **{k: c[k] for k in c if k not in hidden}} for c in cells]
+    if CONSTANT.value is not None:
+        for row in rows:
+            row["remainder_term"] = CONSTANT.value * row["size"] ** -ORDER
     folder.write_rows("theory.csv", rows)
     folder.write_rows(
         "blocks.csv",
@@ -306,29 +338,6 @@ def _finite(value: Any) -> Any:
     if isinstance(value, dict):
         return {name: _finite(part) for name, part in value.items()}
     return None if isinstance(value, float) and not np.isfinite(value) else value
-
-
-def phases_of_curves() -> None:
-    """phases.csv: both detectors on every curve of the tables."""
-    tables = [read_loss_table(path) for path in CURVES.value]
-    folder = RunFolder.open(measuring.OUTPUT_DIR.value, {"curves": [t.task for t in tables]})
-    rows = []
-    for table in tables:
-        sizes = table.sizes.astype(np.float64)
-        for name, losses in zip(table.names, table.losses, strict=True):
-            found = transitions(sizes, losses)
-            row: dict[str, Any] = {"task": table.task, "candidate": name}
-            for detector in ("segmented", "rectified"):
-                values = found[detector] if isinstance(found[detector], dict) else {}
-                row |= {f"{detector}_{k}": values.get(k, "") for k in ("size", "low", "high")}
-            row["phase"] = found["segmented"]["phase"] if row["segmented_size"] else ""
-            rows.append(row)
-    folder.write_rows("phases.csv", rows)
-    for table in tables:
-        mine = [row["phase"] for row in rows if row["task"] == table.task]
-        for phase in sorted(set(mine)):
-            print(f"{table.task}: {mine.count(phase)} of {len(mine)}: {phase}")
-    print(f"written to {folder.path}")
 
 
 if __name__ == "__main__":

@@ -7,64 +7,117 @@ Example:
     b'PNG'
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
 
-from lensllm_jax.report.figures import axes_with, colour_of, png
+from lensllm_jax.report.figures import COLOURS, as_png, colour_of, panels, png
 
-TERMS = ("empirical_term", "curvature_term", "confidence_term")
+TERMS = {
+    "empirical_term": "(1 + ε) training loss",
+    "curvature_term": "curvature",
+    "confidence_term": "confidence",
+    "remainder_term": "remainder, K assumed",
+}
+QUANTITIES = {
+    "sum_h": r"$\Sigma\,h_i$",
+    "trace": "trace of the Hessian",
+    "gradient_variance": "variance of the gradient",
+    "squared_displacement": r"$\Sigma\,\|v_i\|^2$",
+}
+INK = COLOURS[-1]  # of the losses, which are no terms
 
 
 def bound_figure(rows: Sequence[Mapping[str, Any]]) -> bytes:
-    """Each known term of Theorem 2, their sum, and the losses, against n.
+    """Theorem 2 against n: its terms on top of each other beside the losses, and each alone.
 
     Args:
-        rows: of theory.csv.
+        rows: of theory.csv; with a remainder where its constant was assumed.
 
     Returns:
         A PNG.
     """
-    figure, axes = axes_with("training examples n", "loss (nats per token)")
+    x_label = "training examples n"
+    figure, (stacked, alone) = panels(
+        (x_label, "loss (nats per token)"), (x_label, "term (nats per token)"), width=11.0
+    )
     sizes = [row["size"] for row in rows]
-    total = np.sum([[row[name] for name in TERMS] for row in rows], axis=1)
-    series = {
-        **{name.replace("_", " "): [row[name] for row in rows] for name in TERMS},
-        "known terms": total,
-        "training loss": [row["training_loss"] for row in rows],
-        "test loss": [row["test_loss"] for row in rows],
-    }
-    for i, (label, values) in enumerate(series.items()):
-        axes.plot(sizes, values, marker="o", label=label, **colour_of(i))
-    axes.set_xscale("log")
-    axes.set_yscale("log")
-    axes.set_title("Theorem 2 without its remainder, whose constant is not known")
-    return png(figure, axes)
+    terms = {label: [row[name] for row in rows] for name, label in TERMS.items() if name in rows[0]}
+    colours = [COLOURS[i] for i in range(len(terms))]
+    stacked.stackplot(
+        sizes, *terms.values(), labels=terms, colors=colours, alpha=0.55, linewidth=0.0
+    )
+    for name, style in (("test_loss", "o-"), ("training_loss", "o:")):
+        losses = [row[name] for row in rows]
+        stacked.plot(sizes, losses, style, color=INK, label=name.replace("_", " "))
+    stacked.set_ylim(bottom=0.0)
+    for colour, values in zip(colours, terms.values(), strict=True):
+        alone.plot(sizes, values, "o-", color=colour)
+    alone.set_yscale("log")
+    for axes in (stacked, alone):
+        _log_sizes(axes, sizes)
+    whole = "remainder_term" in rows[0]
+    stacked.set_title("Theorem 2" if whole else "Theorem 2 without its remainder: no bound")
+    alone.set_title("Each term alone")
+    figure.legend(loc="outside lower center", ncols=6, frameon=False)
+    return as_png(figure)
 
 
 def decay_figure(rows: Sequence[Mapping[str, Any]], decays: Mapping[str, Any]) -> bytes:
-    """Measured quantities against n, with their fitted powers.
+    """Measured quantities against n, each with its error, and their fitted powers.
 
     Args:
         rows: of theory.csv.
-        decays: by column, coefficient and exponent where there is a fit.
+        decays: by column, the fit and its interval where there is one.
 
     Returns:
         A PNG.
     """
-    figure, axes = axes_with("training examples n", "relative to the smallest n")
+    labels = ("training examples n", "relative to the smallest n (no unit)")
+    figure, (axes,) = panels(labels, width=9.5)
     sizes = np.array([float(row["size"]) for row in rows])
     for i, (name, decay) in enumerate(decays.items()):
         if "exponent" not in decay:
             continue
         values = np.array([row[name] for row in rows])
         style = colour_of(i)
-        label = f"{name.replace('_', ' ')}: n^{-decay['exponent']:.2f}"
-        axes.plot(sizes, values / values[0], "o", color=style["color"], label=label)
+        axes.errorbar(
+            sizes * 1.02 ** (i - 1.5),  # beside each other, not on top of each other
+            values / values[0], _errors(rows, name) / values[0], fmt="o", capsize=3.0,
+            color=style["color"], label=f"{QUANTITIES.get(name, name)}: {_power(decay)}",
+        )  # fmt: skip
         fitted = decay["coefficient"] * sizes ** -decay["exponent"]
         axes.plot(sizes, fitted / values[0], **style)
-    axes.set_xscale("log")
+    axes.plot(sizes, sizes[0] / sizes, color="0.5", linestyle=":", label=r"Lemma 2: $n^{-1}$")
     axes.set_yscale("log")
-    axes.set_title("What the lemmas say falls with n")
+    _log_sizes(axes, sizes)
+    axes.set_title("Measured powers of n, with their intervals")
     return png(figure, axes)
+
+
+def _errors(rows: Sequence[Mapping[str, Any]], name: str) -> np.ndarray:
+    """How far below and above each value its error or interval reaches; nothing if it has none."""
+    if f"{name}_error" in rows[0]:
+        return np.array([[row[f"{name}_error"] for row in rows]] * 2)
+    if f"{name}_low" in rows[0]:
+        low = [row[name] - row[f"{name}_low"] for row in rows]
+        return np.array([low, [row[f"{name}_high"] - row[name] for row in rows]])
+    return np.zeros((2, len(rows)))
+
+
+def _power(decay: Mapping[str, Any]) -> str:
+    """The fitted power of n and its interval, as on the axes: positive where values grow."""
+    power = f"$n^{{{-decay['exponent']:.2f}}}$"
+    if not math.isfinite(decay["low"]):
+        return f"{power} (two sizes: no interval)"
+    return f"{power} ({-decay['high']:.2f} to {-decay['low']:.2f})"
+
+
+def _log_sizes(axes: Axes, sizes: Sequence[float] | np.ndarray) -> None:
+    """Puts a logarithmic axis of sizes under a panel, a tick at each."""
+    axes.set_xscale("log")
+    axes.set_xticks(sizes, [f"{size:,.0f}" for size in sizes])
+    axes.minorticks_off()

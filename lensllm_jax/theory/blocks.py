@@ -59,13 +59,19 @@ def weight_blocks(
         One or more blocks.
 
     Raises:
-        UserError: if no name holds ``only``.
+        UserError: if ``only`` is no regular expression, or no name holds it.
     """
+    try:
+        wanted = re.compile(only)
+    except re.error as error:
+        raise checks.UserError(
+            f"`only` must be a regular expression, got {only!r}: {error}"
+        ) from None
     blocks = []
     for index, (path, leaf) in enumerate(jax.tree_util.tree_leaves_with_path(params)):
         parts = [str(getattr(key, "key", getattr(key, "idx", key))) for key in path]
         name = "/".join(parts)
-        if not re.search(only, name):
+        if not wanted.search(name):
             continue
         if set(parts) & set(stacked):
             blocks += [Block(f"{name}[{i}]", index, i) for i in range(leaf.shape[0])]

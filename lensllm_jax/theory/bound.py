@@ -70,7 +70,7 @@ def theorem_2(
     *,
     num_examples: int,
     epsilon: float,
-    loss_bound: float,
+    loss_bound: float = math.inf,
     delta: float = 0.01,
     remainder_constant: float | None = None,
 ) -> Theorem2:
@@ -81,7 +81,7 @@ def theorem_2(
         h: one curvature form a weight tensor, not negative.
         num_examples: n.
         epsilon: in (0, 1).
-        loss_bound: C; cross entropy has none of its own, so it must be chosen and said.
+        loss_bound: C; cross entropy has none of its own, so without one there is no bound.
         delta: one less the probability, in (0, 1); the paper has 0.01.
         remainder_constant: K, if one is assumed.
 

@@ -11,7 +11,7 @@ iteration (matfree, full reorthogonalisation) turns m Hessian-vector products in
 weights of Gauss quadrature for it.  max(lambda, 0) is not smooth at 0, so no rule bounds the error;
 what the last three products changed estimates it.  Products never leave the block: the Hessian is
 block-exact, and memory is m + 4 vectors of one block for each example held at once, two examples
-at the least.
+at the least (:func:`least_bytes`).
 
 What others compute instead is here under its own name:
 
@@ -88,16 +88,22 @@ def block_forms(
         examples: a tree of arrays with a leading axis of examples.
         blocks: of ``params``.
         num_matvecs: m; a block of fewer weights takes as many as it has, and is then exact.
-        max_bytes: memory of the Lanczos vectors of the examples held at once; two are always held.
+        max_bytes: memory of the Lanczos vectors of the examples held at once.
 
     Returns:
         One a block.
 
     Raises:
-        UserError: if a form is not finite, naming block and example.
+        UserError: if a form is not finite, naming block and example; if ``max_bytes`` does not
+            hold two examples of the largest block.
     """
     checks.positive("num_matvecs", num_matvecs)
-    checks.positive("max_bytes", max_bytes)
+    least = least_bytes(params, blocks, num_matvecs=num_matvecs)
+    if max_bytes < least:
+        raise checks.UserError(
+            f"`max_bytes` must be {least} or more for {num_matvecs} products in the largest block, "
+            f"got {max_bytes}: give more, or lower `num_matvecs`"
+        )
     found = []
     for block in blocks:
         v = jnp.asarray(block.take(moved))
@@ -108,8 +114,7 @@ def block_forms(
             found.append(BlockForms(block.name, nothing, nothing, nothing))
             continue
         depth = min(num_matvecs, v.size)
-        vectors = (depth + NUM_WORKING) * v.size * v.dtype.itemsize  # bytes of one example
-        at_once = _at_once(num, int(max_bytes // vectors))
+        at_once = _at_once(num, max_bytes // _bytes_of_one(v, num_matvecs))
         matrices = np.asarray(
             _lanczos(loss, params, v, examples, block.layer, block.leaf, depth, at_once),
             np.float64,
@@ -121,6 +126,27 @@ def block_forms(
             checks.finite(f"{what} of {block.name}, by example", values)
         found.append(BlockForms(block.name, positive, error, plain))
     return tuple(found)
+
+
+def least_bytes(params: Params, blocks: Sequence[Block], *, num_matvecs: int) -> int:
+    """Memory that the Lanczos vectors of the largest block take, two examples at once.
+
+    Args:
+        params: the weights.
+        blocks: of them, one or more.
+        num_matvecs: m.
+
+    Returns:
+        Bytes: the smallest budget that :func:`block_forms` takes.
+    """
+    weights = (jnp.asarray(block.take(params)) for block in blocks)
+    return MIN_AT_ONCE * max(_bytes_of_one(part, num_matvecs) for part in weights)
+
+
+def _bytes_of_one(weights: Array, num_matvecs: int) -> int:
+    """Lanczos vectors of one example."""
+    vectors = min(num_matvecs, weights.size) + NUM_WORKING
+    return int(vectors * weights.size * weights.dtype.itemsize)
 
 
 def _at_once(num: int, room: int) -> int:

@@ -42,6 +42,7 @@ def test_the_table_says_one_piece_where_there_is_one_and_is_drawn(tmp_path, monk
     rows = list(csv.DictReader(written.splitlines()))
     assert [row["phase"] for row in rows] == ["TRANSITION", "ONE"]
     assert float(rows[0]["low"]) < 1600 < float(rows[0]["high"])
+    assert float(rows[0]["high"]) < 1.1 * float(rows[0]["low"])
     picture = phases_figure(table, rows)
     assert picture[1:4] == b"PNG"
     assert picture == phases_figure(table, rows)

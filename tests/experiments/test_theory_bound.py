@@ -7,8 +7,9 @@ import shutil
 import numpy as np
 import pytest
 
-from lensllm_jax.selection.loss_table import LossTable, write_loss_table
+from lensllm_jax import checks
 from tests.experiments.test_rank_curves import run_binary
+from tests.messages.binaries import load
 
 SMALL = {
     "candidate": "zoo/gpt2-xs", "task": "pydoc", "sizes": "8,16", "num_examples": 4,
@@ -78,37 +79,91 @@ def test_several_candidates_have_a_folder_each_and_one_table_of_decays(measured,
     assert (tmp_path / "zoo--opt-xs" / "bound.png").exists()
 
 
-def test_phases_of_curves_are_found_without_a_model(tmp_path):
-    sizes = np.append(0, 200 * 2 ** np.arange(10))
-    x = np.log(np.maximum(sizes, 100) / 3200.0)
-    kinked = np.exp(np.where(x < 0, -0.02, -0.3) * x)
-    wiggle = 1 + 0.003 * np.sin(3.0 * np.arange(len(sizes)))
-    losses = np.stack([kinked * wiggle, np.exp(-0.1 * x) * wiggle])
-    table = LossTable(("kinked", "straight"), sizes, losses, np.ones(2), ("", ""))
-    write_loss_table(table, tmp_path / "toy.csv")
-    out = tmp_path / "out"
-    done = run_binary("theory_bound", f"--curves={tmp_path / 'toy.csv'}", f"--output_dir={out}")
-    assert done.returncode == 0, done.stderr
-    kink, line = rows(out / "phases.csv")
-    assert "steeper power phase" in kink["phase"]
-    assert float(kink["segmented_low"]) <= 3300
-    assert float(kink["segmented_high"]) >= 3100
-    assert "steeper power phase" not in line["phase"]
+def cells_of(sizes, powers, losses):
+    """Cells in which every quantity is an exact power of n."""
+    terms = {"training_loss": 1.0, "empirical_term": 1.1, "confidence_term": 0.1}
+    return [
+        {
+            "size": size, "test_loss": loss, "loss_bound": 9.0, "blocks": {"a": {}, "b": {}},
+            "sum_h_error": 0.1, "curvature_term": 0.3, "seconds": 1.0, **terms,
+            **{name: 5.0 * size**power for name, power in powers.items()},
+        }
+        for size, loss in zip(sizes, losses, strict=True)
+    ]  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"epsilon": 1.0}, "`epsilon` must lie between 0 and 1"),
-        ({"delta": 0.0}, "`delta` must lie between 0 and 1"),
-        ({"sizes": "8"}, "`sizes` must be two or more"),
-        ({"sizes": "8,many"}, "`sizes` must be whole numbers"),
-        ({"candidate": "zoo/none"}, "`candidate` must be one of"),
-    ],
-)
-def test_bad_input_is_one_line_and_exit_code_two(tmp_path, changes, message):
-    done = theory_bound(tmp_path / "out", **changes)
+def test_decays_the_corollary_and_the_transition_follow_from_the_cells():
+    module = load("theory_bound").module
+    sizes = [200 * 2**k for k in range(10)]
+    x = np.log(np.array(sizes) / 3200.0)
+    wiggle = 1 + 0.003 * np.sin(3.0 * np.arange(10))
+    bent = np.exp(np.where(x < 0, -0.02, -0.3) * x) * wiggle
+    powers = {"sum_h": -0.2, "trace": 0.1, "gradient_variance": 0.0, "squared_displacement": 0.9}
+    module.CONSTANT.value = 40.0
+    summary = module.summarise(cells_of(sizes, powers, bent))
+    for quantity, power in powers.items():
+        decay = summary["decays"][quantity]
+        assert decay["exponent"] == pytest.approx(-power, abs=1e-9)
+        assert decay["low"] <= -power + 1e-9
+        assert decay["high"] >= -power - 1e-9
+    corollary = summary["corollary_1"]
+    assert corollary["consistency"].startswith("0 < beta_2 < 1/2")
+    assert corollary["beta_3"] == pytest.approx(0.6)
+    assert corollary["C_3"] == pytest.approx((9.0 * 2 * 5.0) ** 0.5)
+    n = corollary["crossing"]
+    assert corollary["C_3"] * n**-0.6 == pytest.approx(40.0 * n**-0.75)
+    segmented = summary["phases"]["segmented"]
+    assert "steeper power phase" in segmented["phase"]
+    assert 3000 <= segmented["low"] <= 3200 <= segmented["high"] <= 3400
+    straight = module.summarise(cells_of(sizes, powers, np.exp(-0.1 * x) * wiggle))
+    assert "steeper power phase" not in straight["phases"]["segmented"]["phase"]
+
+
+def test_rows_of_decays_leave_open_what_has_no_fit():
+    module = load("theory_bound").module
+    powers = {"sum_h": 0.3, "trace": 0.1, "gradient_variance": 0.0, "squared_displacement": 0.9}
+    cells = cells_of([100, 200, 400], powers, [3.0, 2.0, 1.5])
+    cells[1]["trace"] = -1.0
+    sum_h, trace, *_ = module.decay_rows({"a": module.summarise(cells)})
+    assert sum_h["coefficient"] == pytest.approx(5.0)
+    assert "grows with n" in sum_h["consistency"]
+    assert sum_h["beta_3"] == pytest.approx(0.35)
+    assert (trace["exponent"], trace["C_3"], trace["consistency"]) == ("", "", "")
+
+
+REFUSED = [
+    ({"EPSILON": 1.0}, "`epsilon` must lie between 0 and 1"),
+    ({"DELTA": 0.0}, "`delta` must lie between 0 and 1"),
+    ({"NUM_EXAMPLES": 3}, "`num_examples` must be 4 or more, got 3"),
+    ({"NUM_MATVECS": 0}, "`num_matvecs` must be positive"),
+    ({"NUM_PROBES": 1}, "`num_probes` must be 2 or more, got 1"),
+    ({"MEGABYTES": 1}, "`megabytes` must be 5 or more for 32 products in the largest block"),
+    ({"CONSTANT": -1.0}, "`remainder_constant` must be positive"),
+    ({"SIZES": ["16"]}, "`sizes` must be two or more"),
+    ({"SIZES": ["16", "many"]}, "`sizes` must be whole numbers"),
+    ({"ONLY": "nothing"}, "`only` must be part of a weight's name"),
+    ({"CANDIDATES": "zoo/none"}, "`candidate` must be one of"),
+]
+
+
+@pytest.mark.parametrize(("changes", "message"), REFUSED)
+def test_bad_input_is_refused_before_anything_is_measured_or_written(tmp_path, changes, message):
+    module, out, task = load("theory_bound").module, tmp_path / "out", tmp_path / "task.jsonl"
+    task.write_text("".join(f'{{"prompt": "p{i}", "target": "t{i}"}}\n' for i in range(40)))
+    flags = {
+        "CANDIDATES": "zoo/gpt2-xs", "TASK": str(task), "OUTPUT_DIR": str(out),
+        "SIZES": ["8", "16"], "NUM_EXAMPLES": 4, **changes,
+    }  # fmt: skip
+    for flag, value in flags.items():
+        holder = module if hasattr(module, flag) else module.measuring
+        getattr(holder, flag).value = value
+    with pytest.raises(checks.UserError, match=message):
+        module.main([])
+    assert not out.exists()
+
+
+def test_bad_input_is_one_line_and_exit_code_two(tmp_path):
+    done = theory_bound(tmp_path / "out", delta=0.0)
     assert done.returncode == 2
-    assert message in done.stderr
-    assert len(done.stderr.strip().splitlines()) == 1
+    assert done.stderr.strip() == "error: `delta` must lie between 0 and 1, got 0.0"
     assert not (tmp_path / "out").exists()

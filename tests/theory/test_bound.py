@@ -150,6 +150,7 @@ def test_the_bound_without_its_constant_is_not_called_a_bound():
         ({"delta": 0.0}, "`delta` must lie between 0 and 1"),
         ({"delta": 1.5}, "`delta` must lie between 0 and 1"),
         ({"loss_bound": math.inf}, "needs a bounded loss"),
+        ({"loss_bound": math.nan}, "needs a bounded loss"),
         ({"loss_bound": 0.5}, "must be at least the loss seen"),
         ({"num_examples": 0}, "`num_examples` must be positive"),
         ({"h": np.array([-1.0])}, "positive part"),
@@ -160,6 +161,18 @@ def test_bad_input_is_one_clear_error(changes, message):
     given_ = {"num_examples": 100, "epsilon": 0.1, "loss_bound": 4.0, "h": np.ones(2), **changes}
     with pytest.raises(checks.UserError, match=message):
         theorem_2(1.0, given_.pop("h"), **given_)
+
+
+def test_a_loss_without_a_bound_has_no_theorem():
+    with pytest.raises(checks.UserError, match="needs a bounded loss; clip the loss"):
+        theorem_2(1.0, np.ones(2), num_examples=100, epsilon=0.1)
+
+
+@pytest.mark.parametrize("changes", [{"epsilon": 0.0}, {"delta": 1.0}, {"loss_bound": math.inf}])
+def test_eq_14_refuses_what_theorem_2_refuses(changes):
+    given_ = {"num_examples": 100, "epsilon": 0.1, "loss_bound": 4.0, **changes}
+    with pytest.raises(checks.UserError, match=f"`{next(iter(changes))}` must"):
+        eq_14(1.0, 0.1, 2.0, **given_)
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from lensllm_jax import checks
+from lensllm_jax.models import families
 from lensllm_jax.theory import hessian
 from lensllm_jax.theory.blocks import displacement, squared_norms, weight_blocks
 from lensllm_jax.theory.hessian import (
@@ -103,6 +104,42 @@ def test_forms_of_every_family_equal_the_eigendecomposition(variant, x64):
         assert np.all(forms.error <= 1e-2 * scale)
 
 
+def test_no_family_is_left_out():
+    configs = {**VARIANTS, **ENCODER_DECODERS}
+    assert {configs[variant]["model_type"] for variant in FAMILIES} == set(families.FAMILIES)
+
+
+@pytest.mark.float64
+def test_the_other_forms_of_a_model_equal_those_of_its_dense_hessian(x64):
+    """Two blocks that cross: their joint Hessian, written out, is the oracle of each form."""
+    candidate, loss, moved, examples = case("gpt2")
+    params = candidate.params
+    blocks = weight_blocks(params, stacked=("blocks",), only=r"blocks/.*norm/(scale|bias)")
+    blocks = [block for block in blocks if block.layer == 1]
+    widths = [block.take(params).size for block in blocks]
+    ends = np.cumsum(widths)[:-1]
+    start = jnp.concatenate([block.take(params).ravel() for block in blocks])
+    v = np.concatenate([np.ravel(block.take(moved)) for block in blocks])
+
+    def of_flat(flat, one):
+        tree = params
+        for block, part in zip(blocks, jnp.split(flat, ends), strict=True):
+            tree = block.put(tree, part.reshape(block.take(params).shape))
+        return loss(tree, one)
+
+    hessians = oracles.block_hessians(of_flat, start, examples)
+    products = np.stack([v * (hessian @ v) for hessian in hessians])
+    expected = np.stack([part.sum(1) for part in np.split(products, ends, axis=1)], axis=1)
+    assert_close(joint_forms(loss, params, moved, examples, blocks), expected, np.float64)
+    gradients = np.asarray(jax.vmap(jax.grad(of_flat), in_axes=(None, 0))(start, examples))
+    variance = gradient_variance(loss, params, examples, blocks)
+    assert_close(variance, np.cov(gradients.T).trace(), np.float64)
+    trace = hessian_trace(loss, params, examples, blocks, num_probes=256, level=0.999)
+    exact = np.trace(hessians.mean(0))
+    assert trace.low <= exact <= trace.high
+    assert trace.high - trace.low < 0.5 * abs(exact)
+
+
 @pytest.mark.parametrize("size", [5, 7, 12])
 def test_a_block_with_as_many_products_as_weights_is_exact(size, x64):
     loss, params, moved, hessians = toy(size=size)
@@ -118,6 +155,9 @@ def test_a_block_with_as_many_products_as_weights_is_exact(size, x64):
         assert forms.h == forms.positive.max()
         assert np.all(forms.error < 1e-10)
         assert np.all(forms.positive >= forms.plain)
+        # Eq 29: no form exceeds the squared length times the trace of the positive part
+        traces = [np.linalg.eigvalsh(h[part, part]).clip(0.0).sum() for h in hessians]
+        assert np.all(forms.positive <= v @ v * np.array(traces) * (1 + 1e-12))
 
 
 def test_more_products_lower_the_error_and_the_estimate_follows(x64):
@@ -215,7 +255,9 @@ def test_memory_budget_changes_nothing_but_memory(x64, monkeypatch):
     lanczos, asked = hessian._lanczos, []
     monkeypatch.setattr(hessian, "_lanczos", lambda *a: (asked.append(a[-1]), lanczos(*a))[1])
     wide = block_forms(loss, params, moved, hessians, blocks)
-    narrow = block_forms(loss, params, moved, hessians, blocks, max_bytes=1)
+    least = hessian.least_bytes(params, blocks, num_matvecs=hessian.NUM_MATVECS)
+    assert least == 2 * 8 * 4 * 8  # examples, vectors, float64 weights of the larger block
+    narrow = block_forms(loss, params, moved, hessians, blocks, max_bytes=least)
     for a, b in zip(wide, narrow, strict=True):
         assert_close(a.positive, b.positive, np.float64)
     assert asked == [4, 4, 2, 2]  # of four examples
@@ -223,6 +265,26 @@ def test_memory_budget_changes_nothing_but_memory(x64, monkeypatch):
     for room, expected in ((4, 4), (3, 2)):
         block_forms(loss, params, moved, hessians, blocks[:1], max_bytes=room * 8 * 4 * 8)
         assert asked[-1] == expected
+    with pytest.raises(checks.UserError, match="`max_bytes` must be 512 or more for 16 products"):
+        block_forms(loss, params, moved, hessians, blocks, max_bytes=least - 1)
+
+
+@pytest.mark.parametrize("at_once", [2, 5])
+def test_the_compiled_program_keeps_to_the_memory_budget(at_once):
+    """Its own account of what it holds beside its input, with vectors that dwarf the rest."""
+    size, depth, num = 4096, 6, 10
+    params, examples = {"w": jnp.zeros(size)}, jnp.ones((num, 1))
+    budget = at_once * (depth + hessian.NUM_WORKING) * size * params["w"].dtype.itemsize
+    assert hessian._at_once(num, at_once) == at_once
+
+    def held(k):
+        lowered = hessian._lanczos.lower(
+            lambda p, x: jnp.sum(jnp.cos(p["w"]) * x), params, params["w"], examples,
+            None, 0, depth, k,
+        )  # fmt: skip
+        return lowered.compile().memory_analysis().temp_size_in_bytes
+
+    assert held(at_once) <= budget < held(num)
 
 
 def test_a_block_that_did_not_move_has_no_form():

@@ -17,6 +17,7 @@ from tests.messages.binaries import load
 cells, executors = (load("finetune_grid").module.__dict__[name] for name in ("cells", "executors"))
 
 TASK = Task("toy", "", (Example("", "a"),), (Example("", "b"),), (Example("", "c"),), {}, "")
+TWO = np.ones(2)
 TABLE = "config name,0,200,400\na,3,2,1\nb,3,2,1\n"
 
 
@@ -97,6 +98,10 @@ def figures(tables, output):
 
 def bound_sizes(*texts):
     return binary("theory_bound", SIZES=list(texts))._sizes(100)
+
+
+def bound_flags(**flags):
+    return binary("theory_bound", **flags).check_flags()
 
 
 def written(path, content="x"):
@@ -242,7 +247,19 @@ MISTAKES = [
         "`selectors` must leave one that the tables allow, got none",
         lambda tmp: binary("rank_curves")._write(None, "selection.csv", []),
     ),
-    ("`sizes` must be whole numbers, got 8,many", lambda tmp: bound_sizes("8", "many")),
+    ("`num_matvecs` must be positive and finite, got 0", lambda tmp: bound_flags(NUM_MATVECS=0)),
+    (
+        (
+            "`megabytes` must be 1 or more for 32 products in the largest block of a, got 0: give "
+            "more, or lower `num_matvecs`"
+        ),
+        lambda tmp: binary("theory_bound", MEGABYTES=0, ONLY="").check_blocks("a", {"w": TWO}),
+    ),
+    ("`num_probes` must be 2 or more, got 1", lambda tmp: bound_flags(NUM_PROBES=1)),
+    (
+        "`remainder_constant` must be positive and finite, got 0.0",
+        lambda tmp: bound_flags(CONSTANT=0.0),
+    ),
     (
         (
             "`sizes` must be two or more from `num_examples` (16, at least 4) to 100 (the training "

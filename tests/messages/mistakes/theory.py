@@ -36,6 +36,13 @@ MISTAKES = [
         lambda tmp: weight_blocks(PARAMS, only="kernel"),
     ),
     (
+        (
+            "`only` must be a regular expression, got '(': missing ), unterminated subpattern at "
+            "position 0"
+        ),
+        lambda tmp: weight_blocks(PARAMS, only="("),
+    ),
+    (
         "`fine_tuned` and `pretrained` must hold the same weights, got ['a'] in fine_tuned only",
         lambda tmp: displacement({"a": ONES}, {"b": ONES}),
     ),
@@ -94,7 +101,13 @@ MISTAKES = [
     ),
     ("`h` must not be negative, got -1.0", lambda tmp: decay.sum_of_roots_bound(-ONES)),
     ("`num_matvecs` must be positive and finite, got 0", lambda tmp: forms(num_matvecs=0)),
-    ("`max_bytes` must be positive and finite, got 0", lambda tmp: forms(max_bytes=0)),
+    (
+        (
+            "`max_bytes` must be 96 or more for 16 products in the largest block, got 0: give "
+            "more, or lower `num_matvecs`"
+        ),
+        lambda tmp: forms(max_bytes=0),
+    ),
     (
         "`batch_size` must be positive and finite, got 0",
         lambda tmp: hessian.batch_means(EYE, batch_size=0),
