@@ -56,8 +56,8 @@ def main(_) -> None:
     if LIFE.value:
         live()
         return
-    shape = {"block_size": BLOCK_SIZE.value, "symmetric": True}
-    total = len(list(tiles(NUM_EXAMPLES.value, NUM_EXAMPLES.value, **shape)))
+    n = NUM_EXAMPLES.value
+    total = len(list(tiles(n, n, block_size=BLOCK_SIZE.value, symmetric=True)))
     checks.positive("kill_after", KILL_AFTER.value)
     if KILL_AFTER.value >= total:
         raise checks.UserError(f"`kill_after` must be below the {total} tiles of this kernel, got "
@@ -66,7 +66,7 @@ def main(_) -> None:
         raise checks.UserError(f"`store_dir` must be a new folder, got {STORE_DIR.value}")
     command = [
         sys.executable, "-m", "benchmarks.ntk_store", "--life", f"--store_dir={STORE_DIR.value}",
-        f"--num_examples={NUM_EXAMPLES.value}", f"--block_size={BLOCK_SIZE.value}",
+        f"--num_examples={n}", f"--block_size={BLOCK_SIZE.value}",
     ]  # fmt: skip
     start = time.perf_counter()
     with subprocess.Popen(command, stdout=subprocess.DEVNULL) as first:
