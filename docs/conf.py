@@ -7,6 +7,7 @@ project = "lensllm_jax"
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode"]
 myst_heading_anchors = 3
 html_theme = "alabaster"
+html_theme_options = {"page_width": "1200px"}  # wide tables, lines of 100 characters
 autodoc_typehints = "none"  # shapes and units stand in the text
 autodoc_member_order = "bysource"
 python_maximum_signature_line_length = 80
