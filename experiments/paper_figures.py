@@ -28,7 +28,7 @@ OUTPUT_DIR = flags.DEFINE_string("output_dir", None, "Where the figures go.", re
 LAWS = [law.value for law in (Law.LENSLLM, Law.RECTIFIED, Law.VANILLA, Law.POWER)]
 SELECTORS = [
     "lensllm", "pooled", "ats", "rectified", "vanilla", "power", "subtuning", "zero_shot",
-    "model_size",
+    "model_size", "nlp_metrics", "logme",
 ]  # fmt: skip
 UNITS = {"as it stands": "as it stands", "fitted": "up to a factor"}
 SPECTRUM = ("target_logprob", "64")  # of the figure of spectra
