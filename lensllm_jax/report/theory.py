@@ -12,7 +12,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float
 from matplotlib.axes import Axes
+from matplotlib.ticker import FuncFormatter, LogLocator
 
 from lensllm_jax.report.figures import COLOURS, as_png, colour_of, panels, png
 
@@ -44,7 +46,7 @@ def bound_figure(rows: Sequence[Mapping[str, Any]]) -> bytes:
     figure, (stacked, alone) = panels(
         (x_label, "loss (nats per token)"), (x_label, "term (nats per token)"), width=11.0
     )
-    sizes = [row["size"] for row in rows]
+    sizes = np.array([float(row["size"]) for row in rows])
     terms = {label: [row[name] for row in rows] for name, label in TERMS.items() if name in rows[0]}
     colours = [COLOURS[i] for i in range(len(terms))]
     stacked.stackplot(
@@ -56,7 +58,7 @@ def bound_figure(rows: Sequence[Mapping[str, Any]]) -> bytes:
     stacked.set_ylim(bottom=0.0)
     for colour, values in zip(colours, terms.values(), strict=True):
         alone.plot(sizes, values, "o-", color=colour)
-    alone.set_yscale("log")
+    _log_values(alone)
     for axes in (stacked, alone):
         _log_sizes(axes, sizes)
     whole = "remainder_term" in rows[0]
@@ -81,6 +83,7 @@ def decay_figure(rows: Sequence[Mapping[str, Any]], decays: Mapping[str, Any]) -
     sizes = np.array([float(row["size"]) for row in rows])
     for i, (name, decay) in enumerate(decays.items()):
         if "exponent" not in decay:
+            axes.plot([], [], " ", label=f"{QUANTITIES.get(name, name)}: not positive at every n")
             continue
         values = np.array([row[name] for row in rows])
         style = colour_of(i)
@@ -92,13 +95,13 @@ def decay_figure(rows: Sequence[Mapping[str, Any]], decays: Mapping[str, Any]) -
         fitted = decay["coefficient"] * sizes ** -decay["exponent"]
         axes.plot(sizes, fitted / values[0], **style)
     axes.plot(sizes, sizes[0] / sizes, color="0.5", linestyle=":", label=r"Lemma 2: $n^{-1}$")
-    axes.set_yscale("log")
+    _log_values(axes)
     _log_sizes(axes, sizes)
     axes.set_title("Measured powers of n, with their intervals")
     return png(figure, axes)
 
 
-def _errors(rows: Sequence[Mapping[str, Any]], name: str) -> np.ndarray:
+def _errors(rows: Sequence[Mapping[str, Any]], name: str) -> Float[np.ndarray, "2 m"]:
     """How far below and above each value its error or interval reaches; nothing if it has none."""
     if f"{name}_error" in rows[0]:
         return np.array([[row[f"{name}_error"] for row in rows]] * 2)
@@ -110,13 +113,20 @@ def _errors(rows: Sequence[Mapping[str, Any]], name: str) -> np.ndarray:
 
 def _power(decay: Mapping[str, Any]) -> str:
     """The fitted power of n and its interval, as on the axes: positive where values grow."""
-    power = f"$n^{{{-decay['exponent']:.2f}}}$"
-    if not math.isfinite(decay["low"]):
-        return f"{power} (two sizes: no interval)"
-    return f"{power} ({-decay['high']:.2f} to {-decay['low']:.2f})"
+    # 0.0 is added so that -0.001 reads 0.00
+    power, low, high = (0.0 - round(decay[key], 2) for key in ("exponent", "high", "low"))
+    ends = f"{low:.2f} to {high:.2f}" if math.isfinite(low) else "two sizes: no interval"
+    return f"$n^{{{power:.2f}}}$ ({ends})"
 
 
-def _log_sizes(axes: Axes, sizes: Sequence[float] | np.ndarray) -> None:
+def _log_values(axes: Axes) -> None:
+    """A logarithmic axis of values, with ticks also where it spans less than a decade."""
+    axes.set_yscale("log")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+
+
+def _log_sizes(axes: Axes, sizes: Float[np.ndarray, " m"]) -> None:
     """Puts a logarithmic axis of sizes under a panel, a tick at each."""
     axes.set_xscale("log")
     axes.set_xticks(sizes, [f"{size:,.0f}" for size in sizes])
