@@ -1,6 +1,7 @@
 """F as the tables give it, against dense matrix exponentials."""
 
 import dataclasses
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from tests.experiments.pools import NUM_CANDIDATES, NUM_EXAMPLES, SCALED_TIMES, 
 from tests.tolerances import assert_close
 
 LOSSES = 40.0 / (20.0 + SIZES**0.5) + np.linspace(1.0, 2.0, NUM_CANDIDATES)[:, None]
+RESULTS = Path(__file__).parents[2] / "experiments" / "results"
 KEY = ("target_logprob", NUM_EXAMPLES)
 
 
@@ -116,3 +118,28 @@ def test_common_first_tokens_read_the_first_target_alone():
     labels = np.array([[3, -100, 5, 9], [-100, 5, 9, 9], [-100, -100, 9, 1], [4, 2, 2, 2]])
     assert pools.SPECTRA.common_first_tokens({"labels": labels}, 3, shift=True) == (5, 2, 9)
     assert pools.SPECTRA.common_first_tokens({"labels": labels}, 2, shift=False) == (3, 4)
+
+
+def columns_written():
+    """Of each table, as the binary writes it now."""
+    theta, residual = kernel(3, 9)
+    row = {
+        "candidate": "a", "readout": "target_logprob", "num_examples": 4, "flops": 1.0,
+        "flops_with_test": 2.0,
+        **pools.SPECTRA.quantities(DenseKernel(theta, residual), 4, num_train=6),
+    }  # fmt: skip
+    rows = {
+        "spectra": pools.SPECTRA._spectrum_row(row),
+        "flow": next(pools.SPECTRA._flow_rows(row)),
+        "kernels": pools.SPECTRA._kernel_row(row),
+    }
+    return {name: list(one) for name, one in rows.items()}
+
+
+@pytest.mark.parametrize("task", ["pydoc", "sotu"])
+def test_the_committed_kernels_have_the_columns_that_the_binary_writes(task):
+    written = columns_written()
+    for name, columns in written.items():
+        with (RESULTS / f"{task}_{name}.csv").open() as file:
+            assert file.readline().rstrip("\n").split(",") == columns
+    assert written["spectra"] != written["kernels"]  # tables that differ are told apart
