@@ -42,6 +42,7 @@ from lensllm_jax import checks
 from lensllm_jax.checkpoints.zoo import load_candidate
 from lensllm_jax.data.subsets import nested_sizes
 from lensllm_jax.data.task import Task
+from lensllm_jax.finetune.loop import Loop
 from lensllm_jax.report import figures
 from lensllm_jax.report.pages import selection_page
 from lensllm_jax.report.selection import Selection, selection_markdown, shown
@@ -128,12 +129,15 @@ class Pool:
         self.paid: dict[str, Measured] = {}
         self._folder, self._progress = folder, progress
         self._open: tuple[str, Measurement] | None = None
+        self._loops: dict[str, Loop] = {}
 
     def _measurement(self, name: str) -> Measurement:
-        """Of one candidate at a time: the last one leaves memory first."""
+        """Of one candidate at a time: the last one leaves memory first, but its compiled steps."""
         if self._open is None or self._open[0] != name:
             self._open = None
-            self._open = name, Measurement(load_candidate(name), self.task, config=self.config)
+            measurement = Measurement(load_candidate(name), self.task, config=self.config)
+            measurement.loop = self._loops.setdefault(name, measurement.loop)
+            self._open = name, measurement
         measurement = self._open[1]
         self.paid.setdefault(name, Measured(measurement.candidate.family.name))
         return measurement
@@ -159,8 +163,9 @@ class Pool:
         paid.losses[size], paid.num_tokens[size] = cell["test_loss"], cell["num_tokens"]
         return paid.losses[size]
 
-    def skip(self, name: str, sizes: Sequence[int]) -> None:
-        """Sizes that will not be asked for, off the work that is left."""
+    def finish(self, name: str, sizes: Sequence[int]) -> None:
+        """Takes what will not be asked for off the work that is left; no fine-tune follows."""
+        self._loops.pop(name, None)
         for size in set(sizes) - set(self.paid[name].num_tokens):
             work = cells.fine_tune_work(self.num_params[name], size, self.config)
             self._progress.drop(work)
@@ -227,14 +232,13 @@ def measure(names: Sequence[str], sizes: Sequence[int], pool: Pool) -> dict[str,
     for name in names:
         pool.kernel(name)
         pool.zero_shot(name)
+        loss = functools.partial(pool.loss, name)
         if ORDER.value == Order.ALL:
             for size in sizes:
-                pool.loss(name, size)
-            continue
-        orders.measure_downwards(
-            sizes, functools.partial(pool.loss, name), gamma=GAMMA.value, tau=TAU.value
-        )
-        pool.skip(name, sizes)
+                loss(size)
+        else:
+            orders.measure_downwards(sizes, loss, gamma=GAMMA.value, tau=TAU.value)
+        pool.finish(name, sizes)
     return {}
 
 
@@ -247,7 +251,7 @@ def measure_upwards(names: Sequence[str], sizes: Sequence[int], pool: Pool) -> d
         return pool.loss(name, size)
 
     def on_drop(name: str, drop: Drop) -> None:
-        pool.skip(name, sizes)
+        pool.finish(name, sizes)
 
     dropped = orders.measure_upwards(names, sizes, loss, dropping(), on_drop=on_drop)
     for name in names:

@@ -64,7 +64,10 @@ def fake_kernel(measurement, folder, path, progress):
 def fake_candidate(name):
     number = 1000 * (1 + list(SLOPES).index(name))
     family = types.SimpleNamespace(name="toy")
-    return types.SimpleNamespace(name=name, num_params=number, family=family)
+    config = types.SimpleNamespace(module=lambda **_: None)
+    return types.SimpleNamespace(
+        name=name, num_params=number, family=family, config=config, is_encoder_decoder=False
+    )
 
 
 def install():

@@ -6,7 +6,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import pytest
+
+from experiments.progress import Progress
+from experiments.run_folder import RunFolder
+from lensllm_jax.data.catalogue import load_task
+from lensllm_jax.selection.measurement import MeasurementConfig
+from tests.messages.binaries import load
 
 ROOT = Path(__file__).parents[2]
 SIZES = [8, 16, 32, 64, 128]
@@ -105,6 +112,34 @@ def test_a_folder_records_the_order_unless_it_is_that_of_folders_from_before(sel
     assert settings["keep"] == 0.5  # not the default: what upwards would cost depends on it
     settings = json.loads((selections / "upwards" / "run.json").read_text())["settings"]
     assert (settings["order"], settings["keep"]) == ("upwards", 0.5)
+
+
+def test_candidates_that_go_on_are_not_compiled_again(tmp_path):
+    """Compilations are counted by JAX itself, as a pool is measured upwards."""
+    (tmp_path / "kings.txt").write_text("\n".join(f"the {i} kings of the land" for i in range(300)))
+    config = MeasurementConfig(max_length=16, batch_size=4, max_epochs=1)
+    pool = load("select_model").module.Pool(
+        load_task(tmp_path / "kings.txt"), config, {"zoo/gpt2-xs": 1, "zoo/opt-xs": 1},
+        RunFolder.open(tmp_path / "out", {}), Progress(total=1.0, quiet=True),
+    )  # fmt: skip
+    compiled = []
+
+    def listen(event, *_, **__):
+        if event == "/jax/core/compile/backend_compile_duration":
+            compiled.append(event)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        for size in (4, 8):
+            compiled.clear()
+            for name in pool.num_params:
+                pool.loss(name, size)
+            assert bool(compiled) == (size == 4)
+        pool.finish("zoo/gpt2-xs", ())  # the control: what is dropped is forgotten
+        pool.loss("zoo/gpt2-xs", 12)
+        assert compiled
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listen)
 
 
 @pytest.mark.parametrize(
