@@ -207,7 +207,9 @@ def cost(
     """
     if selector == "logme":  # a forward pass is a third of a training step
         tokens = {name: sum(one.tokens[:size]) for name, one in features.items()}
-        flops = sum(training_flops(num_params[name], count) for name, count in tokens.items())
+        flops = sum(
+            training_flops(float(num_params[name]), float(count)) for name, count in tokens.items()
+        )
         spent = (one.seconds * size / len(one.tokens) for one in features.values())
         return flops / 3.0, sum(spent)
     layers = (matrix for name in features for _, matrix in weight_matrices(folder_of(name)))
