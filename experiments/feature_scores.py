@@ -152,7 +152,7 @@ def all_rankings(
         By selector and divisor.
     """
     target = int(table.sizes[-1])
-    budget = {"budget_size": target // divisors[0], "target_size": target}
+    budget: dict[str, Any] = {"budget_size": target // divisors[0], "target_size": target}
     weights = {name: folder_of(name) for name in table.names}
     alone = rank(table, selector="nlp_metrics", weights=weights, **budget)  # reads no data
     rankings: dict[Key, Ranking] = {("nlp_metrics", divisor): alone for divisor in divisors}

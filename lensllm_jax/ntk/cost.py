@@ -7,8 +7,8 @@ array is counted while it lives:
   of gradients formed at once, and the kernel; above what the process holds already (the weights);
 * operations: one forward pass, a recomputing and a backward pass to the states
   (:math:`F_{\mathrm{fwd}}\,(2 + k)` an example), and each parameter's cheaper contraction;
-* seconds: operations over rates measured here and now, one of a large matrix product, one of
-  writing small outer products, which memory bounds.
+* seconds: operations and numbers that pass through memory over rates measured here and now, one
+  of a large matrix product, one of writing small outer products.
 
 The methods of neural-tangents hold Jacobians, of :math:`n k p` numbers each; how many is XLA's own
 account of the compiled program.
@@ -40,13 +40,14 @@ from lensllm_jax.typing import ApplyFn, Params
 # How long a rate is measured, at least.
 RATE_SECONDS = 0.3
 # What compiling the stages holds at its peak, on JAX 0.10 and a CPU.
-COMPILER_BYTES = 80e6
-# Seconds over what the rates alone would say, measured on 2 cores with 6.8 M parameters, 16 to 512
-# examples of 16 to 128 tokens (benchmarks/LOG.md).
-PASSES_OVERHEAD = 1.8  # norms, softmax, activations and copies beside the matrix products
+COMPILER_BYTES = 120e6
+# Seconds over what the rates alone would say, measured on 2 cores with 6.8 M parameters, 16 to
+# 1,024 examples of 16 to 256 tokens (benchmarks/LOG.md).
+PASSES_OVERHEAD = 1.15  # products of the layers are smaller than the one of the rate
+VALUES_OVERHEAD = 0.65  # norms, softmax, activations, copies: a number of any value, once a pass
 GRAM_OVERHEAD = 1.35  # tiles are smaller than the product that the rate is measured with
 WRITING_OVERHEAD = 1.7  # a piece is written, and read again at once
-JACOBIAN_WRITING_OVERHEAD = 8.5  # fresh memory, turned for the product
+JACOBIAN_WRITING_OVERHEAD = 7.5  # fresh memory, turned for the product
 
 
 class NtkCost(NamedTuple):
@@ -103,9 +104,10 @@ def ntk_cost(
         return NtkCost(int(held), flops, flops / rate.matmul)
     # forward, backward to states and to parameters; then every pair
     flops = n * forward * (1 + 2.0 * k) + 2.0 * (n * k) ** 2 * num_params
+    values = n * (1 + 2 * k) * sum(c.stage.num_bytes // itemsize for c in traced.schedule.calls)
     # as they come, and once more in the arrangement of the product
-    writing = JACOBIAN_WRITING_OVERHEAD * 2 * n * k * num_params / rate.writing
-    return NtkCost(int(held), flops, GRAM_OVERHEAD * flops / rate.matmul + writing)
+    written = JACOBIAN_WRITING_OVERHEAD * 2 * n * k * num_params + VALUES_OVERHEAD * values
+    return NtkCost(int(held), flops, GRAM_OVERHEAD * flops / rate.matmul + written / rate.writing)
 
 
 def least_flops(f: ApplyFn, params: Params, x: Any) -> float:
@@ -248,9 +250,16 @@ def _structured_cost(traced: Traced, leaves: list, examples: list, rate: Rates) 
         max((moment.live_bytes for moment in moments), default=0) + scratch + theta + COMPILER_BYTES
     )
 
-    forward = sum(call.stage.num_flops for call in calls)
-    passes = n * (forward * (2 + k) - calls[-1].stage.num_flops)
-    flops, seconds = float(passes), PASSES_OVERHEAD * passes / rate.matmul
+    # forward without the last stage, recomputed and back
+    passes, values = (
+        n * ((2 + k) * sum(of_stages) - of_stages[-1])
+        for of_stages in (
+            [call.stage.num_flops for call in calls],
+            [call.stage.num_bytes // itemsize for call in calls],
+        )
+    )
+    flops = float(passes)
+    seconds = PASSES_OVERHEAD * passes / rate.matmul + VALUES_OVERHEAD * values / rate.writing
     for group in (group for moment in moments for group in moment.groups):
         cost = _gram_cost(group, k == 1, rate)
         flops += cost[0]

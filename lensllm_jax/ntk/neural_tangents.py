@@ -39,6 +39,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from lensllm_jax import checks
 from lensllm_jax.typing import ApplyFn, Array, Params
 
 _PACKAGE = "neural_tangents"
@@ -139,13 +140,20 @@ def scratch_bytes(f: ApplyFn, implementation: str, params: Params, x: Any) -> in
         Bytes beside arguments and result.
 
     Raises:
+        UserError: if XLA's backend gives no account.
         ImportError: if neural-tangents is not installed.
     """
     x, params = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(jnp.shape(leaf), jnp.result_type(leaf)), (x, params)
     )
     compiled = tile.lower(f, implementation, (), x, None, params).compile()
-    return compiled.memory_analysis().temp_size_in_bytes
+    account = compiled.memory_analysis()
+    if account is None:  # JAX lets a backend have none
+        raise checks.UserError(
+            f'`method` must be "structured" for a cost on {jax.default_backend()}, got '
+            f"{implementation.lower()!r}: the compiler says nothing of its memory there"
+        )
+    return account.temp_size_in_bytes
 
 
 def _require_installed() -> None:

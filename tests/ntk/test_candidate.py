@@ -1,6 +1,8 @@
 """Read-outs by hand, and the kernel of a language model with all that comes with it."""
 
 import dataclasses
+import subprocess
+import sys
 from typing import Any
 
 import jax
@@ -10,7 +12,7 @@ import pytest
 
 from lensllm_jax.checks import UserError
 from lensllm_jax.ntk import candidate, readout
-from lensllm_jax.ntk.candidate import candidate_ntk
+from lensllm_jax.ntk.candidate import candidate_ntk, peak_bytes
 from lensllm_jax.ntk.loss import ntk_loss
 from tests import oracles
 from tests.ntk import cases
@@ -79,6 +81,19 @@ def test_kernel_of_a_model_is_that_of_its_readout(x64):
     assert k.peak_bytes > 1e7
     at_start = ntk_loss(k.theta, k.residual, learning_rate=0.1, steps=0.0)
     assert_close(at_start, np.sum(np.square(k.outputs)))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_peak_memory_is_that_of_the_process_and_not_of_the_one_that_started_it():
+    large = np.ones(2**26)  # 0.5 GB, touched
+    run = subprocess.run(
+        [sys.executable, "-c", ("from lensllm_jax.ntk.candidate import peak_bytes as peak; "
+         "print(peak(), __import__('resource').getrusage(0).ru_maxrss * 1024)")],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    own, inherited = map(int, run.stdout.split())
+    assert own < peak_bytes() - large.nbytes / 2
+    assert inherited > large.nbytes  # what getrusage says
 
 
 def test_loss_readout_has_the_same_kernel_and_the_opposite_residual(model_and_batch):

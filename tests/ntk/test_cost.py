@@ -30,7 +30,9 @@ def test_operations_of_a_linear_map_are_those_counted_by_hand():
     pairs = 2 * n * n * (r + c) + 2 * n * n  # one token: by pairs is cheaper
     assert cost.flops == passes + pairs
     moved = rules.PAIR_ENTRY_COST * n * n  # one token each
-    assert cost.seconds == pytest.approx(ntk_costs.PASSES_OVERHEAD * passes + pairs + moved)
+    values = 2 * n * (r + c + 1)  # what enters, the product and its sum, there and back
+    rest = ntk_costs.VALUES_OVERHEAD * values
+    assert cost.seconds == pytest.approx(ntk_costs.PASSES_OVERHEAD * passes + rest + pairs + moved)
 
 
 def test_loops_over_layers_count_each_layer():

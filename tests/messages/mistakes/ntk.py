@@ -68,6 +68,13 @@ def assembled_with_nan():
         return kernel()
 
 
+def cost_without_an_account():
+    """XLA has no backend here that keeps its account to itself."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(jax.stages.Compiled, "memory_analysis", lambda _: None)
+        return cost.ntk_cost(linear, ONES, EYE, method="jacobian_contraction", rates=(1.0, 1.0))
+
+
 def velocities(steps, num_states=2):
     """Of a kernel that is known at every state."""
     with pytest.MonkeyPatch.context() as patch:
@@ -219,6 +226,10 @@ MISTAKES = [
             "'fast'"
         ),
         lambda tmp: cost.ntk_cost(linear, ONES, EYE, method="fast", rates=(1.0, 1.0)),
+    ),
+    (
+        "`method` must be \"structured\" for a cost on cpu, got 'jacobian_contraction'",
+        lambda tmp: cost_without_an_account(),
     ),
     ("`num_projections` must be positive and finite, got 0", lambda tmp: Projection(0)),
     ("`seed` must be zero or positive and finite, got -1", lambda tmp: Projection(seed=-1)),
