@@ -228,7 +228,10 @@ MISTAKES = [
         lambda tmp: cost.ntk_cost(linear, ONES, EYE, method="fast", rates=(1.0, 1.0)),
     ),
     (
-        "`method` must be \"structured\" for a cost on cpu, got 'jacobian_contraction'",
+        (
+            "`method` must be \"structured\" for a cost on cpu, got 'jacobian_contraction': the "
+            "compiler says nothing of its memory there"
+        ),
         lambda tmp: cost_without_an_account(),
     ),
     ("`num_projections` must be positive and finite, got 0", lambda tmp: Projection(0)),
