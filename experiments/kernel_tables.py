@@ -32,6 +32,7 @@ from lensllm_jax.selection.loss_table import LossTable, read_loss_table
 
 TABLES = ("losses", "ledger", "spectra", "flow", "kernels")  # of a pool, <task>_<name>.csv
 MIN_F = 1e-300  # what underflows counts as this: no pre-power phase at any scale
+MAX_F = 1e300  # what overflows, as an elementwise exponential of negative entries does, as this
 
 
 class Form(enum.Enum):
@@ -95,9 +96,8 @@ class Kernel:
                 logs = np.log(self.test_mean_square * self.num_examples)
             # between the tabulated times in log s; beyond the last one it stays
             s = np.maximum(self.scaled_times, self.scaled_times[1] / 10.0)
-            value = np.exp(
-                np.interp(np.log(np.maximum(time * self.largest, s[0])), np.log(s), logs)
-            )
+            at = np.interp(np.log(np.maximum(time * self.largest, s[0])), np.log(s), logs)
+            value = np.exp(np.minimum(at, np.log(MAX_F)))
         return np.maximum(value, MIN_F)
 
 

@@ -20,12 +20,10 @@ def row_of_page(start):
     return [cell.strip() for cell in line.strip("|").split("|")][1:]
 
 
-def test_mean_errors_with_a_measured_f_are_those_of_the_table():
-    found = {
-        (row["form"], row["unit"], row["rate"], row["budget_fraction"]): row["mean_rmse"]
-        for row in table("pydoc_kernel_laws")
-        if (row["readout"], row["num_examples"]) in (("target_logprob", "64"), ("", ""))
-    }
+TASKS = ("pydoc", "sotu")  # own curves
+
+
+def test_mean_errors_with_a_measured_f_are_those_of_the_tables():
     forms = {
         "rectified; Eq 10 with one free t": ("none", "", ""),
         "Eq 9, as it stands, rate / n": ("matrix", "as it stands", "adamw"),
@@ -34,39 +32,53 @@ def test_mean_errors_with_a_measured_f_are_those_of_the_table():
         "Eq 9, up to a factor, η fitted": ("matrix", "fitted", "fitted"),
         "kernel's test residual, up to a factor, η fitted": ("test", "fitted", "fitted"),
     }
-    for start, key in forms.items():
-        errors = [found[(*key, budget)] for budget in ("1.0", "0.5", "0.25", "0.125")]
-        if key[0] == "none":  # the power law has no form either; it stands after the rectified
-            rows = [row for row in table("pydoc_kernel_laws") if row["law"] == "rectified"]
-            errors = [row["mean_rmse"] for row in rows]
-        assert row_of_page(start) == [f"{float(error):.4f}" for error in errors], start
+    cells = {start: [] for start in forms}
+    for task in TASKS:
+        found = {
+            (row["form"], row["unit"], row["rate"], row["budget_fraction"]): row["mean_rmse"]
+            for row in table(f"{task}_kernel_laws")
+            if (row["readout"], row["num_examples"]) in (("target_logprob", "64"), ("", ""))
+            and row["law"] != "power"  # it has no form either
+        }
+        for start, key in forms.items():
+            errors = [found[(*key, budget)] for budget in ("1.0", "0.5", "0.25", "0.125")]
+            cells[start] += [f"{float(error):.4f}" for error in errors]
+    for start, expected in cells.items():
+        assert row_of_page(start) == expected, start
+
+
+def held_out(rows):
+    return [row for row in rows if row["readout"] and float(row["budget_fraction"]) < 1]
+
+
+def counts(rows, difference):
+    """Comparisons; in how many the mean is smaller; surely smaller, larger; so family-wise."""
+    mean, p_value, p_family = (
+        np.array([float(row[name]) for row in rows]) for name in (difference, "p_value", "p_family")
+    )
+    sure = [np.sum((sign * mean > 0) & (p_value < 0.05)) for sign in (-1, 1)]
+    family = [np.sum((sign * mean > 0) & (p_family < 0.05)) for sign in (-1, 1)]
+    return [str(n) for n in (len(rows), np.sum(mean < 0), *sure, *family)]
 
 
 def test_counts_of_comparisons_are_those_of_the_tables():
-    laws = [
-        row for row in table("pydoc_kernel_laws")
-        if row["readout"] and float(row["budget_fraction"]) < 1
-    ]  # fmt: skip
-    difference, p_value, p_family = (
-        np.array([float(row[name]) for row in laws])
-        for name in ("less_rectified", "p_value", "p_family")
-    )
-    smaller = difference < 0
-    assert f"{len(laws)} held-out comparisons" in WORDS
-    assert f"The mean error is smaller in {smaller.sum()} of them, in none" in WORDS
-    assert not np.any(p_value[smaller] < 0.05)
-    sure, family = (np.sum(p[~smaller] < 0.05) for p in (p_value, p_family))
-    assert f"larger with p < 0.05 in {sure}, family-wise in {family}." in WORDS
-    value = [row for row in table("pydoc_kernel_value") if row["less_control"]]
-    least = min(float(row["p_family"]) for row in value)
-    assert (
-        f"Of these {len(value)} comparisons the least family-wise p-value is {least:.2f}" in WORDS
-    )
+    pooled = table("kernel_pooled")
+    for kind, start, tables, difference in (
+        ("law", "F in Eq 10", "kernel_laws", "less_rectified"),
+        ("value", "other ways", "kernel_value", "less_control"),
+    ):
+        for task in TASKS:
+            rows = [row for row in table(f"{task}_{tables}") if row[difference]]
+            rows = held_out(rows) if kind == "law" else rows
+            assert row_of_page(f"{start}, {task}") == counts(rows, difference)
+        rows = [row for row in pooled if row["kind"] == kind]
+        assert row_of_page(f"{start}, both") == counts(rows, "difference")
 
 
 def test_every_phase_is_counted():
     for name, task, label in (
         ("phases_pydoc", "pydoc_losses", "pydoc"),
+        ("phases_sotu", "sotu_losses", "sotu"),
         ("phases_public", "flan", "FLAN"),
         ("phases_public", "gigaword", "Gigaword"),
     ):

@@ -47,6 +47,12 @@ def test_every_form_of_f_is_what_its_name_says(tmp_path):
     assert_close(found.loss(Form.TEST, np.zeros(1)), np.array([3.0 * NUM_EXAMPLES]))
 
 
+def test_an_exponential_that_overflows_is_the_largest_f(tmp_path):
+    found = pools.toy_pool(tmp_path, LOSSES, read_pool).kernels[KEY][0]
+    wild = dataclasses.replace(found, elementwise_log_loss=found.elementwise_log_loss + 1e3)
+    assert_close(wild.loss(Form.ELEMENTWISE, np.array([0.0, 0.1])), np.full(2, 1e300))
+
+
 def test_what_is_kept_of_a_kernel_is_that_of_its_leading_block():
     theta, residual = kernel(3, 9)
     kept = pools.SPECTRA.quantities(DenseKernel(theta, residual), 4, num_train=6)
