@@ -28,12 +28,11 @@ from experiments import cli, terminal
 from experiments.progress import Progress
 from experiments.run_folder import RUN, RunFolder, known, sha256_of
 from lensllm_jax import checks
-from lensllm_jax.metrics import pearson_correlation, relative_accuracy
 from lensllm_jax.report import figures
 from lensllm_jax.report.pages import curves_page
 from lensllm_jax.selection.flops import TrainingCost
 from lensllm_jax.selection.loss_table import LossTable, read_loss_table
-from lensllm_jax.selection.rank import NEEDS, SELECTORS, Ranking, rank
+from lensllm_jax.selection.rank import NEEDS, SELECTORS, Ranking, Verdict, rank
 
 CURVES = flags.DEFINE_list("curves", None, "Loss tables (CSV), one a task.", required=True)
 BUDGETS = flags.DEFINE_list(
@@ -138,19 +137,10 @@ def _rank_or_skip(table, divisor, name, settings) -> Ranking | None:
         return None
 
 
-def _metrics(table: LossTable, ranking: Ranking) -> tuple[float, float]:
-    """PearCorr over the candidates that have a score, and RelAcc of the pick; NaN if impossible."""
-    truth = table.column(int(table.sizes[-1]))
-    scores = np.array([ranking.scores[name] for name in table.names])
-    known = np.isfinite(scores)
-    if not known.any():  # the first of an order without scores is nobody's pick
-        return float("nan"), float("nan")
-    try:
-        pearson = pearson_correlation(scores[known], truth[known])
-    except checks.UserError:
-        pearson = float("nan")
-    picked = float(truth[table.names.index(ranking.selected)])
-    return pearson, relative_accuracy(picked, truth)
+def _metrics(table: LossTable, ranking: Ranking) -> Verdict:
+    """PearCorr and RelAcc by the losses at the largest size."""
+    losses = table.column(int(table.sizes[-1])).tolist()
+    return ranking.judged(dict(zip(table.names, losses, strict=True)))
 
 
 def _row(tables: Sequence[LossTable], key: Key, ranking: Ranking) -> dict[str, Any]:
