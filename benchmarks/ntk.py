@@ -19,6 +19,7 @@ float32 matrix product measured just before. The columns ``said_seconds`` and ``
 import csv
 import json
 import pathlib
+import resource
 import statistics
 import subprocess
 import sys
@@ -169,7 +170,7 @@ def measure(shape: Shape, method: str, repeats: int) -> Measured:
 
     f, params, batch = problem(shape)
     jax.block_until_ready(params)
-    bare = peak_bytes()
+    bare = resident_bytes()
     seconds = []
     for _ in range(repeats + 1):
         start = time.perf_counter()
@@ -177,6 +178,16 @@ def measure(shape: Shape, method: str, repeats: int) -> Measured:
         seconds.append(time.perf_counter() - start)
     peak = peak_bytes()
     return Measured(seconds[1:], seconds[0], peak - bare, bare, float(theta.sum()))
+
+
+def resident_bytes() -> int:
+    """Memory of this process now, by Linux's account; the highest so far may have been given back.
+
+    Returns:
+        Bytes.
+    """
+    pages = int(pathlib.Path("/proc/self/statm").read_text().split()[1])
+    return pages * resource.getpagesize()
 
 
 def measured_apart(shape: Shape, method: str, repeats: int) -> Measured:

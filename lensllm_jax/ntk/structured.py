@@ -107,8 +107,8 @@ def kernel_by_parameter(
             for x, plan in zip(sides, plans, strict=True)
         ]
         for keys, found in backward_sweep(traced, leaves, blocks, plans):
-            right = found[1] if len(found) > 1 else None
-            theta, is_finite = _grams(found[0], right, trace=trace, mesh=mesh)
+            theta, is_finite = _grams(*found, *[None] * (2 - len(found)), trace=trace, mesh=mesh)
+            del found  # or these terms would live while the next stage makes its own
             names = tuple(_name(traced.names[leaf], step) for leaf, step in keys)
             _check_finite(names, is_finite)
             yield Share(names, theta[:, :n, :m])
