@@ -20,7 +20,7 @@ import time
 import jax
 from absl import flags
 
-from benchmarks.ntk import GPT2, problem
+from benchmarks.ntk import GPT2, problem, resident_bytes
 from experiments import cli
 from lensllm_jax import checks
 from lensllm_jax.ntk.candidate import peak_bytes
@@ -38,7 +38,7 @@ def live() -> None:
     """Computes what is missing of the kernel."""
     f, params, batch = problem(GPT2._replace(n=NUM_EXAMPLES.value))
     jax.block_until_ready(params)
-    before, start = peak_bytes(), time.perf_counter()
+    before, start = resident_bytes(), time.perf_counter()
     theta = empirical_ntk(f, params, batch, block_size=BLOCK_SIZE.value, store=STORE_DIR.value)
     seen = {
         "seconds": time.perf_counter() - start, "peak_bytes": peak_bytes() - before,

@@ -158,11 +158,12 @@ def _bridged_tile_fn(
     def of_blocks(rows: Block, columns: Block | None) -> Array:
         left, right = rows.take(), None if columns is None else columns.take()
         k = num_outputs(f, params, left)
-        is_reduced = k is not None and reduction is not OutputReduction.NONE
+        is_traced, divisor = _traced_and_scaled(k, reduction)
+        if k is None or not is_traced:
+            return neural_tangents.tile(f, method.name, (), left, right, params)
         # where outputs are traced, the bridge gives the mean over them
-        scale = k if is_reduced and reduction is OutputReduction.SUM else 1
-        traced = (1,) if is_reduced else ()
-        return scale * neural_tangents.tile(f, method.name, traced, left, right, params)
+        mean = neural_tangents.tile(f, method.name, (1,), left, right, params)
+        return mean * (k // divisor)
 
     return of_blocks
 

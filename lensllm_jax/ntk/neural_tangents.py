@@ -37,7 +37,6 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from lensllm_jax import checks
 from lensllm_jax.typing import ApplyFn, Array, Params
@@ -143,9 +142,6 @@ def scratch_bytes(f: ApplyFn, implementation: str, params: Params, x: Any) -> in
         UserError: if XLA's backend gives no account.
         ImportError: if neural-tangents is not installed.
     """
-    x, params = jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(jnp.shape(leaf), jnp.result_type(leaf)), (x, params)
-    )
     compiled = tile.lower(f, implementation, (), x, None, params).compile()
     account = compiled.memory_analysis()
     if account is None:  # JAX lets a backend have none

@@ -107,7 +107,7 @@ def kernel_by_parameter(
             for x, plan in zip(sides, plans, strict=True)
         ]
         for keys, found in backward_sweep(traced, leaves, blocks, plans):
-            theta, is_finite = _grams(*found, *[None] * (2 - len(found)), trace=trace, mesh=mesh)
+            theta, is_finite = _grams(*found, trace=trace, mesh=mesh)
             del found  # or these terms would live while the next stage makes its own
             names = tuple(_name(traced.names[leaf], step) for leaf, step in keys)
             _check_finite(names, is_finite)
@@ -442,7 +442,7 @@ def _on_devices(f: Any, mesh: Mesh, *, in_specs: Any, out_specs: Any) -> Any:
 
 @functools.partial(jax.jit, static_argnames=("trace", "mesh"))
 def _grams(
-    left: Sides, right: Sides | None, *, trace: bool, mesh: Mesh | None
+    left: Sides, right: Sides | None = None, *, trace: bool, mesh: Mesh | None
 ) -> tuple[jax.Array, jax.Array]:
     """Each parameter's block of the kernel (p, n, m, ...), and whether it is finite (p,)."""
     if mesh is None:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 from matplotlib.axes import Axes
-from matplotlib.ticker import FuncFormatter, LogLocator
+from matplotlib.ticker import LogLocator
 
 from lensllm_jax.report.figures import COLOURS, as_png, colour_of, panels, png
 
@@ -123,7 +123,7 @@ def _log_values(axes: Axes) -> None:
     """A logarithmic axis of values, with ticks also where it spans less than a decade."""
     axes.set_yscale("log")
     axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.yaxis.set_major_formatter("{x:g}")
 
 
 def _log_sizes(axes: Axes, sizes: Float[np.ndarray, " m"]) -> None:
