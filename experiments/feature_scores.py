@@ -25,9 +25,10 @@ import numpy as np
 from absl import flags
 from jaxtyping import Float
 
-from experiments import cli, measuring, terminal
+from experiments import cli, measuring
 from experiments.progress import Progress
 from experiments.run_folder import RunFolder, known, sha256_of
+from experiments.verdicts import show_verdicts, verdict_row
 from lensllm_jax import checks
 from lensllm_jax.checkpoints.zoo import folder_of
 from lensllm_jax.data.subsets import subset_order
@@ -97,7 +98,11 @@ def main(_: Sequence[str]) -> None:
         for (selector, divisor), ranking in rankings.items()
         for name in names
     ])  # fmt: skip
-    show(table.task, rows, divisors)
+    show_verdicts(table.task, divisors, {
+        selector: [(row["pearson"], row["relative_accuracy"]) for row in rows
+                   if row["selector"] == selector]
+        for selector in SELECTORS
+    })  # fmt: skip
     print(f"written to {folder.path}")
 
 
@@ -180,15 +185,8 @@ def row_of(
     Returns:
         What it cost and how good it was.
     """
-    truth = dict(zip(table.names, table.column(int(table.sizes[-1])).tolist(), strict=True))
-    return {
-        "task": table.task,
-        "budget_fraction": 1.0 / key[1],
-        "selector": key[0],
-        **ranking.judged(truth)._asdict(),
-        "flops": flops,
-        "seconds": ranking.seconds + seconds,
-    }
+    row = verdict_row(table, *key, ranking)
+    return {**row, "flops": flops, "seconds": row["seconds"] + seconds}
 
 
 def cost(
@@ -232,21 +230,6 @@ def singular_value_flops(rows: int, columns: int) -> float:
     """
     m, n = max(rows, columns), min(rows, columns)
     return 4.0 * m * n**2 - 4.0 * n**3 / 3.0
-
-
-def show(task: str, rows: Sequence[Mapping[str, Any]], divisors: Sequence[int]) -> None:
-    """Both metrics on the terminal, as rank_curves shows them."""
-    shown = terminal.table(f"{task}: PearCorr / RelAcc (%)")
-    shown.add_column("selector")
-    for divisor in divisors:
-        shown.add_column(f"1/{divisor}", justify="right")
-    shown.add_column("mean", justify="right")
-    for selector in SELECTORS:
-        pairs = [(row["pearson"], row["relative_accuracy"])
-                 for row in rows if row["selector"] == selector]  # fmt: skip
-        pairs.append(tuple(np.mean(pairs, axis=0)))
-        shown.add_row(selector, *(f"{p:.1f} / {r:.1f}" for p, r in pairs))
-    terminal.show(shown)
 
 
 if __name__ == "__main__":

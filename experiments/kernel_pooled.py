@@ -99,7 +99,7 @@ def value_differences(folder: str | Path, task: str) -> Differences:
         The comparisons.
     """
     table = read_loss_table(Path(folder) / f"{task}_losses.csv")
-    truth = dict(zip(table.names, table.column(int(table.sizes[-1])).tolist(), strict=True))
+    truth = table.by_name(int(table.sizes[-1]))
     rows = read_rows(Path(folder) / f"{task}_kernel_predictions.csv")
 
     def error(row: Mapping[str, str]) -> float:

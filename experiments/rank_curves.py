@@ -20,13 +20,13 @@ correlate positively; model_size scores by log N, so there a negative value mean
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
 from absl import flags
 from rich.console import Console
 
-from experiments import cli, terminal
+from experiments import cli
 from experiments.progress import Progress
 from experiments.run_folder import RUN, RunFolder, known, sha256_of
+from experiments.verdicts import show_verdicts, verdict_row
 from lensllm_jax import checks
 from lensllm_jax.report import figures
 from lensllm_jax.report.pages import curves_page
@@ -139,22 +139,12 @@ def _rank_or_skip(table, divisor, name, settings) -> Ranking | None:
 
 def _metrics(table: LossTable, ranking: Ranking) -> Verdict:
     """PearCorr and RelAcc by the losses at the largest size."""
-    losses = table.column(int(table.sizes[-1])).tolist()
-    return ranking.judged(dict(zip(table.names, losses, strict=True)))
+    return ranking.judged(table.by_name(int(table.sizes[-1])))
 
 
 def _row(tables: Sequence[LossTable], key: Key, ranking: Ranking) -> dict[str, Any]:
     task, divisor, name = key
-    pearson, accuracy = _metrics(next(t for t in tables if t.task == task), ranking)
-    return {
-        "task": task,
-        "budget_fraction": 1.0 / divisor,
-        "selector": name,
-        "pearson": pearson,
-        "relative_accuracy": accuracy,
-        "flops": ranking.flops,
-        "seconds": ranking.seconds,
-    }
+    return verdict_row(next(t for t in tables if t.task == task), name, divisor, ranking)
 
 
 def _picked(key: Key, ranking: Ranking) -> dict[str, Any]:
@@ -200,25 +190,11 @@ def _write(folder: RunFolder, name: str, rows: Sequence[Mapping[str, Any]]) -> N
 
 
 def _print_table(table: LossTable, divisors, names, rankings) -> None:
-    shown = terminal.table(f"{table.task}: PearCorr / RelAcc (%)")
-    shown.add_column("selector")
-    for divisor in divisors:
-        shown.add_column(f"1/{divisor}", justify="right")
-    shown.add_column("mean", justify="right")
-    for name in names:
-        values = [
-            _metrics(table, rankings[table.task, divisor, name])
-            for divisor in divisors
-            if (table.task, divisor, name) in rankings
-        ]
-        if len(values) == len(divisors):
-            cells = [*values, tuple(np.mean(values, axis=0))]
-            shown.add_row(name, *(_cell(*pair) for pair in cells))
-    terminal.show(shown)
-
-
-def _cell(pearson: float, accuracy: float) -> str:
-    return "-" if np.isnan([pearson, accuracy]).any() else f"{pearson:.1f} / {accuracy:.1f}"
+    whole = [n for n in names if all((table.task, d, n) in rankings for d in divisors)]
+    show_verdicts(table.task, divisors, {
+        name: [_metrics(table, rankings[table.task, divisor, name]) for divisor in divisors]
+        for name in whole
+    })  # fmt: skip
 
 
 def _ranked_on(table: LossTable, rankings) -> list[str]:

@@ -31,6 +31,7 @@ from absl import flags
 
 from experiments import cli, terminal
 from experiments.run_folder import RunFolder, known, sha256_of
+from experiments.verdicts import pair
 from lensllm_jax import checks
 from lensllm_jax.selection.loss_table import LossTable, read_loss_table
 from lensllm_jax.selection.rank import NEEDS, SELECTORS, rank
@@ -135,8 +136,7 @@ def rows_of(
         Rows of settings.csv.
     """
     target = target_of(table, truth)
-    column = (table if truth is None else truth).column(target).tolist()
-    losses = dict(zip(table.names, column, strict=True))
+    losses = (table if truth is None else truth).by_name(target)
     rows = []
     for selector in selectors:
         for budget in budgets_of(table, target):
@@ -160,7 +160,7 @@ def show(rows: Sequence[Mapping[str, Any]]) -> None:
             shown.add_column(column, justify="right")
         for setting in dict.fromkeys(row["setting"] for row in mine):
             cells = [row for row in mine if row["setting"] == setting]
-            pairs = (f"{row['pearson']:.1f} / {row['relative_accuracy']:.1f}" for row in cells)
+            pairs = (pair(row["pearson"], row["relative_accuracy"]) for row in cells)
             shown.add_row(setting, *pairs, f"{cells[0]['mean_budget_loss']:.3f}")
         ranges = []
         for selector in selectors:

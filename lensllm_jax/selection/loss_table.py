@@ -85,6 +85,20 @@ class LossTable:
             )
         return values
 
+    def by_name(self, size: int) -> dict[str, float]:
+        """Losses of every candidate at one size.
+
+        Args:
+            size: a measured size.
+
+        Returns:
+            Candidate -> nats per token.
+
+        Raises:
+            UserError: as ``column``.
+        """
+        return dict(zip(self.names, self.column(size).tolist(), strict=True))
+
     def up_to(self, budget_size: int) -> "LossTable":
         """The part of the table that a budget pays for: sizes up to ``budget_size``."""
         kept = self.sizes <= budget_size
