@@ -35,9 +35,13 @@ import jax.numpy as jnp
 from jax import lax
 
 # Numbers formed at once: 4 MiB in float32, which stay in the caches, but of each gradient enough
-# for products of some size: from 128 gradients on, these count more (benchmarks/LOG.md).
+# for products of some size (benchmarks/LOG.md).
 PIECE_SIZE = 2**20
 LEAST_PIECE_OF_ONE = 2**13
+# From so many gradients on a symmetric Gram forms a piece while it multiplies the one before, for
+# XLA forms on one core: two pieces share the caches then.
+OVERLAP_FROM = 192
+LEAST_OVERLAPPED_PIECE_OF_ONE = 2**12
 # Rows of a symmetric Gram that are multiplied at once: the tiles below the diagonal are left out.
 SYMMETRIC_TILE = 128
 # Entries of a (tokens x tokens) Gram in memory at once: 64 MiB in float32.
@@ -158,23 +162,30 @@ def pairwise_flops(left: Group, right: Group | None, *, trace: bool) -> int | fl
 
     Args:
         left: terms of the rows' examples.
-        right: terms of the columns' examples, or ``None``.
+        right: terms of the columns' examples; ``None`` stands for ``left``, of which two terms
+            need each other only once.
         trace: sum over a = b (counted as without: mixed sides cannot save).
 
     Returns:
         Multiplications and additions.
     """
     total = 0.0
-    for u in left.terms:
-        for v in (right or left).terms:
-            if isinstance(u, Formed) or isinstance(v, Formed):
-                return float("inf")
-            n, _, t, c = u.columns.shape
-            m, _, s, _ = v.columns.shape
-            k = max(_outputs_of(u), _outputs_of(v))
-            r = left.num_rows if isinstance(u, Outer) and isinstance(v, Outer) else 1
-            total += n * m * t * s * (2 * k * (r + c) + 2 * k * k)
+    for u, v in _pairs(left, right):
+        if isinstance(u, Formed) or isinstance(v, Formed):
+            return float("inf")
+        n, _, t, c = u.columns.shape
+        m, _, s, _ = v.columns.shape
+        k = max(_outputs_of(u), _outputs_of(v))
+        r = left.num_rows if isinstance(u, Outer) and isinstance(v, Outer) else 1
+        total += n * m * t * s * (2 * k * (r + c) + 2 * k * k)
     return total
+
+
+def _pairs(left: Group, right: Group | None) -> list[tuple[Any, Any]]:
+    """The terms that meet: of one group, no two of them twice."""
+    if right is None:
+        return list(itertools.combinations_with_replacement(left.terms, 2))
+    return list(itertools.product(left.terms, right.terms))
 
 
 def pairwise_cost(left: Group, right: Group | None, *, trace: bool) -> int | float:
@@ -212,47 +223,67 @@ def gram_formed(left: Group, right: Group | None, *, trace: bool) -> jax.Array:
     """
     n, m, k = left.num_examples, (right or left).num_examples, left.num_outputs
     num_rows = left.num_rows
-    height = piece_height(left, max(n, m))
+    height = piece_height(left, right)
 
     def flat(group: Group, start: jax.Array | int, size: int) -> jax.Array:
         pieces = [_piece(term, start, size, k) for term in group.terms]
         piece = functools.reduce(operator.add, pieces)
         return piece.reshape((group.num_examples * (1 if trace else k), -1))
 
-    def products(start: jax.Array | int, size: int) -> list[jax.Array]:
-        a = flat(left, start, size)
+    def form(start: jax.Array | int, size: int) -> list[jax.Array]:
+        return [flat(group, start, size) for group in (left, right) if group is not None]
+
+    def products(formed: list[jax.Array]) -> list[jax.Array]:
         if right is None:
+            (a,) = formed
             return [_inner(a[i], a[j]) for i, j in tiles]
-        return [_inner(a, flat(right, start, size))]
+        return [_inner(*formed)]
 
     tiles = upper_tiles(n * (1 if trace else k))
     whole, rest = divmod(num_rows, height)
-    total = products(0, height)
-    if whole > 1:
-        total = lax.fori_loop(1, whole, lambda i, t: _added(t, products(i * height, height)), total)
+    formed = form(0, height)
+    if right is None and is_overlapped(n * k):
+        total = jax.tree.map(jnp.zeros_like, jax.eval_shape(products, formed))
+        formed, total = lax.fori_loop(
+            1, whole, lambda i, c: (form(i * height, height), _added(c[1], products(c[0]))),
+            (formed, total),
+        )  # fmt: skip
+        total = _added(total, products(formed))
+    else:
+        total = lax.fori_loop(
+            1, whole, lambda i, t: _added(t, products(form(i * height, height))), products(formed)
+        )
     if rest:
-        total = _added(total, products(whole * height, rest))
+        total = _added(total, products(form(whole * height, rest)))
     theta = _mirrored(total, tiles) if right is None else total[0]
     return theta if trace else theta.reshape(n, k, m, k).transpose(0, 2, 1, 3)
 
 
-def piece_height(group: Group, n: int) -> int:
+def piece_height(left: Group, right: Group | None) -> int:
     """Rows of the parameter that ``gram_formed`` forms at once.
 
     Args:
-        group: the terms.
-        n: examples of the longer side.
+        left: terms of the rows' examples.
+        right: terms of the columns' examples, or ``None``.
 
     Returns:
         A number from 1 to R.
     """
-    of_one = piece_of_one(n * group.num_outputs)
-    return max(1, min(group.num_rows, of_one // group.num_columns))
+    longer = max(left.num_examples, (right or left).num_examples) * left.num_outputs
+    of_one = piece_of_one(longer, symmetric=right is None)
+    return max(1, min(left.num_rows, of_one // left.num_columns))
 
 
-def piece_of_one(num_gradients: int) -> int:
+def piece_of_one(num_gradients: int, *, symmetric: bool) -> int:
     """Numbers of each of so many gradients that are formed at once, at most."""
+    if symmetric and is_overlapped(num_gradients):
+        return max(LEAST_OVERLAPPED_PIECE_OF_ONE, 2 * PIECE_SIZE // num_gradients)
     return max(LEAST_PIECE_OF_ONE, PIECE_SIZE // num_gradients)
+
+
+def is_overlapped(num_gradients: int) -> bool:
+    """Whether a symmetric Gram forms a piece while it multiplies the one before."""
+    return num_gradients >= OVERLAP_FROM
 
 
 def _inner(a: jax.Array, b: jax.Array) -> jax.Array:
@@ -260,6 +291,15 @@ def _inner(a: jax.Array, b: jax.Array) -> jax.Array:
     return lax.dot_general(
         a, b, (((1,), (1,)), ((), ())), preferred_element_type=_sum_dtype(a.dtype)
     )
+
+
+def _inner_all(a: jax.Array, b: jax.Array) -> jax.Array:
+    """Inner products (..., ...') of all vectors (..., c) with all vectors (...', c).
+
+    As a product of two matrices: of more axes XLA makes one by turning all of b round, in memory.
+    """
+    flat = _inner(a.reshape(-1, a.shape[-1]), b.reshape(-1, b.shape[-1]))
+    return flat.reshape(*a.shape[:-1], *b.shape[:-1])
 
 
 def _sum_dtype(dtype: Any) -> Any:
@@ -311,8 +351,12 @@ def gram_pairwise(left: Group, right: Group | None, *, trace: bool) -> jax.Array
     Returns:
         (n, m, k, k), or (n, m) if traced.
     """
-    other = left if right is None else right
-    total = functools.reduce(operator.add, [_pair(u, v) for u in left.terms for v in other.terms])
+    parts = []
+    for u, v in _pairs(left, right):
+        parts.append(_pair(u, v))
+        if right is None and u is not v:
+            parts.append(_turned(parts[-1]))
+    total = functools.reduce(operator.add, parts)
     k = left.num_outputs
     total = jnp.broadcast_to(total, (*total.shape[:2], k, k))
     return jnp.trace(total, axis1=2, axis2=3) if trace else total
@@ -333,12 +377,14 @@ def whole_term(term: Term, num_rows: int) -> jax.Array:
 
 def _pair(u: Any, v: Any) -> jax.Array:
     """Sum over tokens of (r . r') (c . c'), (n, m, k, k), a few examples of u at a time."""
+    if isinstance(u, Outer) and isinstance(v, Lookup):
+        return _turned(_pair(v, u))
     m, _, s, _ = v.columns.shape
     per_example = u.columns.shape[2] * _outputs_of(u) * m * s * _outputs_of(v)
 
     def of_example(one: Any) -> jax.Array:
         # (k, t, m, k', s) with k or k' one on the sides without cotangents
-        product = _left_gram(one, v) * _einsum("atc,mbsc->atmbs", one.columns, v.columns)
+        product = _left_gram(one, v) * _inner_all(one.columns, v.columns)
         return jnp.sum(product, axis=(1, 4)).transpose(1, 0, 2)
 
     return lax.map(of_example, u, batch_size=max(1, PAIR_SIZE // per_example))
@@ -347,16 +393,18 @@ def _pair(u: Any, v: Any) -> jax.Array:
 def _left_gram(one: Any, v: Any) -> jax.Array:
     """The r . r' of one example's tokens with all of v's, (k, t, m, k', s)."""
     if isinstance(one, Outer) and isinstance(v, Outer):
-        return _einsum("atr,mbsr->atmbs", one.rows, v.rows)
+        return _inner_all(one.rows, v.rows)
     if isinstance(one, Lookup) and isinstance(v, Lookup):
         same = (one.ids[:, None, None] == v.ids[None]) & (one.ids >= 0)[:, None, None]
         return same.astype(v.columns.dtype)[None, :, :, None, :]
-    if isinstance(one, Lookup):
-        # e_id . r' is entry id of r'
-        rows = v.rows[..., jnp.maximum(one.ids, 0)] * (one.ids >= 0)[None, None, None]
-        return rows.transpose(3, 0, 1, 2)[None]
-    rows = one.rows[..., jnp.maximum(v.ids, 0)] * (v.ids >= 0)[None, None]  # (k, t, m, s)
-    return rows[:, :, :, None, :]
+    # e_id . r' is entry id of r'
+    rows = v.rows[..., jnp.maximum(one.ids, 0)].transpose(3, 0, 1, 2)
+    return jnp.where((one.ids >= 0)[:, None, None, None], rows, 0)[None]
+
+
+def _turned(theta: jax.Array) -> jax.Array:
+    """The kernel (m, n, k', k) with its sides exchanged."""
+    return theta.transpose(1, 0, 3, 2)
 
 
 def _piece(term: Term, start: jax.Array | int, size: int, k: int) -> jax.Array:

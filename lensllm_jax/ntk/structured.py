@@ -30,6 +30,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 from jax.sharding import Mesh, PartitionSpec
 
 from lensllm_jax import checks
@@ -338,7 +339,7 @@ def _operands(
 
 @functools.partial(jax.jit, static_argnames="axis")
 def _slice(value: Array, step: Any, *, axis: int) -> Array:
-    return jax.lax.dynamic_index_in_dim(value, step, axis, keepdims=False)
+    return lax.dynamic_index_in_dim(value, step, axis, keepdims=False)
 
 
 def _evaluate(signature: _Signature, fixed: list, varying: Sequence, taps: Taps) -> list:
@@ -423,9 +424,20 @@ def _in_chunks(f: Any, fixed: list, arguments: Any, plan: Plan) -> Any:
         n = jax.tree.leaves(arguments)[0].shape[0]
         if n == plan.chunk_size:
             return f(fixed, arguments)
-        parted = jax.tree.map(lambda x: x.reshape(-1, plan.chunk_size, *x.shape[1:]), arguments)
-        found = jax.lax.map(functools.partial(f, fixed), parted)
-        return jax.tree.map(lambda y: y.reshape(n, *y.shape[2:]), found)
+
+        def of_chunk(start: Array | int) -> Any:
+            return f(fixed, jax.tree.map(lambda x: _chunk(x, start, plan.chunk_size), arguments))
+
+        # each chunk is written where it belongs: chunks that are stacked first, and put together
+        # after, stand in memory twice
+        def step(i: Array, found: Any) -> Any:
+            start = i * plan.chunk_size
+            put = functools.partial(lax.dynamic_update_slice_in_dim, start_index=start, axis=0)
+            return jax.tree.map(put, found, of_chunk(start))
+
+        shapes = jax.eval_shape(of_chunk, 0)
+        whole = jax.tree.map(lambda s: jnp.zeros((n, *s.shape[1:]), s.dtype), shapes)
+        return lax.fori_loop(0, n // plan.chunk_size, step, whole)
 
     if plan.mesh is None:
         return of_device(fixed, arguments)
@@ -433,6 +445,10 @@ def _in_chunks(f: Any, fixed: list, arguments: Any, plan: Plan) -> Any:
     return _on_devices(
         of_device, plan.mesh, in_specs=(PartitionSpec(), examples), out_specs=examples
     )(fixed, arguments)
+
+
+def _chunk(values: Array, start: Array | int, size: int) -> Array:
+    return lax.dynamic_slice_in_dim(values, start, size)
 
 
 def _on_devices(f: Any, mesh: Mesh, *, in_specs: Any, out_specs: Any) -> Any:
@@ -452,7 +468,7 @@ def _grams(
 
         def of_device(rows: Sides, columns: Sides) -> jax.Array:
             everyone = jax.tree.map(
-                lambda leaf: jax.lax.all_gather(leaf, axis, axis=0, tiled=True), columns
+                lambda leaf: lax.all_gather(leaf, axis, axis=0, tiled=True), columns
             )
             return _stacked_grams(rows, everyone, trace=trace)
 

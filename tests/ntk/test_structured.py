@@ -1,6 +1,7 @@
 """The structured kernel on every way in which a parameter may enter, and its negative controls."""
 
 import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -303,10 +304,13 @@ def test_both_contractions_are_the_same(x64, monkeypatch, k, trace):
     for other, matrix in ((right, dense[1]), (None, dense[0])):
         expected = np.einsum("iarc,jbrc->ijab", dense[0], matrix)
         expected = np.einsum("ijaa->ij", expected) if trace else expected
-        # whole, in pieces that divide the rows, in pieces that leave a rest, one row at a time
-        for piece_size in (10**6, 5 * k * 2 * 3, 1):
+        # whole, in pieces that divide the rows, in pieces that leave a rest, one row at a time;
+        # one piece after the other, and each formed while the one before is multiplied
+        for piece_size, overlap_from in itertools.product((10**6, 5 * k * 2 * 3, 1), (10**6, 1)):
             monkeypatch.setattr(rules, "PIECE_SIZE", piece_size)
             monkeypatch.setattr(rules, "LEAST_PIECE_OF_ONE", 1)
+            monkeypatch.setattr(rules, "LEAST_OVERLAPPED_PIECE_OF_ONE", 1)
+            monkeypatch.setattr(rules, "OVERLAP_FROM", overlap_from)
             got = jax.jit(functools.partial(rules.gram_formed, trace=trace))(left, other)
             assert_close(got, expected)
         for pair_size in (10**6, 1):
@@ -318,6 +322,54 @@ def test_both_contractions_are_the_same(x64, monkeypatch, k, trace):
 def test_term_of_a_lookup_counts_repeated_ids_and_leaves_out_negative_ones():
     lookup = Lookup(jnp.array([[1, 1, -1, 0]]), jnp.array([[[[1.0], [10.0], [100.0], [1000.0]]]]))
     assert rules.whole_term(lookup, 3)[0, 0, :, 0].tolist() == [1000.0, 11.0, 0.0]
+
+
+def temporary_bytes(f, *arguments):
+    return jax.jit(f).lower(*arguments).compile().memory_analysis().temp_size_in_bytes
+
+
+def test_chunks_are_written_where_they_belong_and_not_put_together_after():
+    n, x = 64, jnp.ones((64, 1000))
+    plan = structured.Plan(n, 4, None)
+
+    def f(fixed, x):  # the axis of one output is what once had the whole turned round
+        return (x[:, None, None] * fixed[0][None, None, :, None])[..., :500]
+
+    in_place = temporary_bytes(lambda x: structured._in_chunks(f, [jnp.arange(8.0)], x, plan), x)
+
+    def stacked(x):
+        chunks = lax.map(lambda part: f([jnp.arange(8.0)], part), x.reshape(16, 4, -1))
+        return chunks.reshape(n, *chunks.shape[2:])
+
+    whole = 4 * n * 8 * 500  # bytes of the result
+    assert in_place < whole / 2 < temporary_bytes(stacked, x)
+
+
+def test_pairs_turn_no_factor_round_in_memory():
+    """The rows of a tied head are the largest array of a kernel: one number a token and word."""
+    n, t, words = 8, 4, 20_000
+    head = Outer(jnp.ones((n, 1, t, words)), jnp.ones((n, 1, t, 8)))
+    lookup = Lookup(jnp.ones((n, t), int), jnp.ones((n, 1, t, 8)))
+    group = Group((head, lookup), words, 8)
+    bytes_of_rows = 4 * n * t * words
+    for other in (None, group):
+        pairs = functools.partial(rules.gram_pairwise, trace=True)
+        assert temporary_bytes(pairs, group, other) < bytes_of_rows / 4
+
+    def of_many_axes(rows):
+        return jax.vmap(lambda one: jnp.einsum("atr,mbsr->atmbs", one, rows))(rows)
+
+    assert temporary_bytes(of_many_axes, head.rows) > bytes_of_rows / 2
+
+
+def test_two_terms_of_one_group_meet_once():
+    group = random_group(jax.random.key(0), 5, 1, 7, 2)
+    once = rules.pairwise_flops(group, None, trace=True)
+    both_ways = rules.pairwise_flops(group, group, trace=True)
+    with_themselves = sum(
+        rules.pairwise_flops(Group((term,), 7, 2), None, trace=True) for term in group.terms
+    )
+    assert both_ways - once == once - with_themselves > 0
 
 
 def test_the_cheaper_contraction_is_taken():
