@@ -90,3 +90,84 @@ def test_every_phase_is_counted():
         expected = [f"{counts[0]} of {len(rows)}", str(counts[1]), str(counts[2])]
         assert cells[:3] == expected
         assert cells[3].startswith(f"{np.median(sizes):,.0f} ({min(sizes):,.0f} to ")
+
+
+def mean_of(rows, name):
+    """A dash where a budget has none, as on the page."""
+    values = [row[name] for row in rows]
+    return f"{np.mean([float(value) for value in values]):.1f}" if all(values) else None
+
+
+def both_metrics(rows):
+    cells = [mean_of(rows, name) for name in ("pearson", "relative_accuracy")]
+    return " / ".join(cells) if None not in cells else "-"
+
+
+def selector_rows(header):
+    """First cell and the others of every row under a header of the page."""
+    lines = PAGE.splitlines()
+    start = next(i for i, line in enumerate(lines) if line.startswith(header)) + 2
+    end = next(i for i in range(start, len(lines)) if not lines[i].startswith("|"))
+    for line in lines[start:end]:
+        first, *cells = (cell.strip() for cell in line.strip("|").split("|"))
+        yield first, cells
+
+
+def test_table_3_is_the_means_of_the_selection_tables():
+    tables = ("selection_public", "selection_public", "selection_pydoc", "selection_sotu")
+    tasks = ("flan", "gigaword", "pydoc_losses", "sotu_losses")
+    seen = 0
+    for first, cells in selector_rows("| selector | FLAN | Gigaword |"):
+        selector = first.split(" ")[0]
+        for name, task, cell in zip(tables, tasks, cells, strict=True):
+            if not cell:  # a public table has no weights and no features
+                assert selector in ("nlp_metrics", "logme")
+                continue
+            suffix = "_features" if selector in ("nlp_metrics", "logme") else ""
+            rows = [
+                row for row in table(name + suffix)
+                if (row["task"], row["selector"]) == (task, selector)
+            ]  # fmt: skip
+            assert cell == both_metrics(rows), (selector, task)
+            seen += 1
+    assert seen == 9 * 4 + 2 * 2
+
+
+def test_table_4_is_what_the_levels_say():
+    saved = {
+        (row["task"], row["selector"], row["pearson_reached"]): row["saving_percent"]
+        for row in table("saving_levels")
+    }
+    seen = 0
+    for selector, cells in selector_rows("| selector | FLAN, 78.4 / 85.8 / 95 |"):
+        tasks = ("flan", "gigaword", "pydoc_losses", "sotu_losses")
+        for task, cell in zip(tasks, cells, strict=True):
+            percents = [saved.get((task, selector, level), "") for level in ("78.4", "85.8", "95")]
+            expected = [f"{float(p):.1f}" if p else "-" for p in percents]
+            assert cell.split(" / ") == expected, (selector, task)
+            seen += 1
+    assert seen == 8 * 4
+
+
+def test_tables_5_to_7_are_the_ablation():
+    rows = table("ablation_public")
+    for gamma in ("3", "4", "5"):
+        for task, cell in zip(("flan", "gigaword"), row_of_page(gamma), strict=True):
+            means = []
+            for tau in "12345":
+                of_setting = [
+                    row for row in rows
+                    if (row["task"], row["selector"]) == (task, "lensllm")
+                    and (float(row["gamma"]), float(row["tau"])) == (float(gamma), float(tau))
+                ]  # fmt: skip
+                means.append(mean_of(of_setting, "pearson"))
+            assert cell.split(" ") == means
+
+
+def test_table_8_is_the_settings():
+    rows = [row for row in table("settings_pydoc") if row["budget_size"] == "800"]
+    selectors = ("lensllm", "rectified", "pooled", "ats", "subtuning")
+    for rate, cells in selector_rows("| rate | lensllm |"):
+        found = {row["selector"]: row for row in rows if row["setting"] == f"{rate}/32"}
+        assert cells[:-1] == [both_metrics([found[name]]) for name in selectors]
+        assert cells[-1] == f"{float(found['pooled']['mean_budget_loss']):.3f}"
