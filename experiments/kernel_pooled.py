@@ -24,9 +24,8 @@ from absl import flags
 from jaxtyping import Float
 
 from experiments import cli, terminal
-from experiments.kernel_tables import read_rows
 from experiments.paired import paired
-from experiments.run_folder import RunFolder, sha256_of
+from experiments.run_folder import RunFolder, read_rows, sha256_of
 from lensllm_jax import checks
 from lensllm_jax.selection.loss_table import read_loss_table
 

@@ -17,7 +17,6 @@ Example:
     array([4., 1.])
 """
 
-import csv
 import dataclasses
 import enum
 from collections.abc import Sequence
@@ -26,7 +25,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float
 
-from experiments.run_folder import sha256_of
+from experiments.run_folder import read_rows, sha256_of
 from lensllm_jax import checks
 from lensllm_jax.selection.loss_table import LossTable, read_loss_table
 
@@ -242,22 +241,3 @@ def _read_kernels(stem: Path, names: Sequence[str]) -> dict[tuple[str, int], tup
 
 def _key(row: dict[str, str]) -> tuple[str, str, int]:
     return row["candidate"], row["readout"], int(row["num_examples"])
-
-
-def read_rows(path: str | Path) -> list[dict[str, str]]:
-    """The rows of a table (CSV).
-
-    Args:
-        path: of the file.
-
-    Returns:
-        One dictionary a row.
-
-    Raises:
-        UserError: if there is none.
-    """
-    try:
-        with open(path, encoding="utf-8", newline="") as file:
-            return list(csv.DictReader(file))
-    except FileNotFoundError:
-        raise checks.UserError(f"`tables` must hold {Path(path).name}, got no {path}") from None

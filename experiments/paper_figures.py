@@ -15,7 +15,7 @@ import numpy as np
 from absl import flags
 
 from experiments import cli
-from experiments.kernel_tables import read_rows
+from experiments.run_folder import read_rows
 from lensllm_jax import checks, durable
 from lensllm_jax.report import paper
 from lensllm_jax.report.figures import kernel_spectra

@@ -144,6 +144,25 @@ class RunFolder:
         durable.replace(self.path / name, content)
 
 
+def read_rows(path: str | Path) -> list[dict[str, str]]:
+    """The rows of a table (CSV).
+
+    Args:
+        path: of the file.
+
+    Returns:
+        One dictionary a row.
+
+    Raises:
+        UserError: if there is none.
+    """
+    try:
+        with open(path, encoding="utf-8", newline="") as file:
+            return list(csv.DictReader(file))
+    except FileNotFoundError:
+        raise checks.UserError(f"`tables` must hold {Path(path).name}, got no {path}") from None
+
+
 def sha256_of(path: str | Path) -> str:
     """Digest of a file that results were read from, for the settings of their run."""
     return hashlib.sha256(Path(path).read_bytes()).hexdigest()

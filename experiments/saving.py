@@ -1,12 +1,14 @@
 r"""FLOPs to reach a given PearCorr: what a selector saves against full tuning (Table 4, Figure 4).
 
     python -m experiments.saving \
-        --curves=flan.csv,gigaword.csv,experiments/results/pydoc_losses.csv \
-        --ledger=experiments/results/pydoc_ledger.csv --output_dir=out/saving
+        --curves=flan.csv,experiments/results/pydoc_losses.csv,experiments/results/sotu_losses.csv \
+        --ledger=,experiments/results/pydoc_ledger.csv,experiments/results/sotu_ledger.csv \
+        --output_dir=out/saving
 
 Every selector is asked at every budget that a table has, and pays for the fine-tunes that it asked
-for: what --ledger says that they cost, or 6 N D tokens at --tokens_per_example and one pass, where
-nobody counted (shares of full tuning do not depend on the two).  Full tuning is every candidate on
+for: what its --ledger says that they cost (one a table, in the order of --curves), or 6 N D tokens
+at --tokens_per_example and one pass, where the ledger is left empty (shares of full tuning do not
+depend on the two).  Full tuning is every candidate on
 the largest size; by definition its PearCorr and relative accuracy are 100.  Beside the selectors
 stands `upwards`: successive halving on the table (lensllm_jax.selection.orders), scored by its
 lines.
@@ -37,8 +39,7 @@ from absl import flags
 from jaxtyping import Float, Int
 
 from experiments import cli, terminal
-from experiments.kernel_tables import read_rows
-from experiments.run_folder import RunFolder, sha256_of
+from experiments.run_folder import RunFolder, read_rows, sha256_of
 from lensllm_jax import checks
 from lensllm_jax.metrics import pearson_correlation, relative_accuracy
 from lensllm_jax.report import paper
@@ -48,7 +49,9 @@ from lensllm_jax.selection.orders import Dropping, measure_upwards
 from lensllm_jax.selection.rank import NEEDS, SELECTORS, rank
 
 CURVES = flags.DEFINE_list("curves", None, "Loss tables (CSV), one a task.", required=True)
-LEDGER = flags.DEFINE_string("ledger", None, "What fine-tunes cost (CSV): candidate, size, flops.")
+LEDGER = flags.DEFINE_list(
+    "ledger", [], "What fine-tunes cost (CSV: candidate, size, flops), one a table; empty: 6 N D."
+)
 SELECTED = flags.DEFINE_list("selectors", ["all"], "Selectors, or all that the tables allow.")
 LEVELS = flags.DEFINE_list(
     "levels",
@@ -88,8 +91,10 @@ def main(_: Sequence[str]) -> None:
     cost = TrainingCost(tokens_per_example=TOKENS.value)
     tables = [read_loss_table(path) for path in CURVES.value]
     check_tables(tables)
-    counted = {} if LEDGER.value is None else read_ledger(LEDGER.value)
-    prices = {table.task: price_of(table, counted, cost) for table in tables}
+    prices = {
+        table.task: price_of(table, read_ledger(path) if path else {}, cost)
+        for table, path in zip(tables, ledgers_of(tables), strict=True)
+    }
     rule = Dropping(target_size=1, keep=KEEP.value)
     folder = RunFolder.open(OUTPUT_DIR.value, settings(names, levels))
     rows: list[dict[str, Any]] = []
@@ -118,9 +123,8 @@ def level_of(text: str) -> float:
 
 def settings(names: Sequence[str], levels: Sequence[float]) -> dict[str, Any]:
     """All that decides the results."""
-    files = [*CURVES.value, *([LEDGER.value] if LEDGER.value else [])]
     return {
-        "files": {path: sha256_of(path) for path in files},
+        "files": {path: sha256_of(path) for path in (*CURVES.value, *filter(None, LEDGER.value))},
         "selectors": list(names),
         "levels": list(levels),
         "tokens_per_example": TOKENS.value,
@@ -142,6 +146,16 @@ def check_tables(tables: Sequence[LossTable]) -> None:
             )
         for size in (*budgets_of(table), int(table.sizes[-1])):
             table.column(size)
+
+
+def ledgers_of(tables: Sequence[LossTable]) -> list[str]:
+    """The ledger of each table, empty where nobody counted."""
+    if LEDGER.value and len(LEDGER.value) != len(tables):
+        raise checks.UserError(
+            f"`ledger` must name one a table, got {len(LEDGER.value)} for {len(tables)} tables: "
+            "leave a name empty where nobody counted, as in --ledger=,ledger.csv"
+        )
+    return LEDGER.value or [""] * len(tables)
 
 
 def read_ledger(path: str) -> dict[tuple[str, int], float]:

@@ -51,8 +51,8 @@ def curves(folder, text=TABLE, second=None, of="rank_curves", **flags):
 
 def savings(folder, text=TABLE + "c,3,2,1\n", ledger=None, **flags):
     """What saving says of a table and of what its fine-tunes cost."""
-    path = None if ledger is None else str(written(folder / "ledger.csv", ledger))
-    return curves(folder, text, of="saving", LEDGER=path, **flags)
+    paths = [] if ledger is None else [str(written(folder / "ledger.csv", ledger))]
+    return curves(folder, text, of="saving", **{"LEDGER": paths, **flags})
 
 
 def affordable(**flags):
@@ -350,6 +350,13 @@ MISTAKES = [
         lambda tmp: savings(tmp, TABLE),
     ),
     ("a must have a `size` of 'a', got none", lambda tmp: savings(tmp)),
+    (
+        (
+            "`ledger` must name one a table, got 2 for 1 tables: leave a name empty where nobody "
+            "counted, as in --ledger=,ledger.csv"
+        ),
+        lambda tmp: savings(tmp, LEDGER=["", "b.csv"]),
+    ),
     (
         "`ledger` must be a CSV with ..., got DIR/ledger.csv: ...",
         lambda tmp: savings(tmp, ledger="a\n1\n"),
