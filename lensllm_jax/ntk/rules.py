@@ -35,13 +35,16 @@ import jax.numpy as jnp
 from jax import lax
 
 # Numbers formed at once: 4 MiB in float32, which stay in the caches, but of each gradient enough
-# for products of some size (benchmarks/LOG.md).
+# for products of some size.  All figures: benchmarks/LOG.md.
 PIECE_SIZE = 2**20
 LEAST_PIECE_OF_ONE = 2**13
-# From so many gradients on a symmetric Gram forms a piece while it multiplies the one before, for
-# XLA forms on one core: two pieces share the caches then.
-OVERLAP_FROM = 192
+# From so many examples on a symmetric Gram forms pieces while it multiplies those before, for XLA
+# forms on one core: more numbers stand then, of each gradient fewer.  Up to the next limit one
+# product a turn is too little to share out, and two pieces are formed.
+OVERLAP_FROM = 96
+OVERLAPPED_SIZE = 2**21
 LEAST_OVERLAPPED_PIECE_OF_ONE = 2**12
+ONE_PIECE_A_TURN_FROM = 192
 # Rows of a symmetric Gram that are multiplied at once: the tiles below the diagonal are left out.
 SYMMETRIC_TILE = 128
 # Entries of a (tokens x tokens) Gram in memory at once: 64 MiB in float32.
@@ -222,45 +225,52 @@ def gram_formed(left: Group, right: Group | None, *, trace: bool) -> jax.Array:
         (n, m, k, k), or (n, m) if traced.
     """
     n, m, k = left.num_examples, (right or left).num_examples, left.num_outputs
-    num_rows = left.num_rows
+    sides = (left,) if right is None else (left, right)
     height = piece_height(left, right)
+    overlapped = right is None and is_overlapped(n)
+    num_pieces = pieces_a_turn(n) if overlapped else 1
+    heights = (height,) * min(num_pieces, left.num_rows // height)
+    stride = sum(heights)
+    tiles = upper_tiles(n * (1 if trace else k))
 
     def flat(group: Group, start: jax.Array | int, size: int) -> jax.Array:
         pieces = [_piece(term, start, size, k) for term in group.terms]
         piece = functools.reduce(operator.add, pieces)
         return piece.reshape((group.num_examples * (1 if trace else k), -1))
 
-    def form(start: jax.Array | int, size: int) -> list[jax.Array]:
-        return [flat(group, start, size) for group in (left, right) if group is not None]
+    def form(start: jax.Array | int, heights: tuple[int, ...]) -> list[list[jax.Array]]:
+        starts = [start + sum(heights[:i]) for i in range(len(heights))]
+        pieces = zip(starts, heights, strict=True)
+        return [[flat(side, *piece) for side in sides] for piece in pieces]
 
-    def products(formed: list[jax.Array]) -> list[jax.Array]:
+    def products(formed: list[list[jax.Array]]) -> list[jax.Array]:
         if right is None:
-            (a,) = formed
-            return [_inner(a[i], a[j]) for i, j in tiles]
-        return [_inner(*formed)]
+            parts = [[_inner(a[i], a[j]) for i, j in tiles] for (a,) in formed]
+        else:
+            parts = [[_inner(*both)] for both in formed]
+        return functools.reduce(_added, parts)
 
-    tiles = upper_tiles(n * (1 if trace else k))
-    whole, rest = divmod(num_rows, height)
-    formed = form(0, height)
-    if right is None and is_overlapped(n * k):
+    turns, rest = divmod(left.num_rows, stride)
+    formed = form(0, heights)
+    if overlapped:
         total = jax.tree.map(jnp.zeros_like, jax.eval_shape(products, formed))
         formed, total = lax.fori_loop(
-            1, whole, lambda i, c: (form(i * height, height), _added(c[1], products(c[0]))),
+            1, turns, lambda i, c: (form(i * stride, heights), _added(c[1], products(c[0]))),
             (formed, total),
         )  # fmt: skip
         total = _added(total, products(formed))
     else:
         total = lax.fori_loop(
-            1, whole, lambda i, t: _added(t, products(form(i * height, height))), products(formed)
+            1, turns, lambda i, t: _added(t, products(form(i * stride, heights))), products(formed)
         )
     if rest:
-        total = _added(total, products(form(whole * height, rest)))
+        total = _added(total, products(form(turns * stride, (rest,))))
     theta = _mirrored(total, tiles) if right is None else total[0]
     return theta if trace else theta.reshape(n, k, m, k).transpose(0, 2, 1, 3)
 
 
 def piece_height(left: Group, right: Group | None) -> int:
-    """Rows of the parameter that ``gram_formed`` forms at once.
+    """Rows of the parameter in a piece of ``gram_formed``.
 
     Args:
         left: terms of the rows' examples.
@@ -269,21 +279,26 @@ def piece_height(left: Group, right: Group | None) -> int:
     Returns:
         A number from 1 to R.
     """
-    longer = max(left.num_examples, (right or left).num_examples) * left.num_outputs
-    of_one = piece_of_one(longer, symmetric=right is None)
+    n = max(left.num_examples, (right or left).num_examples)
+    of_one = piece_of_one(n, left.num_outputs, symmetric=right is None)
     return max(1, min(left.num_rows, of_one // left.num_columns))
 
 
-def piece_of_one(num_gradients: int, *, symmetric: bool) -> int:
-    """Numbers of each of so many gradients that are formed at once, at most."""
-    if symmetric and is_overlapped(num_gradients):
-        return max(LEAST_OVERLAPPED_PIECE_OF_ONE, 2 * PIECE_SIZE // num_gradients)
-    return max(LEAST_PIECE_OF_ONE, PIECE_SIZE // num_gradients)
+def piece_of_one(n: int, k: int, *, symmetric: bool) -> int:
+    """Numbers of each of n examples' k gradients in a piece, at most."""
+    if symmetric and is_overlapped(n):
+        return max(LEAST_OVERLAPPED_PIECE_OF_ONE, OVERLAPPED_SIZE // (n * k * pieces_a_turn(n)))
+    return max(LEAST_PIECE_OF_ONE, PIECE_SIZE // (n * k))
 
 
-def is_overlapped(num_gradients: int) -> bool:
-    """Whether a symmetric Gram forms a piece while it multiplies the one before."""
-    return num_gradients >= OVERLAP_FROM
+def is_overlapped(n: int) -> bool:
+    """Whether a symmetric Gram of n examples forms pieces while it multiplies those before."""
+    return n >= OVERLAP_FROM
+
+
+def pieces_a_turn(n: int) -> int:
+    """Pieces that are formed and multiplied at once."""
+    return 2 if OVERLAP_FROM <= n < ONE_PIECE_A_TURN_FROM else 1
 
 
 def _inner(a: jax.Array, b: jax.Array) -> jax.Array:

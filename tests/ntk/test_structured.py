@@ -305,12 +305,16 @@ def test_both_contractions_are_the_same(x64, monkeypatch, k, trace):
         expected = np.einsum("iarc,jbrc->ijab", dense[0], matrix)
         expected = np.einsum("ijaa->ij", expected) if trace else expected
         # whole, in pieces that divide the rows, in pieces that leave a rest, one row at a time;
-        # one piece after the other, and each formed while the one before is multiplied
-        for piece_size, overlap_from in itertools.product((10**6, 5 * k * 2 * 3, 1), (10**6, 1)):
+        # one piece after the other, and one or two formed while those before are multiplied
+        monkeypatch.setattr(rules, "LEAST_PIECE_OF_ONE", 1)
+        monkeypatch.setattr(rules, "LEAST_OVERLAPPED_PIECE_OF_ONE", 1)
+        for piece_size, (overlapped, single) in itertools.product(
+            (10**6, 5 * k * 2 * 3, 1), ((10**6, 10**6), (1, 10**6), (1, 1))
+        ):
             monkeypatch.setattr(rules, "PIECE_SIZE", piece_size)
-            monkeypatch.setattr(rules, "LEAST_PIECE_OF_ONE", 1)
-            monkeypatch.setattr(rules, "LEAST_OVERLAPPED_PIECE_OF_ONE", 1)
-            monkeypatch.setattr(rules, "OVERLAP_FROM", overlap_from)
+            monkeypatch.setattr(rules, "OVERLAPPED_SIZE", piece_size)
+            monkeypatch.setattr(rules, "OVERLAP_FROM", overlapped)
+            monkeypatch.setattr(rules, "ONE_PIECE_A_TURN_FROM", single)
             got = jax.jit(functools.partial(rules.gram_formed, trace=trace))(left, other)
             assert_close(got, expected)
         for pair_size in (10**6, 1):
