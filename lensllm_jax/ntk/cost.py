@@ -49,7 +49,7 @@ PASSES_OVERHEAD = 1.15  # products of the layers are smaller than the one of the
 VALUES_OVERHEAD = 0.65  # norms, softmax, activations, copies: a number of any value, once a pass
 GRAM_OVERHEAD = 1.35  # tiles are smaller than the product that the rate is measured with
 WRITING_OVERHEAD = 1.7  # a piece is written, and read again at once
-JACOBIAN_WRITING_OVERHEAD = 7.5  # fresh memory, turned for the product
+JACOBIAN_WRITING_OVERHEAD = 8.5  # fresh memory, turned for the product
 
 
 class NtkCost(NamedTuple):
