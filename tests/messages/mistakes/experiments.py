@@ -55,6 +55,10 @@ def savings(folder, text=TABLE + "c,3,2,1\n", ledger=None, **flags):
     return curves(folder, text, of="saving", **{"LEDGER": paths, **flags})
 
 
+def two_seeds(path):
+    return binary("seed_noise", CURVES=path, AGAIN=path).main([])
+
+
 def affordable(**flags):
     sizes = {"BUDGET_SIZE": 1, "SMALLEST_SIZE": 1, "TARGET_SIZE": 2}
     return binary("select_model", **{**sizes, **flags}).affordable_sizes(TASK, MeasurementConfig())
@@ -350,6 +354,10 @@ MISTAKES = [
         lambda tmp: savings(tmp, TABLE),
     ),
     ("a must have a `size` of 'a', got none", lambda tmp: savings(tmp)),
+    (
+        "`again` must share three or more candidates and a size with `curves`, got 2 and 3",
+        lambda tmp: two_seeds(str(written(tmp / "a.csv", TABLE))),
+    ),
     (
         (
             "`ledger` must name one a table, got 2 for 1 tables: leave a name empty where nobody "

@@ -1,0 +1,124 @@
+r"""Noise of the ground truth: how far two seeds of the same fine-tunes lie apart.
+
+    python -m experiments.seed_noise --curves=experiments/results/sotu_losses.csv \
+        --again=experiments/results/sotu_seed_1_losses.csv --output_dir=out/noise
+
+--again is the same grid with another --seed: other subsets, in another order.  Of the candidates
+and sizes that both tables hold, with d the differences of the losses at one size over the
+candidates,
+
+.. math:: \hat\sigma^2 = \frac{1}{2 (n - 1)} \sum_i (d_i - \bar d)^2
+
+is the variance of one measurement that moves ranks; what a subset does to every candidate alike,
+the mean of d, moves none.  The 90 % interval of sigma is that of normal d:
+:math:`2 (n - 1) \hat\sigma^2 / 2 \sigma^2 \sim \chi^2_{n - 1}`.
+
+--output_dir receives noise.csv: a row a size with both, and with what a second seed of full tuning
+would reach as a selector: PearCorr of its losses with those of --curves, and the relative accuracy
+of its pick.  A second; no selector that reads small sizes can be expected to do better than that.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from absl import flags
+from jaxtyping import Float
+from scipy.stats import chi2
+
+from experiments import cli, terminal
+from experiments.run_folder import RunFolder, known, sha256_of
+from lensllm_jax import checks
+from lensllm_jax.metrics import pearson_correlation, relative_accuracy
+from lensllm_jax.selection.loss_table import LossTable, read_loss_table
+
+CURVES = flags.DEFINE_string("curves", None, "Loss table (CSV) of one seed.", required=True)
+AGAIN = flags.DEFINE_string("again", None, "The same of another seed.", required=True)
+OUTPUT_DIR = flags.DEFINE_string("output_dir", None, "Where the results go.", required=True)
+
+TAILS = (0.95, 0.05)  # of chi-squared, for the lower and the upper end of a 90 % interval
+Losses = Float[np.ndarray, " num_candidates"]
+
+
+def main(_: Sequence[str]) -> None:
+    """Compares the two tables size by size."""
+    tables = (read_loss_table(CURVES.value), read_loss_table(AGAIN.value))
+    names, sizes = shared(*tables)
+    first, second = (table.select(names) for table in tables)
+    rows = [row_of(size, first.column(size), second.column(size)) for size in sizes]
+    folder = RunFolder.open(OUTPUT_DIR.value, {
+        "files": {path.value: sha256_of(path.value) for path in (CURVES, AGAIN)},
+        "seed": None,  # nothing is random
+    })  # fmt: skip
+    folder.write_rows("noise.csv", [known(row) for row in rows])
+    show(rows)
+    print(f"written to {folder.path}")
+
+
+def shared(first: LossTable, second: LossTable) -> tuple[list[str], list[int]]:
+    """The candidates and sizes that two tables share.
+
+    Args:
+        first: measured losses.
+        second: measured losses.
+
+    Returns:
+        Names, in the first's order, and sizes.
+
+    Raises:
+        UserError: if they share fewer than three candidates, or no size.
+    """
+    names = [name for name in first.names if name in second.names]
+    sizes = [int(size) for size in first.sizes if size in second.sizes]
+    if len(names) < 3 or not sizes:
+        raise checks.UserError(
+            "`again` must share three or more candidates and a size with `curves`, got "
+            f"{len(names)} and {len(sizes)}"
+        )
+    return names, sizes
+
+
+def row_of(size: int, a: Losses, b: Losses) -> dict[str, Any]:
+    """How far two measurements of one size lie apart.
+
+    Args:
+        size: examples.
+        a: losses of one seed, a candidate each (nats per token).
+        b: of another.
+
+    Returns:
+        A row of noise.csv: nats per token, and percent.
+    """
+    difference = b - a
+    n = len(difference)
+    squares = float(np.sum((difference - difference.mean()) ** 2)) / 2
+    low, high = (math.sqrt(squares / chi2.ppf(tail, n - 1)) for tail in TAILS)
+    return {
+        "size": size,
+        "num_candidates": n,
+        "mean_difference": float(difference.mean()),
+        "sd": math.sqrt(squares / (n - 1)),
+        "sd_low": low,
+        "sd_high": high,
+        "pearson": pearson_correlation(b, a),
+        "relative_accuracy": relative_accuracy(a[np.argmin(b)], a),
+    }
+
+
+def show(rows: Sequence[dict[str, Any]]) -> None:
+    """A table: sizes down."""
+    shown = terminal.table("Two seeds")
+    for name in ("size", "mean difference", "sd", "90 % low", "90 % high", "PearCorr", "RelAcc"):
+        shown.add_column(name, justify="right")
+    for row in rows:
+        shown.add_row(
+            str(row["size"]),
+            *(f"{row[name]:.4f}" for name in ("mean_difference", "sd", "sd_low", "sd_high")),
+            *(f"{row[name]:.1f}" for name in ("pearson", "relative_accuracy")),
+        )
+    terminal.show(shown)
+
+
+if __name__ == "__main__":
+    cli.run(main)
