@@ -171,3 +171,13 @@ def test_table_8_is_the_settings():
         found = {row["selector"]: row for row in rows if row["setting"] == f"{rate}/32"}
         assert cells[:-1] == [both_metrics([found[name]]) for name in selectors]
         assert cells[-1] == f"{float(found['pooled']['mean_budget_loss']):.3f}"
+
+
+def test_noise_is_that_of_the_two_seeds():
+    rows = {row["size"]: row for row in table("sotu_noise")}
+    cells = dict(selector_rows("| examples | sd |"))
+    assert set(cells) == set(rows) - {"0"}
+    for size, (sd, interval, pearson) in cells.items():
+        low, high = (f"{float(rows[size][name]):.4f}" for name in ("sd_low", "sd_high"))
+        assert (sd, interval) == (f"{float(rows[size]['sd']):.4f}", f"{low} to {high}")
+        assert pearson == f"{float(rows[size]['pearson']):.1f}"
