@@ -8,10 +8,9 @@ r"""FLOPs to reach a given PearCorr: what a selector saves against full tuning (
 Every selector is asked at every budget that a table has, and pays for the fine-tunes that it asked
 for: what its --ledger says that they cost (one a table, in the order of --curves), or 6 N D tokens
 at --tokens_per_example and one pass, where the ledger is left empty (shares of full tuning do not
-depend on the two).  Full tuning is every candidate on
-the largest size; by definition its PearCorr and relative accuracy are 100.  Beside the selectors
-stands `upwards`: successive halving on the table (lensllm_jax.selection.orders), scored by its
-lines.
+depend on the two).  Full tuning is every candidate on the largest size; by definition its PearCorr
+and relative accuracy are 100.  Beside the selectors stands `upwards`: successive halving on the
+table (lensllm_jax.selection.orders), scored by its lines.
 
 --output_dir receives
 

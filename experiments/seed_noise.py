@@ -15,7 +15,7 @@ the mean of d, moves none.  The 90 % interval of sigma is that of normal d:
 
 --output_dir receives noise.csv: a row a size with both, and with what a second seed of full tuning
 would reach as a selector: PearCorr of its losses with those of --curves, and the relative accuracy
-of its pick.  A second; no selector that reads small sizes can be expected to do better than that.
+of its pick: no selector that reads small sizes can be expected to do better.  It takes a second.
 """
 
 import math

@@ -245,7 +245,8 @@ def _structured_cost(traced: Traced, leaves: list, examples: list, rate: Rates) 
     chunk = structured.make_plan(n, traced.schedule, None).chunk_size
     itemsize = jnp.dtype(traced.dtype).itemsize
     # values and k cotangents of the chunk in work, and rows of gradients of both sides
-    piece = rules.piece_of_one(n, k, symmetric=True) * rules.pieces_a_turn(n) * n * k * itemsize
+    of_one = rules.piece_of_one(n, k, symmetric=True) * rules.pieces_a_turn(n, symmetric=True)
+    piece = of_one * n * k * itemsize
     hungriest = max(call.stage.num_bytes for call in calls)  # what lives with one cotangent
     scratch = hungriest * chunk * (1 + k) / 2 + 2 * piece
     theta = 2 * n * n * k * k * itemsize

@@ -173,7 +173,7 @@ def pairwise_flops(left: Group, right: Group | None, *, trace: bool) -> int | fl
         Multiplications and additions.
     """
     total = 0.0
-    for u, v in _pairs(left, right):
+    for u, v, _ in _pairs(left, right):
         if isinstance(u, Formed) or isinstance(v, Formed):
             return float("inf")
         n, _, t, c = u.columns.shape
@@ -184,11 +184,13 @@ def pairwise_flops(left: Group, right: Group | None, *, trace: bool) -> int | fl
     return total
 
 
-def _pairs(left: Group, right: Group | None) -> list[tuple[Any, Any]]:
-    """The terms that meet: of one group, no two of them twice."""
-    if right is None:
-        return list(itertools.combinations_with_replacement(left.terms, 2))
-    return list(itertools.product(left.terms, right.terms))
+def _pairs(left: Group, right: Group | None) -> list[tuple[Any, Any, bool]]:
+    """The terms that meet, and whether they stand for the same two the other way round as well."""
+    if right is not None:
+        return [(u, v, False) for u, v in itertools.product(left.terms, right.terms)]
+    # by place: the same term may stand at two of them
+    places = itertools.combinations_with_replacement(range(len(left.terms)), 2)
+    return [(left.terms[i], left.terms[j], i < j) for i, j in places]
 
 
 def pairwise_cost(left: Group, right: Group | None, *, trace: bool) -> int | float:
@@ -225,11 +227,10 @@ def gram_formed(left: Group, right: Group | None, *, trace: bool) -> jax.Array:
         (n, m, k, k), or (n, m) if traced.
     """
     n, m, k = left.num_examples, (right or left).num_examples, left.num_outputs
+    symmetric = right is None
     sides = (left,) if right is None else (left, right)
     height = piece_height(left, right)
-    overlapped = right is None and is_overlapped(n)
-    num_pieces = pieces_a_turn(n) if overlapped else 1
-    heights = (height,) * min(num_pieces, left.num_rows // height)
+    heights = (height,) * min(pieces_a_turn(n, symmetric=symmetric), left.num_rows // height)
     stride = sum(heights)
     tiles = upper_tiles(n * (1 if trace else k))
 
@@ -238,13 +239,13 @@ def gram_formed(left: Group, right: Group | None, *, trace: bool) -> jax.Array:
         piece = functools.reduce(operator.add, pieces)
         return piece.reshape((group.num_examples * (1 if trace else k), -1))
 
-    def form(start: jax.Array | int, heights: tuple[int, ...]) -> list[list[jax.Array]]:
-        starts = [start + sum(heights[:i]) for i in range(len(heights))]
-        pieces = zip(starts, heights, strict=True)
+    def form(start: jax.Array | int, sizes: tuple[int, ...]) -> list[list[jax.Array]]:
+        starts = [start + sum(sizes[:i]) for i in range(len(sizes))]
+        pieces = zip(starts, sizes, strict=True)
         return [[flat(side, *piece) for side in sides] for piece in pieces]
 
     def products(formed: list[list[jax.Array]]) -> list[jax.Array]:
-        if right is None:
+        if symmetric:
             parts = [[_inner(a[i], a[j]) for i, j in tiles] for (a,) in formed]
         else:
             parts = [[_inner(*both)] for both in formed]
@@ -252,7 +253,7 @@ def gram_formed(left: Group, right: Group | None, *, trace: bool) -> jax.Array:
 
     turns, rest = divmod(left.num_rows, stride)
     formed = form(0, heights)
-    if overlapped:
+    if is_overlapped(n, symmetric=symmetric):
         total = jax.tree.map(jnp.zeros_like, jax.eval_shape(products, formed))
         formed, total = lax.fori_loop(
             1, turns, lambda i, c: (form(i * stride, heights), _added(c[1], products(c[0]))),
@@ -265,7 +266,7 @@ def gram_formed(left: Group, right: Group | None, *, trace: bool) -> jax.Array:
         )
     if rest:
         total = _added(total, products(form(turns * stride, (rest,))))
-    theta = _mirrored(total, tiles) if right is None else total[0]
+    theta = _mirrored(total, tiles) if symmetric else total[0]
     return theta if trace else theta.reshape(n, k, m, k).transpose(0, 2, 1, 3)
 
 
@@ -286,19 +287,21 @@ def piece_height(left: Group, right: Group | None) -> int:
 
 def piece_of_one(n: int, k: int, *, symmetric: bool) -> int:
     """Numbers of each of n examples' k gradients in a piece, at most."""
-    if symmetric and is_overlapped(n):
-        return max(LEAST_OVERLAPPED_PIECE_OF_ONE, OVERLAPPED_SIZE // (n * k * pieces_a_turn(n)))
+    if is_overlapped(n, symmetric=symmetric):
+        of_a_turn = OVERLAPPED_SIZE // (n * k)
+        of_one = of_a_turn // pieces_a_turn(n, symmetric=symmetric)
+        return max(LEAST_OVERLAPPED_PIECE_OF_ONE, of_one)
     return max(LEAST_PIECE_OF_ONE, PIECE_SIZE // (n * k))
 
 
-def is_overlapped(n: int) -> bool:
-    """Whether a symmetric Gram of n examples forms pieces while it multiplies those before."""
-    return n >= OVERLAP_FROM
+def is_overlapped(n: int, *, symmetric: bool) -> bool:
+    """Whether a Gram of n examples forms pieces while it multiplies those before."""
+    return symmetric and n >= OVERLAP_FROM
 
 
-def pieces_a_turn(n: int) -> int:
-    """Pieces that are formed and multiplied at once."""
-    return 2 if OVERLAP_FROM <= n < ONE_PIECE_A_TURN_FROM else 1
+def pieces_a_turn(n: int, *, symmetric: bool) -> int:
+    """Pieces that a Gram of n examples forms and multiplies at once."""
+    return 2 if is_overlapped(n, symmetric=symmetric) and n < ONE_PIECE_A_TURN_FROM else 1
 
 
 def _inner(a: jax.Array, b: jax.Array) -> jax.Array:
@@ -367,10 +370,9 @@ def gram_pairwise(left: Group, right: Group | None, *, trace: bool) -> jax.Array
         (n, m, k, k), or (n, m) if traced.
     """
     parts = []
-    for u, v in _pairs(left, right):
-        parts.append(_pair(u, v))
-        if right is None and u is not v:
-            parts.append(_turned(parts[-1]))
+    for u, v, both_ways in _pairs(left, right):
+        part = _pair(u, v)
+        parts += [part, _turned(part)] if both_ways else [part]
     total = functools.reduce(operator.add, parts)
     k = left.num_outputs
     total = jnp.broadcast_to(total, (*total.shape[:2], k, k))

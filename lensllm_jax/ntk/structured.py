@@ -426,7 +426,10 @@ def _in_chunks(f: Any, fixed: list, arguments: Any, plan: Plan) -> Any:
             return f(fixed, arguments)
 
         def of_chunk(start: Array | int) -> Any:
-            return f(fixed, jax.tree.map(lambda x: _chunk(x, start, plan.chunk_size), arguments))
+            part = functools.partial(
+                lax.dynamic_slice_in_dim, start_index=start, slice_size=plan.chunk_size
+            )
+            return f(fixed, jax.tree.map(part, arguments))
 
         # each chunk is written where it belongs: chunks that are stacked first, and put together
         # after, stand in memory twice
@@ -445,10 +448,6 @@ def _in_chunks(f: Any, fixed: list, arguments: Any, plan: Plan) -> Any:
     return _on_devices(
         of_device, plan.mesh, in_specs=(PartitionSpec(), examples), out_specs=examples
     )(fixed, arguments)
-
-
-def _chunk(values: Array, start: Array | int, size: int) -> Array:
-    return lax.dynamic_slice_in_dim(values, start, size)
 
 
 def _on_devices(f: Any, mesh: Mesh, *, in_specs: Any, out_specs: Any) -> Any:

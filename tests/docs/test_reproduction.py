@@ -15,9 +15,13 @@ def table(name):
     return list(csv.DictReader(path.read_text().splitlines()))
 
 
+def cells_of(line):
+    return [cell.strip() for cell in line.strip("|").split("|")]
+
+
 def row_of_page(start):
     line = next(line for line in PAGE.splitlines() if line.startswith(f"| {start} |"))
-    return [cell.strip() for cell in line.strip("|").split("|")][1:]
+    return cells_of(line)[1:]
 
 
 TASKS = ("pydoc", "sotu")  # own curves
@@ -93,7 +97,7 @@ def test_every_phase_is_counted():
 
 
 def mean_of(rows, name):
-    """A dash where a budget has none, as on the page."""
+    """As the page prints it; None where a budget has none."""
     values = [row[name] for row in rows]
     return f"{np.mean([float(value) for value in values]):.1f}" if all(values) else None
 
@@ -109,7 +113,7 @@ def selector_rows(header):
     start = next(i for i, line in enumerate(lines) if line.startswith(header)) + 2
     end = next(i for i in range(start, len(lines)) if not lines[i].startswith("|"))
     for line in lines[start:end]:
-        first, *cells = (cell.strip() for cell in line.strip("|").split("|"))
+        first, *cells = cells_of(line)
         yield first, cells
 
 

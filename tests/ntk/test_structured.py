@@ -376,6 +376,14 @@ def test_two_terms_of_one_group_meet_once():
     assert both_ways - once == once - with_themselves > 0
 
 
+def test_one_term_at_two_places_counts_as_two():
+    (term, *_) = random_group(jax.random.key(0), 5, 1, 7, 2).terms
+    alone, twice = Group((term,), 7, 2), Group((term, term), 7, 2)
+    for contraction in (rules.gram_formed, rules.gram_pairwise):
+        once = contraction(alone, None, trace=True)
+        assert_close(contraction(twice, None, trace=True), 4 * once)  # |2 G|^2
+
+
 def test_the_cheaper_contraction_is_taken():
     def group(n, t, r, c):
         outer = Outer(jnp.ones((n, 1, t, r)), jnp.ones((n, 1, t, c)))
