@@ -31,7 +31,7 @@ import jax
 import jax.numpy as jnp
 
 from lensllm_jax import checks
-from lensllm_jax.ntk import neural_tangents, rules, structured, terms
+from lensllm_jax.ntk import blas, neural_tangents, rules, structured, terms
 from lensllm_jax.ntk.method import NtkMethod
 from lensllm_jax.ntk.rules import Group, Outer
 from lensllm_jax.ntk.structured import Plan, Traced
@@ -47,7 +47,9 @@ HEAP_OVERHEAD = 1.3
 # 1,024 examples of 16 to 256 tokens (benchmarks/LOG.md).
 PASSES_OVERHEAD = 1.15  # products of the layers are smaller than the one of the rate
 VALUES_OVERHEAD = 0.65  # norms, softmax, activations, copies: a number of any value, once a pass
-GRAM_OVERHEAD = 1.35  # tiles are smaller than the product that the rate is measured with
+GRAM_OVERHEAD = 1.35  # XLA's tiles are smaller than the product that the rate is measured with
+UPDATE_OVERHEAD_OF = 128  # BLAS's update of n gradients takes 1 + 128 / n times as long
+FORMING_OVERHEAD = 2.0  # and products of one example's factors are smaller still
 WRITING_OVERHEAD = 1.7  # a piece is written, and read again at once
 JACOBIAN_WRITING_OVERHEAD = 8.5  # fresh memory, turned for the product
 
@@ -245,10 +247,9 @@ def _structured_cost(traced: Traced, leaves: list, examples: list, rate: Rates) 
     chunk = structured.make_plan(n, traced.schedule, None).chunk_size
     itemsize = jnp.dtype(traced.dtype).itemsize
     # values and k cotangents of the chunk in work, and rows of gradients of both sides
-    of_one = rules.piece_of_one(n, k, symmetric=True) * rules.pieces_a_turn(n, symmetric=True)
-    piece = of_one * n * k * itemsize
+    piece = rules.piece_of_one(n, k) * n * k * itemsize
     hungriest = max(call.stage.num_bytes for call in calls)  # what lives with one cotangent
-    scratch = hungriest * chunk * (1 + k) / 2 + 2 * piece
+    scratch = hungriest * chunk * (1 + k) / 2 + max(2, blas.num_workers()) * piece
     theta = 2 * n * n * k * k * itemsize
     held = max((moment.live_bytes for moment in moments), default=0) + scratch + theta
     peak = HEAP_OVERHEAD * held + COMPILER_BYTES
@@ -276,10 +277,16 @@ def _gram_cost(group: Group, trace: bool, rate: Rates) -> tuple[float, float]:
         flops = rules.pairwise_flops(group, None, trace=trace)
         return flops, rules.pairwise_cost(group, None, trace=trace) / rate.matmul
     side = group.num_examples * (1 if trace else group.num_outputs)
-    spans = [(j.stop - j.start) * (i.stop - i.start) for i, j in rules.upper_tiles(side)]
     forming = _forming_flops(group)
     whole = rules.formed_flops(group, None, trace=trace) - forming
-    flops = forming + whole * sum(spans) / side**2
+    if jax.default_backend() == "cpu" and blas.serves(group, None, trace=trace):
+        half = whole * (side + 1) / (2 * side)
+        in_products = (1 + UPDATE_OVERHEAD_OF / side) * half + FORMING_OVERHEAD * forming
+        return forming + half, in_products / rate.matmul
+    tiles = rules.upper_tiles(side, rules.SYMMETRIC_TILE)
+    flops = (
+        forming + whole * sum((j.stop - j.start) * (i.stop - i.start) for i, j in tiles) / side**2
+    )
     written = group.num_examples * group.num_outputs * group.num_rows * group.num_columns
     seconds = GRAM_OVERHEAD * flops / rate.matmul + WRITING_OVERHEAD * written / rate.writing
     return flops, seconds

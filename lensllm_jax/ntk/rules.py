@@ -38,13 +38,6 @@ from jax import lax
 # for products of some size.  All figures: benchmarks/LOG.md.
 PIECE_SIZE = 2**20
 LEAST_PIECE_OF_ONE = 2**13
-# From so many examples on a symmetric Gram forms pieces while it multiplies those before, for XLA
-# forms on one core: more numbers stand then, of each gradient fewer.  Up to the next limit one
-# product a turn is too little to share out, and two pieces are formed.
-OVERLAP_FROM = 96
-OVERLAPPED_SIZE = 2**21
-LEAST_OVERLAPPED_PIECE_OF_ONE = 2**12
-ONE_PIECE_A_TURN_FROM = 192
 # Rows of a symmetric Gram that are multiplied at once: the tiles below the diagonal are left out.
 SYMMETRIC_TILE = 128
 # Entries of a (tokens x tokens) Gram in memory at once: 64 MiB in float32.
@@ -227,46 +220,28 @@ def gram_formed(left: Group, right: Group | None, *, trace: bool) -> jax.Array:
         (n, m, k, k), or (n, m) if traced.
     """
     n, m, k = left.num_examples, (right or left).num_examples, left.num_outputs
-    symmetric = right is None
     sides = (left,) if right is None else (left, right)
     height = piece_height(left, right)
-    heights = (height,) * min(pieces_a_turn(n, symmetric=symmetric), left.num_rows // height)
-    stride = sum(heights)
-    tiles = upper_tiles(n * (1 if trace else k))
+    tiles = [(slice(None), slice(None))]
+    if right is None:
+        tiles = upper_tiles(n * (1 if trace else k), SYMMETRIC_TILE)
 
     def flat(group: Group, start: jax.Array | int, size: int) -> jax.Array:
         pieces = [_piece(term, start, size, k) for term in group.terms]
         piece = functools.reduce(operator.add, pieces)
         return piece.reshape((group.num_examples * (1 if trace else k), -1))
 
-    def form(start: jax.Array | int, sizes: tuple[int, ...]) -> list[list[jax.Array]]:
-        starts = [start + sum(sizes[:i]) for i in range(len(sizes))]
-        pieces = zip(starts, sizes, strict=True)
-        return [[flat(side, *piece) for side in sides] for piece in pieces]
+    def products(start: jax.Array | int, size: int) -> list[jax.Array]:
+        formed = [flat(side, start, size) for side in sides]
+        return [_inner(formed[0][i], formed[-1][j]) for i, j in tiles]
 
-    def products(formed: list[list[jax.Array]]) -> list[jax.Array]:
-        if symmetric:
-            parts = [[_inner(a[i], a[j]) for i, j in tiles] for (a,) in formed]
-        else:
-            parts = [[_inner(*both)] for both in formed]
-        return functools.reduce(_added, parts)
-
-    turns, rest = divmod(left.num_rows, stride)
-    formed = form(0, heights)
-    if is_overlapped(n, symmetric=symmetric):
-        total = jax.tree.map(jnp.zeros_like, jax.eval_shape(products, formed))
-        formed, total = lax.fori_loop(
-            1, turns, lambda i, c: (form(i * stride, heights), _added(c[1], products(c[0]))),
-            (formed, total),
-        )  # fmt: skip
-        total = _added(total, products(formed))
-    else:
-        total = lax.fori_loop(
-            1, turns, lambda i, t: _added(t, products(form(i * stride, heights))), products(formed)
-        )
+    turns, rest = divmod(left.num_rows, height)
+    total = lax.fori_loop(
+        1, turns, lambda i, t: _added(t, products(i * height, height)), products(0, height)
+    )
     if rest:
-        total = _added(total, products(form(turns * stride, (rest,))))
-    theta = _mirrored(total, tiles) if symmetric else total[0]
+        total = _added(total, products(turns * height, rest))
+    theta = _mirrored(total, tiles) if right is None else total[0]
     return theta if trace else theta.reshape(n, k, m, k).transpose(0, 2, 1, 3)
 
 
@@ -281,33 +256,19 @@ def piece_height(left: Group, right: Group | None) -> int:
         A number from 1 to R.
     """
     n = max(left.num_examples, (right or left).num_examples)
-    of_one = piece_of_one(n, left.num_outputs, symmetric=right is None)
+    of_one = piece_of_one(n, left.num_outputs)
     return max(1, min(left.num_rows, of_one // left.num_columns))
 
 
-def piece_of_one(n: int, k: int, *, symmetric: bool) -> int:
+def piece_of_one(n: int, k: int) -> int:
     """Numbers of each of n examples' k gradients in a piece, at most."""
-    if is_overlapped(n, symmetric=symmetric):
-        of_a_turn = OVERLAPPED_SIZE // (n * k)
-        of_one = of_a_turn // pieces_a_turn(n, symmetric=symmetric)
-        return max(LEAST_OVERLAPPED_PIECE_OF_ONE, of_one)
     return max(LEAST_PIECE_OF_ONE, PIECE_SIZE // (n * k))
-
-
-def is_overlapped(n: int, *, symmetric: bool) -> bool:
-    """Whether a Gram of n examples forms pieces while it multiplies those before."""
-    return symmetric and n >= OVERLAP_FROM
-
-
-def pieces_a_turn(n: int, *, symmetric: bool) -> int:
-    """Pieces that a Gram of n examples forms and multiplies at once."""
-    return 2 if is_overlapped(n, symmetric=symmetric) and n < ONE_PIECE_A_TURN_FROM else 1
 
 
 def _inner(a: jax.Array, b: jax.Array) -> jax.Array:
     # gradients may come in bfloat16; what they add up to may not
     return lax.dot_general(
-        a, b, (((1,), (1,)), ((), ())), preferred_element_type=_sum_dtype(a.dtype)
+        a, b, (((1,), (1,)), ((), ())), preferred_element_type=sum_dtype(a.dtype)
     )
 
 
@@ -320,28 +281,37 @@ def _inner_all(a: jax.Array, b: jax.Array) -> jax.Array:
     return flat.reshape(*a.shape[:-1], *b.shape[:-1])
 
 
-def _sum_dtype(dtype: Any) -> Any:
+def sum_dtype(dtype: Any) -> Any:
+    """What numbers of a type are added in: gradients may come in bfloat16, their sums may not.
+
+    Args:
+        dtype: of the gradients.
+
+    Returns:
+        float32, or float64 for itself.
+    """
     return jnp.promote_types(dtype, jnp.float32)
 
 
 def _einsum(subscripts: str, a: jax.Array, b: jax.Array) -> jax.Array:
-    return jnp.einsum(subscripts, a, b, preferred_element_type=_sum_dtype(a.dtype))
+    return jnp.einsum(subscripts, a, b, preferred_element_type=sum_dtype(a.dtype))
 
 
 def _added(a: list[jax.Array], b: list[jax.Array]) -> list[jax.Array]:
     return [x + y for x, y in zip(a, b, strict=True)]
 
 
-def upper_tiles(n: int) -> list[tuple[slice, slice]]:
-    """Tiles of about ``SYMMETRIC_TILE`` on and above the diagonal of an n x n matrix.
+def upper_tiles(n: int, side: int) -> list[tuple[slice, slice]]:
+    """Tiles on and above the diagonal of an n x n matrix.
 
     Args:
         n: the length of its sides.
+        side: about the length of a tile's.
 
     Returns:
         Rows and columns of each.
     """
-    count = max(1, round(n / SYMMETRIC_TILE))
+    count = max(1, round(n / side))
     edges = [round(i * n / count) for i in range(count + 1)]
     spans = [slice(a, b) for a, b in itertools.pairwise(edges)]
     return [(spans[i], spans[j]) for i in range(count) for j in range(i, count)]
@@ -428,7 +398,7 @@ def _piece(term: Term, start: jax.Array | int, size: int, k: int) -> jax.Array:
     """Rows ``start`` to ``start + size`` of a term, (n, k, size, C)."""
     if isinstance(term, Formed):
         values = lax.dynamic_slice_in_dim(term.values, start, size, axis=2)
-        return values.astype(_sum_dtype(values.dtype))
+        return values.astype(sum_dtype(values.dtype))
     if isinstance(term, Outer):
         rows = lax.dynamic_slice_in_dim(term.rows, start, size, axis=3)
         piece = _batched_outer(rows, term.columns)
@@ -439,7 +409,7 @@ def _piece(term: Term, start: jax.Array | int, size: int, k: int) -> jax.Array:
     row = jnp.where((term.ids >= 0) & (row >= 0) & (row < size), row, size)
 
     def added(row: jax.Array, columns: jax.Array) -> jax.Array:
-        zeros = jnp.zeros((k, size, c), _sum_dtype(columns.dtype))
+        zeros = jnp.zeros((k, size, c), sum_dtype(columns.dtype))
         return zeros.at[:, row].add(columns.astype(zeros.dtype), mode="drop")
 
     return jax.vmap(added)(row, term.columns)

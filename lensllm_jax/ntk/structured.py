@@ -34,7 +34,7 @@ from jax import lax
 from jax.sharding import Mesh, PartitionSpec
 
 from lensllm_jax import checks
-from lensllm_jax.ntk import rules, terms
+from lensllm_jax.ntk import blas, rules, terms
 from lensllm_jax.ntk.stages import Call, Key, Schedule, Slot, Source, Stage, cut, operand
 from lensllm_jax.ntk.terms import Term
 from lensllm_jax.ntk.uses import Taps
@@ -108,10 +108,10 @@ def kernel_by_parameter(
             for x, plan in zip(sides, plans, strict=True)
         ]
         for keys, found in backward_sweep(traced, leaves, blocks, plans):
-            theta, is_finite = _grams(*found, trace=trace, mesh=mesh)
+            theta = _grams(*found, trace=trace, mesh=mesh)
             del found  # or these terms would live while the next stage makes its own
             names = tuple(_name(traced.names[leaf], step) for leaf, step in keys)
-            _check_finite(names, is_finite)
+            _check_finite(names, theta)
             yield Share(names, theta[:, :n, :m])
 
 
@@ -455,11 +455,51 @@ def _on_devices(f: Any, mesh: Mesh, *, in_specs: Any, out_specs: Any) -> Any:
     return jax.shard_map(f, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False)
 
 
+def _grams(left: Sides, right: Sides | None = None, *, trace: bool, mesh: Mesh | None) -> Array:
+    """Each parameter's block of the kernel, (p, n, m, ...)."""
+    if mesh is not None or not _is_on_host(left):
+        return _device_grams(left, right, trace=trace, mesh=mesh)
+    sides = [(one,) for one in left] if right is None else list(zip(left, right, strict=True))
+    by_blas = [_is_for_blas(each, trace=trace) for each in sides]
+    rest = [each for each, served in zip(sides, by_blas, strict=True) if not served]
+    found = iter(_device_grams(*zip(*rest, strict=True), trace=trace, mesh=None) if rest else ())
+    blocks = [
+        _blas_gram(each, trace=trace) if served else np.asarray(next(found))
+        for each, served in zip(sides, by_blas, strict=True)
+    ]
+    return np.stack(blocks)
+
+
+def _blas_gram(sides: Sides, *, trace: bool) -> np.ndarray:
+    pairs = _group_pairs(jax.tree.map(np.asarray, sides))  # the same memory
+    return functools.reduce(operator.add, (blas.gram_formed(*pair, trace=trace) for pair in pairs))
+
+
+def _is_for_blas(sides: Sides, *, trace: bool) -> bool:
+    """Whether BLAS multiplies all gradients of one parameter."""
+    shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), sides)
+    leaves, structure = jax.tree.flatten(shapes)
+    return _are_shapes_for_blas(structure, tuple(leaves), trace=trace)
+
+
+@functools.lru_cache(maxsize=1024)
+def _are_shapes_for_blas(structure: Any, leaves: tuple, *, trace: bool) -> bool:
+    pairs = jax.eval_shape(_group_pairs, jax.tree.unflatten(structure, leaves))
+    return all(blas.serves(*pair, trace=trace) for pair in pairs)
+
+
+def _is_on_host(arrays: Any) -> bool:
+    """Whether arrays lie in the host's memory and are known: BLAS may have them."""
+    return all(
+        not isinstance(leaf, jax.core.Tracer) and {d.platform for d in leaf.devices()} == {"cpu"}
+        for leaf in jax.tree.leaves(arrays)
+    )
+
+
 @functools.partial(jax.jit, static_argnames=("trace", "mesh"))
-def _grams(
+def _device_grams(
     left: Sides, right: Sides | None = None, *, trace: bool, mesh: Mesh | None
-) -> tuple[jax.Array, jax.Array]:
-    """Each parameter's block of the kernel (p, n, m, ...), and whether it is finite (p,)."""
+) -> jax.Array:  # fmt: skip
     if mesh is None:
         theta = _stacked_grams(left, right, trace=trace)
     else:
@@ -475,18 +515,24 @@ def _grams(
         theta = _on_devices(
             of_device, mesh, in_specs=(examples, examples), out_specs=PartitionSpec(None, axis)
         )(left, left if right is None else right)
-    return theta, jnp.isfinite(theta).all(axis=tuple(range(1, theta.ndim)))
+    return theta
 
 
 def _stacked_grams(left: Sides, right: Sides | None, *, trace: bool) -> jax.Array:
     others: Sequence[Any] = [None] * len(left) if right is None else right
     blocks = []
     for one, other in zip(left, others, strict=True):
-        rows = terms.groups(one)
-        columns = [None] * len(rows) if other is None else terms.groups(other)
-        parts = [rules.gram(a, b, trace=trace) for a, b in zip(rows, columns, strict=True)]
+        pairs = _group_pairs([side for side in (one, other) if side is not None])
+        parts = [rules.gram(*pair, trace=trace) for pair in pairs]
         blocks.append(functools.reduce(operator.add, parts))
     return jnp.stack(blocks)
+
+
+def _group_pairs(sides: Sequence[Any]) -> list[tuple[rules.Group, rules.Group | None]]:
+    """The groups of one parameter's terms, of one side or of two."""
+    rows = terms.groups(sides[0])
+    columns = [None] * len(rows) if len(sides) == 1 else terms.groups(sides[1])
+    return list(zip(rows, columns, strict=True))
 
 
 def make_plan(n: int, schedule: Schedule, mesh: Mesh | None) -> Plan:
@@ -519,9 +565,10 @@ def _name(path: str, step: int | None) -> str:
     return path if step is None else f"{path}[{step}]"
 
 
-def _check_finite(names: tuple[str, ...], is_finite: Array) -> None:
-    if not np.all(is_finite):
-        guilty = names[int(np.argmin(np.asarray(is_finite)))]
+def _check_finite(names: tuple[str, ...], theta: Array) -> None:
+    is_finite = np.isfinite(theta).all(axis=tuple(range(1, theta.ndim)))
+    if not is_finite.all():
+        guilty = names[int(np.argmin(is_finite))]
         raise checks.UserError(
             f"the gradient in parameter {guilty} must be finite, got NaN or infinity: look at the "
             "weights and at what enters that layer, or compute in float64"

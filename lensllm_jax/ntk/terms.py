@@ -148,7 +148,7 @@ def _formed(term: Term, hull: Box) -> Formed:
         left_axes, right_axes = term.split
         num_rows = math.prod(lengths[axis] for axis in left_axes)
         simple = _arranged(term, left_axes, right_axes, num_rows, term.right.shape[3])
-        matrix = rules.whole_term(simple, num_rows)
+        matrix = rules.whole_term(jax.tree.map(jnp.asarray, simple), num_rows)
         parted = matrix.reshape(n, k, *(lengths[axis] for axis in (*left_axes, *right_axes)))
         order = np.argsort((*left_axes, *right_axes))
         values = parted.transpose(0, 1, *(2 + int(i) for i in order))

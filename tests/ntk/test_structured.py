@@ -7,10 +7,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import threadpoolctl
 from jax import lax
 
 from lensllm_jax import checks
-from lensllm_jax.ntk import rules, structured, uses
+from lensllm_jax.ntk import blas, rules, structured, uses
 from lensllm_jax.ntk.gram import empirical_ntk
 from lensllm_jax.ntk.rules import Group, Lookup, Outer
 from lensllm_jax.ntk.structured import gradient_groups
@@ -206,8 +207,17 @@ PROGRAMS = {
 }  # fmt: skip
 
 
+@pytest.fixture(params=["xla", "blas"])
+def multiplied_by(request, monkeypatch):
+    """What multiplies the gradients, whatever their number."""
+    monkeypatch.setattr(blas, "LEAST_VECTORS", 1 if request.param == "blas" else 10**9)
+    structured._are_shapes_for_blas.cache_clear()
+    yield request.param
+    structured._are_shapes_for_blas.cache_clear()
+
+
 @pytest.mark.parametrize("name", PROGRAMS)
-def test_kernel_of_every_way_to_use_a_parameter_equals_brute_force(x64, name):
+def test_kernel_of_every_way_to_use_a_parameter_equals_brute_force(x64, multiplied_by, name):
     f, make_params, make_x = PROGRAMS[name]
     params, x = make_params(), make_x()
     if name == "parameter as a loop's first state":
@@ -304,23 +314,73 @@ def test_both_contractions_are_the_same(x64, monkeypatch, k, trace):
     for other, matrix in ((right, dense[1]), (None, dense[0])):
         expected = np.einsum("iarc,jbrc->ijab", dense[0], matrix)
         expected = np.einsum("ijaa->ij", expected) if trace else expected
-        # whole, in pieces that divide the rows, in pieces that leave a rest, one row at a time;
-        # one piece after the other, and one or two formed while those before are multiplied
+        # whole, in pieces that divide the rows, in pieces that leave a rest, one row at a time
         monkeypatch.setattr(rules, "LEAST_PIECE_OF_ONE", 1)
-        monkeypatch.setattr(rules, "LEAST_OVERLAPPED_PIECE_OF_ONE", 1)
-        for piece_size, (overlapped, single) in itertools.product(
-            (10**6, 5 * k * 2 * 3, 1), ((10**6, 10**6), (1, 10**6), (1, 1))
-        ):
+        for piece_size in (10**6, 5 * k * 2 * 3, 1):
             monkeypatch.setattr(rules, "PIECE_SIZE", piece_size)
-            monkeypatch.setattr(rules, "OVERLAPPED_SIZE", piece_size)
-            monkeypatch.setattr(rules, "OVERLAP_FROM", overlapped)
-            monkeypatch.setattr(rules, "ONE_PIECE_A_TURN_FROM", single)
             got = jax.jit(functools.partial(rules.gram_formed, trace=trace))(left, other)
             assert_close(got, expected)
+            for workers in (1, 2, 3):
+                monkeypatch.setattr(blas, "num_workers", lambda workers=workers: workers)
+                assert_close(blas.gram_formed(left, other, trace=trace), expected)
         for pair_size in (10**6, 1):
             monkeypatch.setattr(rules, "PAIR_SIZE", pair_size)
             got = jax.jit(functools.partial(rules.gram_pairwise, trace=trace))(left, other)
             assert_close(got, expected)
+
+
+def test_blas_is_taken_where_gradients_are_formed_and_many(monkeypatch):
+    calls = []
+    gram = blas.gram_formed
+
+    def counted(left, right, *, trace):
+        calls.append(left)
+        return gram(left, right, trace=trace)
+
+    monkeypatch.setattr(blas, "gram_formed", counted)
+
+    def f(w, x):
+        return jnp.tanh(x @ w).sum((1, 2))
+
+    w, x = jnp.ones((6, 5)), jax.random.normal(jax.random.key(0), (40, 20, 6))
+    assert_close(empirical_ntk(f, w, x)[:, :30], empirical_ntk(f, w, x, x[:30]))
+    assert len(calls) == 2
+    assert_close(empirical_ntk(f, w, x[:31]), empirical_ntk(f, w, x)[:31, :31])
+    assert len(calls) == 3  # 31 are too few
+    w, x = jnp.ones((64, 64)) / 64, jax.random.normal(jax.random.key(1), (40, 1, 64))
+    assert_close(empirical_ntk(f, w, x), oracles.dense_kernel(f, w, x)[:, :, 0, 0])
+    assert len(calls) == 3  # one token and a wide layer: by pairs
+
+
+def test_blas_gives_the_same_bits_again_and_leaves_its_threads_as_they_were():
+    group = random_group(jax.random.key(0), 40, 1, 64, 48)
+    before = [library["num_threads"] for library in threadpoolctl.threadpool_info()]
+    first = blas.gram_formed(group, None, trace=True)
+    assert np.array_equal(first, blas.gram_formed(group, None, trace=True))
+    assert np.array_equal(first, first.T)
+    assert before == [library["num_threads"] for library in threadpoolctl.threadpool_info()]
+
+
+def test_blas_adds_bfloat16_up_in_float32():
+    group = jax.tree.map(
+        lambda leaf: leaf if leaf.dtype == jnp.int32 else leaf.astype(jnp.bfloat16),
+        random_group(jax.random.key(0), 5, 1, 7, 2),
+    )
+    got = blas.gram_formed(group, None, trace=True)
+    assert got.dtype == np.float32
+    np.testing.assert_allclose(got, rules.gram_formed(group, None, trace=True), rtol=1e-5)
+
+
+def test_pieces_cover_the_rows_once_and_every_core_has_equally_many(monkeypatch):
+    group = random_group(jax.random.key(0), 5, 1, 7, 2)
+    for workers, piece_size in itertools.product((1, 2, 3, 9), (1, 20, 10**6)):
+        monkeypatch.setattr(blas, "num_workers", lambda workers=workers: workers)
+        monkeypatch.setattr(rules, "LEAST_PIECE_OF_ONE", 1)
+        monkeypatch.setattr(rules, "PIECE_SIZE", piece_size)
+        spans = blas.row_spans(group, None)
+        assert [row for span in spans for row in range(*span)] == list(range(7))
+        assert len(spans) == 7 or len(spans) % workers == 0
+        assert max(b - a for a, b in spans) <= rules.piece_height(group, None)
 
 
 def test_term_of_a_lookup_counts_repeated_ids_and_leaves_out_negative_ones():
@@ -379,7 +439,7 @@ def test_two_terms_of_one_group_meet_once():
 def test_one_term_at_two_places_counts_as_two():
     (term, *_) = random_group(jax.random.key(0), 5, 1, 7, 2).terms
     alone, twice = Group((term,), 7, 2), Group((term, term), 7, 2)
-    for contraction in (rules.gram_formed, rules.gram_pairwise):
+    for contraction in (rules.gram_formed, rules.gram_pairwise, blas.gram_formed):
         once = contraction(alone, None, trace=True)
         assert_close(contraction(twice, None, trace=True), 4 * once)  # |2 G|^2
 
@@ -492,7 +552,7 @@ def test_shares_of_the_parameters_are_their_own_kernels(x64):
 
 
 @pytest.mark.parametrize("step", [0, 1])
-def test_a_number_that_is_not_finite_stops_with_the_layer(step):
+def test_a_number_that_is_not_finite_stops_with_the_layer(multiplied_by, step):
     case = cases.make("scanned transformer")
     params = jax.tree.map(np.array, case.params)
     params["params"]["blocks"]["Dense_0"]["kernel"][step, 0, 0] = np.nan
