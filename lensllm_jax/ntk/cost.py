@@ -47,8 +47,8 @@ HEAP_OVERHEAD = 1.3
 # 1,024 examples of 16 to 256 tokens (benchmarks/LOG.md).
 PASSES_OVERHEAD = 1.15  # products of the layers are smaller than the one of the rate
 VALUES_OVERHEAD = 0.65  # norms, softmax, activations, copies: a number of any value, once a pass
-GRAM_OVERHEAD = 1.35  # XLA's tiles are smaller than the product that the rate is measured with
-UPDATE_OVERHEAD_OF = 128  # BLAS's update of n gradients takes 1 + 128 / n times as long
+GRAM_OVERHEAD = 1.35  # products are smaller than the one that the rate is measured with
+UPDATE_OVERHEAD_OF = 128  # BLAS's update of n gradients takes 1 + 128 / n times as long again
 FORMING_OVERHEAD = 2.0  # and products of one example's factors are smaller still
 WRITING_OVERHEAD = 1.7  # a piece is written, and read again at once
 JACOBIAN_WRITING_OVERHEAD = 8.5  # fresh memory, turned for the product
@@ -282,7 +282,7 @@ def _gram_cost(group: Group, trace: bool, rate: Rates) -> tuple[float, float]:
     if jax.default_backend() == "cpu" and blas.serves(group, None, trace=trace):
         half = whole * (side + 1) / (2 * side)
         in_products = (1 + UPDATE_OVERHEAD_OF / side) * half + FORMING_OVERHEAD * forming
-        return forming + half, in_products / rate.matmul
+        return forming + half, GRAM_OVERHEAD * in_products / rate.matmul
     tiles = rules.upper_tiles(side, rules.SYMMETRIC_TILE)
     flops = (
         forming + whole * sum((j.stop - j.start) * (i.stop - i.start) for i, j in tiles) / side**2

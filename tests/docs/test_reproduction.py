@@ -4,6 +4,7 @@ import csv
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "REPRODUCTION.md").read_text()
@@ -168,11 +169,18 @@ def test_tables_5_to_7_are_the_ablation():
             assert cell.split(" ") == means
 
 
-def test_table_8_is_the_settings():
-    rows = [row for row in table("settings_pydoc") if row["budget_size"] == "800"]
+@pytest.mark.parametrize(
+    ("name", "header"),
+    [("settings_pydoc", "| rate, batch | lensllm |"), ("settings_sotu_lengths", "| tokens |")],
+)
+def test_tables_8_to_11_are_the_settings(name, header):
+    rows = [row for row in table(name) if row["budget_size"] == "800"]
     selectors = ("lensllm", "rectified", "pooled", "ats", "subtuning")
-    for rate, cells in selector_rows("| rate | lensllm |"):
-        found = {row["selector"]: row for row in rows if row["setting"] == f"{rate}/32"}
+    on_page = list(selector_rows(header))
+    assert len(on_page) == len({row["setting"] for row in rows})
+    for setting, cells in on_page:
+        label = setting.replace(", ", "/")
+        found = {row["selector"]: row for row in rows if row["setting"] == label}
         assert cells[:-1] == [both_metrics([found[name]]) for name in selectors]
         assert cells[-1] == f"{float(found['pooled']['mean_budget_loss']):.3f}"
 
