@@ -82,8 +82,8 @@ def serves(left: Group, right: Group | None, *, trace: bool) -> bool:
     Returns:
         False where ``rules.gram`` is faster.
     """
-    num_vectors = left.num_examples * (1 if trace else left.num_outputs)
-    return num_vectors >= LEAST_VECTORS and rules.is_formed(left, right, trace=trace)
+    many = left.num_vectors(trace=trace) >= LEAST_VECTORS
+    return many and rules.is_formed(left, right, trace=trace)
 
 
 def num_workers() -> int:
@@ -138,9 +138,8 @@ class _Pieces:
 
     def __init__(self, group: Group, k: int, *, trace: bool):
         self.dtype = rules.sum_dtype(jax.tree.leaves(group)[-1].dtype)
-        n = group.num_examples
-        self._shape = (n, k, group.num_columns)
-        self.num_vectors = n if trace else n * k
+        self._shape = (group.num_examples, k, group.num_columns)
+        self.num_vectors = group.num_vectors(trace=trace)
         self.size_of_row = math.prod(self._shape)
         # dense products overwrite what memory held before: first
         order = sorted(group.terms, key=lambda term: not isinstance(term, Outer))

@@ -276,7 +276,7 @@ def _gram_cost(group: Group, trace: bool, rate: Rates) -> tuple[float, float]:
     if not rules.is_formed(group, None, trace=trace):
         flops = rules.pairwise_flops(group, None, trace=trace)
         return flops, rules.pairwise_cost(group, None, trace=trace) / rate.matmul
-    side = group.num_examples * (1 if trace else group.num_outputs)
+    side = group.num_vectors(trace=trace)
     forming = _forming_flops(group)
     whole = rules.formed_flops(group, None, trace=trace) - forming
     if jax.default_backend() == "cpu" and blas.serves(group, None, trace=trace):

@@ -102,6 +102,10 @@ class Group:
         """The length k of the output axis."""
         return max(_outputs_of(term) for term in self.terms)
 
+    def num_vectors(self, *, trace: bool) -> int:
+        """Rows of the Gram: n, or n k where outputs are not traced."""
+        return self.num_examples * (1 if trace else self.num_outputs)
+
 
 def gram(left: Group, right: Group | None, *, trace: bool) -> jax.Array:
     r"""This parameter's part of the kernel, :math:`\langle G_{ia}, G_{jb} \rangle`.
@@ -224,12 +228,12 @@ def gram_formed(left: Group, right: Group | None, *, trace: bool) -> jax.Array:
     height = piece_height(left, right)
     tiles = [(slice(None), slice(None))]
     if right is None:
-        tiles = upper_tiles(n * (1 if trace else k), SYMMETRIC_TILE)
+        tiles = upper_tiles(left.num_vectors(trace=trace), SYMMETRIC_TILE)
 
     def flat(group: Group, start: jax.Array | int, size: int) -> jax.Array:
         pieces = [_piece(term, start, size, k) for term in group.terms]
         piece = functools.reduce(operator.add, pieces)
-        return piece.reshape((group.num_examples * (1 if trace else k), -1))
+        return piece.reshape((group.num_vectors(trace=trace), -1))
 
     def products(start: jax.Array | int, size: int) -> list[jax.Array]:
         formed = [flat(side, start, size) for side in sides]

@@ -459,7 +459,7 @@ def _grams(left: Sides, right: Sides | None = None, *, trace: bool, mesh: Mesh |
     """Each parameter's block of the kernel, (p, n, m, ...)."""
     if mesh is not None or not _is_on_host(left):
         return _device_grams(left, right, trace=trace, mesh=mesh)
-    sides = [(one,) for one in left] if right is None else list(zip(left, right, strict=True))
+    sides = _by_parameter(left, right)
     by_blas = [_is_for_blas(each, trace=trace) for each in sides]
     rest = [each for each, served in zip(sides, by_blas, strict=True) if not served]
     found = iter(_device_grams(*zip(*rest, strict=True), trace=trace, mesh=None) if rest else ())
@@ -519,13 +519,16 @@ def _device_grams(
 
 
 def _stacked_grams(left: Sides, right: Sides | None, *, trace: bool) -> jax.Array:
-    others: Sequence[Any] = [None] * len(left) if right is None else right
     blocks = []
-    for one, other in zip(left, others, strict=True):
-        pairs = _group_pairs([side for side in (one, other) if side is not None])
-        parts = [rules.gram(*pair, trace=trace) for pair in pairs]
+    for sides in _by_parameter(left, right):
+        parts = [rules.gram(*pair, trace=trace) for pair in _group_pairs(sides)]
         blocks.append(functools.reduce(operator.add, parts))
     return jnp.stack(blocks)
+
+
+def _by_parameter(left: Sides, right: Sides | None) -> list[Sides]:
+    """Each parameter's terms, of one side or of two."""
+    return [(one,) for one in left] if right is None else list(zip(left, right, strict=True))
 
 
 def _group_pairs(sides: Sequence[Any]) -> list[tuple[rules.Group, rules.Group | None]]:

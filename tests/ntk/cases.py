@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lensllm_jax.ntk.rules import Group, Lookup, Outer
+
 VOCABULARY, WIDTH, HEADS, LENGTH, LAYERS = 13, 8, 2, 6, 2
 
 
@@ -158,3 +160,26 @@ def make(name):
 def first(x, rows):
     """Some examples of a pytree."""
     return jax.tree.map(lambda leaf: leaf[rows], x)
+
+
+def random_group(key, n, k, rows, columns):
+    """A tied table: a head with cotangents on its rows, one on its columns, and a lookup."""
+    keys = iter(jax.random.split(key, 6))
+    return Group(
+        (
+            Outer(
+                jax.random.normal(next(keys), (n, k, 3, rows)),
+                jax.random.normal(next(keys), (n, 1, 3, columns)),
+            ),
+            Outer(
+                jax.random.normal(next(keys), (n, 1, 2, rows)),
+                jax.random.normal(next(keys), (n, k, 2, columns)),
+            ),
+            Lookup(
+                jax.random.randint(next(keys), (n, 4), -1, rows),
+                jax.random.normal(next(keys), (n, k, 4, columns)),
+            ),
+        ),
+        rows,
+        columns,
+    )

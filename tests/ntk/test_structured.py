@@ -1,13 +1,11 @@
 """The structured kernel on every way in which a parameter may enter, and its negative controls."""
 
 import functools
-import itertools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import threadpoolctl
 from jax import lax
 
 from lensllm_jax import checks
@@ -282,34 +280,11 @@ def test_dropping_a_cross_term_of_a_tied_table_fails(x64):
     assert relative_difference(without, exact) > 1e-3
 
 
-def random_group(key, n, k, rows, columns):
-    """A tied table: a head with cotangents on its rows, one on its columns, and a lookup."""
-    keys = iter(jax.random.split(key, 6))
-    return Group(
-        (
-            Outer(
-                jax.random.normal(next(keys), (n, k, 3, rows)),
-                jax.random.normal(next(keys), (n, 1, 3, columns)),
-            ),
-            Outer(
-                jax.random.normal(next(keys), (n, 1, 2, rows)),
-                jax.random.normal(next(keys), (n, k, 2, columns)),
-            ),
-            Lookup(
-                jax.random.randint(next(keys), (n, 4), -1, rows),
-                jax.random.normal(next(keys), (n, k, 4, columns)),
-            ),
-        ),
-        rows,
-        columns,
-    )
-
-
 @pytest.mark.parametrize("trace", [False, True])
 @pytest.mark.parametrize("k", [1, 3])
 def test_both_contractions_are_the_same(x64, monkeypatch, k, trace):
-    left = random_group(jax.random.key(0), 5, k, 7, 2)
-    right = random_group(jax.random.key(1), 4, k, 7, 2)
+    left = cases.random_group(jax.random.key(0), 5, k, 7, 2)
+    right = cases.random_group(jax.random.key(1), 4, k, 7, 2)
     dense = [sum(np.asarray(rules.whole_term(t, 7)) for t in g.terms) for g in (left, right)]
     for other, matrix in ((right, dense[1]), (None, dense[0])):
         expected = np.einsum("iarc,jbrc->ijab", dense[0], matrix)
@@ -327,62 +302,6 @@ def test_both_contractions_are_the_same(x64, monkeypatch, k, trace):
             monkeypatch.setattr(rules, "PAIR_SIZE", pair_size)
             got = jax.jit(functools.partial(rules.gram_pairwise, trace=trace))(left, other)
             assert_close(got, expected)
-
-
-def test_blas_is_taken_where_gradients_are_formed_and_many(monkeypatch):
-    calls = []
-    gram = blas.gram_formed
-
-    def counted(left, right, *, trace):
-        calls.append(left)
-        return gram(left, right, trace=trace)
-
-    monkeypatch.setattr(blas, "gram_formed", counted)
-
-    def f(w, x):
-        return jnp.tanh(x @ w).sum((1, 2))
-
-    w, x = jnp.ones((6, 5)), jax.random.normal(jax.random.key(0), (40, 20, 6))
-    assert_close(empirical_ntk(f, w, x)[:, :30], empirical_ntk(f, w, x, x[:30]))
-    assert len(calls) == 2
-    assert_close(empirical_ntk(f, w, x[:31]), empirical_ntk(f, w, x)[:31, :31])
-    assert len(calls) == 3  # 31 are too few
-    w, x = jnp.ones((64, 64)) / 64, jax.random.normal(jax.random.key(1), (40, 1, 64))
-    assert_close(empirical_ntk(f, w, x), oracles.dense_kernel(f, w, x)[:, :, 0, 0])
-    assert len(calls) == 3  # one token and a wide layer: by pairs
-
-
-def test_blas_gives_the_same_bits_again_and_leaves_its_threads_as_they_were():
-    group = random_group(jax.random.key(0), 40, 1, 64, 48)
-    before = [library["num_threads"] for library in threadpoolctl.threadpool_info()]
-    first = blas.gram_formed(group, None, trace=True)
-    assert np.array_equal(first, blas.gram_formed(group, None, trace=True))
-    assert np.array_equal(first, first.T)
-    assert before == [library["num_threads"] for library in threadpoolctl.threadpool_info()]
-
-
-def test_blas_adds_bfloat16_up_in_float32():
-    group = jax.tree.map(
-        lambda leaf: (
-            leaf.astype(jnp.bfloat16) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
-        ),
-        random_group(jax.random.key(0), 5, 1, 7, 2),
-    )
-    got = blas.gram_formed(group, None, trace=True)
-    assert got.dtype == np.float32
-    np.testing.assert_allclose(got, rules.gram_formed(group, None, trace=True), rtol=1e-5)
-
-
-def test_pieces_cover_the_rows_once_and_every_core_has_equally_many(monkeypatch):
-    group = random_group(jax.random.key(0), 5, 1, 7, 2)
-    for workers, piece_size in itertools.product((1, 2, 3, 9), (1, 20, 10**6)):
-        monkeypatch.setattr(blas, "num_workers", lambda workers=workers: workers)
-        monkeypatch.setattr(rules, "LEAST_PIECE_OF_ONE", 1)
-        monkeypatch.setattr(rules, "PIECE_SIZE", piece_size)
-        spans = blas.row_spans(group, None)
-        assert [row for span in spans for row in range(*span)] == list(range(7))
-        assert len(spans) == 7 or len(spans) % workers == 0
-        assert max(b - a for a, b in spans) <= rules.piece_height(group, None)
 
 
 def test_term_of_a_lookup_counts_repeated_ids_and_leaves_out_negative_ones():
@@ -429,7 +348,7 @@ def test_pairs_turn_no_factor_round_in_memory():
 
 
 def test_two_terms_of_one_group_meet_once():
-    group = random_group(jax.random.key(0), 5, 1, 7, 2)
+    group = cases.random_group(jax.random.key(0), 5, 1, 7, 2)
     once = rules.pairwise_flops(group, None, trace=True)
     both_ways = rules.pairwise_flops(group, group, trace=True)
     with_themselves = sum(
@@ -439,7 +358,7 @@ def test_two_terms_of_one_group_meet_once():
 
 
 def test_one_term_at_two_places_counts_as_two():
-    (term, *_) = random_group(jax.random.key(0), 5, 1, 7, 2).terms
+    (term, *_) = cases.random_group(jax.random.key(0), 5, 1, 7, 2).terms
     alone, twice = Group((term,), 7, 2), Group((term, term), 7, 2)
     for contraction in (rules.gram_formed, rules.gram_pairwise, blas.gram_formed):
         once = contraction(alone, None, trace=True)
