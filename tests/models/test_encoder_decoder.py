@@ -13,6 +13,7 @@ from tests.models.torch_oracle import (
     difference,
     logits_and_loss,
     random_model,
+    rounding,
     torch,
     transformers,
 )
@@ -22,9 +23,9 @@ pytestmark = pytest.mark.torch
 
 
 @pytest.mark.parametrize("variant", ENCODER_DECODERS)
-def test_logits_and_gradients_equal_pytorch_in_float32(variant, tmp_path):
-    found = difference(ENCODER_DECODERS[variant], "float32", tmp_path, seq2seq_batch())
-    assert max(found) <= rtol("float32"), found
+def test_float32_logits_and_gradients_equal_pytorch_in_float64(variant, tmp_path):
+    ours, theirs = rounding(ENCODER_DECODERS[variant], tmp_path, seq2seq_batch())
+    assert max(ours) <= rtol("float32"), (ours, theirs)
 
 
 @pytest.mark.parametrize("variant", ENCODER_DECODERS)

@@ -186,7 +186,10 @@ def difference(attributes, dtype, folder, data=None) -> Difference:
 
 
 def rounding(attributes, folder, data) -> tuple[Difference, Difference]:
-    """How far ours and PyTorch's, both in float32, are from PyTorch's in float64."""
+    """How far ours and PyTorch's, both in float32, are from PyTorch's in float64.
+
+    Both round: between the two float32s stands the sum, which differs with the machine.
+    """
     theirs = torch_answer(attributes, "float32", data, folder)
     exact = torch_answer(attributes, "float64", data)
     ours = our_answer(folder, "float32", data)
