@@ -237,7 +237,7 @@ def estimate_ntk_cost(
         method: the algorithm.
         readout: which outputs the kernel is of.
         label_tokens: for "label_logits".
-        rates: as ``measured_rates`` gives them; ``None`` measures them, in under a second.
+        rates: as ``measured_rates`` gives them; ``None`` measures them, in about 4 seconds.
 
     Returns:
         Bytes, operations and seconds.

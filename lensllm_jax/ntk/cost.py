@@ -22,7 +22,9 @@ Example:
 """
 
 import functools
+import itertools
 import math
+import statistics
 import time
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -37,8 +39,8 @@ from lensllm_jax.ntk.rules import Group, Outer
 from lensllm_jax.ntk.structured import Plan, Traced
 from lensllm_jax.typing import ApplyFn, Params
 
-# How long a rate is measured, at least.
-RATE_SECONDS = 0.3
+# How long a rate is measured, at least, and how many times.
+RATE_SECONDS, RATE_TURNS = 1.0, 2
 # What compiling the stages holds at its peak, on JAX 0.10 and a CPU.
 COMPILER_BYTES = 170e6
 # Memory over what arrays need: what was given back lies in pieces that the next ones do not fit.
@@ -51,7 +53,7 @@ GRAM_OVERHEAD = 1.35  # products are smaller than the one that the rate is measu
 UPDATE_OVERHEAD_OF = 128  # BLAS's update of n gradients takes 1 + 128 / n times as long again
 FORMING_OVERHEAD = 2.0  # and products of one example's factors are smaller still
 WRITING_OVERHEAD = 1.7  # a piece is written, and read again at once
-JACOBIAN_WRITING_OVERHEAD = 8.5  # fresh memory, turned for the product
+JACOBIAN_WRITING_OVERHEAD = 6.7  # fresh memory, turned for the product
 
 
 class NtkCost(NamedTuple):
@@ -193,43 +195,49 @@ def largest_block_size(
 
 
 def measured_rates() -> Rates:
-    """The rates of this machine, now (the best of several short runs).
+    """The rates of this machine, now, in about four seconds.
+
+    A kernel takes seconds, so that it runs at the median of a shared machine's rates and not at
+    the best; each is measured in two turns, since one turn may fall into a slow moment.
 
     Returns:
         Operations a second.
     """
     factors = jax.random.normal(jax.random.key(0), (2, 64, 32, 256))
     forming = functools.partial(jnp.einsum, "ntr,ntc->nrc")
-    # memory may be slow for longer than one measurement takes, so it is measured twice
-    before = _rate(forming, 64 * 256**2, *factors)
-    matmul = matmul_rate(1024)
-    return Rates(matmul, max(before, _rate(forming, 64 * 256**2, *factors)))
+    square = jax.random.normal(jax.random.key(0), (1024, 1024))
+    turns = [
+        (_call_seconds(jnp.matmul, square, square), _call_seconds(forming, *factors))
+        for _ in range(RATE_TURNS)
+    ]
+    matmul, writing = (statistics.median(itertools.chain(*calls)) for calls in zip(*turns, strict=True))
+    return Rates(2 * 1024**3 / matmul, 64 * 256**2 / writing)
 
 
 def matmul_rate(size: int) -> float:
-    """The rate of a square matrix product here and now, in JAX's default float type.
+    """The best rate of a square matrix product here and now, in JAX's default float type.
 
     Args:
         size: of the matrices' sides.
 
     Returns:
-        Operations a second, the best of seven runs or more.
+        Operations a second.
     """
-    a = jax.random.normal(jax.random.key(0), (size, size))
-    return _rate(lambda a: a @ a, 2 * size**3, a)
+    square = jax.random.normal(jax.random.key(0), (size, size))
+    return 2 * size**3 / min(_call_seconds(jnp.matmul, square, square))
 
 
-def _rate(f: Callable, count: int, *arguments: jax.Array) -> float:
+def _call_seconds(f: Callable, *arguments: jax.Array) -> list[float]:
+    """Of each call, for ``RATE_SECONDS`` and seven calls at least."""
     with jax.default_matmul_precision("highest"):
         compiled = jax.jit(f)
         compiled(*arguments).block_until_ready()
         seconds: list[float] = []
-        # the best of a few milliseconds may all fall into one pause of a shared machine
         while len(seconds) < 7 or sum(seconds) < RATE_SECONDS:
             start = time.perf_counter()
             compiled(*arguments).block_until_ready()
             seconds.append(time.perf_counter() - start)
-    return count / min(seconds)
+    return seconds
 
 
 class _Moment(NamedTuple):
