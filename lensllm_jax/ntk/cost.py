@@ -210,7 +210,9 @@ def measured_rates() -> Rates:
         (_call_seconds(jnp.matmul, square, square), _call_seconds(forming, *factors))
         for _ in range(RATE_TURNS)
     ]
-    matmul, writing = (statistics.median(itertools.chain(*calls)) for calls in zip(*turns, strict=True))
+    matmul, writing = (
+        statistics.median(itertools.chain(*calls)) for calls in zip(*turns, strict=True)
+    )
     return Rates(2 * 1024**3 / matmul, 64 * 256**2 / writing)
 
 
