@@ -1,6 +1,7 @@
 """What docs/REPRODUCTION.md says of the kernel is what the committed tables say."""
 
 import csv
+from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
@@ -78,6 +79,29 @@ def test_counts_of_comparisons_are_those_of_the_tables():
             assert row_of_page(f"{start}, {task}") == counts(rows, difference)
         rows = [row for row in pooled if row["kind"] == kind]
         assert row_of_page(f"{start}, both") == counts(rows, "difference")
+
+
+def test_other_ways_are_the_means_of_the_tables():
+    pairs = [  # the method, and what it reads without the kernel and with it
+        ("prior", "", "log F"),
+        ("covariates of rectified", "", "kernel"),
+        ("covariates of rectified", "curve", "curve and kernel"),
+        ("covariates of pooled", "", "kernel"),
+        ("covariates of pooled", "curve", "curve and kernel"),
+    ]
+    expected = [[] for _ in pairs]
+    for task in TASKS:
+        found = defaultdict(list)
+        for row in table(f"{task}_kernel_value"):
+            found[row["method"], row["uses"].split(",")[0]].append(row)
+        for cells, (method, without, using) in zip(expected, pairs, strict=True):
+            errors = [
+                np.mean([float(row["mean_error"]) for row in found[method, uses]])
+                for uses in (without, using)
+            ]
+            smaller = [float(row["less_control"]) < 0 for row in found[method, using]]
+            cells += [f"{e:.3f}" for e in errors] + [f"{sum(smaller)} of {len(smaller)}"]
+    assert [cells for _, cells in selector_rows("| method | pydoc: without |")] == expected
 
 
 def test_every_phase_is_counted():
@@ -186,8 +210,7 @@ def test_tables_8_to_11_are_the_settings(name, header):
 
 
 def test_noise_is_that_of_the_two_seeds():
-    both = table("sotu_noise") + table("sotu_noise_12800")
-    rows = {row["size"]: row for row in both}
+    rows = {row["size"]: row for row in table("sotu_noise")}
     cells = dict(selector_rows("| examples | sd |"))
     assert set(cells) == set(rows) - {"0"}
     for size, (sd, interval, pearson) in cells.items():
