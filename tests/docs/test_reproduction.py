@@ -209,11 +209,20 @@ def test_tables_8_to_11_are_the_settings(name, header):
         assert cells[-1] == f"{float(found['pooled']['mean_budget_loss']):.3f}"
 
 
+def noise_cells(row):
+    low, high = (f"{float(row[name]):.4f}" for name in ("sd_low", "sd_high"))
+    return [f"{float(row['sd']):.4f}", f"{low} to {high}", f"{float(row['pearson']):.1f}"]
+
+
 def test_noise_is_that_of_the_two_seeds():
-    rows = {row["size"]: row for row in table("sotu_noise")}
-    cells = dict(selector_rows("| examples | sd |"))
-    assert set(cells) == set(rows) - {"0"}
-    for size, (sd, interval, pearson) in cells.items():
-        low, high = (f"{float(rows[size][name]):.4f}" for name in ("sd_low", "sd_high"))
-        assert (sd, interval) == (f"{float(rows[size]['sd']):.4f}", f"{low} to {high}")
-        assert pearson == f"{float(rows[size]['pearson']):.1f}"
+    files = {"pydoc": ("pydoc_noise", "pydoc_noise_6746"), "sotu": ("sotu_noise",)}
+    found = {
+        task: {row["size"]: noise_cells(row) for name in names for row in table(name)}
+        for task, names in files.items()
+    }
+    sizes = {size for rows in found.values() for size in rows} - {"0"}
+    on_page = dict(selector_rows("| examples | pydoc: sd |"))
+    assert set(on_page) == sizes
+    for size, cells in on_page.items():
+        expected = [found[task].get(size, ["-", "-", "-"]) for task in TASKS]
+        assert cells == expected[0] + expected[1], size
