@@ -47,9 +47,9 @@ COMPILER_BYTES = 170e6
 HEAP_OVERHEAD = 1.3
 # Seconds over what the rates alone would say, measured on 2 cores with 6.8 M parameters, 16 to
 # 1,024 examples of 16 to 256 tokens (benchmarks/LOG.md).
-PASSES_OVERHEAD = 1.15  # products of the layers are smaller than the one of the rate
-VALUES_OVERHEAD = 0.65  # norms, softmax, activations, copies: a number of any value, once a pass
-GRAM_OVERHEAD = 1.35  # products are smaller than the one that the rate is measured with
+PASSES_OVERHEAD = 1.07  # products of the layers are smaller than the one of the rate
+VALUES_OVERHEAD = 0.6  # norms, softmax, activations, copies: a number of any value, once a pass
+GRAM_OVERHEAD = 1.25  # products are smaller than the one that the rate is measured with
 UPDATE_OVERHEAD_OF = 128  # BLAS's update of n gradients takes 1 + 128 / n times as long again
 FORMING_OVERHEAD = 2.0  # and products of one example's factors are smaller still
 WRITING_OVERHEAD = 1.7  # a piece is written, and read again at once
