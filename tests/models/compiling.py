@@ -7,7 +7,10 @@ import jax
 
 
 def least_compile_seconds(module, *inputs, times=3):
-    """Least of so many times that XLA needs for the gradient of the sum of the outputs."""
+    """Least of so many times that XLA needs for the gradient of the sum of the outputs.
+
+    Seconds of the processor, all threads together: other work on the machine does not count.
+    """
     params = jax.eval_shape(module.init, jax.random.key(0), *inputs)
     seconds = []
     for _ in range(times):
@@ -18,7 +21,7 @@ def least_compile_seconds(module, *inputs, times=3):
             return module.apply(params, *inputs).sum() * factor
 
         lowered = jax.jit(jax.grad(loss)).lower(params)
-        start = time.perf_counter()
+        start = time.process_time()
         lowered.compile()
-        seconds.append(time.perf_counter() - start)
+        seconds.append(time.process_time() - start)
     return min(seconds)
