@@ -48,7 +48,8 @@ HEAP_OVERHEAD = 1.3
 # Seconds over what the rates alone would say, measured on 2 cores with 6.8 M parameters, 16 to
 # 1,024 examples of 16 to 256 tokens (benchmarks/LOG.md).
 PASSES_OVERHEAD = 1.07  # products of the layers are smaller than the one of the rate
-VALUES_OVERHEAD = 0.6  # norms, softmax, activations, copies: a number of any value, once a pass
+# norms, softmax, activations, copies, once a pass: less than the forming of the rate costs a number
+VALUES_OVERHEAD = 0.6
 GRAM_OVERHEAD = 1.25  # products are smaller than the one that the rate is measured with
 UPDATE_OVERHEAD_OF = 128  # BLAS's update of n gradients takes 1 + 128 / n times as long again
 FORMING_OVERHEAD = 2.0  # and products of one example's factors are smaller still
@@ -205,15 +206,13 @@ def measured_rates() -> Rates:
     """
     factors = jax.random.normal(jax.random.key(0), (2, 64, 32, 256))
     forming = functools.partial(jnp.einsum, "ntr,ntc->nrc")
-    square = jax.random.normal(jax.random.key(0), (1024, 1024))
     turns = [
-        (_call_seconds(jnp.matmul, square, square), _call_seconds(forming, *factors))
-        for _ in range(RATE_TURNS)
+        (matmul_rates(1024), _call_rates(forming, 64 * 256**2, *factors)) for _ in range(RATE_TURNS)
     ]
     matmul, writing = (
-        statistics.median(itertools.chain(*calls)) for calls in zip(*turns, strict=True)
+        statistics.median(itertools.chain(*rates)) for rates in zip(*turns, strict=True)
     )
-    return Rates(2 * 1024**3 / matmul, 64 * 256**2 / writing)
+    return Rates(matmul, writing)
 
 
 def matmul_rates(size: int) -> list[float]:
@@ -226,11 +225,11 @@ def matmul_rates(size: int) -> list[float]:
         Operations a second, of each of many calls.
     """
     square = jax.random.normal(jax.random.key(0), (size, size))
-    return [2 * size**3 / seconds for seconds in _call_seconds(jnp.matmul, square, square)]
+    return _call_rates(jnp.matmul, 2 * size**3, square, square)
 
 
-def _call_seconds(f: Callable, *arguments: jax.Array) -> list[float]:
-    """Of each call, for ``RATE_SECONDS`` and seven calls at least."""
+def _call_rates(f: Callable, count: int, *arguments: jax.Array) -> list[float]:
+    """``count`` over the seconds of each call, for ``RATE_SECONDS`` and seven calls at least."""
     with jax.default_matmul_precision("highest"):
         compiled = jax.jit(f)
         compiled(*arguments).block_until_ready()
@@ -239,7 +238,7 @@ def _call_seconds(f: Callable, *arguments: jax.Array) -> list[float]:
             start = time.perf_counter()
             compiled(*arguments).block_until_ready()
             seconds.append(time.perf_counter() - start)
-    return seconds
+    return [count / of_call for of_call in seconds]
 
 
 class _Moment(NamedTuple):
