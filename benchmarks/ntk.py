@@ -1,6 +1,6 @@
 """Benchmark: what a kernel costs, every method in the same run, against the arithmetic floor.
 
-Command (minutes on 2 cores: 4 for the default rows, 23 with --rows=all):
+Command (minutes on 2 cores: 4 for the default rows, 28 with --rows=all):
 
     python -m benchmarks.ntk --output=out/ntk.csv
 
@@ -228,7 +228,8 @@ def table(rows: list[Shape], methods: list[str], repeats: int) -> list[dict]:
     """
     import jax
 
-    from lensllm_jax.ntk.cost import least_flops, matmul_rates, ntk_cost
+    from lensllm_jax.ntk.cost import least_flops, ntk_cost
+    from lensllm_jax.ntk.trial import matmul_rates
 
     records = []
     for shape in rows:

@@ -55,7 +55,6 @@ NUM_LABELS = flags.DEFINE_integer("num_labels", 4, "Tokens whose logits are read
 SCALED_TIMES = np.append(0.0, 10.0 ** np.arange(-3.0, 4.01, 1.0 / 3.0))
 KEPT_SETTINGS = ("candidates", "task", "task_sha256", "max_length", "seed")  # what decides
 BLOCK = 64  # examples of a tile's side
-RATES = (1e9, 1e9)  # of the machine: only operations are read of an estimate, no seconds
 
 
 def main(_: Sequence[str]) -> None:
@@ -249,7 +248,7 @@ def _flops(candidate: Candidate, n: int, m: int, batch: Batch, readout: Readout,
     length = batch["input_ids"].shape[1]
     flops = [
         estimate_ntk_cost(
-            candidate, (count, length), readout=readout, label_tokens=labels, rates=RATES
+            candidate, (count, length), readout=readout, label_tokens=labels, timed=False
         ).flops
         for count in (n, n + m)
     ]

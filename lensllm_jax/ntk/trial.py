@@ -1,0 +1,222 @@
+r"""Trial: the seconds of a kernel, foretold from parts of it that run here and now.
+
+How fast a processor is at the small products, copies and norms of a model no one figure says; so a
+trial runs the kernel's own code on a share of its work and multiplies:
+
+* the two sweeps of ``structured`` with two chunks of examples, for all n;
+* of each kind of parameter a few rows of its Gram, of all n examples, for all its rows.
+
+Of neural-tangents' contraction the passes are tried in the same way, and of its Jacobians one layer
+with as many gradients, formed and contracted; its products with vectors are operations over the
+rate of a matrix product.
+
+Example:
+    >>> from lensllm_jax.ntk.trial import seconds_of
+    >>> seconds_of(lambda: sum(range(1000))) > 0
+    True
+"""
+
+import collections
+import functools
+import math
+import statistics
+import time
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lensllm_jax.ntk import blas, rules, structured
+from lensllm_jax.ntk.rules import Formed, Group, Lookup, Outer
+from lensllm_jax.ntk.structured import Plan, Traced
+
+# How long a part is repeated, in seconds, and how many times at least.
+TRIAL_SECONDS, LEAST_CALLS = 1.0, 3
+# Fresh memory comes in slow spells of up to half a second: the layer of ``jacobian_seconds``, which
+# lives on it, is repeated for longer.
+JACOBIAN_TRIAL_SECONDS = 3.0
+# Pieces of a Gram that each core forms and multiplies.
+NUM_PIECES = 4
+# Groups with less than this share of the operations are not tried, nor counted.
+LEAST_SHARE = 1e-3
+# The layer of ``jacobian_seconds``: tokens, columns, and numbers of all its gradients, 64 MiB of
+# them, more than the heap keeps for the next call, as the Jacobians of a model are.
+JACOBIAN_TOKENS, JACOBIAN_COLUMNS, JACOBIAN_NUMBERS = 32, 1024, 2**24
+
+
+def seconds_of(call: Callable[[], Any], *, in_all: float = TRIAL_SECONDS) -> float:
+    """The median seconds of a call, after one that compiles.
+
+    Args:
+        call: gives arrays, or nothing.
+        in_all: how long it is repeated, in seconds; ``LEAST_CALLS`` times in any case.
+
+    Returns:
+        The median of these calls.
+    """
+    return statistics.median(_seconds_of_calls(call, in_all))
+
+
+def passes_seconds(traced: Traced, leaves: Sequence, examples: Sequence) -> float:
+    """The forward and the backward sweep of all examples.
+
+    Args:
+        traced: the program.
+        leaves: its parameters; a shape stands for numbers of that shape.
+        examples: the examples, likewise.
+
+    Returns:
+        Seconds.
+
+    Raises:
+        UserError: if a value is not finite; it names the layer.
+    """
+    n = examples[0].shape[0]
+    whole = structured.make_plan(n, traced.schedule, None)
+    plan = Plan(min(whole.size, 2 * whole.chunk_size), whole.chunk_size, None)
+    random = np.random.default_rng(0)
+    leaves = [_numbers(leaf, random) for leaf in leaves]
+    index = np.minimum(np.arange(plan.size), n - 1)
+    shapes = [jax.ShapeDtypeStruct((plan.size, *x.shape[1:]), x.dtype) for x in examples]
+    few = [
+        _numbers(shape, random) if isinstance(x, jax.ShapeDtypeStruct) else np.asarray(x)[index]
+        for x, shape in zip(examples, shapes, strict=True)
+    ]
+
+    def sweeps() -> None:
+        with jax.default_matmul_precision("highest"):
+            block = structured.forward_sweep(traced, leaves, few, plan)
+            for _, found in structured.backward_sweep(traced, leaves, [block], [plan]):
+                jax.block_until_ready(found)
+
+    return seconds_of(sweeps) * whole.size / plan.size
+
+
+def grams_seconds(groups: Iterable[Group], *, trace: bool) -> float:
+    """The Grams of all parameters with themselves, where each kind is tried once.
+
+    Args:
+        groups: the terms of every parameter, in shapes.
+        trace: sum over equal outputs.
+
+    Returns:
+        Seconds.
+    """
+    kinds = collections.Counter(groups)
+    flops = {kind: _least_flops(kind, trace=trace) for kind in kinds}
+    least = LEAST_SHARE * sum(flops[kind] * count for kind, count in kinds.items())
+    tried = (kind for kind in kinds if flops[kind] >= least)
+    return math.fsum(kinds[kind] * _gram_seconds(kind, trace=trace) for kind in tried)
+
+
+def matmul_rates(size: int) -> list[float]:
+    """The rates of a square matrix product here and now, in JAX's default float type.
+
+    Args:
+        size: of the matrices' sides.
+
+    Returns:
+        Operations a second, of each of many calls.
+    """
+    square = jax.random.normal(jax.random.key(0), (size, size))
+    product = _compiled(jnp.matmul)
+    calls = _seconds_of_calls(lambda: product(square, square), TRIAL_SECONDS)
+    return [2 * size**3 / seconds for seconds in calls]
+
+
+def jacobian_seconds(num_vectors: int, num_params: int) -> float:
+    """Forming gradients whole, and contracting all of them, as neural-tangents does.
+
+    Args:
+        num_vectors: gradients, n k.
+        num_params: numbers of each.
+
+    Returns:
+        Seconds.
+    """
+    height = math.ceil(JACOBIAN_NUMBERS / (num_vectors * JACOBIAN_COLUMNS))
+    keys = jax.random.split(jax.random.key(0))
+    rows, columns = (
+        jax.random.normal(key, (num_vectors, JACOBIAN_TOKENS, length))
+        for key, length in zip(keys, (height, JACOBIAN_COLUMNS), strict=True)
+    )
+    layer = _compiled(_formed_and_contracted)
+    of_layer = seconds_of(lambda: layer(rows, columns), in_all=JACOBIAN_TRIAL_SECONDS)
+    return of_layer * num_params / (height * JACOBIAN_COLUMNS)
+
+
+def _formed_and_contracted(rows: jax.Array, columns: jax.Array) -> jax.Array:
+    jacobian = jnp.einsum("ntr,ntc->nrc", rows, columns)
+    return jnp.einsum("nrc,mrc->nm", jacobian, jacobian)
+
+
+def _gram_seconds(group: Group, *, trace: bool) -> float:
+    if not rules.is_formed(group, None, trace=trace):
+        pairwise = _compiled(functools.partial(rules.gram_pairwise, trace=trace))
+        whole = jax.device_put(_filled(group, group.num_rows))
+        return seconds_of(lambda: pairwise(whole, None))
+    height = NUM_PIECES * blas.num_workers() * rules.piece_height(group, None)
+    few = _filled(group, min(group.num_rows, height))
+    if jax.default_backend() == "cpu" and blas.serves(group, None, trace=trace):
+        of_few = seconds_of(lambda: blas.gram_formed(few, None, trace=trace))
+    else:
+        formed = _compiled(functools.partial(rules.gram_formed, trace=trace))
+        on_device = jax.device_put(few)
+        of_few = seconds_of(lambda: formed(on_device, None))
+    return of_few * group.num_rows / few.num_rows
+
+
+def _least_flops(group: Group, *, trace: bool) -> int | float:
+    formed = rules.formed_flops(group, None, trace=trace)
+    return min(formed, rules.pairwise_flops(group, None, trace=trace))
+
+
+def _filled(group: Group, num_rows: int) -> Group:
+    """The first rows of a group of shapes, with numbers."""
+    random = np.random.default_rng(0)
+
+    def term(of: rules.Term) -> rules.Term:
+        if isinstance(of, Formed):
+            n, k, _, c = of.values.shape
+            return Formed(_numbers(_resized(of.values, (n, k, num_rows, c)), random))
+        columns = _numbers(of.columns, random)
+        if isinstance(of, Outer):
+            rows = _resized(of.rows, (*of.rows.shape[:-1], num_rows))
+            return Outer(_numbers(rows, random), columns)
+        ids = random.integers(0, group.num_rows, of.ids.shape)
+        return Lookup(np.where(ids < num_rows, ids, -1).astype(of.ids.dtype), columns)
+
+    return Group(tuple(map(term, group.terms)), num_rows, group.num_columns)
+
+
+def _resized(shape: jax.ShapeDtypeStruct, sizes: tuple[int, ...]) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(sizes, shape.dtype)
+
+
+def _numbers(array: Any, random: np.random.Generator) -> Any:
+    """An array as it is; for a shape small numbers, or ones where they are integers."""
+    if not isinstance(array, jax.ShapeDtypeStruct):
+        return array
+    if not jnp.issubdtype(array.dtype, np.floating):
+        return np.ones(array.shape, array.dtype)
+    return (0.1 * random.random(array.shape, np.float32)).astype(array.dtype)
+
+
+def _compiled(f: Callable) -> Callable:
+    def at_highest(*arguments: Any) -> Any:
+        with jax.default_matmul_precision("highest"):
+            return f(*arguments)
+
+    return jax.jit(at_highest)
+
+
+def _seconds_of_calls(call: Callable[[], Any], in_all: float) -> list[float]:
+    jax.block_until_ready(call())
+    seconds: list[float] = []
+    while len(seconds) < LEAST_CALLS or sum(seconds) < in_all:
+        start = time.perf_counter()
+        jax.block_until_ready(call())
+        seconds.append(time.perf_counter() - start)
+    return seconds
