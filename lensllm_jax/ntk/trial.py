@@ -12,7 +12,7 @@ rate of a matrix product.
 
 Example:
     >>> from lensllm_jax.ntk.trial import seconds_of
-    >>> seconds_of(lambda: sum(range(1000))) > 0
+    >>> seconds_of(lambda: sum(range(1000)), in_all=0.01) > 0
     True
 """
 
@@ -215,8 +215,10 @@ def _compiled(f: Callable) -> Callable:
 def _seconds_of_calls(call: Callable[[], Any], in_all: float) -> list[float]:
     jax.block_until_ready(call())
     seconds: list[float] = []
-    while len(seconds) < LEAST_CALLS or sum(seconds) < in_all:
+    spent = 0.0
+    while len(seconds) < LEAST_CALLS or spent < in_all:
         start = time.perf_counter()
         jax.block_until_ready(call())
         seconds.append(time.perf_counter() - start)
+        spent += seconds[-1]
     return seconds
