@@ -1,6 +1,6 @@
 """Benchmark: what a kernel costs, every method in the same run, against the arithmetic floor.
 
-Command (minutes on 2 cores: 4 for the default rows, 28 with --rows=all):
+Command (minutes on 2 cores: 4 for the default rows, 23 with --rows=all):
 
     python -m benchmarks.ntk --output=out/ntk.csv
 
