@@ -86,6 +86,19 @@ def serves(left: Group, right: Group | None, *, trace: bool) -> bool:
     return many and rules.is_formed(left, right, trace=trace)
 
 
+def serves_default_device(group: Group, *, trace: bool) -> bool:
+    """Whether the symmetric Gram of gradients on the default device is BLAS's, by their shapes.
+
+    Args:
+        group: their terms.
+        trace: sum over a = b.
+
+    Returns:
+        False on an accelerator, and where ``rules.gram`` is faster.
+    """
+    return jax.default_backend() == "cpu" and serves(group, None, trace=trace)
+
+
 def num_workers() -> int:
     """Cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):

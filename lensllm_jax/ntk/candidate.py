@@ -244,7 +244,7 @@ def estimate_ntk_cost(
         Bytes, operations and, if ``timed``, seconds.
 
     Raises:
-        UserError: if a setting makes no sense.
+        UserError: if a setting makes no sense, or, if ``timed``, a value is not finite.
 
     Example:
         >>> import lensllm_jax as lens

@@ -191,7 +191,7 @@ def _passes_seconds(traced: Traced, params: Params, x: Any) -> float:
     return trial.passes_seconds(traced, jax.tree.leaves(params), jax.tree.leaves(x))
 
 
-def _structured_cost(traced: Traced, n: int, moments: list["_Moment"]) -> tuple[float, float]:
+def _structured_cost(traced: Traced, n: int, moments: list[_Moment]) -> tuple[float, float]:
     """Bytes and operations of the two sweeps and of the Grams between them."""
     k = traced.num_outputs
     calls = traced.schedule.calls
@@ -219,7 +219,7 @@ def _gram_flops(group: Group, trace: bool) -> int | float:
     side = group.num_vectors(trace=trace)
     forming = _forming_flops(group)
     whole = rules.formed_flops(group, None, trace=trace) - forming
-    if jax.default_backend() == "cpu" and blas.serves(group, None, trace=trace):
+    if blas.serves_default_device(group, trace=trace):
         return forming + whole * (side + 1) / (2 * side)
     tiles = rules.upper_tiles(side, rules.SYMMETRIC_TILE)
     multiplied = sum((j.stop - j.start) * (i.stop - i.start) for i, j in tiles)

@@ -159,7 +159,7 @@ def _gram_seconds(group: Group, *, trace: bool) -> float:
         return seconds_of(lambda: pairwise(whole, None))
     height = NUM_PIECES * blas.num_workers() * rules.piece_height(group, None)
     few = _filled(group, min(group.num_rows, height))
-    if jax.default_backend() == "cpu" and blas.serves(group, None, trace=trace):
+    if blas.serves_default_device(group, trace=trace):
         of_few = seconds_of(lambda: blas.gram_formed(few, None, trace=trace))
     else:
         formed = _compiled(functools.partial(rules.gram_formed, trace=trace))

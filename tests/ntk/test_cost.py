@@ -70,7 +70,7 @@ def test_seconds_are_those_of_the_parts(monkeypatch):
     assert cost("structured").seconds == 45.0
     whole = sum(group.num_rows * group.num_columns for group in groups)
     assert whole == num_params
-    # k forward passes less are recomputed, k more reach the parameters
+    # 1 + 2 k passes as dear as a forward one where the structured sweeps have 2 + k
     contraction = 5.0 * (1 + 2 * k) / (2 + k) + 1000.0 * n * k + num_params
     assert cost("jacobian_contraction").seconds == contraction
     products = cost("ntk_vector_products")
