@@ -31,8 +31,9 @@ import jax.numpy as jnp
 from lensllm_jax import checks
 from lensllm_jax.ntk import blas, neural_tangents, rules, structured, terms, trial
 from lensllm_jax.ntk.method import NtkMethod
+from lensllm_jax.ntk.plan import Plan, make_plan
 from lensllm_jax.ntk.rules import Group, Outer
-from lensllm_jax.ntk.structured import Plan, Traced
+from lensllm_jax.ntk.structured import Traced
 from lensllm_jax.typing import ApplyFn, Params
 
 # What compiling the stages holds at its peak, on JAX 0.10 and a CPU.
@@ -195,7 +196,7 @@ def _structured_cost(traced: Traced, n: int, moments: list[_Moment]) -> tuple[fl
     """Bytes and operations of the two sweeps and of the Grams between them."""
     k = traced.num_outputs
     calls = traced.schedule.calls
-    chunk = structured.make_plan(n, traced.schedule, None).chunk_size
+    chunk = make_plan(n, traced.schedule, None).chunk_size
     itemsize = jnp.dtype(traced.dtype).itemsize
     # values and k cotangents of the chunk in work, and rows of gradients of both sides
     piece = rules.piece_of_one(n, k) * n * k * itemsize

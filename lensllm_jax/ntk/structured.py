@@ -22,7 +22,6 @@ Example:
 """
 
 import functools
-import math
 import operator
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
@@ -35,14 +34,11 @@ from jax.sharding import Mesh, PartitionSpec
 
 from lensllm_jax import checks
 from lensllm_jax.ntk import blas, rules, terms
+from lensllm_jax.ntk.plan import Plan, in_chunks, make_plan, on_devices, padded
 from lensllm_jax.ntk.stages import Call, Key, Schedule, Slot, Source, Stage, cut, operand
 from lensllm_jax.ntk.terms import Term
 from lensllm_jax.ntk.uses import Taps
 from lensllm_jax.typing import ApplyFn, Array, Params
-
-# What the stages of one chunk of examples may hold: enough for large matrix products, little
-# enough to stay near the caches.
-CHUNK_BYTES = 2**27
 
 
 class Share(NamedTuple):
@@ -57,14 +53,6 @@ class Block(NamedTuple):
 
     values: dict[int, Array]  # between stages, (n, ...)
     cotangents: dict[int, Array]  # of what lies downstream, (n, k, ...)
-
-
-class Plan(NamedTuple):
-    """How the examples of one side are dealt out."""
-
-    size: int  # examples, the last one repeated until chunks and devices are full
-    chunk_size: int  # examples of a device that pass through a stage at once
-    mesh: Mesh | None
 
 
 class Traced(NamedTuple):
@@ -104,7 +92,7 @@ def kernel_by_parameter(
     plans = [make_plan(length, traced.schedule, mesh) for length in lengths]
     with jax.default_matmul_precision("highest"):
         blocks = [
-            forward_sweep(traced, leaves, _padded(x, plan), plan)
+            forward_sweep(traced, leaves, padded(x, plan), plan)
             for x, plan in zip(sides, plans, strict=True)
         ]
         for keys, found in backward_sweep(traced, leaves, blocks, plans):
@@ -358,7 +346,7 @@ def _forward(signature: _Signature, fixed: list, varying: list, *, plan: Plan) -
     def of_chunk(fixed: list, varying: list) -> list:
         return jax.vmap(lambda one: _evaluate(signature, fixed, one, Taps(None)))(varying)
 
-    return _in_chunks(of_chunk, fixed, varying, plan)
+    return in_chunks(of_chunk, fixed, varying, plan)
 
 
 @functools.partial(jax.jit, static_argnames=("signature", "wanted", "reached", "plan"))
@@ -404,7 +392,7 @@ def _backward(
         ]
         return upstream, lefts, rights
 
-    upstream, lefts, rights = _in_chunks(of_chunk, fixed, (varying, downstream), plan)
+    upstream, lefts, rights = in_chunks(of_chunk, fixed, (varying, downstream), plan)
     found = [
         (_Static((tap.leaf, tap.left)), Term(None, right, tap.kind, tap.box, tap.split))
         for tap, right in zip(untapped.taps, rights, strict=True)
@@ -415,44 +403,6 @@ def _backward(
 @jax.tree_util.register_static
 class _Static(tuple):
     """Numbers that leave a compiled function as they are."""
-
-
-def _in_chunks(f: Any, fixed: list, arguments: Any, plan: Plan) -> Any:
-    """``f(fixed, arguments)``, a few examples of each device at a time."""
-
-    def of_device(fixed: list, arguments: Any) -> Any:
-        n = jax.tree.leaves(arguments)[0].shape[0]
-        if n == plan.chunk_size:
-            return f(fixed, arguments)
-
-        def of_chunk(start: Array | int) -> Any:
-            part = functools.partial(
-                lax.dynamic_slice_in_dim, start_index=start, slice_size=plan.chunk_size
-            )
-            return f(fixed, jax.tree.map(part, arguments))
-
-        # each chunk is written where it belongs: chunks that are stacked first, and put together
-        # after, stand in memory twice
-        def step(i: Array, found: Any) -> Any:
-            start = i * plan.chunk_size
-            put = functools.partial(lax.dynamic_update_slice_in_dim, start_index=start, axis=0)
-            return jax.tree.map(put, found, of_chunk(start))
-
-        shapes = jax.eval_shape(of_chunk, 0)
-        whole = jax.tree.map(lambda s: jnp.zeros((n, *s.shape[1:]), s.dtype), shapes)
-        return lax.fori_loop(0, n // plan.chunk_size, step, whole)
-
-    if plan.mesh is None:
-        return of_device(fixed, arguments)
-    examples = PartitionSpec(*plan.mesh.axis_names)
-    return _on_devices(
-        of_device, plan.mesh, in_specs=(PartitionSpec(), examples), out_specs=examples
-    )(fixed, arguments)
-
-
-def _on_devices(f: Any, mesh: Mesh, *, in_specs: Any, out_specs: Any) -> Any:
-    # check_vma: the loops over chunks and rows start from zeros, which JAX takes for replicated
-    return jax.shard_map(f, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False)
 
 
 def _grams(left: Sides, right: Sides | None = None, *, trace: bool, mesh: Mesh | None) -> Array:
@@ -512,7 +462,7 @@ def _device_grams(
             return _stacked_grams(rows, everyone, trace=trace)
 
         examples = PartitionSpec(axis)
-        theta = _on_devices(
+        theta = on_devices(
             of_device, mesh, in_specs=(examples, examples), out_specs=PartitionSpec(None, axis)
         )(left, left if right is None else right)
     return theta
@@ -536,32 +486,6 @@ def _group_pairs(sides: Sequence[Any]) -> list[tuple[rules.Group, rules.Group | 
     rows = terms.groups(sides[0])
     columns = [None] * len(rows) if len(sides) == 1 else terms.groups(sides[1])
     return list(zip(rows, columns, strict=True))
-
-
-def make_plan(n: int, schedule: Schedule, mesh: Mesh | None) -> Plan:
-    """Equal chunks for every device.
-
-    Args:
-        n: examples.
-        schedule: the stages that they pass.
-        mesh: the devices; ``None`` for the default one.
-
-    Returns:
-        The plan.
-    """
-    num_devices = 1 if mesh is None else mesh.size
-    share = math.ceil(n / num_devices)
-    hungriest = max(call.stage.num_bytes for call in schedule.calls)
-    num_chunks = math.ceil(share / max(1, CHUNK_BYTES // max(hungriest, 1)))
-    chunk_size = math.ceil(share / num_chunks)
-    return Plan(num_devices * num_chunks * chunk_size, chunk_size, mesh)
-
-
-def _padded(x: Any, plan: Plan) -> list:
-    """The examples, the last one repeated: what it adds is cut off from the kernel."""
-    leaves = jax.tree.leaves(x)
-    index = np.minimum(np.arange(plan.size), leaves[0].shape[0] - 1)
-    return leaves if len(leaves[0]) == plan.size else [leaf[index] for leaf in leaves]
 
 
 def _name(path: str, step: int | None) -> str:

@@ -29,8 +29,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from lensllm_jax.ntk import blas, rules, structured
+from lensllm_jax.ntk.plan import Plan, make_plan, padded
 from lensllm_jax.ntk.rules import Formed, Group, Lookup, Outer
-from lensllm_jax.ntk.structured import Plan, Traced
+from lensllm_jax.ntk.structured import Traced
 
 # How long a part is repeated, in seconds, and how many times at least.
 TRIAL_SECONDS, LEAST_CALLS = 1.0, 3
@@ -73,25 +74,19 @@ def passes_seconds(traced: Traced, leaves: Sequence, examples: Sequence) -> floa
     Raises:
         UserError: if a value is not finite; it names the layer.
     """
-    n = examples[0].shape[0]
-    whole = structured.make_plan(n, traced.schedule, None)
-    plan = Plan(min(whole.size, 2 * whole.chunk_size), whole.chunk_size, None)
+    whole = make_plan(examples[0].shape[0], traced.schedule, None)
+    two_chunks = Plan(min(whole.size, 2 * whole.chunk_size), whole.chunk_size, None)
     random = np.random.default_rng(0)
     leaves = [_numbers(leaf, random) for leaf in leaves]
-    index = np.minimum(np.arange(plan.size), n - 1)
-    shapes = [jax.ShapeDtypeStruct((plan.size, *x.shape[1:]), x.dtype) for x in examples]
-    few = [
-        _numbers(shape, random) if isinstance(x, jax.ShapeDtypeStruct) else np.asarray(x)[index]
-        for x, shape in zip(examples, shapes, strict=True)
-    ]
+    few = padded([_numbers(x, random) for x in examples], two_chunks)
 
     def sweeps() -> None:
         with jax.default_matmul_precision("highest"):
-            block = structured.forward_sweep(traced, leaves, few, plan)
-            for _, found in structured.backward_sweep(traced, leaves, [block], [plan]):
+            block = structured.forward_sweep(traced, leaves, few, two_chunks)
+            for _, found in structured.backward_sweep(traced, leaves, [block], [two_chunks]):
                 jax.block_until_ready(found)
 
-    return seconds_of(sweeps) * whole.size / plan.size
+    return seconds_of(sweeps) * whole.size / two_chunks.size
 
 
 def grams_seconds(groups: Iterable[Group], *, trace: bool) -> float:

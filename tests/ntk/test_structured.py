@@ -9,12 +9,13 @@ import pytest
 from jax import lax
 
 from lensllm_jax import checks
-from lensllm_jax.ntk import blas, rules, structured, uses
+from lensllm_jax.ntk import blas, plan, rules, structured, uses
 from lensllm_jax.ntk.gram import empirical_ntk
 from lensllm_jax.ntk.rules import Group, Lookup, Outer
 from lensllm_jax.ntk.structured import gradient_groups
 from tests import oracles
 from tests.ntk import cases
+from tests.ntk.memory import temporary_bytes
 from tests.tolerances import assert_close, relative_difference
 
 
@@ -309,27 +310,6 @@ def test_term_of_a_lookup_counts_repeated_ids_and_leaves_out_negative_ones():
     assert rules.whole_term(lookup, 3)[0, 0, :, 0].tolist() == [1000.0, 11.0, 0.0]
 
 
-def temporary_bytes(f, *arguments):
-    return jax.jit(f).lower(*arguments).compile().memory_analysis().temp_size_in_bytes
-
-
-def test_chunks_are_written_where_they_belong_and_not_put_together_after():
-    n, x = 64, jnp.ones((64, 1000))
-    plan = structured.Plan(n, 4, None)
-
-    def f(fixed, x):  # the axis of one output is what once had the whole turned round
-        return (x[:, None, None] * fixed[0][None, None, :, None])[..., :500]
-
-    in_place = temporary_bytes(lambda x: structured._in_chunks(f, [jnp.arange(8.0)], x, plan), x)
-
-    def stacked(x):
-        chunks = lax.map(lambda part: f([jnp.arange(8.0)], part), x.reshape(16, 4, -1))
-        return chunks.reshape(n, *chunks.shape[2:])
-
-    whole = 4 * n * 8 * 500  # bytes of the result
-    assert in_place < whole / 2 < temporary_bytes(stacked, x)
-
-
 def test_pairs_turn_no_factor_round_in_memory():
     """The rows of a tied head are the largest array of a kernel: one number a token and word."""
     n, t, words = 8, 4, 20_000
@@ -430,7 +410,7 @@ def test_chunks_and_symmetric_tiles_change_nothing(x64, monkeypatch, name):
     f, make_params, make_x = PROGRAMS[name]
     params, x = make_params(), make_x()
     expected = oracles.dense_kernel(f, params, x)[:, :, 0, 0]
-    monkeypatch.setattr(structured, "CHUNK_BYTES", 1)  # one example at a time
+    monkeypatch.setattr(plan, "CHUNK_BYTES", 1)  # one example at a time
     monkeypatch.setattr(rules, "SYMMETRIC_TILE", 2)
     # a new function object: programs are compiled once a function
     assert_close(empirical_ntk(lambda p, x: f(p, x), params, x), expected)
@@ -443,7 +423,7 @@ def test_chunks_that_do_not_divide_the_examples_are_filled_up(x64, monkeypatch):
     n = len(case.x["input_ids"])
     assert n % 2, "the case must leave a rest"
     hungriest = max(call.stage.num_bytes for call in traced.schedule.calls)
-    monkeypatch.setattr(structured, "CHUNK_BYTES", 2 * hungriest)
+    monkeypatch.setattr(plan, "CHUNK_BYTES", 2 * hungriest)
     again = empirical_ntk(lambda p, x: case.f(p, x), case.params, case.x)
     assert again.shape == expected.shape
     assert_close(again, expected)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from lensllm_jax import checks
-from lensllm_jax.ntk import blas, cost, rules, structured, trial
+from lensllm_jax.ntk import blas, cost, plan, rules, structured, trial
 from lensllm_jax.ntk.rules import Formed, Group, Lookup, Outer
 from tests.ntk import cases
 
@@ -57,13 +57,13 @@ def test_two_chunks_of_examples_pass_for_all(calls, monkeypatch):
     case = cases.make("scanned transformer")
     traced = structured.trace_program(case.f, case.params, case.x)
     of_one = max(call.stage.num_bytes for call in traced.schedule.calls)
-    monkeypatch.setattr(structured, "CHUNK_BYTES", 3 * of_one)
+    monkeypatch.setattr(plan, "CHUNK_BYTES", 3 * of_one)
     plans = []
     forward = structured.forward_sweep
 
-    def seen(traced, leaves, examples, plan):
-        plans.append(plan)
-        return forward(traced, leaves, examples, plan)
+    def seen(traced, leaves, examples, chunks):
+        plans.append(chunks)
+        return forward(traced, leaves, examples, chunks)
 
     monkeypatch.setattr(structured, "forward_sweep", seen)
 
@@ -74,7 +74,7 @@ def test_two_chunks_of_examples_pass_for_all(calls, monkeypatch):
     assert seconds(24) == 4.0  # eight chunks of three
     assert seconds(5) == 1.0
     assert seconds(3) == 1.0
-    assert [(plan.size, plan.chunk_size) for plan in plans] == [(6, 3), (6, 3), (3, 3)]
+    assert [(p.size, p.chunk_size) for p in plans] == [(6, 3), (6, 3), (3, 3)]
     assert len(calls) == 3
 
 

@@ -1,0 +1,76 @@
+"""Examples dealt out to chunks and devices."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from jax import lax
+from jax.sharding import Mesh
+
+from lensllm_jax.ntk import plan as planning
+from lensllm_jax.ntk.plan import Plan, in_chunks, make_plan, padded
+from lensllm_jax.ntk.stages import Call, Schedule, Stage
+from tests.ntk.memory import temporary_bytes
+
+sizes = st.integers(1, 200)
+
+
+def schedule(num_bytes):
+    """Stages, as far as a plan looks at them."""
+    stage = Stage(lambda operands, taps: operands, num_bytes, 1)
+    return Schedule((Call(stage, (), ()),), (), (), 0, frozenset())
+
+
+@given(n=sizes, num_devices=st.integers(1, 8), held=st.integers(1, 2 * planning.CHUNK_BYTES))
+def test_chunks_are_full_of_equal_size_and_within_their_memory(n, num_devices, held):
+    mesh = Mesh(np.full(num_devices, jax.devices()[0]), "examples")
+    plan = make_plan(n, schedule(held), mesh)
+    assert plan.size >= n
+    assert plan.size % (num_devices * plan.chunk_size) == 0
+    assert plan.chunk_size == 1 or plan.chunk_size * held <= planning.CHUNK_BYTES
+    # nobody waits for more than one repeated example a chunk and a device
+    num_chunks = plan.size // plan.chunk_size
+    assert plan.size - n < num_chunks + num_devices
+
+
+@given(n=sizes, size=sizes)
+def test_the_last_example_is_repeated_and_the_first_ones_are_kept(n, size):
+    ids, weights = padded((np.arange(n), np.arange(n) * 0.5), Plan(size, 1, None))
+    assert ids.tolist() == [min(i, n - 1) for i in range(size)]
+    assert weights.tolist() == [0.5 * i for i in ids]
+
+
+def test_examples_that_fit_are_not_copied():
+    x = np.arange(3)
+    assert padded({"x": x}, Plan(3, 3, None))[0] is x
+
+
+@pytest.mark.parametrize("chunk_size", [1, 3, 12])
+def test_chunks_change_no_result(chunk_size):
+    x = {"a": jnp.arange(12.0), "b": jnp.arange(24.0).reshape(12, 2)}
+
+    def f(fixed, x):
+        return x["a"] * fixed, x["b"].sum(1)
+
+    found = in_chunks(f, 3.0, x, Plan(12, chunk_size, None))
+    for got, expected in zip(found, f(3.0, x), strict=True):
+        np.testing.assert_array_equal(got, expected)
+
+
+def test_chunks_are_written_where_they_belong_and_not_put_together_after():
+    n, x = 64, jnp.ones((64, 1000))
+    plan = Plan(n, 4, None)
+
+    def f(fixed, x):  # the axis of one output is what once had the whole turned round
+        return (x[:, None, None] * fixed[0][None, None, :, None])[..., :500]
+
+    in_place = temporary_bytes(lambda x: in_chunks(f, [jnp.arange(8.0)], x, plan), x)
+
+    def stacked(x):
+        chunks = lax.map(lambda part: f([jnp.arange(8.0)], part), x.reshape(16, 4, -1))
+        return chunks.reshape(n, *chunks.shape[2:])
+
+    whole = 4 * n * 8 * 500  # bytes of the result
+    assert in_place < whole / 2 < temporary_bytes(stacked, x)
