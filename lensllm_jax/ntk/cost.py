@@ -82,7 +82,8 @@ def ntk_cost(
         groups = [group for moment in moments for group in moment.groups]
         held, flops = _structured_cost(traced, n, moments)
         if timed:
-            seconds = _passes_seconds(traced, params, x) + trial.grams_seconds(groups, trace=k == 1)
+            grams = trial.grams(groups, trace=k == 1)
+            seconds = trial.seconds_of([_passes(traced, params, x), *grams])
         return NtkCost(int(held), flops, seconds)
     forward = sum(call.stage.num_flops for call in traced.schedule.calls)
     sizes = [math.prod(leaf.shape) for leaf in _shapes(params)]
@@ -98,8 +99,9 @@ def ntk_cost(
     # forward, backward to states and to parameters; then every pair
     flops = n * forward * (1 + 2.0 * k) + 2.0 * (n * k) ** 2 * sum(sizes)
     if timed:
-        passes = _passes_seconds(traced, params, x) * (1 + 2 * k) / (2 + k)
-        seconds = passes + trial.jacobian_seconds(n * k, sum(sizes))
+        passes = _passes(traced, params, x)
+        passes = passes._replace(times=passes.times * (1 + 2 * k) / (2 + k))
+        seconds = trial.seconds_of([passes, trial.jacobian(n * k, sum(sizes))])
     return NtkCost(int(held), flops, seconds)
 
 
@@ -188,8 +190,8 @@ class _Moment(NamedTuple):
     live_bytes: int  # values between stages, cotangents and terms
 
 
-def _passes_seconds(traced: Traced, params: Params, x: Any) -> float:
-    return trial.passes_seconds(traced, jax.tree.leaves(params), jax.tree.leaves(x))
+def _passes(traced: Traced, params: Params, x: Any) -> trial.Part:
+    return trial.passes(traced, jax.tree.leaves(params), jax.tree.leaves(x))
 
 
 def _structured_cost(traced: Traced, n: int, moments: list[_Moment]) -> tuple[float, float]:

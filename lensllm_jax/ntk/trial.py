@@ -3,6 +3,10 @@ r"""Trial: the seconds of a kernel, foretold from parts of it that run here and 
 How fast a processor is at the small products, copies and norms of a model no one figure says; so a
 trial runs the kernel's own code on a share of its work and multiplies:
 
+.. math:: T = \sum_i m_i \, t_i
+
+where part i takes :math:`t_i` seconds and the kernel has :math:`m_i` times its work:
+
 * the two sweeps of ``structured`` with two chunks of examples, for all n;
 * of each kind of parameter a few rows of its Gram, of all n examples, for all its rows.
 
@@ -11,8 +15,8 @@ with as many gradients, formed and contracted; its products with vectors are ope
 rate of a matrix product.
 
 Example:
-    >>> from lensllm_jax.ntk.trial import seconds_of
-    >>> seconds_of(lambda: sum(range(1000)), in_all=0.01) > 0
+    >>> from lensllm_jax.ntk.trial import Part, seconds_of
+    >>> seconds_of([Part(lambda: sum(range(1000)), times=3.0, seconds=0.01)]) > 0
     True
 """
 
@@ -22,7 +26,7 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -33,10 +37,12 @@ from lensllm_jax.ntk.plan import Plan, make_plan, padded
 from lensllm_jax.ntk.rules import Formed, Group, Lookup, Outer
 from lensllm_jax.ntk.structured import Traced
 
-# How long a part is repeated, in seconds, and how many times at least.
-TRIAL_SECONDS, LEAST_CALLS = 1.0, 3
-# Fresh memory comes in slow spells of up to half a second: the layer of ``jacobian_seconds``, which
-# lives on it, is repeated for longer.
+# Parts take turns: a machine that others use has slow spells of a second, and a part tried in one
+# of them alone would count for the whole kernel.
+NUM_ROUNDS = 4
+# How long a part is repeated in all rounds, in seconds.
+TRIAL_SECONDS = 1.0
+# Fresh memory is slow for longer: the layer of ``jacobian``, which lives on it, is repeated more.
 JACOBIAN_TRIAL_SECONDS = 3.0
 # Pieces of a Gram that each core forms and multiplies.
 NUM_PIECES = 4
@@ -47,20 +53,35 @@ LEAST_SHARE = 1e-3
 JACOBIAN_TOKENS, JACOBIAN_COLUMNS, JACOBIAN_NUMBERS = 32, 1024, 2**24
 
 
-def seconds_of(call: Callable[[], Any], *, in_all: float = TRIAL_SECONDS) -> float:
-    """The median seconds of a call, after one that compiles.
+class Part(NamedTuple):
+    """Some of a kernel's work."""
+
+    call: Callable[[], Any]  # runs it; gives arrays, or nothing
+    times: float | int  # how many times as much the kernel has
+    seconds: float = TRIAL_SECONDS  # how long it is tried
+
+
+def seconds_of(parts: Sequence[Part]) -> float:
+    """The seconds of a kernel that consists of these parts, after calls that compile.
 
     Args:
-        call: gives arrays, or nothing.
-        in_all: how long it is repeated, in seconds; ``LEAST_CALLS`` times in any case.
+        parts: its parts; they are tried in turns.
 
     Returns:
-        The median of these calls.
+        The sum over parts of ``times`` times a call's seconds: the median over rounds of their
+        means, since a kernel has the slow calls as well as the fast ones.
     """
-    return statistics.median(_seconds_of_calls(call, in_all))
+    for part in parts:
+        jax.block_until_ready(part.call())
+    rounds = [
+        [statistics.fmean(_calls_seconds(part.call, part.seconds / NUM_ROUNDS)) for part in parts]
+        for _ in range(NUM_ROUNDS)
+    ]
+    medians = map(statistics.median, zip(*rounds, strict=True))
+    return math.fsum(part.times * seconds for part, seconds in zip(parts, medians, strict=True))
 
 
-def passes_seconds(traced: Traced, leaves: Sequence, examples: Sequence) -> float:
+def passes(traced: Traced, leaves: Sequence, examples: Sequence) -> Part:
     """The forward and the backward sweep of all examples.
 
     Args:
@@ -69,10 +90,8 @@ def passes_seconds(traced: Traced, leaves: Sequence, examples: Sequence) -> floa
         examples: the examples, likewise.
 
     Returns:
-        Seconds.
-
-    Raises:
-        UserError: if a value is not finite; it names the layer.
+        Two chunks of them, which stop with a ``UserError`` that names the layer if a value is not
+        finite.
     """
     whole = make_plan(examples[0].shape[0], traced.schedule, None)
     two_chunks = Plan(min(whole.size, 2 * whole.chunk_size), whole.chunk_size, None)
@@ -86,10 +105,10 @@ def passes_seconds(traced: Traced, leaves: Sequence, examples: Sequence) -> floa
             for _, found in structured.backward_sweep(traced, leaves, [block], [two_chunks]):
                 jax.block_until_ready(found)
 
-    return seconds_of(sweeps) * whole.size / two_chunks.size
+    return Part(sweeps, whole.size / two_chunks.size)
 
 
-def grams_seconds(groups: Iterable[Group], *, trace: bool) -> float:
+def grams(groups: Iterable[Group], *, trace: bool) -> list[Part]:
     """The Grams of all parameters with themselves, where each kind is tried once.
 
     Args:
@@ -97,13 +116,13 @@ def grams_seconds(groups: Iterable[Group], *, trace: bool) -> float:
         trace: sum over equal outputs.
 
     Returns:
-        Seconds.
+        A few rows of each kind, or all of a kind that is contracted by pairs.
     """
     kinds = collections.Counter(groups)
     flops = {kind: _least_flops(kind, trace=trace) for kind in kinds}
     least = LEAST_SHARE * sum(flops[kind] * count for kind, count in kinds.items())
-    tried = (kind for kind in kinds if flops[kind] >= least)
-    return math.fsum(kinds[kind] * _gram_seconds(kind, trace=trace) for kind in tried)
+    tried = [(kind, count) for kind, count in kinds.items() if flops[kind] >= least]
+    return [_gram(kind, count, trace=trace) for kind, count in tried]
 
 
 def matmul_rates(size: int) -> list[float]:
@@ -117,11 +136,15 @@ def matmul_rates(size: int) -> list[float]:
     """
     square = jax.random.normal(jax.random.key(0), (size, size))
     product = _compiled(jnp.matmul)
-    calls = _seconds_of_calls(lambda: product(square, square), TRIAL_SECONDS)
-    return [2 * size**3 / seconds for seconds in calls]
+
+    def multiplied() -> jax.Array:
+        return product(square, square)
+
+    jax.block_until_ready(multiplied())
+    return [2 * size**3 / seconds for seconds in _calls_seconds(multiplied, TRIAL_SECONDS)]
 
 
-def jacobian_seconds(num_vectors: int, num_params: int) -> float:
+def jacobian(num_vectors: int, num_params: int) -> Part:
     """Forming gradients whole, and contracting all of them, as neural-tangents does.
 
     Args:
@@ -129,7 +152,7 @@ def jacobian_seconds(num_vectors: int, num_params: int) -> float:
         num_params: numbers of each.
 
     Returns:
-        Seconds.
+        One layer of them.
     """
     height = math.ceil(JACOBIAN_NUMBERS / (num_vectors * JACOBIAN_COLUMNS))
     keys = jax.random.split(jax.random.key(0))
@@ -138,8 +161,8 @@ def jacobian_seconds(num_vectors: int, num_params: int) -> float:
         for key, length in zip(keys, (height, JACOBIAN_COLUMNS), strict=True)
     )
     layer = _compiled(_formed_and_contracted)
-    of_layer = seconds_of(lambda: layer(rows, columns), in_all=JACOBIAN_TRIAL_SECONDS)
-    return of_layer * num_params / (height * JACOBIAN_COLUMNS)
+    times = num_params / (height * JACOBIAN_COLUMNS)
+    return Part(lambda: layer(rows, columns), times, JACOBIAN_TRIAL_SECONDS)
 
 
 def _formed_and_contracted(rows: jax.Array, columns: jax.Array) -> jax.Array:
@@ -147,20 +170,19 @@ def _formed_and_contracted(rows: jax.Array, columns: jax.Array) -> jax.Array:
     return jnp.einsum("nrc,mrc->nm", jacobian, jacobian)
 
 
-def _gram_seconds(group: Group, *, trace: bool) -> float:
+def _gram(group: Group, count: int, *, trace: bool) -> Part:
     if not rules.is_formed(group, None, trace=trace):
         pairwise = _compiled(functools.partial(rules.gram_pairwise, trace=trace))
         whole = jax.device_put(_filled(group, group.num_rows))
-        return seconds_of(lambda: pairwise(whole, None))
+        return Part(lambda: pairwise(whole, None), count)
     height = NUM_PIECES * blas.num_workers() * rules.piece_height(group, None)
     few = _filled(group, min(group.num_rows, height))
+    times = count * group.num_rows / few.num_rows
     if blas.serves_default_device(group, trace=trace):
-        of_few = seconds_of(lambda: blas.gram_formed(few, None, trace=trace))
-    else:
-        formed = _compiled(functools.partial(rules.gram_formed, trace=trace))
-        on_device = jax.device_put(few)
-        of_few = seconds_of(lambda: formed(on_device, None))
-    return of_few * group.num_rows / few.num_rows
+        return Part(lambda: blas.gram_formed(few, None, trace=trace), times)
+    formed = _compiled(functools.partial(rules.gram_formed, trace=trace))
+    on_device = jax.device_put(few)
+    return Part(lambda: formed(on_device, None), times)
 
 
 def _least_flops(group: Group, *, trace: bool) -> int | float:
@@ -207,11 +229,11 @@ def _compiled(f: Callable) -> Callable:
     return jax.jit(at_highest)
 
 
-def _seconds_of_calls(call: Callable[[], Any], in_all: float) -> list[float]:
-    jax.block_until_ready(call())
+def _calls_seconds(call: Callable[[], Any], in_all: float) -> list[float]:
+    """The seconds of each call, one or as many as fill the time."""
     seconds: list[float] = []
     spent = 0.0
-    while len(seconds) < LEAST_CALLS or spent < in_all:
+    while spent < in_all:
         start = time.perf_counter()
         jax.block_until_ready(call())
         seconds.append(time.perf_counter() - start)

@@ -57,11 +57,15 @@ def test_seconds_are_those_of_the_parts(monkeypatch):
 
     def of_grams(found, *, trace):
         groups.extend(found)
-        return 0.0 if trace else 40.0
+        return [] if trace else [part(30.0), part(10.0)]
 
-    monkeypatch.setattr(trial, "passes_seconds", lambda *_: 5.0)
-    monkeypatch.setattr(trial, "grams_seconds", of_grams)
-    monkeypatch.setattr(trial, "jacobian_seconds", lambda n, p: 1000.0 * n + p)
+    def part(times):
+        return trial.Part(lambda: None, times)
+
+    monkeypatch.setattr(trial, "passes", lambda *_: part(5.0))
+    monkeypatch.setattr(trial, "grams", of_grams)
+    monkeypatch.setattr(trial, "jacobian", lambda n, p: part(1000.0 * n + p))
+    monkeypatch.setattr(trial, "seconds_of", lambda parts: sum(part.times for part in parts))
     monkeypatch.setattr(trial, "matmul_rates", lambda size: [1.0, 2.0, 1000.0])
 
     def cost(method):

@@ -15,12 +15,12 @@ from tests.ntk import cases
 
 @pytest.fixture
 def calls(monkeypatch):
-    """Every trial is run once and taken to last a second; their number is what is listed."""
+    """Every part is run once and taken to last a second; what it gives is listed."""
     seen = []
 
-    def once(call, *, in_all=trial.TRIAL_SECONDS):
-        seen.append(jax.block_until_ready(call()))
-        return 1.0
+    def once(parts):
+        seen.extend(jax.block_until_ready(part.call()) for part in parts)
+        return sum(part.times for part in parts)
 
     monkeypatch.setattr(trial, "seconds_of", once)
     return seen
@@ -34,13 +34,24 @@ def outer(n=40, tokens=20, rows=64, columns=8):
     return Group((Outer(shape(n, 1, tokens, rows), shape(n, 1, tokens, columns)),), rows, columns)
 
 
-def test_seconds_are_the_median_of_calls_after_the_first(monkeypatch):
-    # what the clock says before and after each of three calls
-    clock = iter([0.0, 0.5, 1.0, 1.1, 2.0, 2.9])
-    monkeypatch.setattr(trial.time, "perf_counter", lambda: next(clock))
-    count = []
-    assert trial.seconds_of(lambda: count.append(1)) == pytest.approx(0.5)
-    assert len(count) == 1 + trial.LEAST_CALLS
+def test_parts_take_turns_and_a_slow_round_counts_for_none(monkeypatch):
+    now, order = [0.0], []
+    monkeypatch.setattr(trial.time, "perf_counter", lambda: now[0])
+
+    def part(name, seconds, times):
+        left = iter(seconds)
+
+        def call():
+            order.append(name)
+            now[0] += next(left)
+
+        return trial.Part(call, times, seconds=4.0)
+
+    # a second a round after a first call that does not count; a slow spell in the third round
+    first = part("a", [9.0, *[0.5, 0.7] * 2, 3.0, *[0.5, 0.7]], times=10)
+    second = part("b", [9.0, 2.0, 2.0, 8.0, 2.0], times=1)
+    assert trial.seconds_of([first, second]) == pytest.approx(10 * 0.6 + 2.0)
+    assert "".join(order) == "ab" + "aab" * 2 + "ab" + "aab"
 
 
 def test_a_short_call_is_repeated_until_the_trial_is_long_enough():
@@ -49,8 +60,8 @@ def test_a_short_call_is_repeated_until_the_trial_is_long_enough():
     def call():
         count.append(time.sleep(0.004))
 
-    assert trial.seconds_of(call, in_all=0.05) >= 0.004
-    assert trial.LEAST_CALLS + 1 < len(count) <= 14
+    assert trial.seconds_of([trial.Part(call, 1, seconds=0.1)]) >= 0.004
+    assert trial.NUM_ROUNDS + 1 < len(count) <= 1 + 0.1 / 0.004 + trial.NUM_ROUNDS
 
 
 def test_two_chunks_of_examples_pass_for_all(calls, monkeypatch):
@@ -69,7 +80,9 @@ def test_two_chunks_of_examples_pass_for_all(calls, monkeypatch):
 
     def seconds(n):
         few = cases.first(case.x, np.arange(n) % 5)
-        return trial.passes_seconds(traced, jax.tree.leaves(case.params), jax.tree.leaves(few))
+        return trial.seconds_of(
+            [trial.passes(traced, jax.tree.leaves(case.params), jax.tree.leaves(few))]
+        )
 
     assert seconds(24) == 4.0  # eight chunks of three
     assert seconds(5) == 1.0
@@ -94,20 +107,22 @@ def test_weights_that_are_not_finite_are_named():
         cost.ntk_cost(case.f, broken, case.x)
 
 
+def seconds_of_grams(groups):
+    return trial.seconds_of(trial.grams(groups, trace=True))
+
+
 def test_equal_parameters_are_tried_once_and_count_each(calls):
     few = [outer(), outer(), outer(rows=32)]
-    assert trial.grams_seconds(few, trace=True) == 3.0
+    assert seconds_of_grams(few) == 3.0
     assert len(calls) == 2
 
 
 def test_parameters_of_hardly_any_operations_are_left_out(calls):
     bias = Group((Formed(shape(40, 1, 1, 8)),), 1, 8)
     large = outer(rows=4096, columns=256)
-    assert trial.grams_seconds([large, bias], trace=True) == trial.grams_seconds(
-        [large], trace=True
-    )
+    assert seconds_of_grams([large, bias]) == seconds_of_grams([large])
     assert len(calls) == 2
-    trial.grams_seconds([bias], trace=True)
+    seconds_of_grams([bias])
     assert len(calls) == 3  # alone it is all that there is
 
 
@@ -124,14 +139,14 @@ def test_a_few_rows_stand_for_all(calls, monkeypatch, n):
         monkeypatch.setattr(module, name, seen)
     group = outer(n=n, tokens=40, rows=2**16, columns=256)
     height = trial.NUM_PIECES * blas.num_workers() * rules.piece_height(group, None)
-    assert trial.grams_seconds([group], trace=True) == 2**16 / height > 1
+    assert seconds_of_grams([group]) == 2**16 / height > 1
     assert heights == [(blas if n == blas.LEAST_VECTORS else rules, height)]
 
 
 def test_pairs_are_tried_whole(calls):
     by_pairs = outer(tokens=1, rows=4096, columns=256)
     assert not rules.is_formed(by_pairs, None, trace=True)
-    assert trial.grams_seconds([by_pairs], trace=True) == 1.0
+    assert seconds_of_grams([by_pairs]) == 1.0
     assert calls[0].shape == (40, 40)
 
 
@@ -165,10 +180,10 @@ def test_rows_of_every_kind_of_term_are_cut():
 @pytest.mark.parametrize("num_vectors", [8, 128])
 def test_one_layers_jacobian_stands_for_all_parameters(calls, num_vectors):
     of_layer = trial.JACOBIAN_NUMBERS // num_vectors
-    assert trial.jacobian_seconds(num_vectors, 3 * of_layer) == 3.0
+    assert trial.seconds_of([trial.jacobian(num_vectors, 3 * of_layer)]) == 3.0
     assert calls[0].shape == (num_vectors, num_vectors)
 
 
 def test_the_rate_of_a_product_is_its_operations_over_the_seconds_of_each_call(monkeypatch):
-    monkeypatch.setattr(trial, "_seconds_of_calls", lambda call, in_all: [0.5, 0.25])
+    monkeypatch.setattr(trial, "_calls_seconds", lambda call, in_all: [0.5, 0.25])
     assert trial.matmul_rates(10) == [4000.0, 8000.0]
