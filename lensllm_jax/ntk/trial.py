@@ -11,8 +11,8 @@ where part i takes :math:`t_i` seconds and the kernel has :math:`m_i` times its 
 * of each kind of parameter a few rows of its Gram, of all n examples, for all its rows.
 
 Of neural-tangents' contraction the passes are tried in the same way, and of its Jacobians one layer
-with as many gradients, formed and contracted; its products with vectors are operations over the
-rate of a matrix product.
+with as many gradients, formed and contracted; where all its Jacobians are small, the whole.  Its
+products with vectors are operations over the rate of a matrix product.
 
 Example:
     >>> from lensllm_jax.ntk.trial import Part, seconds_of
@@ -32,10 +32,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lensllm_jax.ntk import blas, rules, structured
+from lensllm_jax.ntk import blas, neural_tangents, rules, structured
+from lensllm_jax.ntk.method import NtkMethod
 from lensllm_jax.ntk.plan import Plan, make_plan, padded
 from lensllm_jax.ntk.rules import Formed, Group, Lookup, Outer
 from lensllm_jax.ntk.structured import Traced
+from lensllm_jax.typing import ApplyFn, Params
 
 # Parts take turns: a machine that others use has slow spells of a second, and a part tried in one
 # of them alone would count for the whole kernel.
@@ -51,6 +53,9 @@ LEAST_SHARE = 1e-3
 # The layer of ``jacobian_seconds``: tokens, columns, and numbers of all its gradients, 64 MiB of
 # them, more than the heap keeps for the next call, as the Jacobians of a model are.
 JACOBIAN_TOKENS, JACOBIAN_COLUMNS, JACOBIAN_NUMBERS = 32, 1024, 2**24
+# Jacobians of so many numbers at most, 512 MiB of them, are contracted whole: a second or less,
+# and how often a small one is copied the layer does not tell.
+WHOLE_NUMBERS = 2**27
 
 
 class Part(NamedTuple):
@@ -163,6 +168,23 @@ def jacobian(num_vectors: int, num_params: int) -> Part:
     layer = _compiled(_formed_and_contracted)
     times = num_params / (height * JACOBIAN_COLUMNS)
     return Part(lambda: layer(rows, columns), times, JACOBIAN_TRIAL_SECONDS)
+
+
+def contraction(f: ApplyFn, params: Params, x: Any) -> Part:
+    """All of neural-tangents' contraction.
+
+    Args:
+        f: ``f(params, x)``.
+        params: its parameters; a shape stands for numbers of that shape.
+        x: the examples, likewise.
+
+    Returns:
+        The one part.
+    """
+    random = np.random.default_rng(0)
+    params, x = jax.tree.map(lambda leaf: _numbers(leaf, random), (params, x))
+    name = NtkMethod.JACOBIAN_CONTRACTION.name
+    return Part(lambda: neural_tangents.tile(f, name, (), x, None, params), 1)
 
 
 def _formed_and_contracted(rows: jax.Array, columns: jax.Array) -> jax.Array:

@@ -65,6 +65,7 @@ def test_seconds_are_those_of_the_parts(monkeypatch):
     monkeypatch.setattr(trial, "passes", lambda *_: part(5.0))
     monkeypatch.setattr(trial, "grams", of_grams)
     monkeypatch.setattr(trial, "jacobian", lambda n, p: part(1000.0 * n + p))
+    monkeypatch.setattr(trial, "contraction", lambda *_: part(7.0))
     monkeypatch.setattr(trial, "seconds_of", lambda parts: sum(part.times for part in parts))
     monkeypatch.setattr(trial, "matmul_rates", lambda size: [1.0, 2.0, 1000.0])
 
@@ -74,6 +75,8 @@ def test_seconds_are_those_of_the_parts(monkeypatch):
     assert cost("structured").seconds == 45.0
     whole = sum(group.num_rows * group.num_columns for group in groups)
     assert whole == num_params
+    assert cost("jacobian_contraction").seconds == 7.0
+    monkeypatch.setattr(trial, "WHOLE_NUMBERS", n * k * num_params - 1)
     # 1 + 2 k passes as dear as a forward one where the structured sweeps have 2 + k
     contraction = 5.0 * (1 + 2 * k) / (2 + k) + 1000.0 * n * k + num_params
     assert cost("jacobian_contraction").seconds == contraction

@@ -9,6 +9,7 @@ import pytest
 
 from lensllm_jax import checks
 from lensllm_jax.ntk import blas, cost, plan, rules, structured, trial
+from lensllm_jax.ntk.gram import empirical_ntk
 from lensllm_jax.ntk.rules import Formed, Group, Lookup, Outer
 from tests.ntk import cases
 
@@ -182,6 +183,13 @@ def test_one_layers_jacobian_stands_for_all_parameters(calls, num_vectors):
     of_layer = trial.JACOBIAN_NUMBERS // num_vectors
     assert trial.seconds_of([trial.jacobian(num_vectors, 3 * of_layer)]) == 3.0
     assert calls[0].shape == (num_vectors, num_vectors)
+
+
+def test_a_small_contraction_is_tried_whole(calls):
+    case = cases.make("mlp, 3 outputs")
+    assert trial.seconds_of([trial.contraction(case.f, case.params, case.x)]) == 1
+    expected = empirical_ntk(case.f, case.params, case.x, method="jacobian_contraction")
+    np.testing.assert_allclose(calls[0], expected, rtol=1e-6)
 
 
 def test_the_rate_of_a_product_is_its_operations_over_the_seconds_of_each_call(monkeypatch):
