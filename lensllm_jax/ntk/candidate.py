@@ -241,7 +241,7 @@ def estimate_ntk_cost(
             10 seconds for 7 M parameters and 25 for 124 M on 2 cores.
 
     Returns:
-        Bytes, operations and, if ``timed``, seconds.
+        Bytes, operations and, if ``timed``, seconds; how far they were off is in docs/kernel.md.
 
     Raises:
         UserError: if a setting makes no sense, or, if ``timed``, a value is not finite.
