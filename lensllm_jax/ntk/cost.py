@@ -71,7 +71,7 @@ def ntk_cost(
         Bytes, operations and, if ``timed``, seconds.
 
     Raises:
-        UserError: if ``timed`` and a value is not finite; it names the layer.
+        UserError: if ``timed`` and a value is not finite; it says where.
     """
     method = NtkMethod(checks.one_of("method", method, list(NtkMethod)))
     traced = structured.trace_program(f, params, x)

@@ -32,6 +32,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lensllm_jax import checks
 from lensllm_jax.ntk import blas, neural_tangents, rules, structured
 from lensllm_jax.ntk.method import NtkMethod
 from lensllm_jax.ntk.plan import Plan, make_plan, padded
@@ -50,7 +51,7 @@ JACOBIAN_TRIAL_SECONDS = 3.0
 NUM_PIECES = 4
 # Groups with less than this share of the operations are not tried, nor counted.
 LEAST_SHARE = 1e-3
-# The layer of ``jacobian_seconds``: tokens, columns, and numbers of all its gradients, 64 MiB of
+# The layer of ``jacobian``: tokens, columns, and numbers of all its gradients, 64 MiB of
 # them, more than the heap keeps for the next call, as the Jacobians of a model are.
 JACOBIAN_TOKENS, JACOBIAN_COLUMNS, JACOBIAN_NUMBERS = 32, 1024, 2**24
 # Jacobians of so many numbers at most, 512 MiB of them, are contracted whole: a second or less,
@@ -179,12 +180,17 @@ def contraction(f: ApplyFn, params: Params, x: Any) -> Part:
         x: the examples, likewise.
 
     Returns:
-        The one part.
+        The one part, which stops with a ``UserError`` if the kernel is not finite.
     """
     random = np.random.default_rng(0)
     params, x = jax.tree.map(lambda leaf: _numbers(leaf, random), (params, x))
     name = NtkMethod.JACOBIAN_CONTRACTION.name
-    return Part(lambda: neural_tangents.tile(f, name, (), x, None, params), 1)
+
+    def whole() -> np.ndarray:
+        theta = neural_tangents.tile(f, name, (), x, None, params)
+        return checks.finite("theta (the computed kernel)", np.asarray(theta))
+
+    return Part(whole, 1)
 
 
 def _formed_and_contracted(rows: jax.Array, columns: jax.Array) -> jax.Array:

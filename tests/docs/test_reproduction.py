@@ -226,3 +226,16 @@ def test_noise_is_that_of_the_two_seeds():
     for size, cells in on_page.items():
         expected = [found[task].get(size, ["-", "-", "-"]) for task in TASKS]
         assert cells == expected[0] + expected[1], size
+
+
+def test_largest_size_of_pydoc_that_halves_stands_for_all_its_examples():
+    halved = {row["config name"]: float(row["6400"]) for row in table("pydoc_losses")}
+    whole = {row["config name"]: float(row["6746"]) for row in table("pydoc_6746_losses")}
+    names = sorted(whole)
+    correlation = 100 * np.corrcoef(*([losses[n] for n in names] for losses in (halved, whole)))
+    ranks = [sorted(names, key=losses.get) for losses in (halved, whole)]
+    moved = {name for pair in zip(*ranks, strict=True) if pair[0] != pair[1] for name in pair}
+    first, second = sorted(name.removeprefix("zoo/") for name in moved)
+    assert (
+        f"have a PearCorr of {correlation[0, 1]:.1f}, and only {second} and {first} change places"
+    ) in WORDS

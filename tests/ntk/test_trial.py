@@ -106,6 +106,8 @@ def test_weights_that_are_not_finite_are_named():
     broken = jax.tree.map(lambda leaf: leaf * np.nan, case.params)
     with pytest.raises(checks.UserError, match=r"the values of the layer of .* must be finite"):
         cost.ntk_cost(case.f, broken, case.x)
+    with pytest.raises(checks.UserError, match=r"theta .* must be finite, got nan"):
+        cost.ntk_cost(case.f, broken, case.x, method="jacobian_contraction")
 
 
 def seconds_of_grams(groups):
