@@ -228,6 +228,12 @@ MISTAKES = [
         lambda tmp: cost.ntk_cost(linear, ONES, EYE, method="fast", timed=False),
     ),
     (
+        "`theta (the computed kernel)` must be finite, got inf at index (0, 0)",
+        lambda tmp: cost.ntk_cost(
+            lambda w, x: jax.numpy.sqrt(x @ w), ONES * 0, EYE, method="jacobian_contraction"
+        ),
+    ),
+    (
         (
             "`method` must be \"structured\" for a cost on cpu, got 'jacobian_contraction': the "
             "compiler says nothing of its memory there"
