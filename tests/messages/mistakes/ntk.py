@@ -228,7 +228,7 @@ MISTAKES = [
         lambda tmp: cost.ntk_cost(linear, ONES, EYE, method="fast", timed=False),
     ),
     (
-        "`theta (the computed kernel)` must be finite, got inf at index (0, 0)",
+        "`theta (the computed kernel)` must be finite, got nan at index (0, 0)",
         lambda tmp: cost.ntk_cost(
             lambda w, x: jax.numpy.sqrt(x @ w), ONES * 0, EYE, method="jacobian_contraction"
         ),
