@@ -1,7 +1,6 @@
 """What the README shows is what its code prints, and what its tables say was measured."""
 
 import contextlib
-import csv
 import io
 import json
 import re
@@ -11,6 +10,7 @@ import numpy as np
 
 import lensllm_jax as lens
 from lensllm_jax.checkpoints.zoo import FOLDER
+from tests.committed import RESULTS, table
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
 
@@ -50,10 +50,9 @@ def test_table_of_the_zoo_is_that_of_the_folders():
 
 
 def test_tables_of_results_are_those_of_the_committed_measurements():
-    results = Path(__file__).parent.parent / "experiments" / "results"
-    truth = lens.read_loss_table(results / "pydoc_losses.csv")
+    truth = lens.read_loss_table(RESULTS / "pydoc_losses.csv")
     measured = dict(zip(truth.names, truth.column(6400), strict=True))
-    ranking = list(csv.DictReader((results / "demo_ranking.csv").read_text().splitlines()))
+    ranking = table("demo_ranking")
     at_target = np.array([measured[row["candidate"]] for row in ranking])
     for row, loss in zip(ranking, at_target, strict=True):
         line = next(x for x in README.splitlines() if x.startswith(f"| {row['candidate']} |"))
@@ -71,39 +70,11 @@ def test_tables_of_results_are_those_of_the_committed_measurements():
         assert line.endswith(f"| {correlation:.1f} | {accuracy:.1f} |")
 
 
-def kernel_benchmark():
-    results = Path(__file__).parent.parent / "experiments" / "results"
-    return list(csv.DictReader((results / "ntk_benchmark.csv").read_text().splitlines()))
-
-
-def test_page_of_the_kernel_says_how_far_off_the_foretold_was():
-    page = (Path(__file__).parent.parent / "docs" / "kernel.md").read_text().replace("\n", " ")
-
-    def ratios(method, unit, seen):
-        return [
-            float(row[f"said_{unit}"]) / float(row[seen])
-            for row in kernel_benchmark()
-            if row["method"] == method
-        ]
-
-    seconds = ratios("structured", "seconds", "seconds")
-    held = ratios("structured", "gb", "peak_gb")
-    assert (
-        f"{len(seconds)} kernels of 0.3 to 59 s: seconds {min(seconds):.2f} to {max(seconds):.2f}, "
-        f"bytes {min(held):.2f} to {max(held):.2f}"
-    ) in page
-    assert 0.75 <= min(seconds + held) <= max(seconds + held) <= 1.25
-    contraction = ratios("jacobian_contraction", "seconds", "seconds")
-    close = sum(0.75 <= ratio <= 1.25 for ratio in contraction)
-    assert f"Of {len(contraction)} contractions of neural-tangents {close} took" in page
-
-
 def test_row_of_the_kernel_is_that_of_the_committed_benchmark():
-    rows = kernel_benchmark()
     ours, theirs = (
         f"{float(row['seconds']):.1f} s and {float(row['peak_gb']):.2f} GB"
-        for row in rows
+        for row in table("ntk_benchmark")
         if row["n"] == "128"
     )
     line = next(line for line in README.splitlines() if line.startswith("| structured kernel"))
-    assert f"| {ours} against {theirs} " in line
+    assert f"| {ours} against {theirs} |" in line

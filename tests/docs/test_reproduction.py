@@ -1,20 +1,16 @@
 """What docs/REPRODUCTION.md says of the kernel is what the committed tables say."""
 
-import csv
 from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from tests.committed import table
+
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "REPRODUCTION.md").read_text()
 WORDS = " ".join(PAGE.split())
-
-
-def table(name):
-    path = ROOT / "experiments" / "results" / f"{name}.csv"
-    return list(csv.DictReader(path.read_text().splitlines()))
 
 
 def cells_of(line):

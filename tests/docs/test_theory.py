@@ -1,7 +1,8 @@
 """What docs/theory.md says of several candidates is what the committed table says."""
 
-import csv
 from pathlib import Path
+
+from tests.committed import table
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "theory.md").read_text()
@@ -11,9 +12,8 @@ QUANTITIES = ("sum_h", "trace", "gradient_variance", "squared_displacement")
 
 def decays():
     """Candidate -> quantity -> row of the table."""
-    path = ROOT / "experiments" / "results" / "theory_decays.csv"
     found = {}
-    for row in csv.DictReader(path.read_text().splitlines()):
+    for row in table("theory_decays"):
         found.setdefault(row["candidate"], {})[row["quantity"]] = row
     return found
 
