@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 from lensllm_jax.ntk import plan as planning
 from lensllm_jax.ntk.plan import Plan, in_chunks, make_plan, padded
 from lensllm_jax.ntk.stages import Call, Schedule, Stage
-from tests.ntk.memory import temporary_bytes
+from tests.memory import temporary_bytes
 
 sizes = st.integers(1, 200)
 

@@ -14,8 +14,8 @@ from lensllm_jax.ntk.gram import empirical_ntk
 from lensllm_jax.ntk.rules import Group, Lookup, Outer
 from lensllm_jax.ntk.structured import gradient_groups
 from tests import oracles
+from tests.memory import temporary_bytes
 from tests.ntk import cases
-from tests.ntk.memory import temporary_bytes
 from tests.tolerances import assert_close, relative_difference
 
 

@@ -1,15 +1,12 @@
 """Figures of the paper hold what their tables hold, each selector in its look."""
 
-import csv
 import itertools
-from pathlib import Path
 
 import pytest
 
 from lensllm_jax.report import paper
 from lensllm_jax.report.figures import style_of_selector
-
-RESULTS = Path(__file__).parents[2] / "experiments" / "results"
+from tests.committed import table
 
 
 @pytest.fixture
@@ -20,16 +17,12 @@ def panels_of(monkeypatch):
     return lambda draw, *arguments, **more: draw(*arguments, **more) or figures[-1].axes
 
 
-def saving_rows():
-    return list(csv.DictReader((RESULTS / "saving.csv").read_text().splitlines()))
-
-
 def lines_of(axes):
     return {line.get_label(): line for line in axes.get_lines()}
 
 
 def test_figure_4_has_a_panel_for_each_metric_and_task(panels_of):
-    rows = saving_rows()
+    rows = table("saving")
     tasks = list(dict.fromkeys(row["task"] for row in rows))
     every = panels_of(paper.saving_figure, rows)
     assert [axes.get_title() for axes in every] == [*tasks, *[""] * len(tasks)]
@@ -38,7 +31,7 @@ def test_figure_4_has_a_panel_for_each_metric_and_task(panels_of):
 
 
 def test_figure_4_holds_every_point_that_costs_something(panels_of):
-    rows = saving_rows()
+    rows = table("saving")
     task = rows[0]["task"]
     above = lines_of(panels_of(paper.saving_figure, rows)[0])
     for name in {row["selector"] for row in rows}:

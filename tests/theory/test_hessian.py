@@ -19,6 +19,7 @@ from lensllm_jax.theory.hessian import (
     joint_forms,
 )
 from tests import oracles
+from tests.memory import temporary_bytes
 from tests.models.encoder_decoders import ENCODER_DECODERS, seq2seq_batch
 from tests.models.tiny import tiny_candidate
 from tests.models.variants import VARIANTS, batch
@@ -277,12 +278,14 @@ def test_the_compiled_program_keeps_to_the_memory_budget(at_once):
     budget = at_once * (depth + hessian.NUM_WORKING) * size * params["w"].dtype.itemsize
     assert hessian._at_once(num, at_once) == at_once
 
+    def loss(p, x):
+        return jnp.sum(jnp.cos(p["w"]) * x)
+
     def held(k):
-        lowered = hessian._lanczos.lower(
-            lambda p, x: jnp.sum(jnp.cos(p["w"]) * x), params, params["w"], examples,
-            None, 0, depth, k,
-        )  # fmt: skip
-        return lowered.compile().memory_analysis().temp_size_in_bytes
+        def lanczos(params, vector, examples):
+            return hessian._lanczos(loss, params, vector, examples, None, 0, depth, k)
+
+        return temporary_bytes(lanczos, params, params["w"], examples)
 
     assert held(at_once) <= budget < held(num)
 
