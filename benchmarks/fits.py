@@ -16,7 +16,7 @@ from collections.abc import Sequence
 import numpy as np
 from absl import flags
 
-from experiments import cli
+from experiments.common import cli
 from lensllm_jax.scaling.fit import fit_laws
 from lensllm_jax.selection.loss_table import read_loss_table
 from tests import oracles

@@ -16,7 +16,7 @@ from functools import cache
 import numpy as np
 from absl import flags
 
-from experiments import cli
+from experiments.common import cli
 from lensllm_jax import checks
 from lensllm_jax.metrics import pearson_correlation, relative_accuracy
 from lensllm_jax.selection.loss_table import LossTable, read_loss_table

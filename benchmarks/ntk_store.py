@@ -21,7 +21,7 @@ import jax
 from absl import flags
 
 from benchmarks.ntk import GPT2, problem, resident_bytes
-from experiments import cli
+from experiments.common import cli
 from lensllm_jax import checks
 from lensllm_jax.ntk.candidate import peak_bytes
 from lensllm_jax.ntk.gram import empirical_ntk, tiles

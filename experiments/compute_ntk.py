@@ -23,13 +23,13 @@ import jax
 import numpy as np
 from absl import flags
 
-from experiments import cli, measuring
-from experiments.progress import Progress
-from experiments.run_folder import RUN, RunFolder
+from experiments.common import cli, measuring
+from experiments.common.progress import Progress
+from experiments.common.run_folder import RUN, RunFolder
 from lensllm_jax import checks
+from lensllm_jax.measurement.measurement import Measurement
 from lensllm_jax.ntk import store
 from lensllm_jax.report.pages import kernel_page
-from lensllm_jax.selection.measurement import Measurement
 
 flags.DEFINE_alias("candidate", "candidates")
 flags.DEFINE_alias("num_examples", "num_kernel_examples")

@@ -7,7 +7,7 @@ Neither fine-tunes.  `nlp_metrics` reads the checkpoint alone: the mean power-la
 layers' spectra, the same at every budget.  `logme` reads the first D training examples of the
 nested order, D the budget: the state before the head where the first target token is predicted,
 and which of the --num_words most common first words of those D targets is to come
-(lensllm_jax/selection/features.py).
+(lensllm_jax/measurement/features.py).
 
 --output_dir receives selection.csv, with the columns of rank_curves, and scores.csv, a row a
 selector, budget and candidate.  PearCorr takes scores as they are: exponents should correlate
@@ -25,18 +25,18 @@ import numpy as np
 from absl import flags
 from jaxtyping import Float
 
-from experiments import cli, measuring
-from experiments.progress import Progress
-from experiments.run_folder import RunFolder, known, sha256_of
-from experiments.verdicts import show_verdicts, verdict_row
+from experiments.common import cli, measuring
+from experiments.common.progress import Progress
+from experiments.common.run_folder import RunFolder, known, sha256_of
+from experiments.common.verdicts import show_verdicts, verdict_row
 from lensllm_jax import checks
 from lensllm_jax.checkpoints.zoo import folder_of
 from lensllm_jax.data.subsets import subset_order
 from lensllm_jax.data.task import Example, Task
-from lensllm_jax.selection.features import first_target_states, first_word_classes
+from lensllm_jax.measurement.features import first_target_states, first_word_classes
+from lensllm_jax.measurement.measurement import Measurement, MeasurementConfig
 from lensllm_jax.selection.flops import training_flops
 from lensllm_jax.selection.loss_table import LossTable, read_loss_table
-from lensllm_jax.selection.measurement import Measurement, MeasurementConfig
 from lensllm_jax.selection.nlp_metrics import weight_matrices
 from lensllm_jax.selection.rank import Ranking, rank
 

@@ -36,15 +36,16 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 from absl import flags
 
-from experiments import cells, cli, executors, measuring, terminal
-from experiments.cells import Done, Job, Search
-from experiments.progress import Progress, remaining
-from experiments.run_folder import RunFolder
+from experiments.common import cli, executors, measuring, terminal
+from experiments.common.progress import Progress, remaining
+from experiments.common.run_folder import RunFolder
 from lensllm_jax import checks
 from lensllm_jax.data.task import Task
+from lensllm_jax.measurement import jobs as cells
+from lensllm_jax.measurement.jobs import Done, Job, Search
+from lensllm_jax.measurement.measurement import MeasurementConfig
 from lensllm_jax.selection.flops import training_flops
 from lensllm_jax.selection.loss_table import write_loss_table
-from lensllm_jax.selection.measurement import MeasurementConfig
 
 SIZES = flags.DEFINE_string(
     "sizes", "0,200,400,800,1600,3200,6400", "Subset sizes, comma-separated; 0 is zero-shot."

@@ -34,10 +34,10 @@ import numpy as np
 from absl import flags
 from jaxtyping import Float
 
-from experiments import cli, terminal
-from experiments.kernel_tables import MULTIPLES, Form, Pool, Rate, pool_digests, read_pool
-from experiments.paired import paired
-from experiments.run_folder import RunFolder
+from experiments.common import cli, terminal
+from experiments.common.kernel_tables import MULTIPLES, Form, Pool, Rate, pool_digests, read_pool
+from experiments.common.run_folder import RunFolder
+from lensllm_jax.paired import paired
 from lensllm_jax.scaling.fit import fit_laws
 from lensllm_jax.scaling.laws import Law, NtkSpectrum
 from lensllm_jax.scaling.result import LawFits

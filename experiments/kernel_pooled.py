@@ -23,10 +23,10 @@ import numpy as np
 from absl import flags
 from jaxtyping import Float
 
-from experiments import cli, terminal
-from experiments.paired import paired
-from experiments.run_folder import RunFolder, read_rows, sha256_of
+from experiments.common import cli, terminal
+from experiments.common.run_folder import RunFolder, read_rows, sha256_of
 from lensllm_jax import checks
+from lensllm_jax.paired import paired
 from lensllm_jax.selection.loss_table import read_loss_table
 
 TABLES_FOLDER = flags.DEFINE_string("tables", None, "Folder of the tables.", required=True)

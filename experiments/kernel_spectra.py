@@ -28,16 +28,16 @@ import numpy as np
 import scipy.special
 from absl import flags
 
-from experiments import cli, measuring
-from experiments.progress import Progress
-from experiments.run_folder import RunFolder
+from experiments.common import cli, measuring
+from experiments.common.progress import Progress
+from experiments.common.run_folder import RunFolder
 from lensllm_jax import checks
 from lensllm_jax.checkpoints.candidate import Candidate
 from lensllm_jax.data.task import Task
+from lensllm_jax.measurement.measurement import Measurement, MeasurementConfig
 from lensllm_jax.ntk.candidate import CandidateNtk, candidate_ntk, estimate_ntk_cost
 from lensllm_jax.ntk.loss import flat_kernel, ntk_spectrum, ntk_test_residual
 from lensllm_jax.ntk.readout import Readout
-from lensllm_jax.selection.measurement import Measurement, MeasurementConfig
 from lensllm_jax.typing import IGNORE, Batch
 
 SAMPLE_SIZES = flags.DEFINE_list(

@@ -33,12 +33,12 @@ import scipy.optimize
 import scipy.special
 from jaxtyping import Float
 
-from experiments import cli, terminal
+from experiments.common import cli, terminal
+from experiments.common.kernel_tables import Form, Pool, Rate, pool_digests, read_pool
+from experiments.common.run_folder import RunFolder
 from experiments.kernel_laws import BUDGETS, OUTPUT_DIR, TABLES_FOLDER, TASK, paid_for
-from experiments.kernel_tables import Form, Pool, Rate, pool_digests, read_pool
-from experiments.paired import paired
-from experiments.run_folder import RunFolder
 from lensllm_jax.metrics import pearson_correlation
+from lensllm_jax.paired import paired
 from lensllm_jax.scaling.fit import fit_laws
 from lensllm_jax.scaling.laws import Law
 from lensllm_jax.selection.rank import rank

@@ -23,8 +23,8 @@ import numpy as np
 import scipy.stats
 from absl import flags
 
-from experiments import cli, terminal
-from experiments.run_folder import RunFolder, known, sha256_of
+from experiments.common import cli, terminal
+from experiments.common.run_folder import RunFolder, known, sha256_of
 from lensllm_jax.metrics import root_mean_square_error
 from lensllm_jax.scaling.fit import fit_laws
 from lensllm_jax.scaling.laws import Law

@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 from absl import flags
 
-from experiments import cli
-from experiments.run_folder import read_rows
+from experiments.common import cli
+from experiments.common.run_folder import read_rows
 from lensllm_jax import checks, durable
 from lensllm_jax.report import paper
 from lensllm_jax.report.figures import kernel_spectra

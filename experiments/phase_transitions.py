@@ -21,9 +21,10 @@ from typing import Any
 import numpy as np
 from absl import flags
 
-from experiments import cli, transitions
-from experiments.progress import Progress
-from experiments.run_folder import RunFolder, sha256_of
+from experiments import transitions
+from experiments.common import cli
+from experiments.common.progress import Progress
+from experiments.common.run_folder import RunFolder, sha256_of
 from lensllm_jax import checks
 from lensllm_jax.scaling.fit import fit_laws
 from lensllm_jax.scaling.laws import Law

@@ -23,10 +23,10 @@ from typing import Any
 from absl import flags
 from rich.console import Console
 
-from experiments import cli
-from experiments.progress import Progress
-from experiments.run_folder import RUN, RunFolder, known, sha256_of
-from experiments.verdicts import show_verdicts, verdict_row
+from experiments.common import cli
+from experiments.common.progress import Progress
+from experiments.common.run_folder import RUN, RunFolder, known, sha256_of
+from experiments.common.verdicts import show_verdicts, verdict_row
 from lensllm_jax import checks
 from lensllm_jax.report import figures
 from lensllm_jax.report.pages import curves_page

@@ -37,8 +37,8 @@ import numpy as np
 from absl import flags
 from jaxtyping import Float, Int
 
-from experiments import cli, terminal
-from experiments.run_folder import RunFolder, read_rows, sha256_of
+from experiments.common import cli, terminal
+from experiments.common.run_folder import RunFolder, read_rows, sha256_of
 from lensllm_jax import checks
 from lensllm_jax.metrics import pearson_correlation, relative_accuracy
 from lensllm_jax.report import paper

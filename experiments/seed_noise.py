@@ -27,8 +27,8 @@ from absl import flags
 from jaxtyping import Float
 from scipy.stats import chi2
 
-from experiments import cli, terminal
-from experiments.run_folder import RunFolder, known, sha256_of
+from experiments.common import cli, terminal
+from experiments.common.run_folder import RunFolder, known, sha256_of
 from lensllm_jax import checks
 from lensllm_jax.metrics import pearson_correlation, relative_accuracy
 from lensllm_jax.selection.loss_table import LossTable, read_loss_table

@@ -35,14 +35,16 @@ from typing import Any, Literal
 
 from absl import flags
 
-from experiments import cells, cli, measuring, terminal
-from experiments.progress import Progress, remaining
-from experiments.run_folder import RUN, RunFolder, command
+from experiments.common import cli, measuring, terminal
+from experiments.common.progress import Progress, remaining
+from experiments.common.run_folder import RUN, RunFolder, command
 from lensllm_jax import checks
 from lensllm_jax.checkpoints.zoo import load_candidate
 from lensllm_jax.data.subsets import nested_sizes
 from lensllm_jax.data.task import Task
 from lensllm_jax.finetune.loop import Loop
+from lensllm_jax.measurement import jobs as cells
+from lensllm_jax.measurement.measurement import Measurement, MeasurementConfig
 from lensllm_jax.report import figures
 from lensllm_jax.report.pages import selection_page
 from lensllm_jax.report.selection import Selection, selection_markdown, shown
@@ -51,7 +53,6 @@ from lensllm_jax.selection import orders
 from lensllm_jax.selection.flops import FlopsLedger, kernel_flops
 from lensllm_jax.selection.halving import Halving
 from lensllm_jax.selection.loss_table import write_loss_table
-from lensllm_jax.selection.measurement import Measurement, MeasurementConfig
 from lensllm_jax.selection.order_cost import OrderCost, Replay, cell_flops, order_costs
 from lensllm_jax.selection.orders import Drop, Dropping, Order
 

@@ -29,9 +29,9 @@ from typing import Any
 import numpy as np
 from absl import flags
 
-from experiments import cli, terminal
-from experiments.run_folder import RunFolder, known, sha256_of
-from experiments.verdicts import pair
+from experiments.common import cli, terminal
+from experiments.common.run_folder import RunFolder, known, sha256_of
+from experiments.common.verdicts import pair
 from lensllm_jax import checks
 from lensllm_jax.selection.loss_table import LossTable, read_loss_table
 from lensllm_jax.selection.rank import NEEDS, SELECTORS, rank

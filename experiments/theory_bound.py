@@ -31,17 +31,17 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
-from experiments import cli, measuring, terminal
-from experiments.progress import Progress
-from experiments.run_folder import RunFolder
+from experiments.common import cli, measuring, terminal
+from experiments.common.progress import Progress
+from experiments.common.run_folder import RunFolder
 from experiments.transitions import of_law
 from lensllm_jax import checks
 from lensllm_jax.checkpoints.zoo import load_candidate
 from lensllm_jax.finetune.objective import nats_and_count
+from lensllm_jax.measurement.measurement import Measurement
 from lensllm_jax.report import theory as report
 from lensllm_jax.scaling.fit import fit_law
 from lensllm_jax.scaling.intervals import degrees_of_freedom
-from lensllm_jax.selection.measurement import Measurement
 from lensllm_jax.theory.blocks import Block, displacement, squared_norms, weight_blocks
 from lensllm_jax.theory.bound import ORDER, share, theorem_2
 from lensllm_jax.theory.decay import corollary_1, fit_decay

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from transformers import AutoTokenizer  # noqa: F401  what every life would import anew
 
-from experiments import cli
+from experiments.common import cli
 
 STDOUT, STDERR = 1, 2
 

@@ -8,7 +8,7 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "lensllm_jax"
 
 LEAVES = {"typing", "checks", "durable", "_version"}
-NUMBERS = LEAVES | {"linalg", "metrics", "language_modelling"}
+NUMBERS = LEAVES | {"linalg", "metrics", "paired", "language_modelling"}
 MAY_IMPORT = {
     "_version": set(),
     "typing": set(),
@@ -17,6 +17,7 @@ MAY_IMPORT = {
     "linalg": LEAVES,
     "language_modelling": LEAVES,
     "metrics": LEAVES,
+    "paired": LEAVES,
     "models": NUMBERS,
     "checkpoints": NUMBERS | {"models"},
     "data": NUMBERS,
@@ -25,8 +26,20 @@ MAY_IMPORT = {
     "theory": NUMBERS,
     "finetune": NUMBERS | {"models", "checkpoints", "data"},
     "selection": NUMBERS | {"checkpoints", "data", "finetune", "ntk", "scaling"},
+    "measurement": NUMBERS
+    | {"models", "checkpoints", "data", "ntk", "scaling", "finetune", "selection"},
     "report": NUMBERS
-    | {"models", "checkpoints", "data", "ntk", "scaling", "theory", "finetune", "selection"},
+    | {
+        "models",
+        "checkpoints",
+        "data",
+        "ntk",
+        "scaling",
+        "theory",
+        "finetune",
+        "selection",
+        "measurement",
+    },
 }
 
 

@@ -18,8 +18,8 @@ import time
 from pathlib import Path
 
 import experiments.finetune_grid as grid
-from experiments.cells import SEARCHED, SEARCHING
 from lensllm_jax import durable
+from lensllm_jax.measurement.jobs import SEARCHED, SEARCHING
 from tests import lives
 
 

@@ -16,7 +16,8 @@ from pathlib import Path
 
 import numpy as np
 
-from experiments import measuring, select_model
+from experiments import select_model
+from experiments.common import measuring
 from lensllm_jax.data.catalogue import load_task
 from lensllm_jax.scaling.laws import NtkSpectrum
 from tests import lives

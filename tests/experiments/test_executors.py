@@ -10,10 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from experiments import cells, executors
-from experiments.run_folder import RUN, RunFolder
+from experiments.common import executors
+from experiments.common.run_folder import RUN, RunFolder
 from lensllm_jax.checks import UserError
-from lensllm_jax.selection.measurement import MeasurementConfig
+from lensllm_jax.measurement import jobs as cells
+from lensllm_jax.measurement.measurement import MeasurementConfig
 
 ROOT = Path(__file__).parent.parent.parent
 FLAGS = {

@@ -14,10 +14,11 @@ from absl import flags
 from absl.testing import flagsaver
 
 import lensllm_jax as lens
-from experiments import cells, executors, measuring
 from experiments import finetune_grid as grid
+from experiments.common import executors, measuring
 from lensllm_jax import checks, durable
 from lensllm_jax.finetune.compute import ComputeConfig
+from lensllm_jax.measurement import jobs as cells
 from tests.data.test_hub import gigaword_copy
 
 FLAGS = {

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from experiments.paired import paired
 from lensllm_jax import checks
+from lensllm_jax.paired import paired
 from lensllm_jax.selection.loss_table import LossTable, write_loss_table
 from tests.experiments.pools import write
 from tests.messages.binaries import load

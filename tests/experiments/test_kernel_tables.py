@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import scipy.linalg
 
-from experiments.kernel_tables import Form, Rate, read_pool
+from experiments.common.kernel_tables import Form, Rate, read_pool
 from lensllm_jax import checks
 from tests.experiments import pools
 from tests.experiments.pools import NUM_CANDIDATES, NUM_EXAMPLES, SCALED_TIMES, SIZES, kernel

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from experiments.paired import paired
 from lensllm_jax import checks
+from lensllm_jax.paired import paired
 
 
 def test_p_values_are_those_of_all_sign_flips():

@@ -9,10 +9,10 @@ from pathlib import Path
 import jax
 import pytest
 
-from experiments.progress import Progress
-from experiments.run_folder import RunFolder
+from experiments.common.progress import Progress
+from experiments.common.run_folder import RunFolder
 from lensllm_jax.data.catalogue import load_task
-from lensllm_jax.selection.measurement import MeasurementConfig
+from lensllm_jax.measurement.measurement import MeasurementConfig
 from tests.messages.binaries import load
 
 ROOT = Path(__file__).parents[2]

@@ -2,7 +2,7 @@
 
 import pytest
 
-from experiments import cli
+from experiments.common import cli
 from lensllm_jax.checks import UserError
 
 

@@ -11,18 +11,18 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from experiments import terminal
+from experiments.common import terminal
 
 ROOT = Path(__file__).parents[2]
 WORK = """
-from experiments.progress import Progress
+from experiments.common.progress import Progress
 with Progress(total=2.0, quiet={quiet}) as progress:
     progress.finish(1.0, "half way")
 """
 # a shell's background job is born deaf to Ctrl-C, and so would be what the tests start there
 WAITS = """
 import signal, sys, time
-from experiments import cli
+from experiments.common import cli
 signal.signal(signal.SIGINT, signal.default_int_handler)
 def main(_):
     print("ready", flush=True)

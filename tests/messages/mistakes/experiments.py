@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from experiments import cli
-from experiments.paired import paired
-from experiments.run_folder import RunFolder
+from experiments.common import cli
+from experiments.common.run_folder import RunFolder
 from lensllm_jax.data.task import Example, Task
-from lensllm_jax.selection.measurement import MeasurementConfig
+from lensllm_jax.measurement.measurement import MeasurementConfig
+from lensllm_jax.paired import paired
 from tests.messages.binaries import load
 
 cells, executors = (load("finetune_grid").module.__dict__[name] for name in ("cells", "executors"))

@@ -8,11 +8,11 @@ import numpy as np
 import lensllm_jax as lens
 from lensllm_jax.data.task import Example, Task
 from lensllm_jax.finetune.compute import ComputeConfig
+from lensllm_jax.measurement.measurement import Measurement, MeasurementConfig
 from lensllm_jax.selection import features, logme, loss_table, nlp_metrics, selectors
 from lensllm_jax.selection.flops import TrainingCost
 from lensllm_jax.selection.halving import Halving
 from lensllm_jax.selection.loss_table import LossTable
-from lensllm_jax.selection.measurement import Measurement, MeasurementConfig
 from lensllm_jax.selection.orders import Dropping
 from lensllm_jax.selection.problem import Problem
 

@@ -11,7 +11,7 @@ import transformers
 from lensllm_jax.checkpoints.candidate import load_folder
 from lensllm_jax.data.batches import with_prompts
 from lensllm_jax.data.task import Example, build_task
-from lensllm_jax.selection.measurement import Measurement, MeasurementConfig
+from lensllm_jax.measurement.measurement import Measurement, MeasurementConfig
 from tests.models.encoder_decoders import ENCODER_DECODERS
 from tests.models.tiny import write_tiny_checkpoint
 from tests.models.variants import VARIANTS

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments import terminal
+from experiments.common import terminal
 from lensllm_jax.selection.loss_table import LossTable
 from lensllm_jax.selection.rank import Ranking
 

@@ -1,7 +1,7 @@
 """Measuring: the flags, and the pieces of a run folder, that every measuring binary shares.
 
 Example:
-    >>> from experiments.measuring import slug_of
+    >>> from experiments.common.measuring import slug_of
     >>> slug_of("zoo/gpt2-xs")
     'zoo--gpt2-xs'
 """
@@ -15,10 +15,9 @@ from typing import Any
 import numpy as np
 from absl import flags
 
-from experiments import cells, cli
-from experiments.cells import Job, Measurements, Told
-from experiments.progress import Progress
-from experiments.run_folder import RunFolder
+from experiments.common import cli
+from experiments.common.progress import Progress
+from experiments.common.run_folder import RunFolder
 from lensllm_jax import checks
 from lensllm_jax.checkpoints.candidate import Candidate
 from lensllm_jax.checkpoints.config import read_config
@@ -29,13 +28,15 @@ from lensllm_jax.data.lengths import with_mean_length
 from lensllm_jax.data.task import Task
 from lensllm_jax.finetune.compute import ComputeConfig, keep_compiled
 from lensllm_jax.finetune.loop import ALL_STEPS
+from lensllm_jax.measurement import jobs as cells
+from lensllm_jax.measurement.jobs import Job, Measurements, Told
+from lensllm_jax.measurement.measurement import Measurement, MeasurementConfig, spectrum_for_law
 from lensllm_jax.ntk.candidate import CandidateNtk
 from lensllm_jax.ntk.gram import NtkMethod
 from lensllm_jax.ntk.loss import kernel_report
 from lensllm_jax.ntk.readout import Readout
 from lensllm_jax.scaling.laws import NtkSpectrum
 from lensllm_jax.selection.loss_table import LossTable
-from lensllm_jax.selection.measurement import Measurement, MeasurementConfig, spectrum_for_law
 
 DEFAULTS = MeasurementConfig()
 # fields that run folders from before them lack: recorded only where they are not the default

@@ -4,7 +4,7 @@ Bad input ends in one line on stderr and exit code 2; an interruption says how t
 and exits with 130; ``--help`` shows the module's docstring, which holds the command.
 
 Example:
-    >>> from experiments import cli
+    >>> from experiments.common import cli
     >>> cli.names("zoo/gpt2-xs, my/model,")
     ('zoo/gpt2-xs', 'my/model')
 """

@@ -29,7 +29,7 @@ from lensllm_jax.finetune.fine_tune import Progress as Step
 from lensllm_jax.finetune.loop import Loop
 from lensllm_jax.finetune.resume import Checkpoint
 from lensllm_jax.finetune.search import SearchProgress, search_rates
-from lensllm_jax.selection.measurement import Measurement, MeasurementConfig
+from lensllm_jax.measurement.measurement import Measurement, MeasurementConfig
 
 # what ends one cell and not the run; the last is an accelerator without memory left
 FAILURES = (FloatingPointError, OSError, checks.UserError, jax.errors.JaxRuntimeError)

@@ -8,7 +8,7 @@ import lensllm_jax as lens
 from lensllm_jax import checks
 from lensllm_jax.data.batches import encode_causal, encode_seq2seq
 from lensllm_jax.data.task import Example
-from lensllm_jax.selection.features import first_target_states, first_word_classes
+from lensllm_jax.measurement.features import first_target_states, first_word_classes
 from tests.tolerances import assert_close
 
 TEXTS = [Example(f"What of the {i}?", "a man" if i % 2 else "the old king said so")

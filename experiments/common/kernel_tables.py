@@ -25,7 +25,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float
 
-from experiments.run_folder import read_rows, sha256_of
+from experiments.common.run_folder import read_rows, sha256_of
 from lensllm_jax import checks
 from lensllm_jax.selection.loss_table import LossTable, read_loss_table
 

@@ -28,12 +28,12 @@ from typing import NamedTuple
 
 from absl import flags
 
-from experiments import cells
-from experiments.cells import Done, Job, Measurements, Told
-from experiments.run_folder import RUN, RunFolder, sha256_of
+from experiments.common.run_folder import RUN, RunFolder, sha256_of
 from lensllm_jax import checks
 from lensllm_jax.data.task import Task
 from lensllm_jax.finetune.compute import COMPILED_FOLDER, KEPT
+from lensllm_jax.measurement import jobs as cells
+from lensllm_jax.measurement.jobs import Done, Job, Measurements, Told
 
 EXECUTOR = flags.DEFINE_enum(
     "executor", "serial", ["serial", "local", "ray"],

@@ -1,0 +1,1 @@
+"""Tests of one candidate on one task."""
