@@ -234,7 +234,7 @@ def table(rows: list[Shape], methods: list[str], repeats: int) -> list[dict]:
     import jax
 
     from lensllm_jax.ntk.cost import least_flops
-    from lensllm_jax.ntk.trial import matmul_rates
+    from lensllm_jax.ntk.timing import matmul_rates
 
     records = []
     for shape in rows:

@@ -29,11 +29,12 @@ import jax
 import jax.numpy as jnp
 
 from lensllm_jax import checks
-from lensllm_jax.ntk import blas, neural_tangents, rules, structured, terms, trial
+from lensllm_jax.ntk import neural_tangents, timing
 from lensllm_jax.ntk.method import NtkMethod
-from lensllm_jax.ntk.plan import Plan, make_plan
-from lensllm_jax.ntk.rules import Group, Outer
-from lensllm_jax.ntk.structured import Traced
+from lensllm_jax.ntk.structured import blas, contractions, gradients, sweeps
+from lensllm_jax.ntk.structured.chunks import Plan, make_plan
+from lensllm_jax.ntk.structured.contractions import Group, Outer
+from lensllm_jax.ntk.structured.sweeps import Traced
 from lensllm_jax.typing import ApplyFn, Params
 
 # What compiling the stages holds at its peak, on JAX 0.10 and a CPU.
@@ -74,7 +75,7 @@ def ntk_cost(
         UserError: if ``timed`` and a value is not finite; it says where.
     """
     method = NtkMethod(checks.one_of("method", method, list(NtkMethod)))
-    traced = structured.trace_program(f, params, x)
+    traced = sweeps.trace_program(f, params, x)
     n, k = jax.tree.leaves(x)[0].shape[0], traced.num_outputs
     seconds = None
     if method is NtkMethod.STRUCTURED:
@@ -82,8 +83,8 @@ def ntk_cost(
         groups = [group for moment in moments for group in moment.groups]
         held, flops = _structured_cost(traced, n, moments)
         if timed:
-            grams = trial.grams(groups, trace=k == 1)
-            seconds = trial.seconds_of([_passes(traced, params, x), *grams])
+            grams = timing.grams(groups, trace=k == 1)
+            seconds = timing.seconds_of([_passes(traced, params, x), *grams])
         return NtkCost(int(held), flops, seconds)
     forward = sum(call.stage.num_flops for call in traced.schedule.calls)
     sizes = [math.prod(leaf.shape) for leaf in _shapes(params)]
@@ -94,16 +95,16 @@ def ntk_cost(
         # for every pair, one forward-mode pass through one reverse-mode pass
         flops = 5.0 * n * n * k * forward
         if timed:
-            seconds = flops / statistics.median(trial.matmul_rates(1024))
+            seconds = flops / statistics.median(timing.matmul_rates(1024))
         return NtkCost(int(held), flops, seconds)
     # forward, backward to states and to parameters; then every pair
     flops = n * forward * (1 + 2.0 * k) + 2.0 * (n * k) ** 2 * sum(sizes)
-    if timed and n * k * sum(sizes) <= trial.WHOLE_NUMBERS:
-        seconds = trial.seconds_of([trial.contraction(f, params, x)])
+    if timed and n * k * sum(sizes) <= timing.WHOLE_NUMBERS:
+        seconds = timing.seconds_of([timing.contraction(f, params, x)])
     elif timed:
         passes = _passes(traced, params, x)
         passes = passes._replace(times=passes.times * (1 + 2 * k) / (2 + k))
-        seconds = trial.seconds_of([passes, trial.jacobian(n * k, sum(sizes))])
+        seconds = timing.seconds_of([passes, timing.jacobian(n * k, sum(sizes))])
     return NtkCost(int(held), flops, seconds)
 
 
@@ -127,7 +128,7 @@ def least_flops(f: ApplyFn, params: Params, x: Any) -> float:
 
         (24 for the two passes, 12 to form two gradients, 6 for each of three pairs.)
     """
-    traced = structured.trace_program(f, params, x)
+    traced = sweeps.trace_program(f, params, x)
     leaves, examples = _shapes(params), _shapes(x)
     n, k = examples[0].shape[0], traced.num_outputs
     flops = float(n * (1 + k) * sum(call.stage.num_flops for call in traced.schedule.calls))
@@ -135,8 +136,8 @@ def least_flops(f: ApplyFn, params: Params, x: Any) -> float:
     for moment in _walk(traced, leaves, examples):
         for group in moment.groups:
             forming = _forming_flops(group)
-            formed = rules.formed_flops(group, None, trace=k == 1) - forming
-            pairwise = rules.pairwise_flops(group, group, trace=k == 1)
+            formed = contractions.formed_flops(group, None, trace=k == 1) - forming
+            pairwise = contractions.pairwise_flops(group, group, trace=k == 1)
             flops += min(forming + half * formed, half * pairwise)
     return flops
 
@@ -192,8 +193,8 @@ class _Moment(NamedTuple):
     live_bytes: int  # values between stages, cotangents and terms
 
 
-def _passes(traced: Traced, params: Params, x: Any) -> trial.Part:
-    return trial.passes(traced, jax.tree.leaves(params), jax.tree.leaves(x))
+def _passes(traced: Traced, params: Params, x: Any) -> timing.Part:
+    return timing.passes(traced, jax.tree.leaves(params), jax.tree.leaves(x))
 
 
 def _structured_cost(traced: Traced, n: int, moments: list[_Moment]) -> tuple[float, float]:
@@ -203,7 +204,7 @@ def _structured_cost(traced: Traced, n: int, moments: list[_Moment]) -> tuple[fl
     chunk = make_plan(n, traced.schedule, None).chunk_size
     itemsize = jnp.dtype(traced.dtype).itemsize
     # values and k cotangents of the chunk in work, and rows of gradients of both sides
-    piece = rules.piece_of_one(n, k) * n * k * itemsize
+    piece = contractions.piece_of_one(n, k) * n * k * itemsize
     hungriest = max(call.stage.num_bytes for call in calls)  # what lives with one cotangent
     scratch = hungriest * chunk * (1 + k) / 2 + max(2, blas.num_workers()) * piece
     theta = 2 * n * n * k * k * itemsize
@@ -219,14 +220,14 @@ def _structured_cost(traced: Traced, n: int, moments: list[_Moment]) -> tuple[fl
 
 def _gram_flops(group: Group, trace: bool) -> int | float:
     """Operations of one parameter's symmetric Gram."""
-    if not rules.is_formed(group, None, trace=trace):
-        return rules.pairwise_flops(group, None, trace=trace)
+    if not contractions.is_formed(group, None, trace=trace):
+        return contractions.pairwise_flops(group, None, trace=trace)
     side = group.num_vectors(trace=trace)
     forming = _forming_flops(group)
-    whole = rules.formed_flops(group, None, trace=trace) - forming
+    whole = contractions.formed_flops(group, None, trace=trace) - forming
     if blas.serves_default_device(group, trace=trace):
         return forming + whole * (side + 1) / (2 * side)
-    tiles = rules.upper_tiles(side, rules.SYMMETRIC_TILE)
+    tiles = contractions.upper_tiles(side, contractions.SYMMETRIC_TILE)
     multiplied = sum((j.stop - j.start) * (i.stop - i.start) for i, j in tiles)
     return forming + whole * multiplied / side**2
 
@@ -253,16 +254,16 @@ def _walk(traced: Traced, leaves: list, examples: list) -> list[_Moment]:
 
 
 def _moments(traced: Traced, leaves: list, examples: list, plan: Plan) -> Iterator[_Moment]:
-    block = structured.forward_sweep(traced, leaves, examples, plan)
+    block = sweeps.forward_sweep(traced, leaves, examples, plan)
     waiting: dict = {}
-    for _, (side,) in structured.backward_sweep(traced, leaves, [block], [plan], waiting):
+    for _, (side,) in sweeps.backward_sweep(traced, leaves, [block], [plan], waiting):
         live = _num_bytes([block.values, block.cotangents, side, waiting])
-        groups = [group for found in side for group in terms.groups(found)]
+        groups = [group for found in side for group in gradients.groups(found)]
         yield _Moment(jax.tree.map(_shape, groups), live)
 
 
 def _forming_flops(group: Group) -> int:
-    """What ``rules.gram_formed`` spends on outer products."""
+    """What ``contractions.gram_formed`` spends on outer products."""
     size = group.num_rows * group.num_columns
     return sum(
         2 * math.prod(term.columns.shape[:3]) * size

@@ -28,10 +28,11 @@ from jax.sharding import Mesh
 from jaxtyping import Inexact
 
 from lensllm_jax import checks
-from lensllm_jax.ntk import neural_tangents, structured
+from lensllm_jax.ntk import neural_tangents
 from lensllm_jax.ntk.cost import largest_block_size
 from lensllm_jax.ntk.method import NtkMethod, OutputReduction
 from lensllm_jax.ntk.store import TileStore, kernel_settings
+from lensllm_jax.ntk.structured import sweeps
 from lensllm_jax.typing import ApplyFn, Array, Params
 
 
@@ -175,7 +176,7 @@ def _structured_tile_fn(
         x1 = rows.take()
         trace, scale = _traced_and_scaled(num_outputs(f, params, x1), reduction)
         right = None if columns is None else columns.take()
-        return structured.structured_ntk(f, params, x1, right, trace=trace, mesh=mesh) / scale
+        return sweeps.structured_ntk(f, params, x1, right, trace=trace, mesh=mesh) / scale
 
     return of_blocks
 
@@ -252,9 +253,7 @@ def parameter_group_ntk(
     _check_inputs(f, params, x1, x2)
     trace, scale = _traced_and_scaled(num_outputs(f, params, x1), reduction)
     parts: dict[str, np.ndarray] = {}
-    for share in structured.kernel_by_parameter(
-        f, params, x1, x2, trace=trace, mesh=_mesh(devices)
-    ):
+    for share in sweeps.kernel_by_parameter(f, params, x1, x2, trace=trace, mesh=_mesh(devices)):
         for name, theta in zip(share.names, np.asarray(share.theta) / scale, strict=True):
             group = group_of(name)
             parts[group] = parts[group] + theta if group in parts else theta

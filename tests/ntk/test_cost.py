@@ -8,7 +8,7 @@ import pytest
 from lensllm_jax import checks
 from lensllm_jax.checkpoints.zoo import load_candidate
 from lensllm_jax.ntk import cost as ntk_costs
-from lensllm_jax.ntk import trial
+from lensllm_jax.ntk import timing
 from lensllm_jax.ntk.candidate import estimate_ntk_cost
 from lensllm_jax.ntk.cost import largest_block_size, ntk_cost
 from lensllm_jax.ntk.gram import empirical_ntk
@@ -60,14 +60,14 @@ def test_seconds_are_those_of_the_parts(monkeypatch):
         return [] if trace else [part(30.0), part(10.0)]
 
     def part(times):
-        return trial.Part(lambda: None, times)
+        return timing.Part(lambda: None, times)
 
-    monkeypatch.setattr(trial, "passes", lambda *_: part(5.0))
-    monkeypatch.setattr(trial, "grams", of_grams)
-    monkeypatch.setattr(trial, "jacobian", lambda n, p: part(1000.0 * n + p))
-    monkeypatch.setattr(trial, "contraction", lambda *_: part(7.0))
-    monkeypatch.setattr(trial, "seconds_of", lambda parts: sum(part.times for part in parts))
-    monkeypatch.setattr(trial, "matmul_rates", lambda size: [1.0, 2.0, 1000.0])
+    monkeypatch.setattr(timing, "passes", lambda *_: part(5.0))
+    monkeypatch.setattr(timing, "grams", of_grams)
+    monkeypatch.setattr(timing, "jacobian", lambda n, p: part(1000.0 * n + p))
+    monkeypatch.setattr(timing, "contraction", lambda *_: part(7.0))
+    monkeypatch.setattr(timing, "seconds_of", lambda parts: sum(part.times for part in parts))
+    monkeypatch.setattr(timing, "matmul_rates", lambda size: [1.0, 2.0, 1000.0])
 
     def cost(method):
         return ntk_cost(case.f, case.params, case.x, method=method)
@@ -76,7 +76,7 @@ def test_seconds_are_those_of_the_parts(monkeypatch):
     whole = sum(group.num_rows * group.num_columns for group in groups)
     assert whole == num_params
     assert cost("jacobian_contraction").seconds == 7.0
-    monkeypatch.setattr(trial, "WHOLE_NUMBERS", n * k * num_params - 1)
+    monkeypatch.setattr(timing, "WHOLE_NUMBERS", n * k * num_params - 1)
     # 1 + 2 k passes as dear as a forward one where the structured sweeps have 2 + k
     contraction = 5.0 * (1 + 2 * k) / (2 + k) + 1000.0 * n * k + num_params
     assert cost("jacobian_contraction").seconds == contraction

@@ -10,7 +10,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lensllm_jax.checks import UserError
-from lensllm_jax.ntk import structured
 from lensllm_jax.ntk.gram import (
     NtkMethod,
     OutputReduction,
@@ -18,6 +17,7 @@ from lensllm_jax.ntk.gram import (
     parameter_group_ntk,
     tiles,
 )
+from lensllm_jax.ntk.structured import sweeps
 from tests import oracles
 from tests.ntk import cases
 from tests.tolerances import assert_close, relative_difference
@@ -196,7 +196,7 @@ def test_a_store_changes_no_bit_and_goes_on_where_it_stopped(tmp_path, monkeypat
     in_memory = empirical_ntk(case.f, case.params, case.x, block_size=2)
     stored = empirical_ntk(case.f, case.params, case.x, block_size=2, store=tmp_path / "tiles")
     assert stored.tobytes() == in_memory.tobytes()
-    monkeypatch.setattr(structured, "structured_ntk", None)  # whoever computes a tile now fails
+    monkeypatch.setattr(sweeps, "structured_ntk", None)  # whoever computes a tile now fails
     again = empirical_ntk(case.f, case.params, case.x, block_size=2, store=tmp_path / "tiles")
     assert again.tobytes() == in_memory.tobytes()
     with pytest.raises(UserError, match="block_size"):

@@ -9,10 +9,10 @@ import pytest
 from jax import lax
 
 from lensllm_jax import checks
-from lensllm_jax.ntk import blas, plan, rules, structured, uses
 from lensllm_jax.ntk.gram import empirical_ntk
-from lensllm_jax.ntk.rules import Group, Lookup, Outer
-from lensllm_jax.ntk.structured import gradient_groups
+from lensllm_jax.ntk.structured import blas, chunks, contractions, sweeps, taps
+from lensllm_jax.ntk.structured.contractions import Group, Lookup, Outer
+from lensllm_jax.ntk.structured.sweeps import gradient_groups
 from tests import oracles
 from tests.memory import temporary_bytes
 from tests.ntk import cases
@@ -210,9 +210,9 @@ PROGRAMS = {
 def multiplied_by(request, monkeypatch):
     """What multiplies the gradients, whatever their number."""
     monkeypatch.setattr(blas, "LEAST_VECTORS", 1 if request.param == "blas" else 10**9)
-    structured._are_shapes_for_blas.cache_clear()
+    sweeps._are_shapes_for_blas.cache_clear()
     yield request.param
-    structured._are_shapes_for_blas.cache_clear()
+    sweeps._are_shapes_for_blas.cache_clear()
 
 
 @pytest.mark.parametrize("name", PROGRAMS)
@@ -234,9 +234,9 @@ def kinds(f, params, x):
     leaves = jax.tree.leaves(params)
     structure = jax.tree.structure(params)
     program = jax.make_jaxpr(lambda w, x: f(jax.tree.unflatten(structure, w), x))(leaves, x)
-    taps = []
-    jax.eval_shape(lambda: taps.extend(uses.run(program, leaves, [x])[1]))
-    return sorted(tap.kind.value for tap in taps)
+    recorded = []
+    jax.eval_shape(lambda: recorded.extend(taps.run(program, leaves, [x])[1]))
+    return sorted(tap.kind.value for tap in recorded)
 
 
 def test_cheap_uses_are_recognised():
@@ -259,7 +259,7 @@ def test_no_large_parameter_of_a_transformer_is_differentiated_whole():
     whole = [
         (name, group)
         for name, group in gradient_groups(case.f, case.params, case.x)
-        if any(isinstance(term, rules.Formed) for term in group.terms)
+        if any(isinstance(term, contractions.Formed) for term in group.terms)
     ]
     assert max(g.num_rows * g.num_columns for _, g in whole) <= 6 * 8  # position table
     assert not any("kernel" in name or "embedding" in name for name, _ in whole)
@@ -273,7 +273,7 @@ def test_dropping_a_cross_term_of_a_tied_table_fails(x64):
     exact = oracles.dense_kernel(f, params, x)
 
     def kernel(groups):
-        return sum(np.asarray(rules.gram(group, None, trace=False)) for group in groups)
+        return sum(np.asarray(contractions.gram(group, None, trace=False)) for group in groups)
 
     assert_close(kernel(groups), exact)
     apart = [Group((term,), tied.num_rows, tied.num_columns) for term in tied.terms]
@@ -286,28 +286,28 @@ def test_dropping_a_cross_term_of_a_tied_table_fails(x64):
 def test_both_contractions_are_the_same(x64, monkeypatch, k, trace):
     left = cases.random_group(jax.random.key(0), 5, k, 7, 2)
     right = cases.random_group(jax.random.key(1), 4, k, 7, 2)
-    dense = [sum(np.asarray(rules.whole_term(t, 7)) for t in g.terms) for g in (left, right)]
+    dense = [sum(np.asarray(contractions.whole_term(t, 7)) for t in g.terms) for g in (left, right)]
     for other, matrix in ((right, dense[1]), (None, dense[0])):
         expected = np.einsum("iarc,jbrc->ijab", dense[0], matrix)
         expected = np.einsum("ijaa->ij", expected) if trace else expected
         # whole, in pieces that divide the rows, in pieces that leave a rest, one row at a time
-        monkeypatch.setattr(rules, "LEAST_PIECE_OF_ONE", 1)
+        monkeypatch.setattr(contractions, "LEAST_PIECE_OF_ONE", 1)
         for piece_size in (10**6, 5 * k * 2 * 3, 1):
-            monkeypatch.setattr(rules, "PIECE_SIZE", piece_size)
-            got = jax.jit(functools.partial(rules.gram_formed, trace=trace))(left, other)
+            monkeypatch.setattr(contractions, "PIECE_SIZE", piece_size)
+            got = jax.jit(functools.partial(contractions.gram_formed, trace=trace))(left, other)
             assert_close(got, expected)
             for workers in (1, 2, 3):
                 monkeypatch.setattr(blas, "num_workers", lambda workers=workers: workers)
                 assert_close(blas.gram_formed(left, other, trace=trace), expected)
         for pair_size in (10**6, 1):
-            monkeypatch.setattr(rules, "PAIR_SIZE", pair_size)
-            got = jax.jit(functools.partial(rules.gram_pairwise, trace=trace))(left, other)
+            monkeypatch.setattr(contractions, "PAIR_SIZE", pair_size)
+            got = jax.jit(functools.partial(contractions.gram_pairwise, trace=trace))(left, other)
             assert_close(got, expected)
 
 
 def test_term_of_a_lookup_counts_repeated_ids_and_leaves_out_negative_ones():
     lookup = Lookup(jnp.array([[1, 1, -1, 0]]), jnp.array([[[[1.0], [10.0], [100.0], [1000.0]]]]))
-    assert rules.whole_term(lookup, 3)[0, 0, :, 0].tolist() == [1000.0, 11.0, 0.0]
+    assert contractions.whole_term(lookup, 3)[0, 0, :, 0].tolist() == [1000.0, 11.0, 0.0]
 
 
 def test_pairs_turn_no_factor_round_in_memory():
@@ -318,7 +318,7 @@ def test_pairs_turn_no_factor_round_in_memory():
     group = Group((head, lookup), words, 8)
     bytes_of_rows = 4 * n * t * words
     for other in (None, group):
-        pairs = functools.partial(rules.gram_pairwise, trace=True)
+        pairs = functools.partial(contractions.gram_pairwise, trace=True)
         assert temporary_bytes(pairs, group, other) < bytes_of_rows / 4
 
     def of_many_axes(rows):
@@ -329,10 +329,10 @@ def test_pairs_turn_no_factor_round_in_memory():
 
 def test_two_terms_of_one_group_meet_once():
     group = cases.random_group(jax.random.key(0), 5, 1, 7, 2)
-    once = rules.pairwise_flops(group, None, trace=True)
-    both_ways = rules.pairwise_flops(group, group, trace=True)
+    once = contractions.pairwise_flops(group, None, trace=True)
+    both_ways = contractions.pairwise_flops(group, group, trace=True)
     with_themselves = sum(
-        rules.pairwise_flops(Group((term,), 7, 2), None, trace=True) for term in group.terms
+        contractions.pairwise_flops(Group((term,), 7, 2), None, trace=True) for term in group.terms
     )
     assert both_ways - once == once - with_themselves > 0
 
@@ -340,7 +340,7 @@ def test_two_terms_of_one_group_meet_once():
 def test_one_term_at_two_places_counts_as_two():
     (term, *_) = cases.random_group(jax.random.key(0), 5, 1, 7, 2).terms
     alone, twice = Group((term,), 7, 2), Group((term, term), 7, 2)
-    for contraction in (rules.gram_formed, rules.gram_pairwise, blas.gram_formed):
+    for contraction in (contractions.gram_formed, contractions.gram_pairwise, blas.gram_formed):
         once = contraction(alone, None, trace=True)
         assert_close(contraction(twice, None, trace=True), 4 * once)  # |2 G|^2
 
@@ -354,11 +354,12 @@ def test_the_cheaper_contraction_is_taken():
     wide, narrow = group(8, 2, 64, 64), group(8, 32, 8, 8)
     for g, pairs_are_cheaper in ((wide, True), (narrow, False)):
         pairwise, formed = (
-            count(g, None, trace=True) for count in (rules.pairwise_flops, rules.formed_flops)
+            count(g, None, trace=True)
+            for count in (contractions.pairwise_flops, contractions.formed_flops)
         )
         assert (pairwise < formed) is pairs_are_cheaper
-        other = rules.gram_formed if pairs_are_cheaper else rules.gram_pairwise
-        assert_close(rules.gram(g, None, trace=True), other(g, None, trace=True))
+        other = contractions.gram_formed if pairs_are_cheaper else contractions.gram_pairwise
+        assert_close(contractions.gram(g, None, trace=True), other(g, None, trace=True))
 
 
 def test_a_loop_too_long_to_write_out_is_still_exact(x64, monkeypatch):
@@ -366,7 +367,7 @@ def test_a_loop_too_long_to_write_out_is_still_exact(x64, monkeypatch):
     g, make_stacked, make_inputs = PROGRAMS["loop over layers, forward and backward"]
     written_out = empirical_ntk(f, make_params(), make_x())
     stacked = empirical_ntk(g, make_stacked(), make_inputs())
-    monkeypatch.setattr(uses, "MAX_UNROLLED_STEPS", 2)
+    monkeypatch.setattr(taps, "MAX_UNROLLED_STEPS", 2)
     assert kinds(f, make_params(), make_x()[:1]) == ["whole"]
     # new function objects: programs are compiled once a function
     assert_close(empirical_ntk(lambda p, x: f(p, x), make_params(), make_x()), written_out)
@@ -395,7 +396,7 @@ def test_jitted_and_remat_functions_are_looked_into():
 
 def test_steps_of_a_loop_over_layers_are_calls_of_one_stage():
     case = cases.make("scanned transformer")
-    calls = structured.trace_program(case.f, case.params, case.x).schedule.calls
+    calls = sweeps.trace_program(case.f, case.params, case.x).schedule.calls
     stages = [call.stage for call in calls]
     assert len(stages) == 2 + cases.LAYERS
     assert len(set(stages)) == 3
@@ -410,8 +411,8 @@ def test_chunks_and_symmetric_tiles_change_nothing(x64, monkeypatch, name):
     f, make_params, make_x = PROGRAMS[name]
     params, x = make_params(), make_x()
     expected = oracles.dense_kernel(f, params, x)[:, :, 0, 0]
-    monkeypatch.setattr(plan, "CHUNK_BYTES", 1)  # one example at a time
-    monkeypatch.setattr(rules, "SYMMETRIC_TILE", 2)
+    monkeypatch.setattr(chunks, "CHUNK_BYTES", 1)  # one example at a time
+    monkeypatch.setattr(contractions, "SYMMETRIC_TILE", 2)
     # a new function object: programs are compiled once a function
     assert_close(empirical_ntk(lambda p, x: f(p, x), params, x), expected)
 
@@ -419,11 +420,11 @@ def test_chunks_and_symmetric_tiles_change_nothing(x64, monkeypatch, name):
 def test_chunks_that_do_not_divide_the_examples_are_filled_up(x64, monkeypatch):
     case = cases.make("scanned transformer")
     expected = empirical_ntk(case.f, case.params, case.x)
-    traced = structured.trace_program(case.f, case.params, case.x)
+    traced = sweeps.trace_program(case.f, case.params, case.x)
     n = len(case.x["input_ids"])
     assert n % 2, "the case must leave a rest"
     hungriest = max(call.stage.num_bytes for call in traced.schedule.calls)
-    monkeypatch.setattr(plan, "CHUNK_BYTES", 2 * hungriest)
+    monkeypatch.setattr(chunks, "CHUNK_BYTES", 2 * hungriest)
     again = empirical_ntk(lambda p, x: case.f(p, x), case.params, case.x)
     assert again.shape == expected.shape
     assert_close(again, expected)
@@ -432,7 +433,7 @@ def test_chunks_that_do_not_divide_the_examples_are_filled_up(x64, monkeypatch):
 def test_shares_of_the_parameters_are_their_own_kernels(x64):
     case = cases.make("scanned transformer")
     total, names = 0.0, []
-    for share in structured.kernel_by_parameter(case.f, case.params, case.x, trace=True):
+    for share in sweeps.kernel_by_parameter(case.f, case.params, case.x, trace=True):
         names += share.names
         total = total + np.asarray(share.theta).sum(0)
     assert len(names) == len(set(names))
@@ -440,7 +441,7 @@ def test_shares_of_the_parameters_are_their_own_kernels(x64):
     # each alone: the kernel of f with all other parameters held fixed
     shares = {
         name: theta
-        for share in structured.kernel_by_parameter(case.f, case.params, case.x, trace=True)
+        for share in sweeps.kernel_by_parameter(case.f, case.params, case.x, trace=True)
         for name, theta in zip(share.names, np.asarray(share.theta), strict=True)
     }
     weights = case.params["params"]
@@ -474,10 +475,12 @@ def test_parameters_cast_before_the_loop_stay_cheap():
         case.f,
     )
     params = jax.tree.map(lambda w: w.astype(jnp.float32), case.params)
-    calls = structured.trace_program(half, params, case.x).schedule.calls
+    calls = sweeps.trace_program(half, params, case.x).schedule.calls
     assert len({call.stage for call in calls}) == 3
-    groups = structured.gradient_groups(half, params, case.x)
-    assert not [n for n, g in groups if "kernel" in n and isinstance(g.terms[0], rules.Formed)]
+    groups = sweeps.gradient_groups(half, params, case.x)
+    assert not [
+        n for n, g in groups if "kernel" in n and isinstance(g.terms[0], contractions.Formed)
+    ]
 
 
 def test_a_stage_that_no_parameter_enters_is_passed_over(x64):

@@ -12,7 +12,7 @@ A parameter enters a stage whole or as one slice of a stacked parameter (``Slot`
 
 Example:
     >>> import jax, jax.numpy as jnp
-    >>> from lensllm_jax.ntk.stages import cut
+    >>> from lensllm_jax.ntk.structured.stages import cut
     >>> def f(w, x):  # four layers
     ...     return jax.lax.scan(lambda h, w: (jnp.tanh(h @ w), None), x, w)[0]
     >>> calls = cut(jax.make_jaxpr(f)(jnp.ones((4, 3, 3)), jnp.ones(3)), num_params=1).calls
@@ -29,8 +29,8 @@ from typing import Any
 
 from jax.extend import core
 
-from lensllm_jax.ntk import uses
-from lensllm_jax.ntk.uses import Ref, Taps
+from lensllm_jax.ntk.structured import taps as tapping
+from lensllm_jax.ntk.structured.taps import Ref, Taps
 
 Key = tuple[int, int | None]  # a parameter, or a slice of a stacked one
 
@@ -204,17 +204,20 @@ class _Cutter:
 
     def equation(self, equation: Any, operands: list[int]) -> Sequence[int]:
         name = equation.primitive.name
-        if name in uses.TRANSPARENT_CALLS:
-            return self.read(*uses.opened(equation.params["jaxpr"]), operands)
+        if name in tapping.TRANSPARENT_CALLS:
+            return self.read(*tapping.opened(equation.params["jaxpr"]), operands)
         if name == "scan" and (loop := self.loop(equation, operands)) is not None:
             self.parts.append(loop)
             self.active.update(loop.results)
             return loop.results
         results = tuple(self.new() for _ in equation.outvars)
         instruction = _Instruction(
-            functools.partial(uses.apply, equation), tuple(operands), results, *_costs([equation])
+            functools.partial(tapping.apply, equation),
+            tuple(operands),
+            results,
+            *_costs([equation]),
         )
-        if uses.is_view(equation) and len(operands) == 1 and self.from_params(operands[0]):
+        if tapping.is_view(equation) and len(operands) == 1 and self.from_params(operands[0]):
             (operand,), (result,) = operands, results
             self.views[result] = instruction
             if name == "convert_element_type" and operand in self.known:
@@ -227,8 +230,8 @@ class _Cutter:
     def loop(self, equation: Any, operands: list[int]) -> _Loop | None:
         """The loop, if it steps through stacked parameters in a way that can be cut."""
         settings = equation.params
-        counts = uses.scan_counts(settings)
-        if not self.loops or counts is None or settings["length"] > uses.MAX_UNROLLED_STEPS:
+        counts = tapping.scan_counts(settings)
+        if not self.loops or counts is None or settings["length"] > tapping.MAX_UNROLLED_STEPS:
             return None
         num_fixed, num_state = counts
         stacked = operands[num_fixed + num_state :]
@@ -303,10 +306,10 @@ class _Cutter:
 
     def steps(self, loop: _Loop) -> Iterator[Call]:
         settings = loop.equation.params
-        jaxpr, consts = uses.opened(settings["jaxpr"])
+        jaxpr, consts = tapping.opened(settings["jaxpr"])
 
         def evaluate(operands: Sequence[Any], taps: Taps) -> list[Any]:
-            return [taps.whole(y) for y in uses.evaluate(jaxpr, consts, operands, taps)]
+            return [taps.whole(y) for y in tapping.evaluate(jaxpr, consts, operands, taps)]
 
         stage = Stage(evaluate, *_costs(jaxpr.eqns))
         length, num_fixed = settings["length"], loop.num_fixed
@@ -334,7 +337,7 @@ def _costs(equations: Iterable[Any]) -> tuple[int, int]:
     """Bytes of the values that equations make, and operations of their matrix products."""
     num_bytes = num_flops = 0
     for equation in equations:
-        inner = uses.inner_program(equation)
+        inner = tapping.inner_program(equation)
         if inner is not None:
             repeats = equation.params.get("length", 1)
             inner_bytes, inner_flops = _costs(inner.eqns)

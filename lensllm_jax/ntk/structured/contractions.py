@@ -17,7 +17,7 @@ with one term a use: an ``Outer`` :math:`\sum_t r_t \otimes c_t`, a ``Lookup``
 
 Example:
     >>> import jax.numpy as jnp
-    >>> from lensllm_jax.ntk.rules import Group, Outer, gram
+    >>> from lensllm_jax.ntk.structured.contractions import Group, Outer, gram
     >>> r, c = jnp.array([[[[1.0, 2.0]]]]), jnp.array([[[[3.0]]]])  # one example, one token
     >>> g = Group((Outer(r, c),), 2, 1)  # G = (3, 6)
     >>> gram(g, None, trace=False)

@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from jax import lax
 from jax.sharding import Mesh
 
-from lensllm_jax.ntk import plan as planning
-from lensllm_jax.ntk.plan import Plan, in_chunks, make_plan, padded
-from lensllm_jax.ntk.stages import Call, Schedule, Stage
+from lensllm_jax.ntk.structured import chunks
+from lensllm_jax.ntk.structured.chunks import Plan, in_chunks, make_plan, padded
+from lensllm_jax.ntk.structured.stages import Call, Schedule, Stage
 from tests.memory import temporary_bytes
 
 sizes = st.integers(1, 200)
@@ -23,13 +23,13 @@ def schedule(num_bytes):
     return Schedule((Call(stage, (), ()),), (), (), 0, frozenset())
 
 
-@given(n=sizes, num_devices=st.integers(1, 8), held=st.integers(1, 2 * planning.CHUNK_BYTES))
+@given(n=sizes, num_devices=st.integers(1, 8), held=st.integers(1, 2 * chunks.CHUNK_BYTES))
 def test_chunks_are_full_of_equal_size_and_within_their_memory(n, num_devices, held):
     mesh = Mesh(np.full(num_devices, jax.devices()[0]), "examples")
     plan = make_plan(n, schedule(held), mesh)
     assert plan.size >= n
     assert plan.size % (num_devices * plan.chunk_size) == 0
-    assert plan.chunk_size == 1 or plan.chunk_size * held <= planning.CHUNK_BYTES
+    assert plan.chunk_size == 1 or plan.chunk_size * held <= chunks.CHUNK_BYTES
     # nobody waits for more than one repeated example a chunk and a device
     num_chunks = plan.size // plan.chunk_size
     assert plan.size - n < num_chunks + num_devices

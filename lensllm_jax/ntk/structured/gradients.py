@@ -3,13 +3,13 @@ r"""Term: what one use of a parameter adds to its gradient, for all examples of 
 The gradient of example i and output a in a parameter is a sum over uses, :math:`G_{ia} = \sum_u
 G^{(u)}_{ia}`, and terms of one parameter are added before they are multiplied.  To be added they
 must agree on which axes of the parameter are rows and which are columns; here they are brought to
-one layout, as a ``rules.Group``.  Terms that touch disjoint slices of a parameter make groups of
-their own, and terms that agree on no layout are formed as whole matrices.
+one layout, as a ``contractions.Group``.  Terms that touch disjoint slices of a parameter make
+groups of their own, and terms that agree on no layout are formed as whole matrices.
 
 Example:
     >>> import jax.numpy as jnp
-    >>> from lensllm_jax.ntk.terms import Term, groups
-    >>> from lensllm_jax.ntk.uses import UseKind
+    >>> from lensllm_jax.ntk.structured.gradients import Term, groups
+    >>> from lensllm_jax.ntk.structured.taps import UseKind
     >>> states, cotangents = jnp.ones((4, 7, 3)), jnp.ones((4, 1, 7, 2))
     >>> dense = Term(states, cotangents, UseKind.OUTER, ((0, 3), (0, 2)), ((0,), (1,)))
     >>> [(group.num_rows, group.num_columns) for group in groups([dense])]
@@ -26,9 +26,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lensllm_jax.ntk import rules
-from lensllm_jax.ntk.rules import Formed, Group, Lookup, Outer
-from lensllm_jax.ntk.uses import UseKind
+from lensllm_jax.ntk.structured import contractions
+from lensllm_jax.ntk.structured.contractions import Formed, Group, Lookup, Outer
+from lensllm_jax.ntk.structured.taps import UseKind
 
 Box = tuple[tuple[int, int], ...]
 
@@ -123,7 +123,7 @@ def _common_layout(
 
 def _arranged(
     term: Term, rows: tuple, columns: tuple, num_rows: int, num_columns: int
-) -> rules.Term:  # fmt: skip
+) -> contractions.Term:  # fmt: skip
     if term.kind is UseKind.LOOKUP:
         return Lookup(term.left, term.right)
     if term.kind is UseKind.OUTER:
@@ -148,7 +148,7 @@ def _formed(term: Term, hull: Box) -> Formed:
         left_axes, right_axes = term.split
         num_rows = math.prod(lengths[axis] for axis in left_axes)
         simple = _arranged(term, left_axes, right_axes, num_rows, term.right.shape[3])
-        matrix = rules.whole_term(jax.tree.map(jnp.asarray, simple), num_rows)
+        matrix = contractions.whole_term(jax.tree.map(jnp.asarray, simple), num_rows)
         parted = matrix.reshape(n, k, *(lengths[axis] for axis in (*left_axes, *right_axes)))
         order = np.argsort((*left_axes, *right_axes))
         values = parted.transpose(0, 1, *(2 + int(i) for i in order))

@@ -13,7 +13,7 @@ parameters that enter through ``dot_general`` or a lookup of rows are cheap.
 
 Example:
     >>> import jax, jax.numpy as jnp
-    >>> from lensllm_jax.ntk.structured import kernel_by_parameter
+    >>> from lensllm_jax.ntk.structured.sweeps import kernel_by_parameter
     >>> f = lambda params, x: (x @ params["w"] + params["b"][None]).sum(1)
     >>> params = {"w": jnp.ones((3, 2)), "b": jnp.zeros(2)}
     >>> for share in kernel_by_parameter(f, params, jnp.eye(3)[:2], trace=True):
@@ -33,11 +33,12 @@ from jax import lax
 from jax.sharding import Mesh, PartitionSpec
 
 from lensllm_jax import checks
-from lensllm_jax.ntk import blas, rules, terms
-from lensllm_jax.ntk.plan import Plan, in_chunks, make_plan, on_devices, padded
-from lensllm_jax.ntk.stages import Call, Key, Schedule, Slot, Source, Stage, cut, operand
-from lensllm_jax.ntk.terms import Term
-from lensllm_jax.ntk.uses import Taps
+from lensllm_jax.ntk.structured import blas, contractions, gradients
+from lensllm_jax.ntk.structured.chunks import Plan, in_chunks, make_plan, on_devices, padded
+from lensllm_jax.ntk.structured.contractions import Group
+from lensllm_jax.ntk.structured.gradients import Term
+from lensllm_jax.ntk.structured.stages import Call, Key, Schedule, Slot, Source, Stage, cut, operand
+from lensllm_jax.ntk.structured.taps import Taps
 from lensllm_jax.typing import ApplyFn, Array, Params
 
 
@@ -134,7 +135,7 @@ def structured_ntk(
     return jnp.zeros((n, m, *outputs), traced.dtype)
 
 
-def gradient_groups(f: ApplyFn, params: Params, x: Any) -> list[tuple[str, rules.Group]]:
+def gradient_groups(f: ApplyFn, params: Params, x: Any) -> list[tuple[str, Group]]:
     """The gradient terms of every parameter for a block of examples, all at once.
 
     Args:
@@ -155,7 +156,7 @@ def gradient_groups(f: ApplyFn, params: Params, x: Any) -> list[tuple[str, rules
             (_name(traced.names[leaf], step), group)
             for keys, (side,) in backward_sweep(traced, leaves, [block], [plan])
             for (leaf, step), found in zip(keys, side, strict=True)
-            for group in terms.groups(found)
+            for group in gradients.groups(found)
         ]
 
 
@@ -471,7 +472,7 @@ def _device_grams(
 def _stacked_grams(left: Sides, right: Sides | None, *, trace: bool) -> jax.Array:
     blocks = []
     for sides in _by_parameter(left, right):
-        parts = [rules.gram(*pair, trace=trace) for pair in _group_pairs(sides)]
+        parts = [contractions.gram(*pair, trace=trace) for pair in _group_pairs(sides)]
         blocks.append(functools.reduce(operator.add, parts))
     return jnp.stack(blocks)
 
@@ -481,10 +482,12 @@ def _by_parameter(left: Sides, right: Sides | None) -> list[Sides]:
     return [(one,) for one in left] if right is None else list(zip(left, right, strict=True))
 
 
-def _group_pairs(sides: Sequence[Any]) -> list[tuple[rules.Group, rules.Group | None]]:
+def _group_pairs(
+    sides: Sequence[Any],
+) -> list[tuple[Group, Group | None]]:
     """The groups of one parameter's terms, of one side or of two."""
-    rows = terms.groups(sides[0])
-    columns = [None] * len(rows) if len(sides) == 1 else terms.groups(sides[1])
+    rows = gradients.groups(sides[0])
+    columns = [None] * len(rows) if len(sides) == 1 else gradients.groups(sides[1])
     return list(zip(rows, columns, strict=True))
 
 

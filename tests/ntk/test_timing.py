@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from lensllm_jax import checks
-from lensllm_jax.ntk import blas, cost, plan, rules, structured, trial
+from lensllm_jax.ntk import cost, timing
 from lensllm_jax.ntk.gram import empirical_ntk
-from lensllm_jax.ntk.rules import Formed, Group, Lookup, Outer
+from lensllm_jax.ntk.structured import blas, chunks, contractions, sweeps
+from lensllm_jax.ntk.structured.contractions import Formed, Group, Lookup, Outer
 from tests.ntk import cases
 
 
@@ -23,7 +24,7 @@ def calls(monkeypatch):
         seen.extend(jax.block_until_ready(part.call()) for part in parts)
         return sum(part.times for part in parts)
 
-    monkeypatch.setattr(trial, "seconds_of", once)
+    monkeypatch.setattr(timing, "seconds_of", once)
     return seen
 
 
@@ -37,7 +38,7 @@ def outer(n=40, tokens=20, rows=64, columns=8):
 
 def test_parts_take_turns_and_a_slow_round_counts_for_none(monkeypatch):
     now, order = [0.0], []
-    monkeypatch.setattr(trial.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(timing.time, "perf_counter", lambda: now[0])
 
     def part(name, seconds, times):
         left = iter(seconds)
@@ -46,12 +47,12 @@ def test_parts_take_turns_and_a_slow_round_counts_for_none(monkeypatch):
             order.append(name)
             now[0] += next(left)
 
-        return trial.Part(call, times, seconds=4.0)
+        return timing.Part(call, times, seconds=4.0)
 
     # a second a round after a first call that does not count; a slow spell in the third round
     first = part("a", [9.0, *[0.5, 0.7] * 2, 3.0, *[0.5, 0.7]], times=10)
     second = part("b", [9.0, 2.0, 2.0, 8.0, 2.0], times=1)
-    assert trial.seconds_of([first, second]) == pytest.approx(10 * 0.6 + 2.0)
+    assert timing.seconds_of([first, second]) == pytest.approx(10 * 0.6 + 2.0)
     assert "".join(order) == "ab" + "aab" * 2 + "ab" + "aab"
 
 
@@ -61,28 +62,28 @@ def test_a_short_call_is_repeated_until_the_trial_is_long_enough():
     def call():
         count.append(time.sleep(0.004))
 
-    assert trial.seconds_of([trial.Part(call, 1, seconds=0.1)]) >= 0.004
-    assert trial.NUM_ROUNDS + 1 < len(count) <= 1 + 0.1 / 0.004 + trial.NUM_ROUNDS
+    assert timing.seconds_of([timing.Part(call, 1, seconds=0.1)]) >= 0.004
+    assert timing.NUM_ROUNDS + 1 < len(count) <= 1 + 0.1 / 0.004 + timing.NUM_ROUNDS
 
 
 def test_two_chunks_of_examples_pass_for_all(calls, monkeypatch):
     case = cases.make("scanned transformer")
-    traced = structured.trace_program(case.f, case.params, case.x)
+    traced = sweeps.trace_program(case.f, case.params, case.x)
     of_one = max(call.stage.num_bytes for call in traced.schedule.calls)
-    monkeypatch.setattr(plan, "CHUNK_BYTES", 3 * of_one)
+    monkeypatch.setattr(chunks, "CHUNK_BYTES", 3 * of_one)
     plans = []
-    forward = structured.forward_sweep
+    forward = sweeps.forward_sweep
 
     def seen(traced, leaves, examples, chunks):
         plans.append(chunks)
         return forward(traced, leaves, examples, chunks)
 
-    monkeypatch.setattr(structured, "forward_sweep", seen)
+    monkeypatch.setattr(sweeps, "forward_sweep", seen)
 
     def seconds(n):
         few = cases.first(case.x, np.arange(n) % 5)
-        return trial.seconds_of(
-            [trial.passes(traced, jax.tree.leaves(case.params), jax.tree.leaves(few))]
+        return timing.seconds_of(
+            [timing.passes(traced, jax.tree.leaves(case.params), jax.tree.leaves(few))]
         )
 
     assert seconds(24) == 4.0  # eight chunks of three
@@ -111,7 +112,7 @@ def test_weights_that_are_not_finite_are_named():
 
 
 def seconds_of_grams(groups):
-    return trial.seconds_of(trial.grams(groups, trace=True))
+    return timing.seconds_of(timing.grams(groups, trace=True))
 
 
 def test_equal_parameters_are_tried_once_and_count_each(calls):
@@ -132,7 +133,7 @@ def test_parameters_of_hardly_any_operations_are_left_out(calls):
 @pytest.mark.parametrize("n", [blas.LEAST_VECTORS, blas.LEAST_VECTORS - 1])
 def test_a_few_rows_stand_for_all(calls, monkeypatch, n):
     heights = []
-    for module, name in ((blas, "gram_formed"), (rules, "gram_formed")):
+    for module, name in ((blas, "gram_formed"), (contractions, "gram_formed")):
         gram = getattr(module, name)
 
         def seen(left, right, *, trace, gram=gram, module=module):
@@ -141,14 +142,14 @@ def test_a_few_rows_stand_for_all(calls, monkeypatch, n):
 
         monkeypatch.setattr(module, name, seen)
     group = outer(n=n, tokens=40, rows=2**16, columns=256)
-    height = trial.NUM_PIECES * blas.num_workers() * rules.piece_height(group, None)
+    height = timing.NUM_PIECES * blas.num_workers() * contractions.piece_height(group, None)
     assert seconds_of_grams([group]) == 2**16 / height > 1
-    assert heights == [(blas if n == blas.LEAST_VECTORS else rules, height)]
+    assert heights == [(blas if n == blas.LEAST_VECTORS else contractions, height)]
 
 
 def test_pairs_are_tried_whole(calls):
     by_pairs = outer(tokens=1, rows=4096, columns=256)
-    assert not rules.is_formed(by_pairs, None, trace=True)
+    assert not contractions.is_formed(by_pairs, None, trace=True)
     assert seconds_of_grams([by_pairs]) == 1.0
     assert calls[0].shape == (40, 40)
 
@@ -164,7 +165,7 @@ def test_rows_of_every_kind_of_term_are_cut():
         rows,
         columns,
     )
-    few = trial._filled(group, 6)
+    few = timing._filled(group, 6)
     assert few.num_rows == 6
     assert few.terms[0].rows.shape == (n, k, 5, 6)
     assert few.terms[2].values.shape == (n, k, 6, columns)
@@ -175,25 +176,25 @@ def test_rows_of_every_kind_of_term_are_cut():
     # it is a group like any other
     np.testing.assert_allclose(
         blas.gram_formed(few, None, trace=False),
-        rules.gram_formed(jax.device_put(few), None, trace=False),
+        contractions.gram_formed(jax.device_put(few), None, trace=False),
         rtol=1e-5,
     )
 
 
 @pytest.mark.parametrize("num_vectors", [8, 128])
 def test_one_layers_jacobian_stands_for_all_parameters(calls, num_vectors):
-    of_layer = trial.JACOBIAN_NUMBERS // num_vectors
-    assert trial.seconds_of([trial.jacobian(num_vectors, 3 * of_layer)]) == 3.0
+    of_layer = timing.JACOBIAN_NUMBERS // num_vectors
+    assert timing.seconds_of([timing.jacobian(num_vectors, 3 * of_layer)]) == 3.0
     assert calls[0].shape == (num_vectors, num_vectors)
 
 
 def test_a_small_contraction_is_tried_whole(calls):
     case = cases.make("mlp, 3 outputs")
-    assert trial.seconds_of([trial.contraction(case.f, case.params, case.x)]) == 1
+    assert timing.seconds_of([timing.contraction(case.f, case.params, case.x)]) == 1
     expected = empirical_ntk(case.f, case.params, case.x, method="jacobian_contraction")
     np.testing.assert_allclose(calls[0], expected, rtol=1e-6)
 
 
 def test_the_rate_of_a_product_is_its_operations_over_the_seconds_of_each_call(monkeypatch):
-    monkeypatch.setattr(trial, "_calls_seconds", lambda call, in_all: [0.5, 0.25])
-    assert trial.matmul_rates(10) == [4000.0, 8000.0]
+    monkeypatch.setattr(timing, "_calls_seconds", lambda call, in_all: [0.5, 0.25])
+    assert timing.matmul_rates(10) == [4000.0, 8000.0]

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import threadpoolctl
 
-from lensllm_jax.ntk import blas, rules
 from lensllm_jax.ntk.gram import empirical_ntk
+from lensllm_jax.ntk.structured import blas, contractions
 from tests import oracles
 from tests.ntk import cases
 from tests.tolerances import assert_close
@@ -55,16 +55,16 @@ def test_blas_adds_bfloat16_up_in_float32():
     )
     got = blas.gram_formed(group, None, trace=True)
     assert got.dtype == np.float32
-    np.testing.assert_allclose(got, rules.gram_formed(group, None, trace=True), rtol=1e-5)
+    np.testing.assert_allclose(got, contractions.gram_formed(group, None, trace=True), rtol=1e-5)
 
 
 def test_pieces_cover_the_rows_once_and_every_core_has_equally_many(monkeypatch):
     group = cases.random_group(jax.random.key(0), 5, 1, 7, 2)
     for workers, piece_size in itertools.product((1, 2, 3, 9), (1, 20, 10**6)):
         monkeypatch.setattr(blas, "num_workers", lambda workers=workers: workers)
-        monkeypatch.setattr(rules, "LEAST_PIECE_OF_ONE", 1)
-        monkeypatch.setattr(rules, "PIECE_SIZE", piece_size)
+        monkeypatch.setattr(contractions, "LEAST_PIECE_OF_ONE", 1)
+        monkeypatch.setattr(contractions, "PIECE_SIZE", piece_size)
         spans = blas.row_spans(group, None)
         assert [row for span in spans for row in range(*span)] == list(range(7))
         assert len(spans) == 7 or len(spans) % workers == 0
-        assert max(b - a for a, b in spans) <= rules.piece_height(group, None)
+        assert max(b - a for a, b in spans) <= contractions.piece_height(group, None)

@@ -10,7 +10,7 @@ for q devices and b chunks each.
 
 Example:
     >>> import numpy as np
-    >>> from lensllm_jax.ntk.plan import Plan, padded
+    >>> from lensllm_jax.ntk.structured.chunks import Plan, padded
     >>> padded({"x": np.arange(3)}, Plan(size=4, chunk_size=2, mesh=None))
     [array([0, 1, 2, 2])]
 """
@@ -26,7 +26,7 @@ import numpy as np
 from jax import lax
 from jax.sharding import Mesh, PartitionSpec
 
-from lensllm_jax.ntk.stages import Schedule
+from lensllm_jax.ntk.structured.stages import Schedule
 from lensllm_jax.typing import Array
 
 # What the stages of one chunk of examples may hold: enough for large matrix products, little

@@ -1,6 +1,6 @@
 r"""BLAS: the formed contraction on all cores of a CPU.
 
-``rules.gram_formed`` adds the terms of a few rows of a parameter and multiplies at once,
+``contractions.gram_formed`` adds the terms of a few rows of a parameter and multiplies at once,
 
 .. math:: \Theta_{ab}(x_i, x_j) \mathrel{+}= \sum_{r \in \mathrm{piece}} \sum_c
           G_{ia}[r, c] \, G_{jb}[r, c] .
@@ -12,8 +12,8 @@ which rows is fixed, so that the same machine gives the same bits.
 
 Example:
     >>> import numpy as np
-    >>> from lensllm_jax.ntk.blas import gram_formed
-    >>> from lensllm_jax.ntk.rules import Group, Outer
+    >>> from lensllm_jax.ntk.structured.blas import gram_formed
+    >>> from lensllm_jax.ntk.structured.contractions import Group, Outer
     >>> r, c = np.array([[[[1.0, 2.0]]]]), np.array([[[[3.0]]]])  # one example, one token
     >>> gram_formed(Group((Outer(r, c),), 2, 1), None, trace=True)  # G = (3, 6)
     array([[45.]])
@@ -31,8 +31,8 @@ import jax
 import numpy as np
 import threadpoolctl
 
-from lensllm_jax.ntk import rules
-from lensllm_jax.ntk.rules import Formed, Group, Lookup, Outer
+from lensllm_jax.ntk.structured import contractions
+from lensllm_jax.ntk.structured.contractions import Formed, Group, Lookup, Outer
 
 # Gradients from which on BLAS is faster than XLA (benchmarks/LOG.md).
 LEAST_VECTORS = 32
@@ -42,7 +42,7 @@ Adder = Callable[[int, int, np.ndarray], None]
 
 
 def gram_formed(left: Group, right: Group | None, *, trace: bool) -> np.ndarray:
-    """``rules.gram_formed``, on the cores of this process.
+    """``contractions.gram_formed``, on the cores of this process.
 
     Args:
         left: terms of the n examples of the rows, in the host's memory.
@@ -80,10 +80,10 @@ def serves(left: Group, right: Group | None, *, trace: bool) -> bool:
         trace: sum over a = b.
 
     Returns:
-        False where ``rules.gram`` is faster.
+        False where ``contractions.gram`` is faster.
     """
     many = left.num_vectors(trace=trace) >= LEAST_VECTORS
-    return many and rules.is_formed(left, right, trace=trace)
+    return many and contractions.is_formed(left, right, trace=trace)
 
 
 def serves_default_device(group: Group, *, trace: bool) -> bool:
@@ -94,7 +94,7 @@ def serves_default_device(group: Group, *, trace: bool) -> bool:
         trace: sum over a = b.
 
     Returns:
-        False on an accelerator, and where ``rules.gram`` is faster.
+        False on an accelerator, and where ``contractions.gram`` is faster.
     """
     return jax.default_backend() == "cpu" and serves(group, None, trace=trace)
 
@@ -117,7 +117,7 @@ def row_spans(left: Group, right: Group | None) -> list[tuple[int, int]]:
         First row of each, and the row after its last.
     """
     workers = num_workers()
-    turns = math.ceil(left.num_rows / (workers * rules.piece_height(left, right)))
+    turns = math.ceil(left.num_rows / (workers * contractions.piece_height(left, right)))
     count = min(left.num_rows, workers * turns)
     edges = [i * left.num_rows // count for i in range(count + 1)]
     return list(itertools.pairwise(edges))
@@ -150,7 +150,7 @@ class _Pieces:
     """
 
     def __init__(self, group: Group, k: int, *, trace: bool):
-        self.dtype = rules.sum_dtype(jax.tree.leaves(group)[-1].dtype)
+        self.dtype = contractions.sum_dtype(jax.tree.leaves(group)[-1].dtype)
         self._shape = (group.num_examples, k, group.num_columns)
         self.num_vectors = group.num_vectors(trace=trace)
         self.size_of_row = math.prod(self._shape)
@@ -182,7 +182,7 @@ class _Pieces:
         return flat.reshape(self.num_vectors, -1)
 
 
-def _adder(term: rules.Term, k: int) -> Adder:
+def _adder(term: contractions.Term, k: int) -> Adder:
     if isinstance(term, Lookup):
         return _lookup_adder(term)
     if isinstance(term, Formed):
@@ -212,7 +212,7 @@ def _outer_writer(term: Outer, k: int) -> Adder:
 
 def _with_outputs(side: np.ndarray, k: int) -> np.ndarray:
     """A factor (n, 1 or k, t, length) in the precision of sums, with all outputs."""
-    side = side.astype(rules.sum_dtype(side.dtype), copy=False)
+    side = side.astype(contractions.sum_dtype(side.dtype), copy=False)
     return np.broadcast_to(side, (side.shape[0], k, *side.shape[2:]))
 
 
@@ -225,7 +225,7 @@ def _lookup_adder(term: Lookup) -> Adder:
     place, first = np.unique(place[order], return_index=True)
     row, example_of = np.divmod(place, n)
     columns = term.columns[example[order], :, token[order]]  # (tokens, k, C)
-    columns = columns.astype(rules.sum_dtype(columns.dtype), copy=False)
+    columns = columns.astype(contractions.sum_dtype(columns.dtype), copy=False)
     summed = np.add.reduceat(columns, first) if len(first) else columns
 
     def add(start: int, stop: int, piece: np.ndarray) -> None:

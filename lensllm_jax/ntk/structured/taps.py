@@ -18,7 +18,7 @@ each layer's slice of a stacked parameter is a parameter of its own.
 
 Example:
     >>> import jax, jax.numpy as jnp
-    >>> from lensllm_jax.ntk.uses import run
+    >>> from lensllm_jax.ntk.structured.taps import run
     >>> params = [jnp.ones((5, 3)), jnp.ones(5)]  # an embedding that is also the head, a bias
     >>> f = lambda p, ids: p[0][ids] @ p[0].T + p[1][None]
     >>> program = jax.make_jaxpr(f)(params, jnp.array([1, 2]))
@@ -194,7 +194,7 @@ def _bind(equation: Any, operands: Sequence) -> Sequence:
         for atom, operand in zip(equation.invars, operands, strict=True)
         if not isinstance(atom, core.Literal)
     }
-    origin = core.DebugInfo("lensllm_jax.ntk.uses", equation.primitive.name, None, None)
+    origin = core.DebugInfo("lensllm_jax.ntk.structured.taps", equation.primitive.name, None, None)
     alone = core.Jaxpr(
         (), list(arguments), equation.outvars, [equation], equation.effects, debug_info=origin
     )

@@ -15,7 +15,7 @@ with as many gradients, formed and contracted; where all its Jacobians are small
 products with vectors are operations over the rate of a matrix product.
 
 Example:
-    >>> from lensllm_jax.ntk.trial import Part, seconds_of
+    >>> from lensllm_jax.ntk.timing import Part, seconds_of
     >>> seconds_of([Part(lambda: sum(range(1000)), times=3.0, seconds=0.01)]) > 0
     True
 """
@@ -33,11 +33,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from lensllm_jax import checks
-from lensllm_jax.ntk import blas, neural_tangents, rules, structured
+from lensllm_jax.ntk import neural_tangents
 from lensllm_jax.ntk.method import NtkMethod
-from lensllm_jax.ntk.plan import Plan, make_plan, padded
-from lensllm_jax.ntk.rules import Formed, Group, Lookup, Outer
-from lensllm_jax.ntk.structured import Traced
+from lensllm_jax.ntk.structured import blas, contractions, sweeps
+from lensllm_jax.ntk.structured.chunks import Plan, make_plan, padded
+from lensllm_jax.ntk.structured.contractions import Formed, Group, Lookup, Outer
+from lensllm_jax.ntk.structured.sweeps import Traced
 from lensllm_jax.typing import ApplyFn, Params
 
 # Parts take turns: a machine that others use has slow spells of a second, and a part tried in one
@@ -105,13 +106,13 @@ def passes(traced: Traced, leaves: Sequence, examples: Sequence) -> Part:
     leaves = [_numbers(leaf, random) for leaf in leaves]
     few = padded([_numbers(x, random) for x in examples], two_chunks)
 
-    def sweeps() -> None:
+    def run() -> None:
         with jax.default_matmul_precision("highest"):
-            block = structured.forward_sweep(traced, leaves, few, two_chunks)
-            for _, found in structured.backward_sweep(traced, leaves, [block], [two_chunks]):
+            block = sweeps.forward_sweep(traced, leaves, few, two_chunks)
+            for _, found in sweeps.backward_sweep(traced, leaves, [block], [two_chunks]):
                 jax.block_until_ready(found)
 
-    return Part(sweeps, whole.size / two_chunks.size)
+    return Part(run, whole.size / two_chunks.size)
 
 
 def grams(groups: Iterable[Group], *, trace: bool) -> list[Part]:
@@ -199,30 +200,30 @@ def _formed_and_contracted(rows: jax.Array, columns: jax.Array) -> jax.Array:
 
 
 def _gram(group: Group, count: int, *, trace: bool) -> Part:
-    if not rules.is_formed(group, None, trace=trace):
-        pairwise = _compiled(functools.partial(rules.gram_pairwise, trace=trace))
+    if not contractions.is_formed(group, None, trace=trace):
+        pairwise = _compiled(functools.partial(contractions.gram_pairwise, trace=trace))
         whole = jax.device_put(_filled(group, group.num_rows))
         return Part(lambda: pairwise(whole, None), count)
-    height = NUM_PIECES * blas.num_workers() * rules.piece_height(group, None)
+    height = NUM_PIECES * blas.num_workers() * contractions.piece_height(group, None)
     few = _filled(group, min(group.num_rows, height))
     times = count * group.num_rows / few.num_rows
     if blas.serves_default_device(group, trace=trace):
         return Part(lambda: blas.gram_formed(few, None, trace=trace), times)
-    formed = _compiled(functools.partial(rules.gram_formed, trace=trace))
+    formed = _compiled(functools.partial(contractions.gram_formed, trace=trace))
     on_device = jax.device_put(few)
     return Part(lambda: formed(on_device, None), times)
 
 
 def _least_flops(group: Group, *, trace: bool) -> int | float:
-    formed = rules.formed_flops(group, None, trace=trace)
-    return min(formed, rules.pairwise_flops(group, None, trace=trace))
+    formed = contractions.formed_flops(group, None, trace=trace)
+    return min(formed, contractions.pairwise_flops(group, None, trace=trace))
 
 
 def _filled(group: Group, num_rows: int) -> Group:
     """The first rows of a group of shapes, with numbers."""
     random = np.random.default_rng(0)
 
-    def term(of: rules.Term) -> rules.Term:
+    def term(of: contractions.Term) -> contractions.Term:
         if isinstance(of, Formed):
             n, k, _, c = of.values.shape
             return Formed(_numbers(_resized(of.values, (n, k, num_rows, c)), random))

@@ -1,0 +1,1 @@
+"""Tests of the structured kernel, a file per module."""
