@@ -35,7 +35,7 @@ from experiments.common import cli, measuring, terminal
 from experiments.common.progress import Progress
 from experiments.common.run_folder import RunFolder
 from experiments.transitions import of_law
-from lensllm_jax import checks
+from lensllm_jax import checks, padding
 from lensllm_jax.checkpoints.zoo import load_candidate
 from lensllm_jax.finetune.objective import nats_and_count
 from lensllm_jax.measurement.measurement import Measurement
@@ -199,14 +199,8 @@ class Bench:
 
     def every_loss(self, params, examples) -> np.ndarray:
         """Loss of each example, nats per target token."""
-        count = len(next(iter(examples.values())))
-        parts = []
-        for start in range(0, count, CHUNK):
-            # one shape for every call: the last ones are looked at twice
-            rows = np.minimum(np.arange(start, start + CHUNK), count - 1)
-            part = self.losses(params, {name: x[rows] for name, x in examples.items()})
-            parts.append(np.asarray(part, np.float64)[: count - start])
-        return np.concatenate(parts)
+        losses = padding.map_blocks(lambda x: self.losses(params, x), examples, CHUNK)
+        return losses.astype(np.float64)
 
     def measure(self, size: int) -> dict[str, Any]:
         """Everything about one size, as JSON values."""

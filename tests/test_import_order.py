@@ -8,7 +8,7 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "lensllm_jax"
 
 LEAVES = {"typing", "checks", "durable", "_version"}
-NUMBERS = LEAVES | {"linalg", "metrics", "paired", "language_modelling"}
+NUMBERS = LEAVES | {"linalg", "metrics", "paired", "padding", "language_modelling"}
 MAY_IMPORT = {
     "_version": set(),
     "typing": set(),
@@ -18,6 +18,7 @@ MAY_IMPORT = {
     "language_modelling": LEAVES,
     "metrics": LEAVES,
     "paired": LEAVES,
+    "padding": LEAVES,
     "models": NUMBERS,
     "checkpoints": NUMBERS | {"models"},
     "data": NUMBERS,

@@ -29,7 +29,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from lensllm_jax import checks
+from lensllm_jax import checks, padding
 from lensllm_jax.checkpoints.candidate import Candidate
 from lensllm_jax.data.task import Example
 from lensllm_jax.typing import IGNORE, Batch, Params
@@ -91,12 +91,8 @@ def first_target_states(
         hidden = head_inputs(candidate, params, rows)
         return jnp.take_along_axis(hidden, position[:, None, None], axis=1)[:, 0]
 
-    blocks = []
-    for start in range(0, count, block_size):
-        rows = np.arange(start, start + block_size) % count  # the last block begins again
-        block = {key: np.asarray(values)[rows] for key, values in batch.items()}
-        blocks.append(np.asarray(states(candidate.params, block)))
-    features = np.concatenate(blocks)[:count]
+    examples = {key: np.asarray(values) for key, values in batch.items()}
+    features = padding.map_blocks(lambda x: states(candidate.params, x), examples, block_size)
     if not np.all(np.isfinite(features)):
         raise FloatingPointError(f"{candidate.name}: a state before the head is not finite")
     return features

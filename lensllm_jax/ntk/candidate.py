@@ -34,7 +34,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
-from lensllm_jax import checks
+from lensllm_jax import checks, padding
 from lensllm_jax.ntk import cost
 from lensllm_jax.ntk import readout as readouts
 from lensllm_jax.ntk.gram import empirical_ntk, num_examples
@@ -284,11 +284,8 @@ def _outputs(f: ReadoutFn, params: Params, batch: Batch, block_size: int | None)
     logits = jax.eval_shape(f.apply_fn, params, batch)
     of_one = math.prod(logits.shape[1:]) * logits.dtype.itemsize
     block = min(n, max(1, int(LOGITS_BYTES / of_one)), block_size or n)
-    parts = [
-        np.asarray(_jitted(f, params, {key: value[i : i + block] for key, value in batch.items()}))
-        for i in range(0, n, block)
-    ]
-    return checks.finite("outputs", np.concatenate(parts).reshape(n, -1))
+    outputs = padding.map_blocks(lambda x: _jitted(f, params, x), batch, block)
+    return checks.finite("outputs", outputs.reshape(n, -1))
 
 
 def _call(f: ReadoutFn, params: Params, batch: Batch) -> Array:

@@ -27,7 +27,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Inexact
 
-from lensllm_jax import checks
+from lensllm_jax import checks, padding
 from lensllm_jax.ntk import neural_tangents
 from lensllm_jax.ntk.cost import largest_block_size
 from lensllm_jax.ntk.method import NtkMethod, OutputReduction
@@ -148,9 +148,7 @@ class Block(NamedTuple):
         A last, smaller block would compile a second program; what it repeats is cut off from
         the result.
         """
-        index = np.arange(self.rows.start, self.rows.start + self.size)
-        index = np.minimum(index, self.rows.stop - 1)
-        return jax.tree.map(lambda leaf: leaf[index], self.x)
+        return padding.take(self.x, self.rows.start, self.size)
 
 
 def _bridged_tile_fn(

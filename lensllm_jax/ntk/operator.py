@@ -38,7 +38,7 @@ import numpy as np
 from jaxtyping import Float, Inexact
 from matfree import decomp
 
-from lensllm_jax import checks
+from lensllm_jax import checks, padding
 from lensllm_jax.ntk import gram
 from lensllm_jax.ntk.gram import num_examples, num_outputs
 from lensllm_jax.ntk.loss import NtkSpectrum, Steps
@@ -181,9 +181,8 @@ class _Blocks:
         n = num_examples(name, x)
         k = num_outputs(f, params, x)
         block = min(int(block_size), n)
-        index = np.minimum(np.arange(-(-n // block) * block), n - 1).reshape(-1, block)
         out = jax.eval_shape(f, params, x)
-        blocked = jax.tree.map(lambda leaf: np.asarray(leaf)[index], x)
+        blocked = padding.stack_blocks(jax.tree.map(np.asarray, x), block)
         return cls(blocked, (n,) if k is None else (n, k), out.dtype)
 
     def cut(self, vectors: np.ndarray) -> np.ndarray:

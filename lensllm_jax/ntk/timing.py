@@ -32,11 +32,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lensllm_jax import checks
+from lensllm_jax import checks, padding
 from lensllm_jax.ntk import neural_tangents
 from lensllm_jax.ntk.method import NtkMethod
 from lensllm_jax.ntk.structured import blas, contractions, sweeps
-from lensllm_jax.ntk.structured.chunks import Plan, make_plan, padded
+from lensllm_jax.ntk.structured.chunks import Plan, make_plan
 from lensllm_jax.ntk.structured.contractions import Formed, Group, Lookup, Outer
 from lensllm_jax.ntk.structured.sweeps import Traced
 from lensllm_jax.typing import ApplyFn, Params
@@ -104,7 +104,7 @@ def passes(traced: Traced, leaves: Sequence, examples: Sequence) -> Part:
     two_chunks = Plan(min(whole.size, 2 * whole.chunk_size), whole.chunk_size, None)
     random = np.random.default_rng(0)
     leaves = [_numbers(leaf, random) for leaf in leaves]
-    few = padded([_numbers(x, random) for x in examples], two_chunks)
+    few = padding.take([_numbers(x, random) for x in examples], 0, two_chunks.size)
 
     def run() -> None:
         with jax.default_matmul_precision("highest"):

@@ -9,10 +9,10 @@ repeated, and what it adds is cut off from the kernel.
 for q devices and b chunks each.
 
 Example:
-    >>> import numpy as np
-    >>> from lensllm_jax.ntk.structured.chunks import Plan, padded
-    >>> padded({"x": np.arange(3)}, Plan(size=4, chunk_size=2, mesh=None))
-    [array([0, 1, 2, 2])]
+    >>> import jax.numpy as jnp
+    >>> from lensllm_jax.ntk.structured.chunks import Plan, in_chunks
+    >>> in_chunks(lambda w, x: w * x, 2.0, jnp.arange(4.0), Plan(size=4, chunk_size=2, mesh=None))
+    Array([0., 2., 4., 6.], dtype=float32)
 """
 
 import functools
@@ -22,7 +22,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 from jax.sharding import Mesh, PartitionSpec
 
@@ -59,21 +58,6 @@ def make_plan(n: int, schedule: Schedule, mesh: Mesh | None) -> Plan:
     num_chunks = math.ceil(share / max(1, CHUNK_BYTES // max(hungriest, 1)))
     chunk_size = math.ceil(share / num_chunks)
     return Plan(num_devices * num_chunks * chunk_size, chunk_size, mesh)
-
-
-def padded(x: Any, plan: Plan) -> list:
-    """As many examples as a plan says: the first ones, and the last one repeated.
-
-    Args:
-        x: pytree of examples, with a leading axis.
-        plan: how they are dealt out.
-
-    Returns:
-        Its leaves, ``plan.size`` examples each.
-    """
-    leaves = jax.tree.leaves(x)
-    index = np.minimum(np.arange(plan.size), leaves[0].shape[0] - 1)
-    return leaves if len(leaves[0]) == plan.size else [leaf[index] for leaf in leaves]
 
 
 def in_chunks(f: Callable[[Any, Any], Any], fixed: Any, arguments: Any, plan: Plan) -> Any:

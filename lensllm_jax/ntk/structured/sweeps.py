@@ -32,9 +32,9 @@ import numpy as np
 from jax import lax
 from jax.sharding import Mesh, PartitionSpec
 
-from lensllm_jax import checks
+from lensllm_jax import checks, padding
 from lensllm_jax.ntk.structured import blas, contractions, gradients
-from lensllm_jax.ntk.structured.chunks import Plan, in_chunks, make_plan, on_devices, padded
+from lensllm_jax.ntk.structured.chunks import Plan, in_chunks, make_plan, on_devices
 from lensllm_jax.ntk.structured.contractions import Group
 from lensllm_jax.ntk.structured.gradients import Term
 from lensllm_jax.ntk.structured.stages import Call, Key, Schedule, Slot, Source, Stage, cut, operand
@@ -93,7 +93,7 @@ def kernel_by_parameter(
     plans = [make_plan(length, traced.schedule, mesh) for length in lengths]
     with jax.default_matmul_precision("highest"):
         blocks = [
-            forward_sweep(traced, leaves, padded(x, plan), plan)
+            forward_sweep(traced, leaves, jax.tree.leaves(padding.pad(x, plan.size)), plan)
             for x, plan in zip(sides, plans, strict=True)
         ]
         for keys, found in backward_sweep(traced, leaves, blocks, plans):

@@ -10,7 +10,7 @@ from jax import lax
 from jax.sharding import Mesh
 
 from lensllm_jax.ntk.structured import chunks
-from lensllm_jax.ntk.structured.chunks import Plan, in_chunks, make_plan, padded
+from lensllm_jax.ntk.structured.chunks import Plan, in_chunks, make_plan
 from lensllm_jax.ntk.structured.stages import Call, Schedule, Stage
 from tests.memory import temporary_bytes
 
@@ -33,18 +33,6 @@ def test_chunks_are_full_of_equal_size_and_within_their_memory(n, num_devices, h
     # nobody waits for more than one repeated example a chunk and a device
     num_chunks = plan.size // plan.chunk_size
     assert plan.size - n < num_chunks + num_devices
-
-
-@given(n=sizes, size=sizes)
-def test_the_last_example_is_repeated_and_the_first_ones_are_kept(n, size):
-    ids, weights = padded((np.arange(n), np.arange(n) * 0.5), Plan(size, 1, None))
-    assert ids.tolist() == [min(i, n - 1) for i in range(size)]
-    assert weights.tolist() == [0.5 * i for i in ids]
-
-
-def test_examples_that_fit_are_not_copied():
-    x = np.arange(3)
-    assert padded({"x": x}, Plan(3, 3, None))[0] is x
 
 
 @pytest.mark.parametrize("chunk_size", [1, 3, 12])
