@@ -7,13 +7,14 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "lensllm_jax"
 
-LEAVES = {"typing", "checks", "durable", "_version"}
+LEAVES = {"typing", "checks", "durable", "fingerprint", "_version"}
 NUMBERS = LEAVES | {"linalg", "metrics", "paired", "padding", "language_modelling"}
 MAY_IMPORT = {
     "_version": set(),
     "typing": set(),
     "checks": set(),
     "durable": set(),
+    "fingerprint": set(),
     "linalg": LEAVES,
     "language_modelling": LEAVES,
     "metrics": LEAVES,

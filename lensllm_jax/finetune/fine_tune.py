@@ -33,7 +33,8 @@ from lensllm_jax import checks
 from lensllm_jax.data.buckets import bucket_of, check_buckets, cut, row_lengths
 from lensllm_jax.finetune.loop import Loop
 from lensllm_jax.finetune.order import Call, calls_of, order_digest
-from lensllm_jax.finetune.resume import Checkpoint, Position, digest, named_arrays
+from lensllm_jax.finetune.resume import Checkpoint, Position
+from lensllm_jax.fingerprint import fingerprint
 from lensllm_jax.typing import IGNORE, Array, Batch, Params
 
 EVALUATION_BATCH = 64  # examples; one shape for every evaluation
@@ -290,7 +291,7 @@ def resumed_settings(
         **dataclasses.asdict(config),
         **dataclasses.asdict(loop.config),
         "num_micro_batches": loop.num_micro_batches,
-        "params": digest("", named_arrays(params)),
-        "train": digest("", named_arrays(dict(train))),
-        "validation": digest("", named_arrays(dict(validation))),
+        "params": fingerprint(params),
+        "train": fingerprint(dict(train)),
+        "validation": fingerprint(dict(validation)),
     }

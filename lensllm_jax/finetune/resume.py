@@ -8,7 +8,8 @@ data that it belongs to, carries a digest of everything in it, and the seconds t
 
 Example:
     >>> import tempfile, jax.numpy as jnp
-    >>> from lensllm_jax.finetune.loop import TrainState
+    >>> from lensllm_jax.fingerprint import fingerprint, named_arrays
+from lensllm_jax.finetune.loop import TrainState
     >>> file = pathlib.Path(tempfile.mkdtemp()) / "cell.safetensors"
     >>> start = Position.at_start(TrainState({"w": jnp.zeros(2)}, {"mu": jnp.zeros(2)}))
     >>> Checkpoint(file).save(start._replace(call=3), {"seed": 0})
@@ -20,7 +21,6 @@ Example:
     lensllm_jax.checks.UserError: `checkpoint` must be of this fine-tune, got ...: seed=0 there, ...
 """
 
-import hashlib
 import json
 import pathlib
 import struct
@@ -34,6 +34,7 @@ import numpy as np
 
 from lensllm_jax import checks, durable
 from lensllm_jax.finetune.loop import TrainState
+from lensllm_jax.fingerprint import fingerprint, named_arrays
 from lensllm_jax.typing import Params
 
 
@@ -144,7 +145,7 @@ class Checkpoint:
         seconds = self.earlier_seconds + time.monotonic() - self._begun
         stored = {"counts": position.counts, "seconds": seconds, "settings": settings}
         text = json.dumps(stored, sort_keys=True)
-        metadata = {"position": text, "sha256": digest(text, tensors)}
+        metadata = {"position": text, "sha256": fingerprint([text, tensors])}
         durable.replace(self.path, save(tensors, metadata))
         self._written = time.monotonic()
 
@@ -184,7 +185,7 @@ class Checkpoint:
             jnp.asarray(tensors[name]) if isinstance(leaf, jax.Array) else tensors[name]
             for name, leaf in zip(like, leaves, strict=True)
         ]
-        self.earlier_seconds = stored.get("seconds", 0.0)  # older files lack it
+        self.earlier_seconds = stored["seconds"]
         return cast(Kept, start.at(jax.tree.unflatten(structure, read), stored["counts"]))
 
     def discard(self) -> None:
@@ -200,7 +201,7 @@ class Checkpoint:
             tensors = load(content)
             (size,) = struct.unpack("<Q", content[:8])
             metadata = json.loads(content[8 : 8 + size])["__metadata__"]
-            whole = digest(metadata["position"], tensors) == metadata["sha256"]
+            whole = fingerprint([metadata["position"], tensors]) == metadata["sha256"]
         except (SafetensorError, ValueError, KeyError, struct.error) as error:
             raise self._damaged(f"{type(error).__name__}: {error}") from error
         if not whole:
@@ -212,37 +213,6 @@ class Checkpoint:
             f"`checkpoint` must be a whole file, got {self.path}, damaged ({why}): delete it to "
             f"start again"
         )
-
-
-def digest(text: str, tensors: Mapping[str, np.ndarray]) -> str:
-    """SHA-256 of a text and of named arrays.
-
-    Args:
-        text: anything.
-        tensors: arrays; their order does not matter, their names, types and shapes do.
-
-    Returns:
-        Hexadecimal digits.
-    """
-    hashed = hashlib.sha256(text.encode())
-    for name in sorted(tensors):
-        array = np.ascontiguousarray(tensors[name])
-        hashed.update(f"\n{name} {array.dtype} {array.shape}\n".encode())
-        hashed.update(array.reshape(-1).view(np.uint8).data)
-    return hashed.hexdigest()
-
-
-def named_arrays(tree: Any) -> dict[str, np.ndarray]:
-    """The leaves of a tree under their paths, in the order of ``jax.tree.leaves``.
-
-    Args:
-        tree: of arrays.
-
-    Returns:
-        Arrays on the host.
-    """
-    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
-    return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves}
 
 
 def _form(array: np.ndarray | None) -> tuple | None:

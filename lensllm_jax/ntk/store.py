@@ -38,6 +38,7 @@ import numpy as np
 
 from lensllm_jax import checks, durable
 from lensllm_jax._version import __version__
+from lensllm_jax.fingerprint import fingerprint
 from lensllm_jax.typing import ApplyFn, Array, Params
 
 logger = logging.getLogger(__name__)
@@ -240,29 +241,6 @@ def kernel_settings(
         "x2": None if x2 is None else fingerprint(x2),
         **{name: str(value) if value is not None else None for name, value in named.items()},
     }
-
-
-def fingerprint(tree: Any) -> str:
-    """SHA-256 over the names, types, shapes and bytes of a pytree's arrays.
-
-    Args:
-        tree: the pytree.
-
-    Returns:
-        64 hexadecimal digits.
-
-    Example:
-        >>> fingerprint({"w": np.zeros(2)}) == fingerprint({"w": np.zeros(2)})
-        True
-        >>> fingerprint({"w": np.zeros(2)}) == fingerprint({"w": np.zeros((2, 1))})
-        False
-    """
-    digest = hashlib.sha256()
-    for path, leaf in jax.tree.leaves_with_path(tree):
-        array = np.ascontiguousarray(leaf)
-        digest.update(f"{jax.tree_util.keystr(path)} {array.dtype} {np.shape(leaf)}\n".encode())
-        digest.update(array.reshape(-1).view(np.uint8).data)
-    return digest.hexdigest()
 
 
 def _stem(tile: Rectangle) -> str:

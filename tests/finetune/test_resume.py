@@ -1,17 +1,15 @@
 """A fine-tune that goes on from its file gives the same number, bit for bit, or says why not."""
 
-import json
 import time
 
 import jax
 import numpy as np
 import pytest
-from safetensors.numpy import save
 
 from lensllm_jax import checks, durable
 from lensllm_jax.finetune.fine_tune import FineTuneConfig, fine_tune
 from lensllm_jax.finetune.loop import Loop, OptimizerConfig
-from lensllm_jax.finetune.resume import Checkpoint, digest
+from lensllm_jax.finetune.resume import Checkpoint
 from tests.finetune import tiny
 
 CONFIG = FineTuneConfig(batch_size=4, max_epochs=30, patience=2, steps_per_call=2, buckets=(6,))
@@ -105,19 +103,6 @@ def test_seconds_of_all_lives_are_summed(loop, whole, tmp_path, monkeypatch):
         assert (checkpoint.earlier_seconds > 0) == bool(lasted)
         lasted.append(next(clock) - began)
     assert result == whole[0].result  # time decides nothing
-
-
-def test_a_file_from_before_seconds_were_kept_is_gone_on_with(loop, stopped, whole):
-    stored, tensors = Checkpoint(stopped)._read()
-    del stored["seconds"]
-    text = json.dumps(stored, sort_keys=True)
-    content = save(tensors, {"position": text, "sha256": digest(text, tensors)})
-    stopped.write_bytes(content)
-    checkpoint = Checkpoint(stopped)
-    (result, _), num_calls = run(loop, checkpoint)
-    assert result == whole[0].result
-    assert num_calls == whole[1] - 6
-    assert checkpoint.earlier_seconds == 0.0
 
 
 def test_a_file_is_written_when_it_is_due(loop, tmp_path):

@@ -11,8 +11,9 @@ import time
 
 import jax
 
+from lensllm_jax.fingerprint import fingerprint
 from lensllm_jax.ntk.gram import empirical_ntk
-from lensllm_jax.ntk.store import fingerprint, logger
+from lensllm_jax.ntk.store import logger
 from tests.ntk import cases
 
 
