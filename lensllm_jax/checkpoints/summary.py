@@ -1,0 +1,53 @@
+"""Summary: what is known of a candidate before its weights are read.
+
+Parameters are counted from the shapes that the config implies; of the weight files only their
+names are read.  A pool can so be checked in seconds, whatever its size.
+
+Example:
+    >>> summary = describe_candidate("zoo/gpt2-xs")
+    >>> summary.family, summary.num_params
+    ('gpt2', 239360)
+"""
+
+import dataclasses
+import math
+from typing import Any
+
+from lensllm_jax.checkpoints.config import read_config
+from lensllm_jax.checkpoints.tensors import TensorFiles
+from lensllm_jax.checkpoints.tokenizer import read_tokenizer
+from lensllm_jax.checkpoints.weights import embedding_tensor, parameter_shapes
+from lensllm_jax.checkpoints.zoo import folder_of
+from lensllm_jax.models.family import CONSTANT, ModelConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class CandidateSummary:
+    """A candidate without its weights."""
+
+    name: str  # as ``load_candidate`` takes it
+    family: str  # Hugging Face's ``model_type``
+    num_params: int  # a shared one counted once, constants not at all
+    config: ModelConfig
+    tokenizer: Any = dataclasses.field(repr=False)
+
+
+def describe_candidate(name: str) -> CandidateSummary:
+    """The summary of a candidate that can be loaded and can read text.
+
+    Args:
+        name: as ``load_candidate`` takes it; a model on the hub is fetched.
+
+    Raises:
+        UserError: if there is no such candidate, its config is not supported, or it has no
+            weights or no tokenizer.
+    """
+    folder = folder_of(name)
+    family, attributes, config = read_config(folder)
+    TensorFiles.of_folder(folder)
+    tokenizer = read_tokenizer(
+        folder, attributes,
+        vocab_size=config.vocab_size, table=embedding_tensor(family, config),
+    )  # fmt: skip
+    trained = (s for path, s in parameter_shapes(config).items() if path.split("/")[-1] != CONSTANT)
+    return CandidateSummary(name, family.name, sum(map(math.prod, trained)), config, tokenizer)

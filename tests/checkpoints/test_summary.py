@@ -1,0 +1,52 @@
+"""A summary is that of the loaded candidate, and is made without the values of its weights."""
+
+import shutil
+
+import pytest
+from safetensors import safe_open
+
+import lensllm_jax as lens
+from lensllm_jax.checkpoints.summary import describe_candidate
+from lensllm_jax.checkpoints.zoo import folder_of
+from lensllm_jax.checks import UserError
+
+
+@pytest.fixture
+def copy(tmp_path):
+    return shutil.copytree(folder_of("zoo/gpt2-xs"), tmp_path / "copy")
+
+
+@pytest.mark.parametrize("name", lens.list_zoo())
+def test_a_summary_is_that_of_the_loaded_candidate(name):
+    summary, candidate = describe_candidate(name), lens.load_candidate(name)
+    assert summary.num_params == candidate.num_params
+    assert (summary.name, summary.family) == (name, candidate.family.name)
+    assert summary.config == candidate.config
+    assert summary.tokenizer.get_vocab() == candidate.tokenizer.get_vocab()
+
+
+def test_no_value_of_a_weight_is_read(copy):
+    weights = copy / "model.safetensors"
+    with safe_open(weights, "numpy") as tensors:
+        first = sorted(tensors.keys())[0]
+    header = int.from_bytes(weights.read_bytes()[:8], "little")
+    content = bytearray(weights.read_bytes())
+    content[8 + header :] = b"\xff" * (len(content) - 8 - header)  # NaN everywhere
+    weights.write_bytes(content)
+    assert describe_candidate(str(copy)).num_params == describe_candidate("zoo/gpt2-xs").num_params
+    with pytest.raises(UserError, match=f"{first} holds values that are not finite"):
+        lens.load_candidate(str(copy))  # the control: loading reads them
+
+
+@pytest.mark.parametrize(
+    ("missing", "message"),
+    [
+        ("model.safetensors", "no weights"),
+        ("tokenizer.json", "must hold a tokenizer"),
+        ("config.json", "must be a checkpoint folder"),
+    ],
+)
+def test_a_missing_file_is_refused_by_name(copy, missing, message):
+    (copy / missing).unlink()
+    with pytest.raises(UserError, match=message):
+        describe_candidate(str(copy))
