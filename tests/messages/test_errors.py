@@ -1,8 +1,9 @@
 """Every public error says what was expected, what came and what to do: a table triggers each.
 
-The modules of ``mistakes`` hold the whole text of each message and what brings it about.  A place
-in the code that raises an error and stands neither there nor in ``ELSEWHERE`` fails here; that of
-a binary may also be what a test in ``experiments`` looks for in a whole run.
+The modules of ``mistakes`` have a row per message: the argument it names, its key phrases and
+what brings it about.  A place in the code that raises an error and is neither triggered by a row
+nor listed in ``ELSEWHERE`` fails here; one of a binary may also be matched by a test of a whole
+run in ``experiments``.
 """
 
 import ast
@@ -19,13 +20,11 @@ from lensllm_jax import checks
 
 ROOT = Path(__file__).parents[2]
 CHECKS = ROOT / "lensllm_jax" / "checks.py"
+NAMES = "models checkpoints data ntk scaling theory finetune selection measurement"
 ROOMS = {
     "core": [ROOT / "lensllm_jax"],
     "experiments": [ROOT / "experiments"],
-    **{
-        room: [ROOT / "lensllm_jax" / room]
-        for room in "models checkpoints data finetune ntk scaling selection theory".split()
-    },
+    **{name: [ROOT / "lensllm_jax" / name] for name in NAMES.split()},
 }
 # what needs a compiled program or a slow library: (room, phrase of the call) and where it is
 # triggered: (file, test, phrase of the message)
@@ -45,7 +44,7 @@ ELSEWHERE = {
     ("ntk", "checks.finite('theta v'"): (*OF_A_PRODUCT, "`theta v` must be finite"),
     ("ntk", "in Lanczos' iteration"): (*OF_A_PRODUCT, "Lanczos"),
     ("ntk", "the values of the layer"): (
-        "ntk/test_structured.py",
+        "ntk/structured/test_sweeps.py",
         "test_a_number_that_is_not_finite_stops_with_the_layer",
         "finite",
     ),
@@ -123,15 +122,18 @@ def raised(monkeypatch):
     return places
 
 
-def told(mistake, folder):
+def message_of(mistake, folder):
     with pytest.raises(checks.UserError) as caught:
         mistake(folder)
-    return str(caught.value).replace(str(folder), "DIR")
+    return str(caught.value).replace(f"{folder}/", "").replace(str(folder), "DIR")
 
 
-def is_like(message, pattern):
-    """Whether a message is the table's, in which ... stands for anything."""
-    return re.fullmatch(re.escape(pattern).replace(r"\.\.\.", ".*"), message, re.DOTALL)
+def is_like(message, argument, phrases):
+    """Whether a message names the argument, then says the phrases (between " ... ") in order."""
+    subject, _, rest = message.partition(" must ")
+    pattern = ".*".join(map(re.escape, phrases.split(" ... ")))
+    named = re.search(rf"(?<!\w){re.escape(argument)}(?!\w)", subject)
+    return named and re.search(rf"(?<!\w){pattern}(?!\w)", rest, re.DOTALL)
 
 
 def says_all(message):
@@ -168,11 +170,11 @@ def untriggered(room, raised):
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_every_error_of_a_room_is_triggered_and_says_all(room, tmp_path, as_users_run_it, raised):
     table = importlib.import_module(f"tests.messages.mistakes.{room}").MISTAKES
-    for number, (expected, mistake) in enumerate(table):
+    for number, (argument, phrases, mistake) in enumerate(table):
         folder = tmp_path / str(number)
         folder.mkdir()
-        message = told(mistake, folder)
-        assert is_like(message, expected), message
+        message = message_of(mistake, folder)
+        assert is_like(message, argument, phrases), f"{argument} | {phrases} | {message}"
         assert says_all(message), message
     missing = untriggered(room, raised)
     assert not missing, "\n".join(missing)
@@ -198,4 +200,12 @@ def test_a_message_that_says_less_is_caught():
     assert says_all("`gamma` must be positive, got 0")
     assert not says_all("`gamma` must be positive")
     assert not says_all("bad gamma, got 0")
-    assert not is_like("`gamma` must be positive, got 0", "`gamma` must be ..., got 1")
+
+
+def test_another_argument_or_value_is_caught():
+    message = "`gamma` must be positive, got 0: use `tau`"
+    assert is_like(message, "gamma", "positive ... got 0")
+    assert not is_like(message, "gamma", "positive ... got 1")
+    assert not is_like(message, "gamma", "got 0 ... positive")
+    assert not is_like(message, "tau", "positive ... got 0")
+    assert not is_like(message, "gam", "positive ... got 0")

@@ -24,92 +24,71 @@ def encoder_decoder(**changes):
     return dataclasses.replace(ENCODER_DECODER, **changes)
 
 
-# the message, and what brings it about in an empty folder
+# (argument, key phrases, the mistake in an empty folder)
 MISTAKES = [
-    ("`d_ff` must be positive and finite, got 0", lambda tmp: decoder(d_ff=0)),
-    ("`logit_cap` must be positive and finite, got -1.0", lambda tmp: decoder(logit_cap=-1.0)),
-    ("`norm` must be one of layer, rms, got 'batch'", lambda tmp: decoder(norm="batch")),
+    ("d_ff", "positive ... got 0", lambda tmp: decoder(d_ff=0)),
+    ("logit_cap", "positive ... got -1.0", lambda tmp: decoder(logit_cap=-1.0)),
+    ("norm", "one of ... got 'batch'", lambda tmp: decoder(norm="batch")),
+    ("activation_function", "one of ... got 'tanh'", lambda tmp: decoder(activation="tanh")),
+    ("d_model", "multiple of `num_heads` ... got 4 and 3", lambda tmp: decoder(num_heads=3)),
     (
-        "`activation_function` must be one of ..., got 'tanh'",
-        lambda tmp: decoder(activation="tanh"),
-    ),
-    ("`d_model` must be a multiple of `num_heads`, got 4 and 3", lambda tmp: decoder(num_heads=3)),
-    (
-        "`num_heads` must be a multiple of `num_kv_heads`, got 2 and 4",
+        "num_heads",
+        "multiple of `num_kv_heads` ... got 2 and 4",
         lambda tmp: decoder(num_heads=2, num_kv_heads=4, head_dim=2),
     ),
+    ("sliding_layers", "have one entry ... got 1", lambda tmp: decoder(sliding_layers=(True,))),
     (
-        "`sliding_layers` must have one entry a layer (2), got 1",
-        lambda tmp: decoder(sliding_layers=(True,)),
-    ),
-    (
-        "`window` must be a number where layers slide, got None",
+        "window",
+        "number where layers slide ... got None",
         lambda tmp: decoder(sliding_layers=(True, False)),
     ),
-    ("`head_bias` must be False with a tied head, got True", lambda tmp: decoder(head_bias=True)),
-    ("`d_ff` must be positive and finite, got 0", lambda tmp: dataclasses.replace(STACK, d_ff=0)),
-    ("`d_model` must be positive and finite, got 0", lambda tmp: encoder_decoder(d_model=0)),
+    ("head_bias", "False with a tied ... got True", lambda tmp: decoder(head_bias=True)),
+    ("d_ff", "positive ... got 0", lambda tmp: dataclasses.replace(STACK, d_ff=0)),
+    ("d_model", "positive ... got 0", lambda tmp: encoder_decoder(d_model=0)),
+    ("query_scale", "positive ... got 0.0", lambda tmp: encoder_decoder(query_scale=0.0)),
+    ("pad_token_id", "token below 8 ... got 8", lambda tmp: encoder_decoder(pad_token_id=8)),
+    ("norm", "one of ... got 'batch'", lambda tmp: encoder_decoder(norm="batch")),
+    ("block_form", "one of ... got 'parallel'", lambda tmp: encoder_decoder(block_form="parallel")),
     (
-        "`query_scale` must be positive and finite, got 0.0",
-        lambda tmp: encoder_decoder(query_scale=0.0),
-    ),
-    ("`pad_token_id` must be a token below 8, got 8", lambda tmp: encoder_decoder(pad_token_id=8)),
-    ("`norm` must be one of layer, rms, got 'batch'", lambda tmp: encoder_decoder(norm="batch")),
-    (
-        "`block_form` must be one of BlockForm.POST_NORM, BlockForm.PRE_NORM, got 'parallel'",
-        lambda tmp: encoder_decoder(block_form="parallel"),
-    ),
-    (
-        (
-            "`encoder.buckets` must be given where `max_positions` is None, and nowhere else, got "
-            "None and None"
-        ),
+        "encoder.buckets",
+        "given where `max_positions` ... got None and None",
         lambda tmp: encoder_decoder(max_positions=None),
     ),
     (
-        "`layer_types` must be one of full_attention, sliding_attention, got 'linear_attention'",
+        "layer_types",
+        "one of ... got 'linear_attention'",
         lambda tmp: llama.sliding_layers(
             {"layer_types": ["linear_attention"], "sliding_window": 4}
         ),
     ),
+    ("input_ids", "have at most 8 ... got 9", lambda tmp: layers.check_length(9, 8)),
     (
-        (
-            "`input_ids` must have at most 8 tokens (the model's positions), got 9: shorten the "
-            "texts with `max_length`"
-        ),
-        lambda tmp: layers.check_length(9, 8),
-    ),
-    (
-        "`num_buckets` must be even and at least 4, got 5",
+        "num_buckets",
+        "even and at least ... got 5",
         lambda tmp: Buckets(num_buckets=5, max_distance=8, bidirectional=True),
     ),
     (
-        "`max_distance` must be positive and finite, got 0",
+        "max_distance",
+        "positive ... got 0",
         lambda tmp: Buckets(num_buckets=8, max_distance=2, bidirectional=True),
     ),
-    ("`base` must be positive and finite, got 0.0", lambda tmp: rotary.Rotary(base=0.0, width=2)),
-    ("`width` must be positive and finite, got 0", lambda tmp: rotary.Rotary(base=1e4, width=0)),
+    ("base", "positive ... got 0.0", lambda tmp: rotary.Rotary(base=0.0, width=2)),
+    ("width", "positive ... got 0", lambda tmp: rotary.Rotary(base=1e4, width=0)),
+    ("factor", "positive ... got 0.0", lambda tmp: rotary.Rotary(base=1e4, width=2, factor=0.0)),
+    ("width", "even ... got 3", lambda tmp: rotary.Rotary(base=1e4, width=3)),
     (
-        "`factor` must be positive and finite, got 0.0",
-        lambda tmp: rotary.Rotary(base=1e4, width=2, factor=0.0),
-    ),
-    (
-        "`width` must be even (features turn in pairs), got 3",
-        lambda tmp: rotary.Rotary(base=1e4, width=3),
-    ),
-    (
-        "`rope_type` must be one of default, linear, llama3, got 'yarn'",
+        "rope_type",
+        "one of ... got 'yarn'",
         lambda tmp: rotary.Rotary.of_config({**ROPE, "rope_type": "yarn"}, 4),
     ),
     (
-        (
-            "`rope_parameters` of rope_type 'default' must hold only supported settings, got "
-            "factor=2.0"
-        ),
+        "rope_parameters",
+        "hold only supported settings ... got factor=2.0",
         lambda tmp: rotary.Rotary.of_config({**ROPE, "factor": 2.0}, 4),
     ),
     (
-        "`rope_parameters` of rope_type 'linear' must hold factor, got none",
+        "rope_parameters",
+        "hold factor ... got none",
         lambda tmp: rotary.Rotary.of_config({**ROPE, "rope_type": "linear"}, 4),
     ),
 ]

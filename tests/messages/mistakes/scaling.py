@@ -46,171 +46,129 @@ def spectrum(**changes):
     return dataclasses.replace(SPECTRUM, **changes)
 
 
-# the message, and what brings it about in an empty folder
+# (argument, key phrases, the mistake in an empty folder)
 MISTAKES = [
-    ("`law` must be one of ..., got 'cubic'", lambda tmp: fit(law="cubic")),
-    ("`losses` must have shape (any,), got (1, 4)", lambda tmp: fit(losses=LOSSES[None])),
+    ("law", "one of ... got 'cubic'", lambda tmp: fit(law="cubic")),
+    ("losses", "have shape ... got (1, 4)", lambda tmp: fit(losses=LOSSES[None])),
     (
-        "`losses` must have shape (any, 4), got (1, 2)",
+        "losses",
+        "have shape ... got (1, 2)",
         lambda tmp: lens.fit_laws("power", SIZES, LOSSES[None, :2]),
     ),
-    ("`weights` must have shape (1, 4), got (1, 3)", lambda tmp: fit(weights=np.ones(3))),
-    ("`sizes` must have shape (any,), got (1, 4)", lambda tmp: fit(sizes=SIZES[None])),
-    ("`sizes` must be finite, got nan at index (0,)", lambda tmp: fit(sizes=SIZES * np.nan)),
+    ("weights", "have shape ... got (1, 3)", lambda tmp: fit(weights=np.ones(3))),
+    ("sizes", "have shape ... got (1, 4)", lambda tmp: fit(sizes=SIZES[None])),
+    ("sizes", "finite ... got nan at index (0,)", lambda tmp: fit(sizes=SIZES * np.nan)),
     (
-        (
-            "`sizes` must be ascending from 0 or more, the last above 0, got [1600.0, 800.0, 400.0,"
-            " 200.0]"
-        ),
+        "sizes",
+        "ascending from 0 ... got [1600.0, 800.0, 400.0, 200.0]",
         lambda tmp: fit(sizes=SIZES[::-1]),
     ),
+    ("losses", "positive ... got -4.0 at index (0, 0)", lambda tmp: fit(losses=-LOSSES)),
+    ("ntk_loss", "absent for law power ... got one", lambda tmp: fit(spectrum=SPECTRUM)),
     (
-        (
-            "`losses` must be positive and finite, got -4.0 at index (0, 0); leave that size out or"
-            " give it weight 0"
-        ),
-        lambda tmp: fit(losses=-LOSSES),
-    ),
-    (
-        "`ntk_loss` and `spectrum` must be absent for law power, got one; use law lensllm",
-        lambda tmp: fit(spectrum=SPECTRUM),
-    ),
-    (
-        "`free_scale` must be False without `ntk_loss`, got True: it scales a measured F",
+        "free_scale",
+        "False without `ntk_loss` ... got True",
         lambda tmp: fit("lensllm", free_scale=True),
     ),
     (
-        (
-            "`ntk_loss` and `spectrum` must not both be given, got both: F is either measured at "
-            "each size or free in t"
-        ),
+        "ntk_loss",
+        "not both be given ... got both",
         lambda tmp: fit("lensllm", ntk_loss=LOSSES, spectrum=SPECTRUM),
     ),
+    ("ntk_loss", "have shape ... got (1, 2)", lambda tmp: fit("lensllm", ntk_loss=LOSSES[:2])),
     (
-        "`ntk_loss` must have shape (1, 4), got (1, 2)",
-        lambda tmp: fit("lensllm", ntk_loss=LOSSES[:2]),
-    ),
-    (
-        (
-            "`ntk_loss` must be positive and finite, got -4.0 at index (0, 0); leave that size out "
-            "or give it weight 0"
-        ),
+        "ntk_loss",
+        "positive ... got -4.0 at index (0, 0)",
         lambda tmp: fit("lensllm", ntk_loss=-LOSSES),
     ),
     (
-        "`free_scale` must be False without `ntk_loss`, got True: it scales a measured F",
+        "free_scale",
+        "False without `ntk_loss` ... got True",
         lambda tmp: fit("lensllm", free_scale=True),
     ),
     (
-        (
-            "`max_ntk_loss` must be absent unless law is lensllm without a kernel, got 1.0: a "
-            "kernel brings its own bound"
-        ),
+        "max_ntk_loss",
+        "absent unless law ... got 1.0",
         lambda tmp: fit("lensllm", spectrum=SPECTRUM, max_ntk_loss=1.0),
     ),
+    ("max_ntk_loss", "positive ... got -1.0", lambda tmp: fit("lensllm", max_ntk_loss=-1.0)),
+    ("spectra", "hold one spectrum ... got 2 for 1", lambda tmp: fits(spectra=[SPECTRUM] * 2)),
+    ("huber_delta", "positive ... got 0.0", lambda tmp: fit(huber_delta=0.0)),
+    ("zero_size", "zero or positive ... got -1.0", lambda tmp: fit(zero_size=-1.0)),
+    ("ntk_loss", "absent ... got an array", lambda tmp: FITS.predict(SIZES, ntk_loss=LOSSES[None])),
     (
-        "`max_ntk_loss` must be positive and finite, got -1.0",
-        lambda tmp: fit("lensllm", max_ntk_loss=-1.0),
-    ),
-    (
-        "`spectra` must hold one spectrum a curve, got 2 for 1",
-        lambda tmp: fits(spectra=[SPECTRUM] * 2),
-    ),
-    ("`huber_delta` must be positive and finite, got 0.0", lambda tmp: fit(huber_delta=0.0)),
-    ("`zero_size` must be zero or positive and finite, got -1.0", lambda tmp: fit(zero_size=-1.0)),
-    (
-        (
-            "`ntk_loss` must be absent, got an array; to predict where no kernel was measured, fit "
-            "with `spectrum` (t free)"
-        ),
-        lambda tmp: FITS.predict(SIZES, ntk_loss=LOSSES[None]),
-    ),
-    (
-        (
-            "`fit` must not have F measured at each size, got one: no F is known where it predicts;"
-            " fit with `spectrum` (t free)"
-        ),
+        "fit",
+        "not have F measured ... got one",
         lambda tmp: fitted(ntk_source=NtkSource.MEASURED).held_out_log_rmse(),
     ),
+    ("method", "one of ... got 'guess'", lambda tmp: interval(method="guess")),
+    ("level", "lie between 0 ... got 1.0", lambda tmp: interval(level=1.0)),
     (
-        "`method` must be one of bootstrap, profile, got 'guess'",
-        lambda tmp: interval(method="guess"),
-    ),
-    ("`level` must lie between 0 and 1, got 1.0", lambda tmp: interval(level=1.0)),
-    (
-        (
-            "`fit` must be usable, got: no finite objective was found; look at the losses for a "
-            "misprint"
-        ),
+        "fit",
+        "usable ... got: no finite objective",
         lambda tmp: interval(fitted(statuses=(FitStatus.FAILED,))),
     ),
     (
-        (
-            "`fit` must not have F measured at each size, got one: no F is known where it predicts;"
-            " fit with `spectrum` (t free)"
-        ),
+        "fit",
+        "not have F measured ... got one",
         lambda tmp: interval(fitted(ntk_source=NtkSource.MEASURED)),
     ),
     (
-        (
-            "`fit` must have more sizes than free parameters for an interval, got as many; measure "
-            "more sizes"
-        ),
+        "fit",
+        "have more sizes ... got as many",
         lambda tmp: interval(fitted(weights=np.array([[1.0, 1.0, 1.0, 0.0]]))),
     ),
     (
-        "`num_resamples` must be positive and finite, got 0",
+        "num_resamples",
+        "positive ... got 0",
         lambda tmp: intervals.bootstrap_refits(FITS[0], num_resamples=0),
     ),
     (
-        (
-            "`fit` must be usable with sizes to spare, got: no finite objective was found; look at "
-            "the losses for a misprint"
-        ),
+        "fit",
+        "usable with sizes ... got: no finite objective",
         lambda tmp: intervals.bootstrap_refits(fitted(statuses=(FitStatus.FAILED,))),
     ),
     (
-        "`law` must be one of ..., got 'cubic'",
+        "law",
+        "one of ... got 'cubic'",
         lambda tmp: intervals.rolling_origin("cubic", SIZES, LOSSES[None]),
     ),
     (
-        "`horizon` must be positive and finite, got 0",
+        "horizon",
+        "positive ... got 0",
         lambda tmp: intervals.rolling_origin("power", SIZES, LOSSES[None], horizon=0),
     ),
     (
-        "`sizes` must number at least 5 for one held-out prediction, got 4",
+        "sizes",
+        "number at least 5 ... got 4",
         lambda tmp: intervals.rolling_origin("power", SIZES, LOSSES[None]),
     ),
     (
-        "`losses` must have shape (2, 4), got (1, 4)",
+        "losses",
+        "have shape ... got (1, 4)",
         lambda tmp: kaplan.fit_kaplan(np.ones(2), SIZES, LOSSES[None]),
     ),
     (
-        "`num_params` must be positive and finite, got 0.0",
+        "num_params",
+        "positive ... got 0.0",
         lambda tmp: kaplan.fit_kaplan(np.zeros(1), SIZES, LOSSES[None]),
     ),
-    ("`projections` must have shape (2,), got (3,)", lambda tmp: spectrum(projections=np.ones(3))),
+    ("projections", "have shape ... got (3,)", lambda tmp: spectrum(projections=np.ones(3))),
     (
-        "`eigenvalues` must be finite, got nan at index (1,)",
+        "eigenvalues",
+        "finite ... got nan at index (1,)",
         lambda tmp: spectrum(eigenvalues=np.array([1.0, np.nan])),
     ),
     (
-        "`projections` must be finite, got nan at index (1,)",
+        "projections",
+        "finite ... got nan at index (1,)",
         lambda tmp: spectrum(projections=np.array([1.0, np.nan])),
     ),
+    ("learning_rate", "positive ... got 0.0", lambda tmp: spectrum(learning_rate=0.0)),
     (
-        "`learning_rate` must be positive and finite, got 0.0",
-        lambda tmp: spectrum(learning_rate=0.0),
-    ),
-    (
-        (
-            "`eigenvalues` and `projections` must not be negative, got a minimum of -1.0; clip "
-            "rounding errors at 0"
-        ),
+        "eigenvalues",
+        "not be negative ... got a minimum of -1.0",
         lambda tmp: spectrum(eigenvalues=-np.ones(2)),
     ),
-    (
-        "`sum of projections` must be positive and finite, got 0.0",
-        lambda tmp: spectrum(projections=np.zeros(2)),
-    ),
+    ("sum of projections", "positive ... got 0.0", lambda tmp: spectrum(projections=np.zeros(2))),
 ]

@@ -1,0 +1,52 @@
+"""Mistakes with the measurements of one candidate on one task."""
+
+import types
+
+import numpy as np
+
+from lensllm_jax.data.task import Example, Task
+from lensllm_jax.finetune.compute import ComputeConfig
+from lensllm_jax.measurement import features, jobs
+from lensllm_jax.measurement.measurement import Measurement, MeasurementConfig
+
+TASK = Task("toy", "", (Example("", "a"),), (Example("", "b"),), (Example("", "c"),), {}, "")
+
+
+def subset(size):
+    candidate = types.SimpleNamespace(is_encoder_decoder=False)
+    return Measurement(candidate, TASK, config=MeasurementConfig()).subset(size)
+
+
+def damaged_search(folder):
+    """A cell whose search was cut off while it was written."""
+    job = types.SimpleNamespace(path=folder / "200.json")
+    job.path.with_suffix(jobs.SEARCHED).write_text("{")
+    return jobs._searched(job, None, print)
+
+
+# (argument, key phrases, the mistake in an empty folder)
+MISTAKES = [
+    ("max_length", "positive ... got 0", lambda tmp: MeasurementConfig(max_length=0)),
+    (
+        "num_micro_batches",
+        "divide the batch size ... got 3",
+        lambda tmp: MeasurementConfig(compute=ComputeConfig(num_micro_batches=3)),
+    ),
+    ("size", "at most 1 ... got 2", lambda tmp: subset(2)),
+    (
+        "count",
+        "positive ... got 0",
+        lambda tmp: features.first_target_states(None, {"labels": np.ones((0, 2))}),
+    ),
+    (
+        "block_size",
+        "positive ... got 0",
+        lambda tmp: features.first_target_states(None, {"labels": np.ones((2, 2))}, block_size=0),
+    ),
+    (
+        "num_words",
+        "positive ... got 0",
+        lambda tmp: features.first_word_classes(TASK.train, num_words=0),
+    ),
+    ("search", "whole file ... got 200.searched", lambda tmp: damaged_search(tmp)),
+]
