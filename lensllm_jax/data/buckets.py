@@ -8,7 +8,7 @@ Example:
     ...          * 2), "labels": np.array([[-100, 5, 1, -100, -100, -100]] * 2)}
     >>> bucket_of(row_lengths(batch), check_buckets((2, 4, 8)))
     array([1, 1])
-    >>> {name: array.shape for name, array in cut(batch, 4).items()}
+    >>> {name: array.shape for name, array in truncated(batch, 4).items()}
     {'input_ids': (2, 4), 'attention_mask': (2, 4), 'labels': (2, 4)}
 """
 
@@ -66,7 +66,7 @@ def bucket_of(lengths: Int[np.ndarray, " n"], buckets: tuple[int, ...]) -> Int[n
     return np.searchsorted(np.asarray(buckets, int), lengths)
 
 
-def cut(batch: Batch, length: int | None) -> Batch:
+def truncated(batch: Batch, length: int | None) -> Batch:
     """The batch without the positions from ``length`` on.
 
     Args:

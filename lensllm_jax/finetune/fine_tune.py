@@ -1,19 +1,19 @@
 r"""Fine-tune: one candidate trained on one subset until its validation loss stops falling.
 
 The result is one point of a learning curve: the test loss at the best validation step, in
-nats per target token.  Everything is decided by the settings and the seed, so that a run
-which was cut off gives the same number when it is made again.
+nats per target token.  Settings and seed decide everything, so a killed run gives the same number
+when it is run again.
 
 Example:
     >>> import numpy as np, lensllm_jax as lens
-    >>> from lensllm_jax.finetune.fine_tune import FineTuneConfig, fine_tune
+    >>> from lensllm_jax.finetune.fine_tune import FineTuneConfig, Splits, fine_tune
     >>> from lensllm_jax.finetune.loop import Loop, OptimizerConfig
     >>> c = lens.load_candidate("zoo/gpt2-xs")
     >>> ids = np.random.default_rng(0).integers(5, 50, (8, 12)).astype(np.int32)
     >>> data = {"input_ids": ids, "attention_mask": np.ones_like(ids), "labels": ids}
     >>> config = FineTuneConfig(batch_size=4, max_epochs=2)
     >>> loop = Loop(c.apply_fn, OptimizerConfig(learning_rate=1e-3), shift=True)
-    >>> result = fine_tune(loop, c.params, data, data, data, config=config).result
+    >>> result = fine_tune(loop, c.params, Splits(data, data, data), config=config).result
     >>> result.test_loss < loop.evaluate(c.params, [data])
     True
 """
@@ -30,30 +30,39 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from lensllm_jax import checks
-from lensllm_jax.data.buckets import bucket_of, check_buckets, cut, row_lengths
+from lensllm_jax.data.buckets import bucket_of, check_buckets, row_lengths, truncated
 from lensllm_jax.finetune.loop import Loop
 from lensllm_jax.finetune.order import Call, calls_of, order_digest
 from lensllm_jax.finetune.resume import Checkpoint, Position
 from lensllm_jax.fingerprint import fingerprint
 from lensllm_jax.typing import IGNORE, Array, Batch, Params
 
-EVALUATION_BATCH = 64  # examples; one shape for every evaluation
+_EVALUATION_BATCH = 64  # examples; one shape for every evaluation
+
+
+class Splits(NamedTuple):
+    """Token arrays (n, s) of a task's splits."""
+
+    train: Batch
+    validation: Batch  # decides when to stop
+    test: Batch  # measured once, at the best step
 
 
 @dataclasses.dataclass(frozen=True)
 class FineTuneConfig:
-    """When to look and when to stop.
+    """When to evaluate and when to stop.
 
     Attributes:
         batch_size: examples a step.
         max_epochs: passes over the subset at most.
         patience: evaluations in a row without a new best after which training stops.
-        steps_per_call: steps between looks at the losses; evaluations fall on its multiples.
+        steps_per_call: steps of one compiled call; evaluations fall on its multiples.
         evaluations_per_epoch: validation evaluations in a pass over the subset, where it is
             long enough for that many calls.
         seed: of the order of examples.
-        buckets: ascending lengths (tokens): a call takes examples of one bucket and loses the
-            padding behind it; each length is compiled once.  None: all have full length.
+        buckets: ascending lengths (tokens); a call takes examples of one bucket and drops the
+            padding behind it, and each length is compiled once.  Without any, all have full
+            length.
     """
 
     batch_size: int = 32
@@ -82,14 +91,7 @@ class FineTuneConfig:
         return max(1, round(steps / self.steps_per_call))
 
     def calls(self, lengths: Int[np.ndarray, " n"]) -> Iterator[Call]:
-        """The calls of a fine-tune, from its first one and without end.
-
-        Args:
-            lengths: of the examples (tokens).
-
-        Yields:
-            One call after the other.
-        """
+        """The calls of a fine-tune, without end, for examples of these lengths (tokens)."""
         return calls_of(
             lengths, self.buckets,
             steps=self.steps_per_call, batch_size=self.batch_size, seed=self.seed,
@@ -128,9 +130,7 @@ class Progress(NamedTuple):
 def fine_tune(
     loop: Loop,
     params: Params,
-    train: Batch,
-    validation: Batch,
-    test: Batch,
+    splits: Splits,
     *,
     config: FineTuneConfig,
     on_progress: Callable[[Progress], None] | None = None,
@@ -141,39 +141,34 @@ def fine_tune(
     Args:
         loop: the candidate's compiled steps.
         params: where to start.
-        train: the subset, arrays (n, s).
-        validation: decides when to stop.
-        test: measured once, at the best step.
-        config: when to look and when to stop.
+        splits: the subset to train on, validation and test.
+        config: when to evaluate and when to stop.
         on_progress: called after each evaluation.
-        checkpoint: written now and then; where its file is there already, training goes on
-            from it, to the same result bit for bit.  It stays, for the caller to discard.
-
-    Returns:
-        The point of the learning curve, and the weights at the best step.
+        checkpoint: written when due; training resumes from its file, to the same result bit
+            for bit.  The caller discards it.
 
     Raises:
         FloatingPointError: if a loss is not finite.
         UserError: if the checkpoint is damaged, or of another fine-tune, or there is no target.
     """
-    for name, data in (("train", train), ("validation", validation), ("test", test)):
+    for name, data in splits._asdict().items():
         check_targets(name, data, shift=loop.shift)
-    lengths = row_lengths(train)
+    lengths = row_lengths(splits.train)
     num_calls = config.num_calls(len(lengths))
     calls_per_evaluation = config.calls_per_evaluation(len(lengths))
-    validation_batches = evaluation_batches(validation, buckets=config.buckets)
+    validation_batches = evaluation_batches(splits.validation, buckets=config.buckets)
     position = Position.at_start(loop.start(params))
     if checkpoint is not None:
-        settings = resumed_settings(loop, position.state.params, train, validation, config)
+        settings = resumed_settings(loop, position.state.params, splits, config)
         position = checkpoint.load(position, settings)
     max_steps = num_calls * config.steps_per_call
     last_step = loop.last_step(max_steps)
     started, tokens_before = time.monotonic(), position.num_tokens
     for call in itertools.islice(config.calls(lengths), position.call, None):
-        # also after a checkpoint was loaded that was written at the very end
+        # before the call: a checkpoint may hold the very end
         if position.since_best == config.patience or position.call == num_calls:
             break
-        position, losses = _after_call(loop, position, train, call, last_step)
+        position, losses = _after_call(loop, position, splits.train, call, last_step)
         if position.call % calls_per_evaluation == 0 or position.call == num_calls:
             loss = loop.evaluate(position.state.params, validation_batches)
             step = position.call * config.steps_per_call
@@ -185,7 +180,7 @@ def fine_tune(
             checkpoint.save_if_due(position, settings)
     result = FineTuneResult(
         test_loss=loop.evaluate(
-            position.best_params, evaluation_batches(test, buckets=config.buckets)
+            position.best_params, evaluation_batches(splits.test, buckets=config.buckets)
         ),
         validation_loss=position.best_loss,
         best_step=position.best_step,
@@ -193,58 +188,44 @@ def fine_tune(
         num_tokens=position.num_tokens,
         stopped_early=position.since_best == config.patience,
         data_order_sha256=order_digest(
-            train, itertools.islice(config.calls(lengths), position.call)
+            splits.train, itertools.islice(config.calls(lengths), position.call)
         ),
     )
     return FineTuned(result, position.best_params)
 
 
 def evaluation_batches(data: Batch, *, buckets: tuple[int, ...] = ()) -> list[Batch]:
-    """The examples in batches of one shape; rows that fill up the last one have no target.
+    """The examples (n, s) in batches of one number of rows; padding rows have no target.
 
-    Args:
-        data: arrays (n, s).
-        buckets: ascending lengths (tokens); with them the examples are sorted by length, and
-            each batch is cut to the smallest bucket that holds it.
-
-    Returns:
-        Batches (``EVALUATION_BATCH``, s), or shorter ones.
+    With ``buckets`` (ascending lengths, tokens) the examples are sorted by length, and each
+    batch is truncated to the smallest bucket that holds it.
     """
     if buckets:
         order = np.argsort(row_lengths(data), kind="stable")
         data = {name: np.asarray(values)[order] for name, values in data.items()}
-    num_missing = -len(data["input_ids"]) % EVALUATION_BATCH
-    filled = {
+    num_missing = -len(data["input_ids"]) % _EVALUATION_BATCH
+    padded = {
         name: np.pad(
             values, ((0, num_missing), (0, 0)), constant_values=IGNORE if name == "labels" else 1
         )
         for name, values in data.items()
     }
-    starts = range(0, len(filled["input_ids"]), EVALUATION_BATCH)
+    starts = range(0, len(padded["input_ids"]), _EVALUATION_BATCH)
     batches: list[Batch] = [
-        {k: v[i : i + EVALUATION_BATCH] for k, v in filled.items()} for i in starts
+        {k: v[i : i + _EVALUATION_BATCH] for k, v in padded.items()} for i in starts
     ]
     if not buckets:
         return batches
-    longest = [row_lengths(data)[i : i + EVALUATION_BATCH].max() for i in starts]
-    kept = (*buckets, None)
+    longest = [row_lengths(data)[i : i + _EVALUATION_BATCH].max() for i in starts]
+    limits = (*buckets, None)
     return [
-        cut(batch, kept[index])
+        truncated(batch, limits[index])
         for batch, index in zip(batches, bucket_of(np.array(longest), buckets), strict=True)
     ]
 
 
 def check_targets(name: str, data: Batch, *, shift: bool) -> None:
-    """Refuses data whose targets were all cut off: their mean loss would be 0 / 0.
-
-    Args:
-        name: of the split.
-        data: arrays (n, s).
-        shift: see ``objective.nats_and_count``.
-
-    Raises:
-        UserError: if there is no target.
-    """
+    """Raises UserError if a split has no target token: its mean loss would be 0 / 0."""
     labels = np.asarray(data["labels"])
     if not ((labels[:, 1:] if shift else labels) != IGNORE).any():
         raise checks.UserError(
@@ -257,7 +238,7 @@ def _after_call(
     loop: Loop, position: Position, train: Batch, call: Call, last_step: np.int32 | None
 ) -> tuple[Position, Float[Array, " t"]]:
     """The position after one call, and the loss before each of its steps."""
-    batches = cut({name: np.asarray(v)[call.rows] for name, v in train.items()}, call.length)
+    batches = truncated({name: np.asarray(v)[call.rows] for name, v in train.items()}, call.length)
     state, losses = loop.train(position.state, batches, last_step)
     num_tokens = position.num_tokens + int(np.asarray(batches["attention_mask"]).sum())
     return position._replace(state=state, call=position.call + 1, num_tokens=num_tokens), losses
@@ -273,25 +254,14 @@ def _after_evaluation(position: Position, loss: float, step: int) -> Position:
 
 
 def resumed_settings(
-    loop: Loop, params: Params, train: Batch, validation: Batch, config: FineTuneConfig
+    loop: Loop, params: Params, splits: Splits, config: FineTuneConfig
 ) -> dict[str, Any]:
-    """What decides how a fine-tune goes on, for its checkpoint.
-
-    Args:
-        loop: the candidate's compiled steps.
-        params: where it started.
-        train: the subset, arrays (n, s).
-        validation: what decides when to stop.
-        config: when to look and when to stop.
-
-    Returns:
-        JSON values, with digests of the arrays.
-    """
+    """What a resumed fine-tune must share with its checkpoint, as JSON values."""
     return {
         **dataclasses.asdict(config),
         **dataclasses.asdict(loop.config),
         "num_micro_batches": loop.num_micro_batches,
         "params": fingerprint(params),
-        "train": fingerprint(dict(train)),
-        "validation": fingerprint(dict(validation)),
+        "train": fingerprint(dict(splits.train)),
+        "validation": fingerprint(dict(splits.validation)),
     }

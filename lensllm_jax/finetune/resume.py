@@ -8,8 +8,7 @@ data that it belongs to, carries a digest of everything in it, and the seconds t
 
 Example:
     >>> import tempfile, jax.numpy as jnp
-    >>> from lensllm_jax.fingerprint import fingerprint, named_arrays
-from lensllm_jax.finetune.loop import TrainState
+    >>> from lensllm_jax.finetune.loop import TrainState
     >>> file = pathlib.Path(tempfile.mkdtemp()) / "cell.safetensors"
     >>> start = Position.at_start(TrainState({"w": jnp.zeros(2)}, {"mu": jnp.zeros(2)}))
     >>> Checkpoint(file).save(start._replace(call=3), {"seed": 0})

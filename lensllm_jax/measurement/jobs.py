@@ -28,7 +28,7 @@ from lensllm_jax.data.task import Task
 from lensllm_jax.finetune.fine_tune import Progress as Step
 from lensllm_jax.finetune.loop import Loop
 from lensllm_jax.finetune.resume import Checkpoint
-from lensllm_jax.finetune.search import SearchProgress, search_rates
+from lensllm_jax.finetune.search import SearchGrid, SearchProgress, search_rates
 from lensllm_jax.measurement.measurement import Measurement, MeasurementConfig
 
 # what ends one cell and not the run; the last is an accelerator without memory left
@@ -258,8 +258,8 @@ def _searched(
             ) from error
     start, checkpoint = time.monotonic(), job.checkpoint(SEARCHING)
     found = search_rates(
-        measurement.loop, measurement.candidate.params, measurement.subset(job.size),
-        measurement.validation, rates=job.search.rates, batch_sizes=job.search.batch_sizes,
+        measurement.loop, measurement.candidate.params, measurement.splits(job.size),
+        SearchGrid(job.search.rates, job.search.batch_sizes),
         config=job.config.fine_tuning(), on_progress=on_progress, checkpoint=checkpoint,
     )  # fmt: skip
     search = {

@@ -34,6 +34,7 @@ from lensllm_jax.finetune.fine_tune import (
     FineTuneConfig,
     FineTuned,
     Progress,
+    Splits,
     evaluation_batches,
     fine_tune,
 )
@@ -142,11 +143,6 @@ class Measurement:
     def _test(self) -> Batch:
         return self._encode(self.task.test)
 
-    @property
-    def validation(self) -> Batch:
-        """What decides when to stop, and between settings, as token batches."""
-        return self._validation
-
     def subset(self, size: int) -> Batch:
         """The first ``size`` training examples of the nested order, as token batches.
 
@@ -165,6 +161,10 @@ class Measurement:
                 f"{self.task.name}), got {size}"
             )
         return self._encode(self.task.train[i] for i in self._order[:size])
+
+    def splits(self, size: int) -> Splits:
+        """The subset of ``size`` examples, validation and test, as token arrays."""
+        return Splits(self.subset(size), self._validation, self._test)
 
     def zero_shot(self) -> float:
         """Test loss before fine-tuning, nats per target token."""
@@ -187,9 +187,7 @@ class Measurement:
         return fine_tune(
             self.loop,
             self.candidate.params,
-            self.subset(size),
-            self._validation,
-            self._test,
+            self.splits(size),
             config=self.config.fine_tuning(),
             on_progress=on_progress,
             checkpoint=checkpoint,

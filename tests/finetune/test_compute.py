@@ -10,7 +10,7 @@ import pytest
 import lensllm_jax as lens
 from lensllm_jax import checks
 from lensllm_jax.finetune.compute import ComputeConfig, loop_for
-from lensllm_jax.finetune.fine_tune import FineTuneConfig, fine_tune
+from lensllm_jax.finetune.fine_tune import FineTuneConfig, Splits, fine_tune
 from lensllm_jax.finetune.loop import Loop, OptimizerConfig
 from tests.finetune import tiny
 from tests.tolerances import assert_close
@@ -146,7 +146,9 @@ def test_one_compilation_decays_over_every_length():
     results = {}
     for size in (16, 32):
         data = tiny.examples(size)
-        results[size] = fine_tune(loop, tiny.params(), data, data, data, config=settings).result
+        results[size] = fine_tune(
+            loop, tiny.params(), Splits(data, data, data), config=settings
+        ).result
     assert loop._train._cache_size() == 1
 
     def alone(decay_steps):
@@ -154,7 +156,9 @@ def test_one_compilation_decays_over_every_length():
             tiny.apply_fn, dataclasses.replace(config, decay_steps=decay_steps), shift=True
         )
         data = tiny.examples(32)
-        return fine_tune(other, tiny.params(), data, data, data, config=settings).result.test_loss
+        return fine_tune(
+            other, tiny.params(), Splits(data, data, data), config=settings
+        ).result.test_loss
 
     assert results[32].num_steps == 16
     assert_close(results[32].test_loss, alone(16), "float32")

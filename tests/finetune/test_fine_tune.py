@@ -8,7 +8,7 @@ from flax import traverse_util
 
 import lensllm_jax as lens
 from lensllm_jax import checks
-from lensllm_jax.finetune.fine_tune import FineTuneConfig, evaluation_batches, fine_tune
+from lensllm_jax.finetune.fine_tune import FineTuneConfig, Splits, evaluation_batches, fine_tune
 from lensllm_jax.finetune.loop import Loop, OptimizerConfig
 from lensllm_jax.finetune.objective import batch_nats_and_count, nats_and_count
 from tests.finetune import tiny
@@ -109,12 +109,12 @@ def test_first_step_is_that_of_adamw_written_out():
 def test_training_lowers_the_loss_and_is_repeatable(loop, candidate):
     config = FineTuneConfig(batch_size=8, max_epochs=6, patience=3, steps_per_call=4)
     train = data(32)
-    first = fine_tune(loop, candidate.params, train, train, train, config=config).result
-    again = fine_tune(loop, candidate.params, train, train, train, config=config).result
+    first = fine_tune(loop, candidate.params, Splits(train, train, train), config=config).result
+    again = fine_tune(loop, candidate.params, Splits(train, train, train), config=config).result
     assert first == again
     assert first.test_loss < loop.evaluate(candidate.params, evaluation_batches(train)) - 0.5
     other = fine_tune(
-        loop, candidate.params, train, train, train,
+        loop, candidate.params, Splits(train, train, train),
         config=FineTuneConfig(batch_size=8, max_epochs=6, patience=3, steps_per_call=4, seed=1),
     ).result  # fmt: skip
     assert other != first
@@ -125,7 +125,7 @@ def test_patience_stops_and_the_best_step_is_reported(candidate):
     config = FineTuneConfig(batch_size=8, max_epochs=200, patience=2, steps_per_call=2)
     seen = []
     result = fine_tune(
-        rough, candidate.params, data(16), data(16, seed=1), data(16, seed=2),
+        rough, candidate.params, Splits(data(16), data(16, seed=1), data(16, seed=2)),
         config=config, on_progress=seen.append,
     ).result  # fmt: skip
     losses = [p.validation_loss for p in seen]
@@ -140,7 +140,7 @@ def test_one_compilation_serves_every_size(candidate):
     fresh = Loop(candidate.apply_fn, OptimizerConfig(learning_rate=1e-3), shift=True)
     config = FineTuneConfig(batch_size=4, max_epochs=1, steps_per_call=2)
     for size in (8, 24, 50):
-        fine_tune(fresh, candidate.params, data(size), data(9), data(9), config=config)
+        fine_tune(fresh, candidate.params, Splits(data(size), data(9), data(9)), config=config)
     assert fresh._train._cache_size() == 1
     assert fresh._evaluate._cache_size() == 1
 
@@ -149,7 +149,7 @@ def test_a_diverging_run_stops_with_its_origin(candidate):
     wild = Loop(candidate.apply_fn, OptimizerConfig(learning_rate=1e30), shift=True)
     config = FineTuneConfig(batch_size=8, max_epochs=20)
     with pytest.raises(FloatingPointError, match="learning_rate"):
-        fine_tune(wild, candidate.params, data(16), data(8), data(8), config=config)
+        fine_tune(wild, candidate.params, Splits(data(16), data(8), data(8)), config=config)
 
 
 @pytest.mark.parametrize("cut", [0, 1, 2])
@@ -161,7 +161,7 @@ def test_data_without_a_target_is_refused(cut):
     splits = [prompts if i == cut else whole for i in range(3)]
     name = ("train", "validation", "test")[cut]
     with pytest.raises(checks.UserError, match=f"`{name}` must hold a target token, got none in 4"):
-        fine_tune(loop, tiny.params(), *splits, config=FineTuneConfig())
+        fine_tune(loop, tiny.params(), Splits(*splits), config=FineTuneConfig())
 
 
 @pytest.mark.parametrize("name", ["batch_size", "max_epochs", "patience", "steps_per_call"])

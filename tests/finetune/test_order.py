@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from lensllm_jax import checks
-from lensllm_jax.data.buckets import check_buckets, cut, row_lengths
+from lensllm_jax.data.buckets import check_buckets, row_lengths, truncated
 from lensllm_jax.data.subsets import subset_order
-from lensllm_jax.finetune.fine_tune import FineTuneConfig, evaluation_batches, fine_tune
+from lensllm_jax.finetune.fine_tune import FineTuneConfig, Splits, evaluation_batches, fine_tune
 from lensllm_jax.finetune.loop import Loop, OptimizerConfig
 from lensllm_jax.finetune.order import calls_of
 from tests.finetune import tiny
@@ -54,10 +54,11 @@ def test_a_cut_batch_has_the_same_loss():
     length = int(row_lengths(data).max())
     shorter = {name: array[row_lengths(data) <= 6] for name, array in data.items()}
     assert_close(
-        loop.evaluate(tiny.params(), [cut(shorter, 6)]), loop.evaluate(tiny.params(), [shorter]),
+        loop.evaluate(tiny.params(), [truncated(shorter, 6)]),
+        loop.evaluate(tiny.params(), [shorter]),
         "float32",
     )  # fmt: skip
-    lost = loop.evaluate(tiny.params(), [cut(data, length - 4)])  # control: targets cut off
+    lost = loop.evaluate(tiny.params(), [truncated(data, length - 4)])  # control: targets cut off
     assert abs(lost - loop.evaluate(tiny.params(), [data])) > 1e-3
     assert_close(
         loop.evaluate(tiny.params(), evaluation_batches(data, buckets=(6, 10))),
@@ -83,7 +84,7 @@ def test_nothing_is_compiled_after_one_size_was_run():
 
     def run(size):
         data = tiny.examples(size, seed=size)
-        fine_tune(loop, tiny.params(), data, tiny.examples(200), data, config=config)
+        fine_tune(loop, tiny.params(), Splits(data, tiny.examples(200), data), config=config)
 
     jax.monitoring.register_event_duration_secs_listener(listen)
     try:
@@ -102,7 +103,7 @@ def test_buckets_train_as_well_and_read_fewer_positions():
     data = tiny.examples(200)
     results = [
         fine_tune(
-            loop, tiny.params(), data, data, data,
+            loop, tiny.params(), Splits(data, data, data),
             config=FineTuneConfig(batch_size=4, max_epochs=4, steps_per_call=2, buckets=buckets),
         ).result
         for buckets in ((), (6, 10))
@@ -120,7 +121,7 @@ def test_the_digest_is_of_what_was_trained_on_and_in_which_order():
     def digest(data, **settings):
         defaults = {"batch_size": 4, "steps_per_call": 2, "max_epochs": 2}
         config = FineTuneConfig(**{**defaults, **settings})
-        result = fine_tune(loop, tiny.params(), data, data, data, config=config).result
+        result = fine_tune(loop, tiny.params(), Splits(data, data, data), config=config).result
         return result.data_order_sha256
 
     data = tiny.examples(16)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from lensllm_jax import checks, durable
-from lensllm_jax.finetune.fine_tune import FineTuneConfig, fine_tune
+from lensllm_jax.finetune.fine_tune import FineTuneConfig, Splits, fine_tune
 from lensllm_jax.finetune.loop import Loop, OptimizerConfig
 from lensllm_jax.finetune.resume import Checkpoint
 from tests.finetune import tiny
@@ -40,7 +40,7 @@ def run(loop, checkpoint=None, *, kill_at=None, config=CONFIG, seed=0):
             return loop.train(*args)
 
     data = [tiny.examples(24, seed=seed + i) for i in range(3)]
-    done = fine_tune(Counted(), tiny.params(), *data, config=config, checkpoint=checkpoint)
+    done = fine_tune(Counted(), tiny.params(), Splits(*data), config=config, checkpoint=checkpoint)
     return done, len(calls)
 
 

@@ -1,14 +1,14 @@
-"""Rates that train together find what each finds alone, also after the search was cut off."""
+"""Rates that train vmapped find what each finds alone, also after the search was cut off."""
 
 import numpy as np
 import pytest
 
 from lensllm_jax import checks
 from lensllm_jax.finetune import search as search_module
-from lensllm_jax.finetune.fine_tune import FineTuneConfig, fine_tune
+from lensllm_jax.finetune.fine_tune import FineTuneConfig, Splits, fine_tune
 from lensllm_jax.finetune.loop import Loop, OptimizerConfig
 from lensllm_jax.finetune.resume import Checkpoint
-from lensllm_jax.finetune.search import search_rates
+from lensllm_jax.finetune.search import SearchGrid, search_rates
 from tests.finetune import tiny
 
 CONFIG = FineTuneConfig(batch_size=4, max_epochs=6, patience=2, steps_per_call=2, buckets=(6,))
@@ -16,10 +16,13 @@ OPTIMIZER = OptimizerConfig(learning_rate=1e-3, warmup_steps=2, decay_steps=40)
 RATES = (1e-4, 3e-2)  # of the search that is killed
 
 
-def search(**settings):
+def splits():
+    return Splits(tiny.examples(24), tiny.examples(24, seed=1), tiny.examples(8))
+
+
+def search(**grid):
     loop = Loop(tiny.apply_fn, OPTIMIZER, shift=True)
-    data = tiny.examples(24), tiny.examples(24, seed=1)
-    return search_rates(loop, tiny.params(), *data, config=CONFIG, **settings)
+    return search_rates(loop, tiny.params(), splits(), SearchGrid(**grid), config=CONFIG)
 
 
 @pytest.fixture(scope="module")
@@ -30,8 +33,7 @@ def found():
 @pytest.mark.parametrize(("rate", "column"), [(3e-2, 1), (0.5, 2)])
 def test_a_rate_among_others_ends_where_it_ends_alone(found, rate, column):
     loop = Loop(tiny.apply_fn, OptimizerConfig(rate, warmup_steps=2, decay_steps=40), shift=True)
-    data = tiny.examples(24), tiny.examples(24, seed=1), tiny.examples(8)
-    alone = fine_tune(loop, tiny.params(), *data, config=CONFIG).result
+    alone = fine_tune(loop, tiny.params(), splits(), config=CONFIG).result
     # another order of sums, carried through tens of steps
     assert found.losses[0, column] == pytest.approx(alone.validation_loss, rel=1e-4)
     assert found.best_steps[0, column] == alone.best_step
@@ -40,8 +42,7 @@ def test_a_rate_among_others_ends_where_it_ends_alone(found, rate, column):
 
 def test_tokens_of_every_setting_are_counted():
     loop = Loop(tiny.apply_fn, OPTIMIZER, shift=True)
-    data = tiny.examples(24), tiny.examples(24, seed=1), tiny.examples(8)
-    alone = fine_tune(loop, tiny.params(), *data, config=CONFIG).result
+    alone = fine_tune(loop, tiny.params(), splits(), config=CONFIG).result
     assert search(rates=(1e-3,), batch_sizes=(4,)).num_tokens == alone.num_tokens
     two = search(rates=(1e-3, 1e-3), batch_sizes=(4,))
     assert two.num_tokens == 2 * alone.num_tokens
@@ -69,8 +70,8 @@ class KilledAt:
 
     def __init__(self):
         loop = Loop(tiny.apply_fn, OPTIMIZER, shift=True)
-        self.together = search_module._Together(loop, RATES)
-        self.train, self.together.train = self.together.train, self.counted
+        self.vmapped = search_module._Vmapped(loop, RATES)
+        self.train, self.vmapped.train = self.vmapped.train, self.counted
         self.batch_sizes, self.kill_at = [], None
 
     def counted(self, state, batches, last_step):
@@ -82,10 +83,9 @@ class KilledAt:
     def search(self, checkpoint=None, *, kill_at=None, rates=RATES, **settings):
         """What is found, and the batch size of each call made."""
         self.batch_sizes, self.kill_at = [], kill_at
-        data = tiny.examples(24), tiny.examples(24, seed=1)
         found = search_rates(
-            self.together.loop, tiny.params(), *data, rates=rates, batch_sizes=(4, 8),
-            config=CONFIG, checkpoint=checkpoint, **settings,
+            self.vmapped.loop, tiny.params(), splits(), SearchGrid(rates, (4, 8)), config=CONFIG,
+            checkpoint=checkpoint, **settings,
         )  # fmt: skip
         return found, self.batch_sizes
 
@@ -94,7 +94,7 @@ class KilledAt:
 def killed(monkeypatch):
     """A search that may be killed; compiled once."""
     killed = KilledAt()
-    monkeypatch.setattr(search_module, "_Together", lambda loop, rates: killed.together)
+    monkeypatch.setattr(search_module, "_Vmapped", lambda loop, rates: killed.vmapped)
     return killed
 
 
@@ -120,13 +120,13 @@ def test_a_search_killed_at_any_call_ends_in_the_same_bits(killed, tmp_path):
 
 
 def test_progress_is_the_share_of_calls_and_says_the_lowest_loss(killed):
-    heard = []
-    found, calls = killed.search(on_progress=heard.append)
+    updates = []
+    found, calls = killed.search(on_progress=updates.append)
     # six passes over 24 examples in calls of two steps: 18 with batches of 4, 9 with those of 8
     made = [1 + n for n in range(calls.count(4))] + [19 + n for n in range(calls.count(8))]
-    assert [now.share for now in heard] == [n / 27 for n in made]
-    assert heard[-1].validation_loss == found.losses.min() < heard[2].validation_loss
-    assert heard[-1].tokens_per_second > 0
+    assert [now.share for now in updates] == [n / 27 for n in made]
+    assert updates[-1].validation_loss == found.losses.min() < updates[2].validation_loss
+    assert updates[-1].tokens_per_second > 0
 
 
 def test_a_finished_batch_size_is_kept_though_no_writing_is_due(killed, tmp_path):
@@ -148,9 +148,9 @@ def test_a_file_of_another_search_is_refused(killed, tmp_path):
 def test_prompts_without_a_target_are_refused():
     data = tiny.examples(8)
     prompts = {**data, "labels": np.full_like(data["labels"], -100)}
+    loop = Loop(tiny.apply_fn, OPTIMIZER, shift=True)
     with pytest.raises(checks.UserError, match="`validation` must hold a target token"):
-        search_rates(Loop(tiny.apply_fn, OPTIMIZER, shift=True), tiny.params(), data, prompts,
-                     config=CONFIG)  # fmt: skip
+        search_rates(loop, tiny.params(), Splits(data, prompts, data), config=CONFIG)
 
 
 @pytest.mark.parametrize(

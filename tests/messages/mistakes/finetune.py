@@ -7,7 +7,7 @@ import pytest
 
 from lensllm_jax.finetune import search
 from lensllm_jax.finetune.compute import ComputeConfig
-from lensllm_jax.finetune.fine_tune import FineTuneConfig, fine_tune
+from lensllm_jax.finetune.fine_tune import FineTuneConfig, Splits, fine_tune
 from lensllm_jax.finetune.loop import Loop, OptimizerConfig, TrainState
 from lensllm_jax.finetune.resume import Checkpoint, Position
 
@@ -29,7 +29,11 @@ def searched(*rates):
         patch.setattr(search, "_positions", lambda *_: iter(()))
         data = {"labels": np.zeros((2, 3))}
         return search.search_rates(
-            loop(), {}, data, data, rates=rates, batch_sizes=(4,), config=FineTuneConfig()
+            loop(),
+            {},
+            Splits(data, data, data),
+            search.SearchGrid(rates, (4,)),
+            config=FineTuneConfig(),
         )
 
 
@@ -72,7 +76,7 @@ MISTAKES = [
         "train",
         "hold a target token ... got none in 2 examples",
         lambda tmp: fine_tune(
-            loop(), {}, *[{"labels": np.full((2, 3), -100)}] * 3, config=FineTuneConfig()
+            loop(), {}, Splits(*[{"labels": np.full((2, 3), -100)}] * 3), config=FineTuneConfig()
         ),
     ),
     (
