@@ -9,42 +9,71 @@ Example:
 """
 
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lensllm_jax._version import __version__
 
-# public name -> module that defines it
-_HOME = {
-    "Candidate": "lensllm_jax.checkpoints.candidate",
-    "list_tasks": "lensllm_jax.data.catalogue",
-    "list_zoo": "lensllm_jax.checkpoints.zoo",
-    "load_candidate": "lensllm_jax.checkpoints.zoo",
-    "load_task": "lensllm_jax.data.catalogue",
-    "candidate_ntk": "lensllm_jax.ntk.candidate",
-    "empirical_ntk": "lensllm_jax.ntk.gram",
-    "estimate_ntk_cost": "lensllm_jax.ntk.candidate",
-    "kernel_velocity": "lensllm_jax.ntk.velocity",
-    "ntk_loss": "lensllm_jax.ntk.loss",
-    "ntk_loss_matrix_free": "lensllm_jax.ntk.operator",
-    "ntk_matvec": "lensllm_jax.ntk.operator",
-    "ntk_test_residual": "lensllm_jax.ntk.loss",
-    "ntk_train_residual": "lensllm_jax.ntk.loss",
-    "fit_law": "lensllm_jax.scaling.fit",
-    "fit_laws": "lensllm_jax.scaling.fit",
-    "read_loss_table": "lensllm_jax.selection.loss_table",
-    "rank": "lensllm_jax.selection.rank",
-    "parameter_group_ntk": "lensllm_jax.ntk.gram",
-    "pearson_correlation": "lensllm_jax.metrics",
-    "relative_accuracy": "lensllm_jax.metrics",
-}
+if TYPE_CHECKING:
+    from lensllm_jax.checkpoints.candidate import Candidate
+    from lensllm_jax.checkpoints.zoo import list_zoo, load_candidate
+    from lensllm_jax.data.catalogue import list_tasks, load_task
+    from lensllm_jax.metrics import pearson_correlation, relative_accuracy
+    from lensllm_jax.ntk.candidate import candidate_ntk, estimate_ntk_cost
+    from lensllm_jax.ntk.gram import empirical_ntk, parameter_group_ntk
+    from lensllm_jax.ntk.loss import ntk_loss, ntk_test_residual, ntk_train_residual
+    from lensllm_jax.ntk.operator import ntk_loss_matrix_free, ntk_matvec
+    from lensllm_jax.ntk.velocity import kernel_velocity
+    from lensllm_jax.scaling.fit import fit_law, fit_laws
+    from lensllm_jax.selection.loss_table import read_loss_table
+    from lensllm_jax.selection.rank import rank
 
-__all__ = ["__version__", *_HOME]
+__all__ = [
+    "Candidate",
+    "__version__",
+    "candidate_ntk",
+    "empirical_ntk",
+    "estimate_ntk_cost",
+    "fit_law",
+    "fit_laws",
+    "kernel_velocity",
+    "list_tasks",
+    "list_zoo",
+    "load_candidate",
+    "load_task",
+    "ntk_loss",
+    "ntk_loss_matrix_free",
+    "ntk_matvec",
+    "ntk_test_residual",
+    "ntk_train_residual",
+    "parameter_group_ntk",
+    "pearson_correlation",
+    "rank",
+    "read_loss_table",
+    "relative_accuracy",
+]
+
+# the imports above as they are made when a name is first used: module -> its names
+_LAZY = {
+    "lensllm_jax.checkpoints.candidate": "Candidate",
+    "lensllm_jax.checkpoints.zoo": "list_zoo load_candidate",
+    "lensllm_jax.data.catalogue": "list_tasks load_task",
+    "lensllm_jax.metrics": "pearson_correlation relative_accuracy",
+    "lensllm_jax.ntk.candidate": "candidate_ntk estimate_ntk_cost",
+    "lensllm_jax.ntk.gram": "empirical_ntk parameter_group_ntk",
+    "lensllm_jax.ntk.loss": "ntk_loss ntk_test_residual ntk_train_residual",
+    "lensllm_jax.ntk.operator": "ntk_loss_matrix_free ntk_matvec",
+    "lensllm_jax.ntk.velocity": "kernel_velocity",
+    "lensllm_jax.scaling.fit": "fit_law fit_laws",
+    "lensllm_jax.selection.loss_table": "read_loss_table",
+    "lensllm_jax.selection.rank": "rank",
+}
+_MODULE_OF = {name: module for module, names in _LAZY.items() for name in names.split()}
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOME:
+    if name not in _MODULE_OF:
         raise AttributeError(f"module 'lensllm_jax' has no attribute {name!r}")
-    return getattr(importlib.import_module(_HOME[name]), name)
+    return getattr(importlib.import_module(_MODULE_OF[name]), name)
 
 
 def __dir__() -> list[str]:
