@@ -11,14 +11,25 @@ Example:
     (False, b'whole')
     >>> [path.name for path in file.parent.iterdir()]
     ['b.txt']
+
+A folder may belong to one set of settings, so that a run resumes only what it began itself:
+
+    >>> folder = open_folder("store", file.parent.parent / "c", {"seed": 0}, record="run.json")
+    >>> open_folder("store", folder, {"seed": 1}, record="run.json")
+    Traceback (most recent call last):
+    ...
+    lensllm_jax.checks.UserError: `store` must hold results of these settings, got ...: name ...
 """
 
 import contextlib
+import json
 import os
 import secrets
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
+
+from lensllm_jax import checks
 
 PARTIAL = ".partial"  # how the name of a file ends that is being written, or never was finished
 
@@ -70,6 +81,58 @@ def create(target: Path, content: bytes) -> bool:
         except FileExistsError:
             return False
     return True
+
+
+def open_folder(
+    argument: str, path: str | Path, settings: Mapping[str, Any], *, record: str,
+    notes: Mapping[str, Any] | None = None,
+) -> Path:  # fmt: skip
+    """A folder that belongs to one set of settings: a new one, or an earlier one of the same.
+
+    Args:
+        argument: what the caller calls ``path``.
+        path: where the folder is or will be.
+        settings: JSON values that decide everything in it.
+        record: file within it that holds them; of several processes the first writes it.
+        notes: further JSON values of a new record, which may differ later.
+
+    Raises:
+        UserError: if the path is a file, or the folder holds something else.
+    """
+    path, another = Path(path), "name another folder"
+    if path.exists() and not path.is_dir():
+        raise checks.UserError(f"`{argument}` must be a folder, got the file {path}")
+    path.mkdir(parents=True, exist_ok=True)
+    foreign = sorted(p.name for p in path.iterdir() if not p.name.endswith(PARTIAL))
+    if foreign and not (path / record).exists():
+        raise checks.UserError(
+            f"`{argument}` must be empty or hold an earlier {record}, got {path} with "
+            f"{foreign[0]}: {another}"
+        )
+    content = json_bytes({"settings": settings, **(notes or {})})
+    create(path / record, content)
+    try:
+        before = dict(json.loads((path / record).read_text())["settings"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise checks.UserError(
+            f"`{argument}` must hold a {record} of ours, got one that does not read: {path}; "
+            f"{another}"
+        ) from error
+    if different := differences(before, json.loads(content)["settings"]):
+        raise checks.UserError(
+            f"`{argument}` must hold results of these settings, got {path} with "
+            f"{'; '.join(different)}: {another}"
+        )
+    return path
+
+
+def json_bytes(content: Mapping[str, Any]) -> bytes:
+    """A JSON file with sorted keys.
+
+    Raises:
+        ValueError: if a number is not finite.
+    """
+    return (json.dumps(content, indent=2, sort_keys=True, allow_nan=False) + "\n").encode()
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

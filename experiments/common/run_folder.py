@@ -57,39 +57,8 @@ class RunFolder:
         Raises:
             UserError: if the path is a file, or holds another run or other files.
         """
-        path = Path(path)
-        if path.exists() and not path.is_dir():
-            raise checks.UserError(f"`output_dir` must be a folder, got the file {path}")
-        settings = json.loads(json.dumps(settings))  # as they will be read back
-        folder = cls(path)
-        if (path / RUN).exists():
-            folder._check_same(settings)
-            return folder
-        foreign = [p.name for p in path.iterdir() if not p.name.endswith(durable.PARTIAL)] if (
-            path.exists()
-        ) else []  # fmt: skip
-        if foreign:
-            raise checks.UserError(
-                f"`output_dir` must be empty or hold an earlier run, got {path} with "
-                f"{sorted(foreign)[0]}: name another folder"
-            )
-        said = {"settings": settings, "command": command(), **versions(), **notes}
-        folder.write_json(RUN, said)
-        return folder
-
-    def _check_same(self, settings: Mapping[str, Any]) -> None:
-        try:
-            before = json.loads((self.path / RUN).read_text())["settings"]
-        except (ValueError, KeyError, TypeError) as error:
-            raise checks.UserError(
-                f"`output_dir` must hold a {RUN} of ours, got one that does not read: "
-                f"{self.path}; name another folder"
-            ) from error
-        if different := durable.differences(before, settings):
-            raise checks.UserError(
-                f"`output_dir` must be of a run with these settings, got {self.path} with "
-                f"{'; '.join(different)}: name another folder"
-            )
+        about = {"command": command(), **versions(), **notes}
+        return cls(durable.open_folder("output_dir", path, settings, record=RUN, notes=about))
 
     def remember(self, name: str, make: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:
         """The finished piece ``name``, made now if it is not there.
@@ -115,8 +84,7 @@ class RunFolder:
 
     def write_json(self, name: str, content: Mapping[str, Any]) -> None:
         """Writes a piece; NaN and infinity are refused, JSON has none."""
-        text = json.dumps(content, indent=2, sort_keys=True, allow_nan=False) + "\n"
-        self.write_bytes(name, text.encode())
+        self.write_bytes(name, durable.json_bytes(content))
 
     def write_text(self, name: str, text: str) -> None:
         """Writes a text file."""

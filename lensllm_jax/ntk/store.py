@@ -25,7 +25,6 @@ Example:
 import dataclasses
 import hashlib
 import io
-import json
 import logging
 import re
 import time
@@ -85,24 +84,7 @@ class TileStore:
         Raises:
             UserError: if the path is a file, or holds another kernel or other files.
         """
-        path = Path(path)
-        if path.exists() and not path.is_dir():
-            raise checks.UserError(f"`store` must be a folder, got the file {path}")
-        path.mkdir(parents=True, exist_ok=True)
-        foreign = sorted(
-            p.name
-            for p in path.iterdir()
-            if p.name != SETTINGS and not p.name.endswith(durable.PARTIAL)
-        )
-        if foreign and not (path / SETTINGS).exists():
-            raise checks.UserError(
-                f"`store` must be empty or hold a kernel's tiles, got {path} with {foreign[0]}: "
-                "name another folder"
-            )
-        text = json.dumps(settings, indent=2, sort_keys=True, allow_nan=False) + "\n"
-        durable.create(path / SETTINGS, text.encode())
-        _check_same(path, json.loads(text))
-        return cls(path)
+        return cls(durable.open_folder("store", path, settings, record=SETTINGS))
 
     def fill(
         self,
@@ -246,18 +228,3 @@ def kernel_settings(
 def _stem(tile: Rectangle) -> str:
     rows, columns = tile
     return f"tile_{rows.start}_{columns.start}"
-
-
-def _check_same(path: Path, settings: Mapping[str, Any]) -> None:
-    try:
-        before = dict(json.loads((path / SETTINGS).read_text()))
-    except (ValueError, TypeError) as error:
-        raise checks.UserError(
-            f"`store` must hold a {SETTINGS} of ours, got one that does not read in {path}: name "
-            "another folder"
-        ) from error
-    if different := durable.differences(before, settings):
-        raise checks.UserError(
-            f"`store` must hold tiles of this kernel, got {path} with {'; '.join(different)}: "
-            "name another folder"
-        )

@@ -108,7 +108,7 @@ def test_a_damaged_tile_is_computed_again_and_said_so(tmp_path, damage, caplog):
 
 def test_a_damaged_tile_is_never_read(tmp_path):
     kernel(tmp_path)
-    settings = json.loads((tmp_path / SETTINGS).read_text())
+    settings = json.loads((tmp_path / SETTINGS).read_text())["settings"]
     store = TileStore.open(tmp_path, settings)
     tile = (slice(0, 1), slice(2, 3))
     assert store.read(tile).shape == (1, 1)
@@ -163,7 +163,7 @@ def test_folders_that_are_no_store_are_refused(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="`store` must be a folder"):
         TileStore.open(tmp_path / "file", {})
-    with pytest.raises(UserError, match="must be empty or hold a kernel's tiles"):
+    with pytest.raises(UserError, match="must be empty or hold an earlier"):
         TileStore.open(tmp_path, {})
     damaged = tmp_path / "damaged"
     damaged.mkdir()
@@ -202,7 +202,7 @@ def test_several_openers_of_one_new_folder_agree_on_its_settings(tmp_path):
         thread.start()
     for thread in threads:
         thread.join()
-    winner = json.loads((tmp_path / "store" / SETTINGS).read_text())["value"]
+    winner = json.loads((tmp_path / "store" / SETTINGS).read_text())["settings"]["value"]
     assert [value for value in outcomes if value is not None] == [winner]
 
 

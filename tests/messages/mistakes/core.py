@@ -1,15 +1,34 @@
-"""Mistakes with matrices, the metrics of a ranking and paired comparisons."""
+"""Mistakes with matrices, the metrics of a ranking, paired comparisons and folders of results."""
 
 import numpy as np
 
-from lensllm_jax import linalg, metrics
+from lensllm_jax import durable, linalg, metrics
 from lensllm_jax.paired import paired
 
 LOSSES = [1.0, 2.0, 3.0]
 
 
+def opened(folder, name, content):
+    """Opens a folder that holds a file, or the file itself."""
+    (folder / name).write_text(content)
+    path = folder / name if name == "file" else folder
+    return durable.open_folder("output_dir", path, {"seed": 2}, record="run.json")
+
+
 # (argument, key phrases, the mistake in an empty folder)
 MISTAKES = [
+    ("output_dir", "folder ... got the file", lambda tmp: opened(tmp, "file", "")),
+    ("output_dir", "empty or hold ... notes.txt", lambda tmp: opened(tmp, "notes.txt", "")),
+    (
+        "output_dir",
+        "hold a run.json ... got one that does not read",
+        lambda tmp: opened(tmp, "run.json", "["),
+    ),
+    (
+        "output_dir",
+        "these settings ... seed=1 there, 2 now",
+        lambda tmp: opened(tmp, "run.json", '{"settings": {"seed": 1}}'),
+    ),
     (
         "matrix",
         "finite ... got nan at index (0, 0)",

@@ -231,7 +231,7 @@ MISTAKES = [
     ),
     (
         "output_dir",
-        "of a run",
+        "these settings",
         lambda tmp: opened(written(tmp / "run.json", '{"settings": {"seed": 1}}').parent, seed=2),
     ),
     ("num_test_examples", "positive ... got 0", lambda tmp: kernel_sizes(NUM_TEST_EXAMPLES=0)),

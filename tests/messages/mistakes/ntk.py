@@ -263,8 +263,8 @@ MISTAKES = [
     ),
     (
         "store",
-        "hold tiles of this",
-        lambda tmp: stored(written(tmp / SETTINGS, '{"method": "other"}').parent),
+        "these settings",
+        lambda tmp: stored(written(tmp / SETTINGS, '{"settings": {"method": "other"}}').parent),
     ),
     ("store", "hold tile_0_0 ... got none that is whole", lambda tmp: stored(tmp).read(TILE)),
     (
