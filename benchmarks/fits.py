@@ -17,11 +17,12 @@ import numpy as np
 from absl import flags
 
 from experiments.common import cli
+from experiments.common.flags import define_curves
 from lensllm_jax.scaling.fit import fit_laws
 from lensllm_jax.selection.loss_table import read_loss_table
 from tests import oracles
 
-CURVES = flags.DEFINE_list("curves", None, "Loss tables (CSV) with the same sizes.", required=True)
+CURVES = define_curves("Loss tables (CSV) with the same sizes.")
 NUM_ORACLE_FITS = flags.DEFINE_integer(
     "num_oracle_fits", 0, "How many curves the scipy algorithm fits; 0 means all."
 )

@@ -14,9 +14,9 @@ from collections.abc import Sequence
 from functools import cache
 
 import numpy as np
-from absl import flags
 
 from experiments.common import cli
+from experiments.common.flags import define_curves
 from lensllm_jax import checks
 from lensllm_jax.metrics import pearson_correlation, relative_accuracy
 from lensllm_jax.selection.loss_table import LossTable, read_loss_table
@@ -24,7 +24,7 @@ from lensllm_jax.selection.pooled import DEFAULT, Constants, picks_by, views
 from lensllm_jax.selection.problem import Problem
 from lensllm_jax.selection.selectors import ats, rectified
 
-CURVES = flags.DEFINE_list("curves", None, "Loss tables (CSV), two or more.", required=True)
+CURVES = define_curves("Loss tables (CSV), two or more.")
 FRACTIONS = (8, 16, 32, 64, 128, 256, 512)
 # each list's middle is where the search starts; none is the shipped value by construction
 CHOICES = {

@@ -24,13 +24,15 @@ import numpy as np
 from absl import flags
 
 from experiments.common import cli, measuring
+from experiments.common.measurement_flags import measurement_flags
 from experiments.common.progress import Progress
 from experiments.common.run_folder import RUN, RunFolder
 from lensllm_jax import checks
-from lensllm_jax.measurement.measurement import Measurement
+from lensllm_jax.measurement.measurement import Measurement, MeasurementConfig
 from lensllm_jax.ntk import store
 from lensllm_jax.report.pages import kernel_page
 
+FLAGS = measurement_flags()
 flags.DEFINE_alias("candidate", "candidates")
 flags.DEFINE_alias("num_examples", "num_kernel_examples")
 STORE_DIR = flags.DEFINE_string("store_dir", None, "Folder that keeps each finished tile.")
@@ -40,7 +42,7 @@ COORDINATOR_ADDRESS = flags.DEFINE_string(
     "coordinator_address", None, "Host and port where process 0 is found by the others."
 )
 KERNEL_BLOCK_SIZE = flags.DEFINE_integer(
-    "kernel_block_size", measuring.DEFAULTS.kernel_block_size, "Examples of a tile's side."
+    "kernel_block_size", MeasurementConfig.kernel_block_size, "Examples of a tile's side."
 )
 
 
@@ -48,18 +50,16 @@ def main(argv: Sequence[str]) -> None:
     """Computes the kernel."""
     del argv
     join_processes()
-    names = measuring.candidate_names()
+    names = FLAGS.candidates()
     if len(names) != 1:
         raise checks.UserError(f"`candidate` must be one, got {', '.join(names)}")
-    config = dataclasses.replace(
-        measuring.measurement_config(), kernel_block_size=KERNEL_BLOCK_SIZE.value
-    )
-    task = measuring.load_task_for(names)
+    config = dataclasses.replace(FLAGS.config(), kernel_block_size=KERNEL_BLOCK_SIZE.value)
+    task = FLAGS.load_task(names)
     measuring.check_kernel_examples(task, config)
     candidate = measuring.load_checked(names[0], config)
     settings = measuring.task_settings(names, task, config)
-    folder = RunFolder.open(measuring.OUTPUT_DIR.value, settings)
-    with Progress(total=1.0, quiet=measuring.QUIET.value) as progress:
+    folder = RunFolder.open(FLAGS.output_dir, settings)
+    with Progress(total=1.0, quiet=FLAGS.quiet) as progress:
         measurement = Measurement(candidate, task, config=config)
         show_tiles(progress)
         spectrum = measuring.remember_kernel(

@@ -26,6 +26,8 @@ from absl import flags
 from jaxtyping import Float
 
 from experiments.common import cli, measuring
+from experiments.common.flags import define_budgets, define_curve
+from experiments.common.measurement_flags import measurement_flags
 from experiments.common.progress import Progress
 from experiments.common.run_folder import RunFolder, known, sha256_of
 from experiments.common.verdicts import show_verdicts, verdict_row
@@ -40,10 +42,10 @@ from lensllm_jax.selection.loss_table import LossTable, read_loss_table
 from lensllm_jax.selection.nlp_metrics import weight_matrices
 from lensllm_jax.selection.rank import Ranking, rank
 
-CURVES = flags.DEFINE_string("curves", None, "Loss table (CSV) of the pool.", required=True)
-BUDGETS = flags.DEFINE_list("budgets", ["2", "4", "8", "16"], "Divisors of the largest size.")
+FLAGS = measurement_flags()
+CURVES = define_curve()
+BUDGETS = define_budgets(2, 4, 8, 16)
 NUM_WORDS = flags.DEFINE_integer("num_words", 8, "First words that are classes of their own.")
-flags.adopt_module_key_flags(measuring)
 
 SELECTORS = ("nlp_metrics", "logme")
 Key = tuple[str, int]  # selector, divisor of the largest size
@@ -63,12 +65,12 @@ def main(_: Sequence[str]) -> None:
     divisors = [cli.divisor("budgets", text) for text in BUDGETS.value]
     if NUM_WORDS.value < 1:
         raise checks.UserError(f"`num_words` must be 1 or more, got {NUM_WORDS.value}")
-    names, config = measuring.candidate_names(), measuring.measurement_config()
+    names, config = FLAGS.candidates(), FLAGS.config()
     table = read_loss_table(CURVES.value).select(names)
     target = int(table.sizes[-1])
     for size in (target, *(target // divisor for divisor in divisors)):
         table.column(size)
-    task = measuring.load_task_for(names)
+    task = FLAGS.load_task(names)
     most = target // min(divisors)
     if most > len(task.train):
         raise checks.UserError(
@@ -77,14 +79,14 @@ def main(_: Sequence[str]) -> None:
         )
     num_params = measuring.check_candidates(names, config)
     recorded = measuring.task_settings(names, task, config)
-    folder = RunFolder.open(measuring.OUTPUT_DIR.value, {
+    folder = RunFolder.open(FLAGS.output_dir, {
         **{key: recorded[key] for key in KEPT_SETTINGS},
         "curves": {CURVES.value: sha256_of(CURVES.value)},
         "budgets": divisors,
         "num_words": NUM_WORDS.value,
     })  # fmt: skip
     features: dict[str, Features] = {}
-    with Progress(total=float(len(names)), quiet=measuring.QUIET.value) as progress:
+    with Progress(total=float(len(names)), quiet=FLAGS.quiet) as progress:
         for name in names:
             features[name] = remembered(name, task, config, most, folder)
             progress.finish(1.0, f"{name}: features measured")

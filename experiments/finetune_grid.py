@@ -37,6 +37,7 @@ import numpy as np
 from absl import flags
 
 from experiments.common import cli, executors, measuring, terminal
+from experiments.common.measurement_flags import measurement_flags
 from experiments.common.progress import Progress, remaining
 from experiments.common.run_folder import RunFolder
 from lensllm_jax import checks
@@ -47,6 +48,7 @@ from lensllm_jax.measurement.measurement import MeasurementConfig
 from lensllm_jax.selection.flops import training_flops
 from lensllm_jax.selection.loss_table import write_loss_table
 
+FLAGS = measurement_flags()
 SIZES = flags.DEFINE_string(
     "sizes", "0,200,400,800,1600,3200,6400", "Subset sizes, comma-separated; 0 is zero-shot."
 )
@@ -57,8 +59,7 @@ LEARNING_RATES = flags.DEFINE_string(
 BATCH_SIZES = flags.DEFINE_string(
     "batch_sizes", "", "In place of --batch_size; of several each cell chooses one."
 )
-for module in (measuring, executors):
-    flags.adopt_module_key_flags(module)  # --help shows theirs too
+flags.adopt_module_key_flags(executors)  # --help shows theirs too
 Number = TypeVar("Number", int, float)
 Losses = Mapping[int, Mapping[str, Mapping[int, float]]]  # seed -> candidate -> size -> loss
 
@@ -88,9 +89,9 @@ class Grid(NamedTuple):
     def jobs(self, folder: RunFolder) -> list[Job]:
         """Every cell; that before fine-tuning is the same for all seeds."""
         return [
-            measuring.job_of(
-                name, size, dataclasses.replace(self.config, seed=seed),
-                folder.path / self.path(name, size, seed), search=self.search,
+            Job(
+                name, size, dataclasses.replace(self.config, seed=seed), self.search,
+                folder.path / self.path(name, size, seed), FLAGS.checkpoint_seconds,
             )
             for name in self.names
             for seed in self.seeds
@@ -112,7 +113,7 @@ def main(argv: Sequence[str]) -> int:
     executors.check_flags()
     num_params, families = measuring.check_pool(grid.names, grid.config)
     notes = measuring.task_notes(grid.task)
-    folder = RunFolder.open(measuring.OUTPUT_DIR.value, grid.settings, **notes)
+    folder = RunFolder.open(FLAGS.output_dir, grid.settings, **notes)
     failures = measure(grid, folder, num_params)
     for failure in failures:  # said before anything is written: the disk may be full
         print("failed: {candidate}, {size} examples, seed {seed}: {reason}".format(**failure),
@@ -123,9 +124,9 @@ def main(argv: Sequence[str]) -> int:
         write_tables(grid, folder, losses, num_params, families)
         rows = ledger_rows(grid, folder, num_params)
         folder.write_rows("ledger.csv", rows)
-        if not measuring.QUIET.value:
+        if not FLAGS.quiet:
             show(grid, losses, rows)
-    if not measuring.QUIET.value:
+    if not FLAGS.quiet:
         failed = f", {len(failures)} failed" if failures else ""
         print(f"\n{folder.path}: done in {remaining(time.monotonic() - start)}{failed}")
     return 1 if failures else 0
@@ -140,7 +141,7 @@ def grid_of_flags() -> Grid:
     Raises:
         UserError: naming the flag that no grid can have.
     """
-    names, config = measuring.candidate_names(), measuring.measurement_config()
+    names, config = FLAGS.candidates(), FLAGS.config()
     seeds = distinct("seeds", cli.whole_numbers("seeds", SEEDS.value)) or (config.seed,)
     batch_sizes = distinct("batch_sizes", cli.whole_numbers("batch_sizes", BATCH_SIZES.value))
     search = Search(
@@ -155,7 +156,7 @@ def grid_of_flags() -> Grid:
     first = dataclasses.replace(
         config, seed=seeds[0], learning_rate=search.rates[0], batch_size=search.batch_sizes[0]
     )
-    task = measuring.load_task_for(names)
+    task = FLAGS.load_task(names)
     return Grid(names, sizes_of(SIZES.value, task), seeds, search, first, task)
 
 
@@ -192,7 +193,7 @@ def measure(grid: Grid, folder: RunFolder, num_params: Mapping[str, int]) -> lis
     """
     jobs, failures = grid.jobs(folder), []
     work = {job.path: job.work(num_params[job.name]) for job in jobs}
-    with Progress(total=sum(work.values()), quiet=measuring.QUIET.value) as progress:
+    with Progress(total=sum(work.values()), quiet=FLAGS.quiet) as progress:
         missing = [job for job in jobs if not measuring.is_kept(job, progress, work[job.path])]
 
         def on_progress(job, now):

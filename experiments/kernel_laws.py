@@ -31,10 +31,15 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
-from absl import flags
 from jaxtyping import Float
 
 from experiments.common import cli, terminal
+from experiments.common.flags import (
+    define_budgets,
+    define_output_dir,
+    define_tables,
+    define_task_prefix,
+)
 from experiments.common.kernel_tables import MULTIPLES, Form, Pool, Rate, pool_digests, read_pool
 from experiments.common.run_folder import RunFolder
 from lensllm_jax.paired import paired
@@ -42,10 +47,10 @@ from lensllm_jax.scaling.fit import fit_laws
 from lensllm_jax.scaling.laws import Law, NtkSpectrum
 from lensllm_jax.scaling.result import LawFits
 
-TABLES_FOLDER = flags.DEFINE_string("tables", None, "Folder of the pool's tables.", required=True)
-TASK = flags.DEFINE_string("task", None, "What the tables' names start with.", required=True)
-BUDGETS = flags.DEFINE_list("budgets", ["2", "4", "8"], "Divisors of the largest size.")
-OUTPUT_DIR = flags.DEFINE_string("output_dir", None, "Where the results go.", required=True)
+TABLES_FOLDER = define_tables("Folder of the pool's tables.")
+TASK = define_task_prefix()
+BUDGETS = define_budgets(2, 4, 8)
+OUTPUT_DIR = define_output_dir()
 
 ABLATED = ("target_logprob", 64)  # the kernel of the released code's forms, if it was measured
 SHOWN = 6  # laws of the printed table
@@ -134,15 +139,9 @@ def all_errors(pool: Pool, budgets: Sequence[int]) -> Iterator[Named]:
             yield variant.columns(), budget, errors_of(pool, fits, ntk_loss, budget)
 
 
-def paid_for(pool: Pool, budget_size: int) -> Float[np.ndarray, "num_candidates num_sizes"]:
-    """Weight 1 for what a budget measures, 0 for the rest."""
-    known = ~np.isnan(pool.table.losses) & (pool.table.sizes <= budget_size)[None]
-    return known.astype(np.float64)
-
-
 def control_fits(pool: Pool, name: str, budget_size: int) -> LawFits:
     """Fits of a law that needs no F, or of Eq 10 with one free t."""
-    weights = paid_for(pool, budget_size)
+    weights = pool.within_budget(budget_size)
     sizes, losses = pool.table.sizes.astype(np.float64), pool.table.losses
     if name != "t free":
         return fit_laws(Law(name), sizes, losses, weights=weights)
@@ -183,7 +182,7 @@ def fit_variants(
         np.tile(pool.table.losses, (len(tried), 1)),
         ntk_loss=np.concatenate(ntk_loss),
         free_scale=jobs[0][0].free_scale,
-        weights=np.concatenate([paid_for(pool, largest // budget) for (_, budget), _ in tried]),
+        weights=np.concatenate([pool.within_budget(largest // budget) for (_, budget), _ in tried]),
     )
     squares = np.nan_to_num(fits.objective, nan=np.inf).reshape(len(tried), count).sum(1)
     for job in jobs:

@@ -24,14 +24,15 @@ from absl import flags
 from jaxtyping import Float
 
 from experiments.common import cli, terminal
+from experiments.common.flags import define_output_dir, define_tables
 from experiments.common.run_folder import RunFolder, read_rows, sha256_of
 from lensllm_jax import checks
 from lensllm_jax.paired import paired
 from lensllm_jax.selection.loss_table import read_loss_table
 
-TABLES_FOLDER = flags.DEFINE_string("tables", None, "Folder of the tables.", required=True)
+TABLES_FOLDER = define_tables()
 TASKS = flags.DEFINE_list("tasks", None, "What the tables' names start with.", required=True)
-OUTPUT_DIR = flags.DEFINE_string("output_dir", None, "Where the results go.", required=True)
+OUTPUT_DIR = define_output_dir()
 
 NAMES = ("kernel_errors", "kernel_predictions", "losses")  # of a task's tables
 KINDS = ("law", "value")

@@ -29,6 +29,7 @@ import scipy.special
 from absl import flags
 
 from experiments.common import cli, measuring
+from experiments.common.measurement_flags import measurement_flags
 from experiments.common.progress import Progress
 from experiments.common.run_folder import RunFolder
 from lensllm_jax import checks
@@ -40,6 +41,7 @@ from lensllm_jax.ntk.loss import flat_kernel, ntk_spectrum, ntk_test_residual
 from lensllm_jax.ntk.readout import Readout
 from lensllm_jax.typing import IGNORE, Batch
 
+FLAGS = measurement_flags()
 SAMPLE_SIZES = flags.DEFINE_list(
     "sample_sizes", ["32", "64", "128"], "Examples of the kernels, ascending."
 )
@@ -59,9 +61,9 @@ BLOCK = 64  # examples of a tile's side
 
 def main(_: Sequence[str]) -> None:
     """Measures every candidate that is not finished, then writes the three tables."""
-    names = measuring.candidate_names()
-    config = measuring.measurement_config()
-    task = measuring.load_task_for(names)
+    names = FLAGS.candidates()
+    config = FLAGS.config()
+    task = FLAGS.load_task(names)
     readouts = sample_sizes(task)
     measuring.check_candidates(names, config)
     settings = {
@@ -70,9 +72,9 @@ def main(_: Sequence[str]) -> None:
         "num_test_examples": NUM_TEST_EXAMPLES.value,
         "num_labels": NUM_LABELS.value,
     }
-    folder = RunFolder.open(measuring.OUTPUT_DIR.value, settings)
+    folder = RunFolder.open(FLAGS.output_dir, settings)
     pieces = []
-    with Progress(total=float(len(names)), quiet=measuring.QUIET.value) as progress:
+    with Progress(total=float(len(names)), quiet=FLAGS.quiet) as progress:
         for name in names:
             path = f"kernels/{measuring.slug_of(name)}.json"
             progress.at(0.0, f"{name}: kernels")

@@ -34,14 +34,24 @@ import scipy.special
 from jaxtyping import Float
 
 from experiments.common import cli, terminal
+from experiments.common.flags import (
+    define_budgets,
+    define_output_dir,
+    define_tables,
+    define_task_prefix,
+)
 from experiments.common.kernel_tables import Form, Pool, Rate, pool_digests, read_pool
 from experiments.common.run_folder import RunFolder
-from experiments.kernel_laws import BUDGETS, OUTPUT_DIR, TABLES_FOLDER, TASK, paid_for
 from lensllm_jax.metrics import pearson_correlation
 from lensllm_jax.paired import paired
 from lensllm_jax.scaling.fit import fit_laws
 from lensllm_jax.scaling.laws import Law
 from lensllm_jax.selection.rank import rank
+
+TABLES_FOLDER = define_tables("Folder of the pool's tables.")
+TASK = define_task_prefix()
+BUDGETS = define_budgets(2, 4, 8)
+OUTPUT_DIR = define_output_dir()
 
 LOG_OFFSETS = np.linspace(-6.0, 14.0, 61)  # log D_l: from no pre-power phase to nothing else
 PENALTIES = (0.3, 1.0, 3.0, 10.0, 30.0, 100.0)  # of ridge, features of unit variance
@@ -95,7 +105,7 @@ def priors(pool: Pool, budget: int) -> Iterator[Prediction]:
     """
     size = int(pool.table.sizes[-1]) // budget
     squares, log_losses = profile(pool, size)
-    spare = paid_for(pool, size).sum(1) - 3  # B, beta, E
+    spare = pool.within_budget(size).sum(1) - 3  # B, beta, E
     at_budget = int(np.flatnonzero(pool.table.sizes == size)[0])
 
     def predict(feature: Vector) -> Vector:
@@ -139,7 +149,7 @@ def profile(
         sizes,
         np.repeat(pool.table.losses, width, axis=0),
         ntk_loss=held,
-        weights=np.repeat(paid_for(pool, budget_size), width, axis=0),
+        weights=np.repeat(pool.within_budget(budget_size), width, axis=0),
     )
     predicted = fits.predict(sizes[-1:], ntk_loss=held[:, -1:])
     return fits.objective.reshape(count, width), np.log(predicted).reshape(count, width)

@@ -21,18 +21,18 @@ from typing import Any
 
 import numpy as np
 import scipy.stats
-from absl import flags
 
 from experiments.common import cli, terminal
+from experiments.common.flags import define_budgets, define_curves, define_output_dir
 from experiments.common.run_folder import RunFolder, known, sha256_of
 from lensllm_jax.metrics import root_mean_square_error
 from lensllm_jax.scaling.fit import fit_laws
 from lensllm_jax.scaling.laws import Law
 from lensllm_jax.selection.loss_table import LossTable, read_loss_table
 
-CURVES = flags.DEFINE_list("curves", None, "Loss tables (CSV), one a task.", required=True)
-BUDGETS = flags.DEFINE_list("budgets", ["8", "32", "128"], "Divisors of the largest size.")
-OUTPUT_DIR = flags.DEFINE_string("output_dir", None, "Where the results go.", required=True)
+CURVES = define_curves()
+BUDGETS = define_budgets(8, 32, 128)
+OUTPUT_DIR = define_output_dir()
 
 LAWS = (Law.LENSLLM, Law.RECTIFIED, Law.VANILLA, Law.POWER)
 LEVEL = 0.9

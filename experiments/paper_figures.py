@@ -12,9 +12,9 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-from absl import flags
 
 from experiments.common import cli
+from experiments.common.flags import define_output_dir, define_tables
 from experiments.common.run_folder import read_rows
 from lensllm_jax import checks, durable
 from lensllm_jax.report import paper
@@ -22,8 +22,8 @@ from lensllm_jax.report.figures import kernel_spectra
 from lensllm_jax.scaling.laws import Law
 from lensllm_jax.selection.loss_table import read_loss_table
 
-TABLES_FOLDER = flags.DEFINE_string("tables", "experiments/results", "Folder of the tables.")
-OUTPUT_DIR = flags.DEFINE_string("output_dir", None, "Where the figures go.", required=True)
+TABLES_FOLDER = define_tables(default="experiments/results")
+OUTPUT_DIR = define_output_dir()
 
 LAWS = [law.value for law in (Law.LENSLLM, Law.RECTIFIED, Law.VANILLA, Law.POWER)]
 SELECTORS = [

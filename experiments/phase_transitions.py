@@ -23,6 +23,7 @@ from absl import flags
 
 from experiments import transitions
 from experiments.common import cli
+from experiments.common.flags import define_curves, define_output_dir, define_quiet
 from experiments.common.progress import Progress
 from experiments.common.run_folder import RunFolder, sha256_of
 from lensllm_jax import checks
@@ -37,9 +38,9 @@ from lensllm_jax.theory.phases import (
     segmented_transition,
 )
 
-CURVES = flags.DEFINE_list("curves", None, "Loss tables (CSV), one a task.", required=True)
-OUTPUT_DIR = flags.DEFINE_string("output_dir", None, "Where the results go.", required=True)
-QUIET = flags.DEFINE_bool("quiet", False, "Show no progress.")
+CURVES = define_curves()
+OUTPUT_DIR = define_output_dir()
+QUIET = define_quiet()
 NUM_RESAMPLES = flags.DEFINE_integer("num_resamples", 200, "Bootstrap refits of the law.")
 
 LEVEL = 0.9

@@ -24,6 +24,16 @@ from absl import flags
 from rich.console import Console
 
 from experiments.common import cli
+from experiments.common.flags import (
+    define_budgets,
+    define_curves,
+    define_gamma,
+    define_output_dir,
+    define_quiet,
+    define_selectors,
+    define_tau,
+    define_tokens_per_example,
+)
 from experiments.common.progress import Progress
 from experiments.common.run_folder import RUN, RunFolder, known, sha256_of
 from experiments.common.verdicts import show_verdicts, verdict_row
@@ -34,18 +44,16 @@ from lensllm_jax.selection.flops import TrainingCost
 from lensllm_jax.selection.loss_table import LossTable, read_loss_table
 from lensllm_jax.selection.rank import NEEDS, SELECTORS, Ranking, Verdict, rank
 
-CURVES = flags.DEFINE_list("curves", None, "Loss tables (CSV), one a task.", required=True)
-BUDGETS = flags.DEFINE_list(
-    "budgets", ["8", "16", "32", "64", "128", "256", "512"], "Divisors of the largest size."
-)
-SELECTED = flags.DEFINE_list("selectors", ["all"], "Selectors, or all that the tables allow.")
-OUTPUT_DIR = flags.DEFINE_string("output_dir", None, "Where the results go.", required=True)
-GAMMA = flags.DEFINE_integer("gamma", 3, "Algorithm 1: pairs before the stop test begins.")
-TAU = flags.DEFINE_float("tau", 5.0, "Algorithm 1: residual deviations that a pair may be off.")
-TOKENS = flags.DEFINE_float("tokens_per_example", 512.0, "Tokens an example, for the FLOPs.")
+CURVES = define_curves()
+BUDGETS = define_budgets(8, 16, 32, 64, 128, 256, 512)
+SELECTED = define_selectors()
+OUTPUT_DIR = define_output_dir()
+GAMMA = define_gamma()
+TAU = define_tau()
+TOKENS = define_tokens_per_example("Tokens per example, for the FLOPs.")
 EPOCHS = flags.DEFINE_float("epochs", 1.0, "Epochs of a fine-tune, for the FLOPs.")
 ROUNDS = flags.DEFINE_float("search_rounds", 1.0, "Fine-tunes a subset, for the FLOPs.")
-QUIET = flags.DEFINE_bool("quiet", False, "Show no progress.")
+QUIET = define_quiet()
 ABLATION = flags.DEFINE_bool("ablation", False, "Also run gamma 3..5 x tau 1..5.")
 
 GAMMAS, TAUS = (3, 4, 5), (1.0, 2.0, 3.0, 4.0, 5.0)

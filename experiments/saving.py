@@ -38,6 +38,13 @@ from absl import flags
 from jaxtyping import Float, Int
 
 from experiments.common import cli, terminal
+from experiments.common.flags import (
+    define_curves,
+    define_keep,
+    define_output_dir,
+    define_selectors,
+    define_tokens_per_example,
+)
 from experiments.common.run_folder import RunFolder, read_rows, sha256_of
 from lensllm_jax import checks
 from lensllm_jax.metrics import pearson_correlation, relative_accuracy
@@ -47,19 +54,19 @@ from lensllm_jax.selection.loss_table import LossTable, read_loss_table
 from lensllm_jax.selection.orders import Dropping, measure_upwards
 from lensllm_jax.selection.rank import NEEDS, SELECTORS, rank
 
-CURVES = flags.DEFINE_list("curves", None, "Loss tables (CSV), one a task.", required=True)
+CURVES = define_curves()
 LEDGER = flags.DEFINE_list(
     "ledger", [], "What fine-tunes cost (CSV: candidate, size, flops), one a table; empty: 6 N D."
 )
-SELECTED = flags.DEFINE_list("selectors", ["all"], "Selectors, or all that the tables allow.")
+SELECTED = define_selectors()
 LEVELS = flags.DEFINE_list(
     "levels",
     ["78.4", "85.8", "90", "95", "98"],
     "PearCorr to reach; the paper's two come first.",
 )
-OUTPUT_DIR = flags.DEFINE_string("output_dir", None, "Where the results go.", required=True)
-TOKENS = flags.DEFINE_float("tokens_per_example", 512.0, "Where no ledger counted them.")
-KEEP = flags.DEFINE_float("keep", Dropping.keep, "Upwards: share of the candidates that goes on.")
+OUTPUT_DIR = define_output_dir()
+TOKENS = define_tokens_per_example("Where no ledger counted them.")
+KEEP = define_keep()
 
 CONTROL, UPWARDS = "subtuning", "upwards"
 FROM_TABLE = [name for name in SELECTORS if name not in NEEDS]

@@ -28,14 +28,15 @@ from jaxtyping import Float
 from scipy.stats import chi2
 
 from experiments.common import cli, terminal
+from experiments.common.flags import define_curve, define_output_dir
 from experiments.common.run_folder import RunFolder, known, sha256_of
 from lensllm_jax import checks
 from lensllm_jax.metrics import pearson_correlation, relative_accuracy
 from lensllm_jax.selection.loss_table import LossTable, read_loss_table
 
-CURVES = flags.DEFINE_string("curves", None, "Loss table (CSV) of one seed.", required=True)
+CURVES = define_curve("Loss table (CSV) of one seed.")
 AGAIN = flags.DEFINE_string("again", None, "The same of another seed.", required=True)
-OUTPUT_DIR = flags.DEFINE_string("output_dir", None, "Where the results go.", required=True)
+OUTPUT_DIR = define_output_dir()
 
 TAILS = (0.95, 0.05)  # of chi-squared, for the lower and the upper end of a 90 % interval
 Losses = Float[np.ndarray, " num_candidates"]

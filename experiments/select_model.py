@@ -36,6 +36,8 @@ from typing import Any, Literal
 from absl import flags
 
 from experiments.common import cli, measuring, terminal
+from experiments.common.flags import define_gamma, define_keep, define_tau
+from experiments.common.measurement_flags import measurement_flags
 from experiments.common.progress import Progress, remaining
 from experiments.common.run_folder import RUN, RunFolder, command
 from lensllm_jax import checks
@@ -56,11 +58,12 @@ from lensllm_jax.selection.loss_table import write_loss_table
 from lensllm_jax.selection.order_cost import OrderCost, Replay, cell_flops, order_costs
 from lensllm_jax.selection.orders import Drop, Dropping, Order
 
+FLAGS = measurement_flags()
 BUDGET_SIZE = flags.DEFINE_integer("budget_size", 1600, "Largest affordable subset, examples.")
 TARGET_SIZE = flags.DEFINE_integer("target_size", 6400, "Size to rank at, examples.")
 SMALLEST_SIZE = flags.DEFINE_integer("smallest_size", 200, "Smallest subset, examples.")
-GAMMA = flags.DEFINE_integer("gamma", 3, "Algorithm 1: accepted losses before it may stop.")
-TAU = flags.DEFINE_float("tau", 5.0, "Algorithm 1: residual deviations at which it stops.")
+GAMMA = define_gamma()
+TAU = define_tau()
 ORDER = flags.DEFINE_enum(
     "order", Order.DOWNWARDS.value, [order.value for order in Order],
     "Sizes from the budget down (Algorithm 1), from the smallest up (successive halving), or all.",
@@ -70,27 +73,27 @@ SHOWN = (
     "rank", "candidate", "predicted_loss", "low_90", "high_90", "p_beats_next", "rectified_loss",
     "budget_loss", "dropped_at",
 )  # fmt: skip
-KEEP = flags.DEFINE_float("keep", Dropping.keep, "Upwards: share of the candidates that goes on.")
+KEEP = define_keep()
 
 
 def main(argv: Sequence[str]) -> None:
     """Measures, ranks and reports."""
     del argv
     start = time.monotonic()
-    names = measuring.candidate_names()
-    config = measuring.measurement_config()
-    task = measuring.load_task_for(names)
+    names = FLAGS.candidates()
+    config = FLAGS.config()
+    task = FLAGS.load_task(names)
     sizes = affordable_sizes(task, config)
     num_params = measuring.check_candidates(names, config)
-    folder = RunFolder.open(measuring.OUTPUT_DIR.value, settings(names, task, config))
+    folder = RunFolder.open(FLAGS.output_dir, settings(names, task, config))
     work = measuring.total_work(num_params, sizes, config)
-    with Progress(total=work, quiet=measuring.QUIET.value) as progress:
+    with Progress(total=work, quiet=FLAGS.quiet) as progress:
         pool = Pool(task, config, num_params, folder, progress)
         dropped = measure(names, sizes, pool)
     selection = select(names, sizes, pool, dropped)
     write_results(folder, selection)
     show(selection)
-    if not measuring.QUIET.value:
+    if not FLAGS.quiet:
         show_costs(selection)
         print(f"\n{folder.path}: done in {remaining(time.monotonic() - start)}")
 
@@ -159,7 +162,10 @@ class Pool:
 
     def loss(self, name: str, size: int) -> float:
         """The loss after fine-tuning on ``size`` examples."""
-        cell = measuring.remember_cell(self._measurement(name), size, self._folder, self._progress)
+        cell = measuring.remember_cell(
+            self._measurement(name), size, self._folder, self._progress,
+            checkpoint_seconds=FLAGS.checkpoint_seconds,
+        )  # fmt: skip
         paid = self.paid[name]
         paid.losses[size], paid.num_tokens[size] = cell["test_loss"], cell["num_tokens"]
         return paid.losses[size]

@@ -30,18 +30,19 @@ import numpy as np
 from absl import flags
 
 from experiments.common import cli, terminal
+from experiments.common.flags import define_curves, define_output_dir
 from experiments.common.run_folder import RunFolder, known, sha256_of
 from experiments.common.verdicts import pair
 from lensllm_jax import checks
 from lensllm_jax.selection.loss_table import LossTable, read_loss_table
 from lensllm_jax.selection.rank import NEEDS, SELECTORS, rank
 
-CURVES = flags.DEFINE_list("curves", None, "label=table (CSV), one a setting.", required=True)
+CURVES = define_curves("label=table (CSV), one per setting.")
 TRUTH = flags.DEFINE_string("truth", None, "Loss table (CSV) with full tuning's losses.")
 SELECTED = flags.DEFINE_list(
     "selectors", ["lensllm", "rectified", "pooled", "ats", "subtuning"], "Which are asked."
 )
-OUTPUT_DIR = flags.DEFINE_string("output_dir", None, "Where the results go.", required=True)
+OUTPUT_DIR = define_output_dir()
 
 
 def main(_: Sequence[str]) -> None:

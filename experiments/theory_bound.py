@@ -32,6 +32,7 @@ import numpy as np
 from absl import flags
 
 from experiments.common import cli, measuring, terminal
+from experiments.common.measurement_flags import measurement_flags
 from experiments.common.progress import Progress
 from experiments.common.run_folder import RunFolder
 from experiments.transitions import of_law
@@ -56,6 +57,7 @@ from lensllm_jax.theory.hessian import (
 from lensllm_jax.theory.phases import MIN_SIZES, segmented_transition
 from lensllm_jax.typing import Params
 
+FLAGS = measurement_flags()
 flags.DEFINE_alias("candidate", "candidates")
 SIZES = flags.DEFINE_list("sizes", ["100", "200", "400", "800", "1600", "3200"], "Subsets.")
 NUM_EXAMPLES = flags.DEFINE_integer("num_examples", 16, "Examples of each Hessian form.")
@@ -83,10 +85,10 @@ LEMMAS = {
 def main(argv: Sequence[str]) -> None:
     """Measures the candidates, and writes the tables and figures of each."""
     del argv
-    names = measuring.candidate_names()
+    names = FLAGS.candidates()
     check_flags()
-    config = measuring.measurement_config()
-    task = measuring.load_task_for(names)
+    config = FLAGS.config()
+    task = FLAGS.load_task(names)
     sizes = _sizes(len(task.train))
     for name in names:  # what one of them cannot do must not end the run of the others late
         check_blocks(name, measuring.load_checked(name, config).params)
@@ -100,9 +102,9 @@ def main(argv: Sequence[str]) -> None:
         "epsilon": EPSILON.value,
         "delta": DELTA.value,
     }
-    folder = RunFolder.open(measuring.OUTPUT_DIR.value, settings)
+    folder = RunFolder.open(FLAGS.output_dir, settings)
     summaries = {}
-    with Progress(total=float(len(sizes) * len(names)), quiet=measuring.QUIET.value) as progress:
+    with Progress(total=float(len(sizes) * len(names)), quiet=FLAGS.quiet) as progress:
         for name in names:
             own = RunFolder(folder.path / measuring.slug_of(name)) if len(names) > 1 else folder
             bench = Bench(Measurement(load_candidate(name), task, config=config))

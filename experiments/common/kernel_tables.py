@@ -110,6 +110,11 @@ class Pool:
     fine_tune_flops: Float[np.ndarray, "num_candidates num_sizes"]
     kernels: dict[tuple[str, int], tuple[Kernel, ...]]  # read-out, n -> one a candidate
 
+    def within_budget(self, budget_size: int) -> Float[np.ndarray, "num_candidates num_sizes"]:
+        """Weight 1 for losses that a budget measures, 0 for the rest."""
+        known = ~np.isnan(self.table.losses) & (self.table.sizes <= budget_size)[None]
+        return known.astype(np.float64)
+
     def known_steps(self, budget_size: int) -> Float[np.ndarray, "num_candidates num_sizes"]:
         """Steps as they are known at a budget: beyond it, the last one's in proportion to D."""
         sizes = self.table.sizes

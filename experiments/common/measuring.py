@@ -1,4 +1,4 @@
-"""Measuring: the flags, and the pieces of a run folder, that every measuring binary shares.
+"""Measuring: the pieces of a run folder that every measuring binary shares.
 
 Example:
     >>> from experiments.common.measuring import slug_of
@@ -9,180 +9,27 @@ Example:
 import dataclasses
 import itertools
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-from absl import flags
 
-from experiments.common import cli
 from experiments.common.progress import Progress
 from experiments.common.run_folder import RunFolder
 from lensllm_jax import checks
 from lensllm_jax.checkpoints.candidate import Candidate
-from lensllm_jax.checkpoints.config import read_config
-from lensllm_jax.checkpoints.zoo import folder_of, list_zoo, load_candidate
-from lensllm_jax.data.batches import with_prompts
-from lensllm_jax.data.catalogue import load_task
-from lensllm_jax.data.lengths import with_mean_length
+from lensllm_jax.checkpoints.zoo import load_candidate
 from lensllm_jax.data.task import Task
-from lensllm_jax.finetune.compute import ComputeConfig, keep_compiled
-from lensllm_jax.finetune.loop import ALL_STEPS
 from lensllm_jax.measurement import jobs as cells
 from lensllm_jax.measurement.jobs import Job, Measurements, Told
 from lensllm_jax.measurement.measurement import Measurement, MeasurementConfig, spectrum_for_law
 from lensllm_jax.ntk.candidate import CandidateNtk
-from lensllm_jax.ntk.gram import NtkMethod
 from lensllm_jax.ntk.loss import kernel_report
-from lensllm_jax.ntk.readout import Readout
 from lensllm_jax.scaling.laws import NtkSpectrum
 from lensllm_jax.selection.loss_table import LossTable
 
 DEFAULTS = MeasurementConfig()
 # fields that run folders from before them lack: recorded only where they are not the default
 LATER = ("warmup_steps", "decay_steps", "clip_norm", "buckets", "compute")
-ONE_EACH = (Readout.LOSS, Readout.TARGET_LOGPROB)  # read-outs with one output an example
-
-CANDIDATES = flags.DEFINE_string(
-    "candidates", "zoo", "zoo (all bundled), or names, folders and hub ids, comma-separated."
-)
-TASK = flags.DEFINE_string("task", "pydoc", "A built-in task, or a .jsonl, .csv, .parquet or .txt.")
-PROMPT_FIELD = flags.DEFINE_string("prompt_field", "prompt", "Column of a task file's prompts.")
-TARGET_FIELD = flags.DEFINE_string("target_field", "target", "Column of a task file's targets.")
-TASK_FOLDER = flags.DEFINE_string(
-    "task_folder", None, "Copy of the hub's repository of --task=flan, wikitext or gigaword."
-)
-MEAN_LENGTH = flags.DEFINE_float(
-    "mean_length", None,
-    "Average input, in tokens of the first candidate: the longest (or shortest) records go.",
-)  # fmt: skip
-OUTPUT_DIR = flags.DEFINE_string("output_dir", None, "Folder of the run.", required=True)
-LEARNING_RATE = flags.DEFINE_float(
-    "learning_rate", DEFAULTS.learning_rate, "Of AdamW; searched, benchmarks/LOG.md."
-)
-WEIGHT_DECAY = flags.DEFINE_float("weight_decay", DEFAULTS.weight_decay, "Of AdamW.")
-BATCH_SIZE = flags.DEFINE_integer(
-    "batch_size", DEFAULTS.batch_size, "Examples a step; searched likewise."
-)
-WARMUP_STEPS = flags.DEFINE_integer(
-    "warmup_steps", DEFAULTS.warmup_steps, "Over which the learning rate rises."
-)
-DECAY_STEPS = flags.DEFINE_string(
-    "decay_steps", None, "Where its cosine decay ends: a step, or all. Default: no decay."
-)
-CLIP_NORM = flags.DEFINE_float("clip_norm", DEFAULTS.clip_norm, "Largest norm of a gradient.")
-COMPUTE_DTYPE = flags.DEFINE_enum(
-    "compute_dtype", None, ["bfloat16", "float32"], "Of products and logits; weights stay float32."
-)
-MICRO_BATCHES = flags.DEFINE_integer("micro_batches", 1, "Passes of one step: less memory.")
-REMAT = flags.DEFINE_bool("remat", False, "Compute blocks again backwards: less memory.")
-BUCKETS = flags.DEFINE_string(
-    "buckets", "", "Ascending lengths, tokens: training batches of short examples are cut to them."
-)
-MAX_LENGTH = flags.DEFINE_integer("max_length", DEFAULTS.max_length, "Tokens of an example.")
-MAX_EPOCHS = flags.DEFINE_integer("max_epochs", DEFAULTS.max_epochs, "Passes at most.")
-PATIENCE = flags.DEFINE_integer("patience", DEFAULTS.patience, "Evaluations without a new best.")
-NUM_KERNEL_EXAMPLES = flags.DEFINE_integer(
-    "num_kernel_examples", DEFAULTS.num_kernel_examples, "Examples of the kernel."
-)
-READOUT = flags.DEFINE_enum(
-    "readout", DEFAULTS.readout, [r.value for r in ONE_EACH], "Output that the kernel is of."
-)
-METHOD = flags.DEFINE_enum(
-    "method", DEFAULTS.method, [m.value for m in NtkMethod], "How the kernel is computed."
-)
-CHECKPOINT_SECONDS = flags.DEFINE_float(
-    "checkpoint_seconds", 60.0, "Between writings of an unfinished fine-tune; 0: each call."
-)
-COMPILED_DIR = flags.DEFINE_string(
-    "compiled_dir", None, "Keeps compiled steps here: later processes and runs need not compile."
-)
-SEED = flags.DEFINE_integer("seed", 0, "Of subsets and orders.")
-QUIET = flags.DEFINE_bool("quiet", False, "No progress, and no table of a grid.")
-
-
-def candidate_names() -> tuple[str, ...]:
-    """The pool that --candidates names.
-
-    Returns:
-        One or more distinct names.
-
-    Raises:
-        UserError: if there is none, or one twice.
-    """
-    names = list_zoo() if CANDIDATES.value == "zoo" else cli.names(CANDIDATES.value)
-    if not names or len(set(names)) < len(names):
-        raise checks.UserError(
-            f"`candidates` must be one or more distinct names, got {CANDIDATES.value!r}"
-        )
-    return names
-
-
-def measurement_config() -> MeasurementConfig:
-    """The settings of every measurement, from the flags; from here on JAX keeps what it compiles.
-
-    Raises:
-        UserError: naming the flag at fault.
-    """
-    if COMPILED_DIR.value:
-        if Path(COMPILED_DIR.value).is_file():
-            raise checks.UserError(
-                f"`compiled_dir` must be a folder, got the file {COMPILED_DIR.value}"
-            )
-        keep_compiled(COMPILED_DIR.value)
-    checks.not_negative("checkpoint_seconds", CHECKPOINT_SECONDS.value)
-    return MeasurementConfig(
-        learning_rate=LEARNING_RATE.value,
-        weight_decay=WEIGHT_DECAY.value,
-        batch_size=BATCH_SIZE.value,
-        max_length=MAX_LENGTH.value,
-        max_epochs=MAX_EPOCHS.value,
-        patience=PATIENCE.value,
-        num_kernel_examples=NUM_KERNEL_EXAMPLES.value,
-        readout=READOUT.value,
-        method=METHOD.value,
-        seed=SEED.value,
-        warmup_steps=WARMUP_STEPS.value,
-        decay_steps=decay_steps(),
-        clip_norm=CLIP_NORM.value,
-        buckets=cli.whole_numbers("buckets", BUCKETS.value),
-        compute=ComputeConfig(
-            dtype=COMPUTE_DTYPE.value, remat=REMAT.value, num_micro_batches=MICRO_BATCHES.value
-        ),
-    )
-
-
-def decay_steps() -> int | str | None:
-    """Where --decay_steps says that the decay ends."""
-    text = DECAY_STEPS.value
-    if text in (None, ALL_STEPS):
-        return text
-    if not (text.isascii() and text.isdigit()):
-        raise checks.UserError(f"`decay_steps` must be a step or {ALL_STEPS}, got {text!r}")
-    return int(text)
-
-
-def load_task_for(names: Sequence[str]) -> Task:
-    """The task that --task names, as the whole pool can be compared on it.
-
-    Args:
-        names: the pool.
-
-    Returns:
-        With prompts everywhere if one of the pool is an encoder-decoder.
-
-    Raises:
-        UserError: if there is no such task, field or candidate.
-    """
-    task = load_task(
-        TASK.value, prompt_field=PROMPT_FIELD.value, target_field=TARGET_FIELD.value,
-        folder=Path(TASK_FOLDER.value) if TASK_FOLDER.value else None,
-    )  # fmt: skip
-    if MEAN_LENGTH.value is not None:
-        checks.positive("mean_length", MEAN_LENGTH.value)
-        task = with_mean_length(task, load_candidate(names[0]).tokenizer, mean=MEAN_LENGTH.value)
-    configs = (read_config(folder_of(name)).config for name in names)
-    return with_prompts(task) if any(c.is_encoder_decoder for c in configs) else task
 
 
 def check_kernel_examples(task: Task, config: MeasurementConfig) -> None:
@@ -294,14 +141,18 @@ def remember_zero_shot(measurement: Measurement, folder: RunFolder, progress: Pr
 
 
 def remember_cell(
-    measurement: Measurement, size: int, folder: RunFolder, progress: Progress
-) -> dict:
+    measurement: Measurement, size: int, folder: RunFolder, progress: Progress,
+    *, checkpoint_seconds: float = 60.0,
+) -> dict:  # fmt: skip
     """One fine-tune, made now if the folder does not hold it; goes on where a killed run was.
 
     Its ``seconds`` are those of all processes that worked on it, each up to its last checkpoint.
     """
     name, num_params = measurement.candidate.name, measurement.candidate.num_params
-    job = job_of(name, size, measurement.config, folder.path / cell_path(name, size))
+    job = Job(
+        name, size, measurement.config, path=folder.path / cell_path(name, size),
+        every_seconds=checkpoint_seconds,
+    )  # fmt: skip
     work = job.work(num_params)
     if not is_kept(job, progress, work):
         cell = cells.measure(
@@ -309,14 +160,6 @@ def remember_cell(
         )
         keep(job, cell, folder, progress, work)
     return folder.read_json(cell_path(name, size))
-
-
-def job_of(
-    name: str, size: int, config: MeasurementConfig, path: Path,
-    *, search: cells.Search = cells.NO_SEARCH,
-) -> Job:  # fmt: skip
-    """A cell with the checkpoints that the flags ask for."""
-    return Job(name, size, config, search, path, CHECKPOINT_SECONDS.value)
 
 
 def is_kept(job: Job, progress: Progress, work: float) -> bool:

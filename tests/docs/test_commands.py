@@ -37,8 +37,9 @@ def known_flags(name):
     kind, _, stem = name.partition(".")
     if kind == "experiments":
         defined = binaries.load(stem).flags
-        return BY_ABSL | {*defined} | {f"no{f}" for f, of in defined.items() if of == "bool"}
-    return set(re.findall(r'"(?:--)?(\w+)"', (ROOT / kind / f"{stem}.py").read_text()))
+        return BY_ABSL | {*defined} | {f"no{f}" for f, of in defined.items() if of.kind == "bool"}
+    text = (ROOT / kind / f"{stem}.py").read_text()
+    return {*re.findall(r'"(?:--)?(\w+)"', text), *re.findall(r"define_(\w+)\(", text)}
 
 
 def unknown_module(name, flags):

@@ -15,6 +15,7 @@ import types
 from pathlib import Path
 
 import numpy as np
+from absl import flags
 
 from experiments import select_model
 from experiments.common import measuring
@@ -40,7 +41,7 @@ def fake_zero_shot(measurement, folder, progress):
     return folder.remember(path, lambda: {"test_loss": 9.0})["test_loss"]
 
 
-def fake_cell(measurement, size, folder, progress):
+def fake_cell(measurement, size, folder, progress, **_):
     """A loss by formula, noted; kept like a measured one."""
     name = measurement.candidate.name
 
@@ -76,16 +77,16 @@ def install():
     select_model.load_candidate = fake_candidate
     measuring.remember_kernel = fake_kernel
     measuring.remember_zero_shot, measuring.remember_cell = fake_zero_shot, fake_cell
-    measuring.candidate_names = lambda: tuple(SLOPES)
+    select_model.FLAGS.candidates = lambda: tuple(SLOPES)
     measuring.check_candidates = lambda names, config: {
         name: fake_candidate(name).num_params for name in names
     }
-    measuring.load_task_for = lambda names: load_task(measuring.TASK.value)
+    select_model.FLAGS.load_task = lambda names: load_task(flags.FLAGS.task)
 
 
 def live(root: Path, folder: str, order: str, log: str, *, deadly: bool) -> int:
     """One life; its exit code, negative if it was killed."""
-    flags = [
+    arguments = [
         f"--task={root / 'kings.txt'}", "--budget_size=128",
         "--smallest_size=8", "--target_size=512", f"--output_dir={root / folder}",
         "--num_kernel_examples=3", "--keep=0.5", f"--order={order}", "--quiet",
@@ -94,7 +95,7 @@ def live(root: Path, folder: str, order: str, log: str, *, deadly: bool) -> int:
     def before():
         Life.log, Life.deadly = root / log, deadly
 
-    process = lives.live("select_model", select_model.main, flags, before=before)
+    process = lives.live("select_model", select_model.main, arguments, before=before)
     return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
 
 

@@ -69,17 +69,17 @@ def test_costs_are_a_forward_pass_and_the_singular_values(monkeypatch):
 
 def test_flags_that_cannot_be_are_named(tmp_path):
     write_loss_table(TABLE, tmp_path / "toy.csv")
-    MODULE.CURVES.value = str(tmp_path / "toy.csv")
-    MODULE.measuring.OUTPUT_DIR.value = str(tmp_path / "out")
+    binary = load(
+        "feature_scores", curves=str(tmp_path / "toy.csv"), output_dir=str(tmp_path / "out")
+    )
     for words, candidates, message in (
         (0, "a,b,c", "`num_words` must be 1 or more"),
         (1, "a,x", "`names` must be one of"),
     ):
-        MODULE.NUM_WORDS.value, MODULE.measuring.CANDIDATES.value = words, candidates
         with pytest.raises(checks.UserError, match=message):
-            MODULE.main([])
-    MODULE.measuring.CANDIDATES.value, MODULE.BUDGETS.value = "a,b,c", ["2"]
-    MODULE.measuring.load_task_for = lambda names: Task("toy", "", (), (), (), {}, "")
+            binary.set(num_words=words, candidates=candidates).module.main([])
+    module = binary.set(candidates="a,b,c", budgets=["2"]).module
+    module.FLAGS.load_task = lambda names: Task("toy", "", (), (), (), {}, "")
     with pytest.raises(checks.UserError, match="`budgets` must leave at most "):
-        MODULE.main([])
+        module.main([])
     assert not (tmp_path / "out").exists()

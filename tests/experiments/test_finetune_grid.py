@@ -191,7 +191,7 @@ def test_flags_reach_the_loop(task, tmp_path):
     }  # fmt: skip
     with flagsaver.flagsaver():
         flags.FLAGS(["finetune_grid", *(f"--{name}={value}" for name, value in settings.items())])
-        config = measuring.measurement_config()
+        config = grid.FLAGS.config()
     compute = ComputeConfig(dtype="bfloat16", remat=True, num_micro_batches=2)
     assert config.compute == compute
     measurement = cells.Measurements(lens.load_task(task)).of("zoo/gpt2-xs", config)
@@ -311,7 +311,7 @@ def test_the_average_length_is_cut_before_anything_is_measured(task, tmp_path):
     settings = {"mean_length": 7, "output_dir": tmp_path, "task": task}
     with flagsaver.flagsaver():
         flags.FLAGS(["finetune_grid", *(f"--{name}={value}" for name, value in settings.items())])
-        cut = measuring.load_task_for(("zoo/gpt2-xs",))
+        cut = grid.FLAGS.load_task(("zoo/gpt2-xs",))
     assert cut.fingerprint != lens.load_task(task).fingerprint
     assert sum(count for why, count in cut.removed.items() if why.endswith("mean_length")) > 0
 
@@ -323,7 +323,7 @@ def test_a_copy_of_a_hub_task_is_read_where_a_flag_says(tmp_path, monkeypatch):
         flags.FLAGS(
             ["grid", "--output_dir=a", *(f"--{n}={value}" for n, value in settings.items())]
         )
-        task = measuring.load_task_for(("zoo/gpt2-xs",))
+        task = grid.FLAGS.load_task(("zoo/gpt2-xs",))
     assert all(example.prompt.endswith("\nSummary:") for example in task.train)
 
 

@@ -132,33 +132,30 @@ def test_rows_of_decays_leave_open_what_has_no_fit():
 
 
 REFUSED = [
-    ({"EPSILON": 1.0}, "`epsilon` must lie between 0 and 1"),
-    ({"DELTA": 0.0}, "`delta` must lie between 0 and 1"),
-    ({"NUM_EXAMPLES": 3}, "`num_examples` must be 4 or more, got 3"),
-    ({"NUM_MATVECS": 0}, "`num_matvecs` must be positive"),
-    ({"NUM_PROBES": 1}, "`num_probes` must be 2 or more, got 1"),
-    ({"MEGABYTES": 1}, "`megabytes` must be 5 or more for 32 products in the largest block"),
-    ({"CONSTANT": -1.0}, "`remainder_constant` must be positive"),
-    ({"SIZES": ["16"]}, "`sizes` must be two or more"),
-    ({"SIZES": ["16", "many"]}, "`sizes` must be whole numbers"),
-    ({"ONLY": "nothing"}, "`only` must be part of a weight's name"),
-    ({"CANDIDATES": "zoo/none"}, "`candidate` must be one of"),
+    ({"epsilon": 1.0}, "`epsilon` must lie between 0 and 1"),
+    ({"delta": 0.0}, "`delta` must lie between 0 and 1"),
+    ({"num_examples": 3}, "`num_examples` must be 4 or more, got 3"),
+    ({"num_matvecs": 0}, "`num_matvecs` must be positive"),
+    ({"num_probes": 1}, "`num_probes` must be 2 or more, got 1"),
+    ({"megabytes": 1}, "`megabytes` must be 5 or more for 32 products in the largest block"),
+    ({"remainder_constant": -1.0}, "`remainder_constant` must be positive"),
+    ({"sizes": ["16"]}, "`sizes` must be two or more"),
+    ({"sizes": ["16", "many"]}, "`sizes` must be whole numbers"),
+    ({"only": "nothing"}, "`only` must be part of a weight's name"),
+    ({"candidates": "zoo/none"}, "`candidate` must be one of"),
 ]
 
 
 @pytest.mark.parametrize(("changes", "message"), REFUSED)
 def test_bad_input_is_refused_before_anything_is_measured_or_written(tmp_path, changes, message):
-    module, out, task = load("theory_bound").module, tmp_path / "out", tmp_path / "task.jsonl"
+    out, task = tmp_path / "out", tmp_path / "task.jsonl"
     task.write_text("".join(f'{{"prompt": "p{i}", "target": "t{i}"}}\n' for i in range(40)))
     flags = {
-        "CANDIDATES": "zoo/gpt2-xs", "TASK": str(task), "OUTPUT_DIR": str(out),
-        "SIZES": ["8", "16"], "NUM_EXAMPLES": 4, **changes,
+        "candidates": "zoo/gpt2-xs", "task": str(task), "output_dir": str(out),
+        "sizes": ["8", "16"], "num_examples": 4, **changes,
     }  # fmt: skip
-    for flag, value in flags.items():
-        holder = module if hasattr(module, flag) else module.measuring
-        getattr(holder, flag).value = value
     with pytest.raises(checks.UserError, match=message):
-        module.main([])
+        load("theory_bound", **flags).module.main([])
     assert not out.exists()
 
 

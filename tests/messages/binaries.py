@@ -27,27 +27,36 @@ class Binary(NamedTuple):
     """One of ``experiments``."""
 
     module: types.ModuleType
-    flags: dict[str, str]  # name -> kind
+    flags: dict[str, types.SimpleNamespace]  # name -> its kind and value
+
+    def set(self, **values: object) -> "Binary":
+        """The same with other values of some flags."""
+        for name, value in values.items():
+            self.flags[name].value = value
+        return self
 
 
-def load(name: str) -> Binary:
-    """The binary ``experiments.<name>``, freshly imported: its flags may be changed."""
-    defined: dict[str, str] = {}
+def load(name: str, **values: object) -> Binary:
+    """The binary ``experiments.<name>``, freshly imported, as it is with flags of these values."""
+    defined: dict[str, types.SimpleNamespace] = {}
 
     def define(kind, flag, default, *_, **__):
-        defined[flag] = kind
-        return types.SimpleNamespace(value=default)
+        assert flag not in defined, f"--{flag} is defined twice"
+        return defined.setdefault(flag, types.SimpleNamespace(kind=kind, value=default))
+
+    def define_alias(flag, of, **_):
+        defined[flag] = defined[of]
 
     before = {m: sys.modules[m] for m in sys.modules if m.startswith("experiments.")}
     attributes = dict(vars(experiments))
     with pytest.MonkeyPatch.context() as patch:
         for kind in KINDS:
             patch.setattr(flags, f"DEFINE_{kind}", functools.partial(define, kind))
-        patch.setattr(flags, "DEFINE_alias", lambda flag, of, **_: define(defined[of], flag, None))
+        patch.setattr(flags, "DEFINE_alias", define_alias)
         try:
             for module in before:
                 del sys.modules[module]
-                # else `from experiments import cells` would find the module of before
+                # else `from experiments import common` would find the module of before
                 vars(experiments).pop(module.partition(".")[2], None)
             module = importlib.import_module(f"experiments.{name}")
         finally:
@@ -56,4 +65,4 @@ def load(name: str) -> Binary:
             sys.modules.update(before)
             vars(experiments).clear()
             vars(experiments).update(attributes)
-    return Binary(module, defined)
+    return Binary(module, defined).set(**values)

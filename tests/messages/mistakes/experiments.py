@@ -21,12 +21,11 @@ TABLE = "config name,0,200,400\na,3,2,1\nb,3,2,1\n"
 
 def binary(name, **flags):
     """A binary's module, as it is after its flags were read."""
-    module = load(name).module
-    for flag, value in flags.items():
-        for holder in (module, getattr(module, "measuring", None)):
-            if hasattr(holder, flag):
-                getattr(holder, flag).value = value
-    return module
+    loaded = load(name)
+    for constant, value in flags.items():
+        flag = getattr(loaded.module, constant, None) or loaded.flags[constant.lower()]
+        flag.value = value
+    return loaded.module
 
 
 def processes(number, process_id=0, folder=None):
@@ -44,7 +43,7 @@ def curves(folder, text=TABLE, second=None, of="rank_curves", **flags):
             (folder / name).mkdir(parents=True)
             (folder / name / "a.csv").write_text(content)
             paths.append(str(folder / name / "a.csv"))
-    return binary(of, CURVES=paths, BUDGETS=["2"], **flags).main([])
+    return binary(of, CURVES=paths, **flags).main([])
 
 
 def savings(folder, text=TABLE + "c,3,2,1\n", ledger=None, **flags):
@@ -62,10 +61,9 @@ def affordable(**flags):
     return binary("select_model", **{**sizes, **flags}).affordable_sizes(TASK, MeasurementConfig())
 
 
-def of_mean_length(mean):
-    measuring = binary("finetune_grid", MEAN_LENGTH=mean).measuring
-    measuring.load_task = lambda *_, **__: TASK
-    return measuring.load_task_for(["zoo/gpt2-xs"])
+def of_mean_length(mean, folder):
+    task = str(written(folder / "task.txt", "\n".join(f"the {i} kings" for i in range(60))))
+    return binary("finetune_grid", MEAN_LENGTH=mean, TASK=task).FLAGS.load_task(["zoo/gpt2-xs"])
 
 
 def threads(number):
@@ -154,9 +152,9 @@ MISTAKES = [
     (
         "decay_steps",
         "step or all ... got 'late'",
-        lambda tmp: binary("select_model", DECAY_STEPS="late").measuring.decay_steps(),
+        lambda tmp: binary("select_model", DECAY_STEPS="late").FLAGS.config(),
     ),
-    ("mean_length", "positive ... got -1.0", lambda tmp: of_mean_length(-1.0)),
+    ("mean_length", "positive ... got -1.0", lambda tmp: of_mean_length(-1.0, tmp)),
     (
         "max_length",
         "at least 2 ... got 1",

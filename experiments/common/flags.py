@@ -1,0 +1,75 @@
+"""Flags that several binaries take, each defined here once.
+
+A binary takes one by defining it when it is imported, ``OUTPUT_DIR = define_output_dir()``.  Those
+of binaries that measure candidates stand in ``experiments.common.measurement_flags``.
+"""
+
+from absl import flags
+
+from lensllm_jax.selection.orders import Dropping
+
+flags.disclaim_key_flags()  # each counts as the binary's own: its --help shows it
+
+
+def define_output_dir() -> flags.FlagHolder[str]:
+    """--output_dir."""
+    return flags.DEFINE_string("output_dir", None, "Where the results go.", required=True)
+
+
+def define_quiet(help: str = "Show no progress.") -> flags.FlagHolder[bool]:
+    """--quiet."""
+    return flags.DEFINE_bool("quiet", False, help)
+
+
+def define_curves(help: str = "Loss tables (CSV), one per task.") -> flags.FlagHolder[list[str]]:
+    """--curves, one or more tables."""
+    return flags.DEFINE_list("curves", None, help, required=True)
+
+
+def define_curve(help: str = "Loss table (CSV) of the pool.") -> flags.FlagHolder[str]:
+    """--curves, one table."""
+    return flags.DEFINE_string("curves", None, help, required=True)
+
+
+def define_tables(
+    help: str = "Folder of the tables.", *, default: str | None = None
+) -> flags.FlagHolder[str]:
+    """--tables."""
+    if default is None:
+        return flags.DEFINE_string("tables", None, help, required=True)
+    return flags.DEFINE_string("tables", default, help)
+
+
+def define_task_prefix() -> flags.FlagHolder[str]:
+    """--task of binaries that read tables."""
+    return flags.DEFINE_string("task", None, "What the tables' names start with.", required=True)
+
+
+def define_budgets(*divisors: int) -> flags.FlagHolder[list[str]]:
+    """--budgets; the divisors are the default."""
+    return flags.DEFINE_list("budgets", [*map(str, divisors)], "Divisors of the largest size.")
+
+
+def define_selectors() -> flags.FlagHolder[list[str]]:
+    """--selectors."""
+    return flags.DEFINE_list("selectors", ["all"], "Selectors, or all that the tables allow.")
+
+
+def define_gamma() -> flags.FlagHolder[int]:
+    """--gamma."""
+    return flags.DEFINE_integer("gamma", 3, "Algorithm 1: accepted losses before it may stop.")
+
+
+def define_tau() -> flags.FlagHolder[float]:
+    """--tau."""
+    return flags.DEFINE_float("tau", 5.0, "Algorithm 1: residual deviations at which it stops.")
+
+
+def define_keep() -> flags.FlagHolder[float]:
+    """--keep."""
+    return flags.DEFINE_float("keep", Dropping.keep, "Upwards: share of the candidates kept.")
+
+
+def define_tokens_per_example(help: str) -> flags.FlagHolder[float]:
+    """--tokens_per_example."""
+    return flags.DEFINE_float("tokens_per_example", 512.0, help)

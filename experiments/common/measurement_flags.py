@@ -1,0 +1,225 @@
+"""Flags of every binary that measures candidates: the pool and its text, the settings, the folder.
+
+A binary takes all of them with ``FLAGS = measurement_flags()`` and reads plain values from there;
+two binaries in one process share them.
+"""
+
+import functools
+from collections.abc import Sequence
+from pathlib import Path
+
+from absl import flags
+
+from experiments.common import cli
+from experiments.common.flags import define_output_dir, define_quiet
+from lensllm_jax import checks
+from lensllm_jax.checkpoints.config import read_config
+from lensllm_jax.checkpoints.zoo import folder_of, list_zoo, load_candidate
+from lensllm_jax.data.batches import with_prompts
+from lensllm_jax.data.catalogue import load_task
+from lensllm_jax.data.lengths import with_mean_length
+from lensllm_jax.data.task import Task
+from lensllm_jax.finetune.compute import ComputeConfig, keep_compiled
+from lensllm_jax.finetune.loop import ALL_STEPS
+from lensllm_jax.measurement.measurement import MeasurementConfig
+from lensllm_jax.ntk.gram import NtkMethod
+from lensllm_jax.ntk.readout import Readout
+
+flags.disclaim_key_flags()  # each counts as the binary's own: its --help shows it
+
+_ONE_OUTPUT = (Readout.LOSS, Readout.TARGET_LOGPROB)  # read-outs with one output per example
+
+
+class MeasurementFlags:
+    """The values of the flags, once absl has read them."""
+
+    def __init__(self) -> None:
+        self._pool, self._settings = _PoolFlags(), _SettingsFlags()
+        self._output_dir = define_output_dir()
+        self._checkpoint_seconds = flags.DEFINE_float(
+            "checkpoint_seconds", 60.0, "Between writings of an unfinished fine-tune; 0: each call."
+        )
+        self._compiled_dir = flags.DEFINE_string(
+            "compiled_dir", None,
+            "Keeps compiled steps here: later processes and runs need not compile.",
+        )  # fmt: skip
+        self._quiet = define_quiet("No progress, and no table of a grid.")
+
+    @property
+    def output_dir(self) -> str:
+        """Folder of the run."""
+        return self._output_dir.value
+
+    @property
+    def checkpoint_seconds(self) -> float:
+        """Between checkpoints of an unfinished fine-tune."""
+        return self._checkpoint_seconds.value
+
+    @property
+    def quiet(self) -> bool:
+        """Whether progress is hidden."""
+        return self._quiet.value
+
+    def candidates(self) -> tuple[str, ...]:
+        """One or more distinct names.
+
+        Raises:
+            UserError: if there is none, or one twice.
+        """
+        return self._pool.candidates()
+
+    def load_task(self, names: Sequence[str]) -> Task:
+        """The task as the candidates ``names`` can be compared on it.
+
+        Raises:
+            UserError: if there is no such task, field or candidate.
+        """
+        return self._pool.load_task(names)
+
+    def config(self) -> MeasurementConfig:
+        """The settings of every measurement; from here on JAX keeps what it compiles.
+
+        Raises:
+            UserError: naming the flag at fault.
+        """
+        if folder := self._compiled_dir.value:
+            if Path(folder).is_file():
+                raise checks.UserError(f"`compiled_dir` must be a folder, got the file {folder}")
+            keep_compiled(folder)
+        checks.not_negative("checkpoint_seconds", self.checkpoint_seconds)
+        return self._settings.config()
+
+
+@functools.cache
+def measurement_flags() -> MeasurementFlags:
+    """Defines the flags, once per process."""
+    return MeasurementFlags()
+
+
+class _PoolFlags:
+    """Which candidates, on which text."""
+
+    def __init__(self) -> None:
+        self._candidates = flags.DEFINE_string(
+            "candidates",
+            "zoo",
+            "zoo (all bundled), or names, folders and hub ids, comma-separated.",
+        )
+        self._task = flags.DEFINE_string(
+            "task", "pydoc", "A built-in task, or a .jsonl, .csv, .parquet or .txt."
+        )
+        self._prompt_field = flags.DEFINE_string(
+            "prompt_field", "prompt", "Column of a task file's prompts."
+        )
+        self._target_field = flags.DEFINE_string(
+            "target_field", "target", "Column of a task file's targets."
+        )
+        self._task_folder = flags.DEFINE_string(
+            "task_folder",
+            None,
+            "Copy of the hub's repository of --task=flan, wikitext or gigaword.",
+        )
+        self._mean_length = flags.DEFINE_float(
+            "mean_length", None,
+            "Average input, in tokens of the first candidate: the longest (or shortest) records "
+            "go.",
+        )  # fmt: skip
+
+    def candidates(self) -> tuple[str, ...]:
+        text = self._candidates.value
+        names = list_zoo() if text == "zoo" else cli.names(text)
+        if not names or len(set(names)) < len(names):
+            raise checks.UserError(f"`candidates` must be one or more distinct names, got {text!r}")
+        return names
+
+    def load_task(self, names: Sequence[str]) -> Task:
+        """With prompts everywhere if a candidate is an encoder-decoder."""
+        folder = self._task_folder.value
+        task = load_task(
+            self._task.value, prompt_field=self._prompt_field.value,
+            target_field=self._target_field.value, folder=Path(folder) if folder else None,
+        )  # fmt: skip
+        mean = self._mean_length.value
+        if mean is not None:
+            checks.positive("mean_length", mean)
+            task = with_mean_length(task, load_candidate(names[0]).tokenizer, mean=mean)
+        configs = (read_config(folder_of(name)).config for name in names)
+        return with_prompts(task) if any(c.is_encoder_decoder for c in configs) else task
+
+
+class _SettingsFlags:
+    """How candidates are fine-tuned, and what their kernels are of."""
+
+    def __init__(self) -> None:
+        default = MeasurementConfig()
+        self._fields = {
+            name: _define_number(name, getattr(default, name), help)
+            for name, help in _FIELDS.items()
+        }
+        self._readout = flags.DEFINE_enum(
+            "readout", default.readout, [r.value for r in _ONE_OUTPUT],
+            "Output that the kernel is of.",
+        )  # fmt: skip
+        self._method = flags.DEFINE_enum(
+            "method", default.method, [m.value for m in NtkMethod], "How the kernel is computed."
+        )
+        self._decay_steps = flags.DEFINE_string(
+            "decay_steps", None, "Where its cosine decay ends: a step, or all. Default: no decay."
+        )
+        self._buckets = flags.DEFINE_string(
+            "buckets", "",
+            "Ascending lengths, tokens: training batches of short examples are cut to them.",
+        )  # fmt: skip
+        self._compute_dtype = flags.DEFINE_enum(
+            "compute_dtype", None, ["bfloat16", "float32"],
+            "Of products and logits; weights stay float32.",
+        )  # fmt: skip
+        self._micro_batches = flags.DEFINE_integer(
+            "micro_batches", 1, "Passes of one step: less memory."
+        )
+        self._remat = flags.DEFINE_bool(
+            "remat", False, "Compute blocks again backwards: less memory."
+        )
+
+    def config(self) -> MeasurementConfig:
+        return MeasurementConfig(
+            **{name: flag.value for name, flag in self._fields.items()},
+            readout=self._readout.value,
+            method=self._method.value,
+            decay_steps=_steps_or_all(self._decay_steps.value),
+            buckets=cli.whole_numbers("buckets", self._buckets.value),
+            compute=ComputeConfig(
+                dtype=self._compute_dtype.value,
+                remat=self._remat.value,
+                num_micro_batches=self._micro_batches.value,
+            ),
+        )
+
+
+# flags with the name and the default of a field of MeasurementConfig
+_FIELDS = {
+    "learning_rate": "Of AdamW; searched, benchmarks/LOG.md.",
+    "weight_decay": "Of AdamW.",
+    "batch_size": "Examples a step; searched likewise.",
+    "warmup_steps": "Over which the learning rate rises.",
+    "clip_norm": "Largest norm of a gradient.",
+    "max_length": "Tokens of an example.",
+    "max_epochs": "Passes at most.",
+    "patience": "Evaluations without a new best.",
+    "num_kernel_examples": "Examples of the kernel.",
+    "seed": "Of subsets and orders.",
+}
+
+
+def _define_number(name: str, default: float, help: str) -> flags.FlagHolder:
+    define = flags.DEFINE_float if isinstance(default, float) else flags.DEFINE_integer
+    return define(name, default, help)
+
+
+def _steps_or_all(text: str | None) -> int | str | None:
+    """Where --decay_steps says that the decay ends."""
+    if text in (None, ALL_STEPS):
+        return text
+    if not (text.isascii() and text.isdigit()):
+        raise checks.UserError(f"`decay_steps` must be a step or {ALL_STEPS}, got {text!r}")
+    return int(text)
