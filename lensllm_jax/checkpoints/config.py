@@ -1,8 +1,8 @@
 """Config: what a checkpoint's config.json says, and the family that understands it.
 
 Hugging Face's own class completes the attributes by its defaults and turns old spellings
-into today's; then every attribute that could change a logit is either understood or refused
-by name.
+into today's.  Attributes that its model does not know are ignored, as it ignores them; every
+other one that could change a logit is either supported or refused by name.
 
 Example:
     >>> from lensllm_jax.checkpoints.config import parse_config
@@ -17,18 +17,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from lensllm_jax import checks
-from lensllm_jax.models.families import FAMILIES
+from lensllm_jax.checkpoints.attributes import known_attributes
 from lensllm_jax.models.family import Family, ModelConfig
+from lensllm_jax.models.registry import FAMILIES
 
 CONFIG = "config.json"
 
 
 def transformers() -> Any:
-    """Hugging Face's library, imported late (it is slow) and without its advice on PyTorch.
-
-    Returns:
-        The module.
-    """
+    """Hugging Face's library, imported late (it is slow) and without its advice on PyTorch."""
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     import transformers
 
@@ -38,19 +35,14 @@ def transformers() -> Any:
 class CheckpointConfig(NamedTuple):
     """A config, as theirs and as ours."""
 
-    family: Family  # the tables that understand it
-    attributes: dict[str, Any]  # theirs, completed by their defaults
+    family: Family  # the tables that read it
+    attributes: dict[str, Any]  # theirs, all of them, completed by their defaults
     config: ModelConfig  # ours
+    ignored: tuple[str, ...] = ()  # attributes that Hugging Face's model does not know
 
 
 def read_config(folder: str | Path) -> CheckpointConfig:
     """The config of a checkpoint folder.
-
-    Args:
-        folder: holds a config.json.
-
-    Returns:
-        Family, their attributes, our config.
 
     Raises:
         UserError: if there is no such file, or ``parse_config`` refuses what it says.
@@ -76,9 +68,6 @@ def parse_config(stored: Mapping[str, Any], *, name: str = CONFIG) -> Checkpoint
         stored: the attributes as they were published.
         name: what to call them in a message.
 
-    Returns:
-        Family, their attributes, our config.
-
     Raises:
         UserError: if the family is unknown, or naming every attribute that is not supported.
     """
@@ -98,14 +87,14 @@ def parse_config(stored: Mapping[str, Any], *, name: str = CONFIG) -> Checkpoint
             f"`{name}` must be a valid {model_type} config, "
             f"got {str(error).splitlines()[-1].strip()}"
         ) from error
-    problems, config = family.unsupported(attributes, defaults), None
-    try:
-        config = family.config(attributes)
-    except checks.UserError as error:
-        problems.append(str(error))
+    known = known_attributes(config_class)
+    ignored = tuple(sorted(attributes.keys() - known))
+    config, problems = family.read_config(
+        {key: value for key, value in attributes.items() if key in known}, defaults
+    )
     if problems or config is None:
         raise checks.UserError(
             f"`{name}` must describe a {model_type} model with supported settings, got "
             + "; ".join(problems)
         )
-    return CheckpointConfig(family, attributes, config)
+    return CheckpointConfig(family, attributes, config, ignored)

@@ -4,7 +4,7 @@ With token ids :math:`x_1..x_s` it gives the logits of each next token,
 :math:`z_i = \mathrm{cap}(h_i^{(l)} W_{\mathrm{head}})`, where :math:`h^{(j)}` is the state
 after block :math:`j`.  Blocks are scanned: their parameters carry a leading axis ``l``, and
 one block is compiled whatever the depth.  What differs from layer to layer (attention window,
-kind of rotation) travels beside the parameters, as numbers.
+kind of rotation) is scanned along with the parameters, as numbers.
 
 Sources: Radford et al. (2019) for the pre-norm block, Zhang et al. (2022) for OPT's
 variants (post-norm, projected embeddings), Black et al. (2022) for the parallel block,
@@ -156,7 +156,7 @@ class DecoderConfig:
         for name in ("sliding_layers", "rotary_of_layer"):
             if len(getattr(self, name)) not in (0, self.num_layers):
                 raise checks.UserError(
-                    f"`{name}` must have one entry a layer ({self.num_layers}), got "
+                    f"`{name}` must have one entry per layer ({self.num_layers}), got "
                     f"{len(getattr(self, name))}"
                 )
         if any(self.sliding_layers) and self.window is None:
@@ -180,25 +180,11 @@ class DecoderConfig:
         return self.head_dim or self.d_model // self.num_heads
 
     def module(self, **settings: Any) -> "Decoder":
-        """The Flax module of this config.
-
-        Args:
-            **settings: of how it computes: ``dtype``, ``unroll_layers``, ``remat``.
-
-        Returns:
-            The module.
-        """
+        """The Flax module; settings are ``dtype``, ``unroll_layers``, ``remat``."""
         return Decoder(self, **settings)
 
     def arguments(self, batch: Batch) -> tuple[Array, ...]:
-        """What of a batch the module takes, in its order.
-
-        Args:
-            batch: ``input_ids`` and ``attention_mask``, each (b, s), and perhaps more.
-
-        Returns:
-            The arguments.
-        """
+        """The module's arguments: of a batch, ``input_ids`` and ``attention_mask``, each (b, s)."""
         return batch["input_ids"], batch["attention_mask"]
 
 
@@ -221,12 +207,7 @@ class _Layer(NamedTuple):
 
 
 class Block(nn.Module):
-    """One transformer block: attention and feed-forward, each with norm and residual.
-
-    Attributes:
-        config: the decoder it belongs to.
-        dtype: computing type; ``None`` takes the parameters'.
-    """
+    """One transformer block: attention and feed-forward, each with norm and residual."""
 
     config: DecoderConfig
     dtype: jnp.dtype | None = None
@@ -300,14 +281,11 @@ class Decoder(nn.Module):
     def __call__(
         self, input_ids: Int[Array, "b s"], attention_mask: Int[Array, "b s"]
     ) -> Float[Array, "b s v"]:
-        """Next-token logits at every position.
+        """Next-token logits at every position; those at padding mean nothing.
 
         Args:
             input_ids: token ids.
             attention_mask: 1 at tokens, 0 at padding.
-
-        Returns:
-            Logits; those at padding mean nothing.
 
         Raises:
             UserError: if the sequence is longer than the model's positions.
@@ -351,14 +329,7 @@ class Decoder(nn.Module):
         return x
 
     def position_ids(self, attention_mask: Int[Array, "b s"]) -> Int[Array, "b s"]:
-        """Row of the position table for each token.
-
-        Args:
-            attention_mask: 1 at tokens, 0 at padding.
-
-        Returns:
-            Row numbers, the offset included.
-        """
+        """Row of the position table for each token, the offset included."""
         c = self.config
         if c.positions_from_mask:
             # padding counts as position -1, the row below the offset, as OPT does

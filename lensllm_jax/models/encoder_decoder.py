@@ -150,25 +150,13 @@ class EncoderDecoderConfig:
                 )
 
     def module(self, **settings: Any) -> "EncoderDecoder":
-        """The Flax module of this config.
-
-        Args:
-            **settings: of how it computes: ``dtype``, ``unroll_layers``, ``remat``.
-
-        Returns:
-            The module.
-        """
+        """The Flax module; settings are ``dtype``, ``unroll_layers``, ``remat``."""
         return EncoderDecoder(self, **settings)
 
     def arguments(self, batch: Batch) -> tuple[Array, ...]:
-        """What of a batch the module takes, in its order.
+        """The module's arguments: ``input_ids``, ``attention_mask`` (b, s), ``decoder_input_ids``.
 
-        Args:
-            batch: ``input_ids`` and ``attention_mask`` (b, s), and ``decoder_input_ids``
-                (b, u); where these are absent they are the ``labels`` (b, u) shifted right.
-
-        Returns:
-            The arguments.
+        The last are (b, u); where absent, they are the ``labels`` (b, u) shifted right.
         """
         written = batch.get("decoder_input_ids")
         if written is None:
@@ -176,27 +164,14 @@ class EncoderDecoderConfig:
         return batch["input_ids"], batch["attention_mask"], written
 
     def shift_right(self, labels: Int[Array, "b u"]) -> Int[Array, "b u"]:
-        """What the decoder reads so that each position predicts its own label.
-
-        Args:
-            labels: targets, -100 where there is none.
-
-        Returns:
-            The start token, then all labels but the last; padding in place of -100.
-        """
+        """The decoder's input: the start token, then all labels but the last, padding for -100."""
         start = jnp.full_like(labels[:, :1], self.decoder_start_token_id)
         shifted = jnp.concatenate([start, labels[:, :-1]], axis=1)
         return jnp.where(shifted == IGNORE, self.pad_token_id, shifted)
 
 
 class Block(nn.Module):
-    """One block: self-attention, in a decoder cross attention, feed-forward.
-
-    Attributes:
-        config: the model it belongs to.
-        size: the stack it belongs to.
-        dtype: computing type; ``None`` takes the parameters'.
-    """
+    """One block: self-attention, in a decoder cross attention, feed-forward."""
 
     config: EncoderDecoderConfig
     size: StackConfig
@@ -234,15 +209,7 @@ class Block(nn.Module):
 
 
 class Stack(nn.Module):
-    """The encoder or the decoder: from embeddings to states.
-
-    Attributes:
-        config: the model it belongs to.
-        size: its own size.
-        dtype: computing type; ``None`` takes the parameters'.
-        unroll_layers: write the blocks out instead of looping.
-        remat: recompute each block in the backward pass.
-    """
+    """The encoder or the decoder: from embeddings to states; attributes as ``EncoderDecoder``'s."""
 
     config: EncoderDecoderConfig
     size: StackConfig
@@ -259,9 +226,6 @@ class Stack(nn.Module):
             mask: True where a query may see a key, ``(b, 1, s or 1, s)``.
             memory: what a decoder's cross attention sees, ``(b*k, d)``.
             memory_mask: True where it may, ``(b, 1, 1, k)``.
-
-        Returns:
-            As many states as embeddings.
         """
         c = self.config
         b, s = mask.shape[0], mask.shape[-1]
@@ -319,15 +283,12 @@ class EncoderDecoder(nn.Module):
         attention_mask: Int[Array, "b s"],
         decoder_input_ids: Int[Array, "b u"],
     ) -> Float[Array, "b u v"]:
-        """Logits of the label at every position of the decoder.
+        """Logits of the label at every position of the decoder; without a label, meaningless.
 
         Args:
             input_ids: tokens that the encoder reads.
             attention_mask: 1 at its tokens, 0 at padding.
             decoder_input_ids: tokens that the decoder reads, padded on the right.
-
-        Returns:
-            Logits; those of positions without a label mean nothing.
 
         Raises:
             UserError: if a sequence is longer than the model's positions.
@@ -361,11 +322,8 @@ class EncoderDecoder(nn.Module):
 class Constant(nn.Module):
     """Numbers of a checkpoint that are added but never trained: their gradient is zero.
 
-    They stand in the parameter tree, in a leaf of this name, so that they are loaded and saved
-    with the parameters; they are not counted as such.
-
-    Attributes:
-        shape: of the numbers.
+    A leaf of this name in the parameter tree: loaded and saved with the parameters, not counted
+    as such.
     """
 
     shape: tuple[int, ...]

@@ -1,13 +1,8 @@
 r"""Family: how one kind of Hugging Face checkpoint maps onto our models.
 
-A family is three tables: which config attributes it reads (everything else must be at its
-default or be known not to matter), how they make our config, and which checkpoint tensor
-fills which parameter.  Loading and saving only interpret these tables.
-
-Example:
-    >>> from lensllm_jax.models.family import Weight
-    >>> Weight("h.{layer}.mlp.c_fc.weight", "blocks/feed_forward/up/kernel").source(3)
-    'h.3.mlp.c_fc.weight'
+A family says how config attributes make our config (any other that Hugging Face's model reads
+must be at its default or be known not to matter), and which checkpoint tensor fills which
+parameter.  Loading and saving only interpret these tables.
 """
 
 import dataclasses
@@ -16,25 +11,20 @@ from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import flax.linen as nn
 
+from lensllm_jax import checks
 from lensllm_jax.typing import Array, Batch
 
-# Attributes that every Hugging Face config may carry and that change no logit of a plain
-# forward pass: identity, bookkeeping, generation.
+# Attributes that Hugging Face's classes know and that change no logit of a plain forward pass:
+# identity, bookkeeping, generation.
 HARMLESS = frozenset(
     """
     _name_or_path architectures model_type transformers_version torch_dtype dtype use_cache
-    bos_token_id eos_token_id pad_token_id sep_token_id decoder_start_token_id prefix
-    task_specific_params initializer_range init_std chunk_size_feed_forward id2label
-    label2id problem_type
-    output_attentions output_hidden_states return_dict torchscript is_decoder is_encoder_decoder
-    attn_implementation _attn_implementation use_bfloat16 gradient_checkpointing auto_map
-    transformers.js_config tokenizer_class output_past _num_labels finetuning_task
-    max_length min_length max_new_tokens do_sample early_stopping num_beams temperature top_k
-    top_p repetition_penalty length_penalty no_repeat_ngram_size bad_words_ids
-    forced_bos_token_id forced_eos_token_id force_bos_token_to_be_generated
+    bos_token_id eos_token_id pad_token_id decoder_start_token_id forced_eos_token_id
+    initializer_range init_std chunk_size_feed_forward id2label label2id num_labels problem_type
+    output_attentions output_hidden_states tie_last_hidden_states return_dict is_decoder
+    is_encoder_decoder _attn_implementation gradient_checkpointing
     """.split()
-)  # fmt: skip
-
+)
 
 Config: TypeAlias = Any  # the ModelConfig of one family
 
@@ -45,7 +35,7 @@ CONSTANT = "constant"
 
 @runtime_checkable
 class ModelConfig(Protocol):
-    """What loading and everything after it ask of a config, whatever it describes."""
+    """What loading and everything after it need of a config, whatever it describes."""
 
     @property
     def vocab_size(self) -> int:
@@ -67,7 +57,7 @@ class ModelConfig(Protocol):
         ...
 
     def arguments(self, batch: Batch) -> tuple[Array, ...]:
-        """What of a batch the module takes, in its order."""
+        """The module's arguments, taken from a batch."""
         ...
 
 
@@ -80,11 +70,11 @@ class Weight:
         ours: slash-joined path in our tree; several where one tensor holds several
             parameters side by side along its last (our) axis, as GPT-2's ``c_attn``.
         transpose: whether the checkpoint stores (out, in), as ``torch.nn.Linear`` does.
-        groups: into how many groups that axis falls, each holding its part of every one of
-            those parameters, as GPT-NeoX's heads do.
+        groups: how many groups that axis has, each holding its part of every one of those
+            parameters, as GPT-NeoX's heads do.
         offset: what to add to the stored values, as 1 to Gemma's norms.
-        outside: whether the name stands beside the body of the model, so that it takes no
-            prefix.
+        outside: whether the tensor is outside the body of the model, so that its name takes
+            no prefix.
         copies: full names under which a checkpoint may hold the same tensor as well, or
             instead.
         writes_copies: whether saving writes the copies too, where Hugging Face's model has
@@ -104,7 +94,7 @@ class Weight:
 
     @property
     def stacked(self) -> bool:
-        """Whether there is one such tensor a block."""
+        """Whether there is one such tensor per block."""
         return "{layer}" in self.hf
 
     @property
@@ -123,39 +113,43 @@ class Family:
 
     Attributes:
         name: Hugging Face's ``model_type``.
-        config: our config from the attributes of theirs.
+        config: our config from the attributes of theirs; those that it looks up are supported.
         weights: the weight table for one of our configs.
-        read: config attributes that ``config`` reads.
+        architecture: Hugging Face's class, written when saving.
         harmless: further attributes that change no logit.
         required: attribute -> the only value, or tuple of values, supported (the mathematics
             of others is not implemented).
         prefixes: what may stand before every tensor name, most usual first.
         ignored: regular expressions of tensors that hold no parameter (mask buffers).
-        architecture: Hugging Face's class, written when saving.
     """
 
     name: str
     config: Callable[[Mapping[str, Any]], Config]
     weights: Callable[[Config], tuple[Weight, ...]]
-    read: frozenset[str]
-    harmless: frozenset[str]
-    required: Mapping[str, Any]
-    prefixes: tuple[str, ...]
-    ignored: tuple[str, ...]
     architecture: str
+    harmless: frozenset[str] = frozenset()
+    required: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    prefixes: tuple[str, ...] = ("model.", "")
+    ignored: tuple[str, ...] = ()
 
-    def unsupported(self, attributes: Mapping[str, Any], defaults: Mapping[str, Any]) -> list[str]:
-        """Config attributes whose effect on the logits is not implemented.
+    def read_config(
+        self, attributes: Mapping[str, Any], defaults: Mapping[str, Any]
+    ) -> tuple[Config | None, list[str]]:
+        """Our config, and each attribute whose effect on the logits is not implemented.
 
         Args:
-            attributes: the checkpoint's config.
-            defaults: Hugging Face's default of each attribute.
+            attributes: a checkpoint's, completed, all of them known to Hugging Face's model.
+            defaults: Hugging Face's.
 
         Returns:
-            Each such attribute, its value and what is supported.
+            The config (``None`` if the attributes make none), and each problem with the value
+            and what is supported.
         """
-        problems = []
-        known = self.read | self.harmless | HARMLESS
+        config, problems, recorded = None, [], _Recorded(attributes)
+        try:
+            config = self.config(recorded)
+        except checks.UserError as error:
+            problems.append(str(error))
         for name, value in sorted(attributes.items()):
             if name in self.required:
                 supported = self.required[name]
@@ -163,22 +157,46 @@ class Family:
                 if value not in supported:
                     listed = " or ".join(map(repr, supported))
                     problems.append(f"{name}={value!r} (only {listed})")
-            elif name not in known and (name not in defaults or value != defaults[name]):
-                problems.append(f"{name}={value!r} (unknown: take it out if it moves no logit)")
-        return problems
+            elif name not in recorded.names | self.harmless | HARMLESS:
+                default = defaults.get(name)  # None where the class declares none
+                if value != default:
+                    problems.append(f"{name}={value!r} (not supported)")
+        return config, problems
+
+
+class _Recorded(dict):
+    """A mapping that records which names were looked up."""
+
+    def __init__(self, *args: Any):
+        super().__init__(*args)
+        self.names: set[str] = set()
+
+    def __getitem__(self, name: str) -> Any:
+        self.names.add(name)
+        return super().__getitem__(name)
+
+    def get(self, name: str, default: Any = None) -> Any:
+        self.names.add(name)
+        return super().get(name, default)
+
+
+# What most configs call the sizes of a decoder: ours -> theirs.
+_SIZES = {
+    "vocab_size": "vocab_size",
+    "max_positions": "max_position_embeddings",
+    "d_model": "hidden_size",
+    "num_layers": "num_hidden_layers",
+    "num_heads": "num_attention_heads",
+}
+
+
+def sizes(hf: Mapping[str, Any]) -> dict[str, Any]:
+    """The sizes of a ``DecoderConfig`` under their most usual names."""
+    return {ours: hf[theirs] for ours, theirs in _SIZES.items()}
 
 
 def embedding_weights(hf: str, ours: str, *, tied_head: bool) -> Weight:
-    """The tensor of an embedding table.
-
-    Args:
-        hf: its module there.
-        ours: its path in our tree.
-        tied_head: whether it is the head too, of which some checkpoints hold a copy.
-
-    Returns:
-        The entry.
-    """
+    """The tensor of an embedding table; a tied head may be stored as a copy of it."""
     copies = ("lm_head.weight",) if tied_head else ()
     return Weight(f"{hf}.weight", f"{ours}/embedding", copies=copies)
 
@@ -186,17 +204,7 @@ def embedding_weights(hf: str, ours: str, *, tied_head: bool) -> Weight:
 def norm_weights(
     hf: str, ours: str, *, use_bias: bool = True, offset: float = 0.0
 ) -> tuple[Weight, ...]:
-    """The tensors of a norm.
-
-    Args:
-        hf: its module there.
-        ours: its path in our tree.
-        use_bias: whether it has a bias (a layer norm) or none (a root-mean-square norm).
-        offset: what the model adds to the stored scale.
-
-    Returns:
-        Scale, and bias where there is one.
-    """
+    """The tensors of a norm: scale, with what the model adds to it, and bias of a layer norm."""
     scale = Weight(f"{hf}.weight", f"{ours}/scale", offset=offset)
     return (scale, Weight(f"{hf}.bias", f"{ours}/bias")) if use_bias else (scale,)
 
@@ -204,18 +212,7 @@ def norm_weights(
 def linear_weights(
     hf: str, ours: str | tuple[str, ...], *, use_bias: bool, groups: int = 1, outside: bool = False
 ) -> tuple[Weight, ...]:
-    """The tensors of a ``torch.nn.Linear``.
-
-    Args:
-        hf: its module there.
-        ours: its path in our tree, or those of the layers that it holds side by side.
-        use_bias: whether it has a bias.
-        groups: as in ``Weight``.
-        outside: as in ``Weight``.
-
-    Returns:
-        Kernel, and bias where there is one.
-    """
+    """The tensors of a ``torch.nn.Linear``, or of layers that it holds side by side."""
     layers = (ours,) if isinstance(ours, str) else ours
     return tuple(
         Weight(

@@ -52,32 +52,16 @@ INITIAL_STDDEV = 0.02  # Radford et al. (2019); every family here trains from it
 
 
 def activation_fn(name: str) -> Callable:
-    """The activation that Hugging Face calls ``name``.
-
-    Args:
-        name: a key of ``ACTIVATIONS``.
-
-    Returns:
-        An elementwise function.
+    """The elementwise function that Hugging Face calls ``name``.
 
     Raises:
-        UserError: if the name is unknown.
+        UserError: if it is no key of ``ACTIVATIONS``.
     """
     return ACTIVATIONS[checks.one_of("activation_function", name, ACTIVATIONS)]
 
 
 def dense(features: int, *, use_bias: bool, name: str, dtype: jnp.dtype | None = None) -> nn.Dense:
-    """A dense layer :math:`x W + c` with this project's initial weights.
-
-    Args:
-        features: width of the output.
-        use_bias: whether :math:`c` exists.
-        name: its key in the parameter tree.
-        dtype: computing type; ``None`` takes the parameters'.
-
-    Returns:
-        The Flax module.
-    """
+    """A dense layer :math:`x W + c` with this project's initial weights."""
     return nn.Dense(
         features,
         use_bias=use_bias,
@@ -91,18 +75,7 @@ def embedding(
     num_rows: int, features: int, *, name: str, dtype: jnp.dtype | None = None,
     stddev: float = INITIAL_STDDEV,
 ):  # fmt: skip
-    """A lookup table ``(num_rows, features)`` with this project's initial weights.
-
-    Args:
-        num_rows: how many ids there are.
-        features: width of a row.
-        name: its key in the parameter tree.
-        dtype: computing type; ``None`` takes the parameters'.
-        stddev: of the initial weights.
-
-    Returns:
-        The Flax module.
-    """
+    """A lookup table ``(num_rows, features)`` with initial weights of this standard deviation."""
     return nn.Embed(
         num_rows,
         features,
@@ -117,29 +90,12 @@ def layer_norm(*, epsilon: float, name: str, dtype: jnp.dtype | None = None) -> 
 
     The one-pass variance E[x^2] - E[x]^2 loses digits on states with a large mean, which
     trained checkpoints have; parity with PyTorch needs the exact one.
-
-    Args:
-        epsilon: added to the variance.
-        name: its key in the parameter tree.
-        dtype: computing type; ``None`` takes the parameters'.
-
-    Returns:
-        The Flax module.
     """
     return nn.LayerNorm(epsilon=epsilon, use_fast_variance=False, dtype=dtype, name=name)
 
 
 def rms_norm(*, epsilon: float, name: str, dtype: jnp.dtype | None = None) -> nn.RMSNorm:
-    """Division by the root mean square (Zhang and Sennrich, 2019), and a scale.
-
-    Args:
-        epsilon: added to the mean square.
-        name: its key in the parameter tree.
-        dtype: computing type; ``None`` takes the parameters'.
-
-    Returns:
-        The Flax module.
-    """
+    """Division by the root mean square (Zhang and Sennrich, 2019), and a scale."""
     return nn.RMSNorm(epsilon=epsilon, dtype=dtype, name=name)
 
 
@@ -148,28 +104,12 @@ NORMS: Mapping[str, Callable[..., nn.Module]] = {"layer": layer_norm, "rms": rms
 
 
 def soft_cap(x: Array, cap: float | None) -> Array:
-    r"""Keeps numbers within ``(-cap, cap)``: :math:`\mathrm{cap} \tanh(x / \mathrm{cap})`.
-
-    Args:
-        x: any numbers.
-        cap: the bound; ``None`` leaves them as they are.
-
-    Returns:
-        The same shape.
-    """
+    r"""Keeps numbers within ``(-cap, cap)``: :math:`\mathrm{cap} \tanh(x / \mathrm{cap})`."""
     return x if cap is None else cap * jnp.tanh(x / cap)
 
 
 def check_length(num_tokens: int, max_positions: int) -> None:
-    """Refuses a text that is longer than a model's positions.
-
-    Args:
-        num_tokens: of the text, padding included.
-        max_positions: of the model.
-
-    Raises:
-        UserError: if it is longer.
-    """
+    """Raises ``UserError`` for a text (padding included) longer than a model's positions."""
     if num_tokens > max_positions:
         raise checks.UserError(
             f"`input_ids` must have at most {max_positions} tokens (the model's positions), "
@@ -178,7 +118,7 @@ def check_length(num_tokens: int, max_positions: int) -> None:
 
 
 def scanned(block: Any, length: int, *, in_axes: Any, unroll: bool, remat: bool) -> Any:
-    """A stack of blocks as a loop over layers: one is compiled, parameters lead with an axis l.
+    """The module class of a loop over layers: one is compiled, parameters lead with an axis l.
 
     Args:
         block: the Flax module of one block, ``(x, *inputs) -> (x, None)``.
@@ -186,9 +126,6 @@ def scanned(block: Any, length: int, *, in_axes: Any, unroll: bool, remat: bool)
         in_axes: for each input, ``nn.broadcast`` or the axis along which blocks differ.
         unroll: write the blocks out instead of looping (same parameters).
         remat: recompute each block in the backward pass.
-
-    Returns:
-        The module class of the stack.
     """
     return nn.scan(
         nn.remat(block, prevent_cse=False) if remat else block,
@@ -201,29 +138,14 @@ def scanned(block: Any, length: int, *, in_axes: Any, unroll: bool, remat: bool)
 
 
 def causal_mask(attention_mask: Int[Array, "b s"]) -> Bool[Array, "b 1 s s"]:
-    """Which keys (last axis) each query may see: itself, the past, and no padding.
-
-    Args:
-        attention_mask: 1 at tokens, 0 at padding.
-
-    Returns:
-        True where attention is allowed, with an axis for the heads.
-    """
+    """True where a query may see a key (last axis): itself, the past, and no padding."""
     s = attention_mask.shape[1]
     past = jnp.tril(jnp.ones((s, s), bool))
     return past[None, None] & (attention_mask != 0)[:, None, None, :]
 
 
 def window_mask(num_positions: int, window: Array | int) -> Bool[Array, "1 1 s s"]:
-    """Which keys lie less than ``window`` positions before each query (Child et al., 2019).
-
-    Args:
-        num_positions: tokens of a sequence.
-        window: positions in view, the query's own included.
-
-    Returns:
-        True where attention is allowed.
-    """
+    """True where a key is less than ``window`` positions before the query (Child et al., 2019)."""
     position = jnp.arange(num_positions)
     return (position[None, :] > position[:, None] - window)[None, None]
 
@@ -236,16 +158,13 @@ def attend(
     """Scaled dot-product attention of one example, softmax in at least float32.
 
     Args:
-        query: what each position asks.
-        key: what each position offers; each of g serves h / g neighbouring heads.
-        value: what it then gives.
+        query: of h heads.
+        key: of g heads, each serving h / g neighbouring heads of the queries.
+        value: of the same g heads.
         mask: True where a query (row) may see a key (column).
         scale: factor of the scores (default: d^-0.5).
         cap: soft bound of the scores.
         bias: added to the scores, head by head.
-
-    Returns:
-        The weighted values.
     """
     h, g = query.shape[1], key.shape[1]
     scale = query.shape[-1] ** -0.5 if scale is None else scale
@@ -261,7 +180,7 @@ def attend(
 
 
 class Attention(nn.Module):
-    """Multi-head attention on flat hidden states, to the states themselves or to a memory.
+    """Multi-head attention on flat hidden states, to the states themselves or to a memory's.
 
     Attributes:
         d_model: width of the output.
@@ -294,14 +213,11 @@ class Attention(nn.Module):
         """Attended states ``(b*q, d)``.
 
         Args:
-            x: states that ask, ``(b*q, d)``.
-            mask: True where they may see, ``(b, 1, q or 1, k)``.
-            memory: states that are seen, ``(b*k, d)`` (default: ``x``).
-            rotary: cosines and sines that turn queries and keys, each ``(s, half)``.
+            x: states of the queries, ``(b*q, d)``.
+            mask: True where a query may see a key, ``(b, 1, q or 1, k)``.
+            memory: states of keys and values, ``(b*k, d)`` (default: ``x``).
+            rotary: cosines and sines that rotate queries and keys, each ``(s, half)``.
             bias: added to the scores, ``(h, q, k)``.
-
-        Returns:
-            As many states as ask.
         """
         b, memory = mask.shape[0], x if memory is None else memory
         query, key, value = (
@@ -318,10 +234,10 @@ class Attention(nn.Module):
                 for name, states in (("query_norm", query), ("key_norm", key))
             )
         if rotary is not None:
-            turn = jax.vmap(partial(rotate, cosine=rotary[0], sine=rotary[1]))
-            query, key = turn(query), turn(key)
-        one = partial(attend, scale=self.scale, cap=self.cap, bias=bias)
-        attended = jax.vmap(one)(query, key, value, mask).reshape(len(x), -1)
+            rotated = jax.vmap(partial(rotate, cosine=rotary[0], sine=rotary[1]))
+            query, key = rotated(query), rotated(key)
+        attend_example = partial(attend, scale=self.scale, cap=self.cap, bias=bias)
+        attended = jax.vmap(attend_example)(query, key, value, mask).reshape(len(x), -1)
         return dense(self.d_model, use_bias=self.use_output_bias, dtype=self.dtype, name="out")(
             attended
         )
@@ -340,7 +256,7 @@ class FeedForward(nn.Module):
         d_model: width of the hidden state.
         d_ff: inner width.
         activation: Hugging Face's name of :math:`\phi`.
-        use_bias: whether the c exist.
+        use_bias: whether there are constants c.
         gated: whether there is a gate.
         dtype: computing type; ``None`` takes the parameters'.
     """

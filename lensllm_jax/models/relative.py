@@ -7,15 +7,15 @@ logarithm of the distance :math:`r`,
 
 .. math:: \beta = \lfloor c + (u - c) \log(r / c) / \log(r_{\max} / c) \rfloor, \quad c = u/2
 
-for u buckets a direction, and the last one holds all distances from :math:`r_{\max}` on.
-An encoder parts its buckets between the two directions; a decoder, which sees no future,
-gives them all to the past.
+for u buckets per direction, and the last one holds all distances from :math:`r_{\max}` on.
+An encoder splits its buckets between the two directions; a decoder, which sees no future,
+uses them all for the past.
 
 Example:
     >>> import numpy as np
     >>> from lensllm_jax.models.relative import Buckets
     >>> encoder = Buckets(num_buckets=32, max_distance=128, bidirectional=True)
-    >>> encoder.of(np.array([-200, -20, -8, -1, 0, 1, 8])).tolist()
+    >>> encoder.bucket(np.array([-200, -20, -8, -1, 0, 1, 8])).tolist()
     [15, 10, 8, 1, 0, 17, 24]
 """
 
@@ -39,7 +39,7 @@ class Buckets:
     Attributes:
         num_buckets: rows, both directions together.
         max_distance: tokens; all distances from here on share a bucket.
-        bidirectional: whether the future has buckets of its own (else it is unseen).
+        bidirectional: whether the future has buckets of its own (else it is never seen).
     """
 
     num_buckets: int
@@ -54,41 +54,28 @@ class Buckets:
         checks.positive("max_distance", self.max_distance - self._num_exact)
 
     @property
-    def _a_direction(self) -> int:
+    def _per_direction(self) -> int:
         return self.num_buckets // 2 if self.bidirectional else self.num_buckets
 
     @property
     def _num_exact(self) -> int:
-        return self._a_direction // 2
+        return self._per_direction // 2
 
-    def of(self, distances: Int[np.ndarray, "..."]) -> Int[np.ndarray, "..."]:
-        """Bucket of each distance.
-
-        Args:
-            distances: key position minus query position, tokens.
-
-        Returns:
-            Rows of the table.
-        """
+    def bucket(self, distances: Int[np.ndarray, "..."]) -> Int[np.ndarray, "..."]:
+        """Row of the table for each distance: key position minus query position, tokens."""
         distance = np.abs(distances) if self.bidirectional else np.maximum(-distances, 0)
         # in float32, as T5's own: at powers of two the floor falls on a rounded logarithm
         ratio = np.maximum(distance, self._num_exact).astype(np.float32) / self._num_exact
         octaves = np.log(ratio) / np.float32(math.log(self.max_distance / self._num_exact))
-        num_wide = self._a_direction - self._num_exact
-        wide = self._num_exact + (octaves * np.float32(num_wide)).astype(int)
-        bucket = np.where(distance < self._num_exact, distance, wide)
-        bucket = np.minimum(bucket, self._a_direction - 1)
-        return bucket + self._a_direction * (self.bidirectional & (distances > 0))
+        num_logarithmic = self._per_direction - self._num_exact
+        logarithmic = self._num_exact + (octaves * np.float32(num_logarithmic)).astype(int)
+        bucket = np.where(distance < self._num_exact, distance, logarithmic)
+        bucket = np.minimum(bucket, self._per_direction - 1)
+        return bucket + self._per_direction * (self.bidirectional & (distances > 0))
 
 
 class RelativeBias(nn.Module):
-    """What relative position adds to attention scores.
-
-    Attributes:
-        buckets: which distances share a row.
-        num_heads: columns of the table.
-        dtype: computing type; ``None`` takes the parameters'.
-    """
+    """What relative position adds to attention scores; the table has a column per head."""
 
     buckets: Buckets
     num_heads: int
@@ -96,20 +83,13 @@ class RelativeBias(nn.Module):
 
     @nn.compact
     def __call__(self, num_positions: int) -> Float[Array, "h s s"]:
-        """The bias of each head for every query (row) and key (column).
-
-        Args:
-            num_positions: tokens of a sequence.
-
-        Returns:
-            Numbers to add to the scores.
-        """
-        # one lookup a distance, not one a pair: 2s - 1 instead of s^2 uses of the table
+        """The bias of each head for every query (row) and key (column)."""
+        # one lookup per distance, not per pair: 2s - 1 instead of s^2 uses of the table
         distances = np.arange(-num_positions + 1, num_positions)
         table = embedding(
             self.buckets.num_buckets, self.num_heads, dtype=self.dtype, name="table"
         )  # fmt: skip
-        by_distance = table(jnp.asarray(self.buckets.of(distances)))
+        by_distance = table(jnp.asarray(self.buckets.bucket(distances)))
         position = np.arange(num_positions)
         pairs = position[None, :] - position[:, None] + num_positions - 1
         return by_distance[pairs].transpose(2, 0, 1)

@@ -1,11 +1,11 @@
 r"""Rotary: positions as rotations of queries and keys (Su et al., 2021).
 
-A head's features are taken in pairs, one from each half, and pair i at position s is turned
-by the angle :math:`s\,\omega_i`, with :math:`\omega_i = \theta^{-2i/r}` for :math:`r` turned
-features; the rest pass unturned.  A score then depends on the distance of two tokens alone.
+A head's features are taken in pairs, one from each half, and pair i at position s is rotated
+by the angle :math:`s\,\omega_i`, with :math:`\omega_i = \theta^{-2i/r}` for :math:`r` rotated
+features; the rest pass as they are.  A score then depends on the distance of two tokens alone.
 
-Longer contexts slow the turning down: "linear" divides every :math:`\omega` (Chen et al.,
-2023); "llama3" divides the slow ones, leaves the fast ones, and blends in between (Llama 3.1).
+Longer contexts lower the frequencies: "linear" divides every :math:`\omega` (Chen et al.,
+2023); "llama3" divides the low ones, keeps the high ones, and interpolates between (Llama 3.1).
 
 Example:
     >>> from lensllm_jax.models.rotary import Rotary
@@ -25,32 +25,32 @@ from jaxtyping import Float
 from lensllm_jax import checks
 from lensllm_jax.typing import Array
 
-_BLEND = ("low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
+_INTERPOLATION = ("low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
 _KEYS = {
     "default": frozenset(),
     "linear": frozenset({"factor"}),
-    "llama3": frozenset({"factor", *_BLEND}),
+    "llama3": frozenset({"factor", *_INTERPOLATION}),
 }
 _COMMON = frozenset({"rope_type", "type", "rope_theta", "partial_rotary_factor"})
 
 
 @dataclasses.dataclass(frozen=True)
 class Rotary:
-    r"""How fast each pair of features turns.
+    r"""How fast each pair of features rotates.
 
     Attributes:
         base: :math:`\theta`.
-        width: features of a head that turn, an even number.
-        factor: by how much turning is slowed down.
-        blend: where "llama3" scaling applies, the turns over the original context below which
-            a pair is slowed down fully and above which not at all, and that context in tokens;
-            ``None`` slows down every pair alike.
+        width: features of a head that are rotated, an even number.
+        factor: divisor of the frequencies.
+        interpolation: of "llama3" scaling, the rotations over the original context below which
+            a frequency is divided and above which it is kept, and that context in tokens;
+            ``None`` divides all of them.
     """
 
     base: float
     width: int
     factor: float = 1.0
-    blend: tuple[float, float, int] | None = None
+    interpolation: tuple[float, float, int] | None = None
 
     def __post_init__(self):
         checks.positive("base", self.base)
@@ -58,22 +58,15 @@ class Rotary:
         checks.positive("factor", self.factor)
         if self.width % 2:
             raise checks.UserError(
-                f"`width` must be even (features turn in pairs), got {self.width}"
+                f"`width` must be even (features rotate in pairs), got {self.width}"
             )
 
     @classmethod
     def of_config(cls, parameters: Mapping[str, Any], head_dim: int) -> "Rotary":
         """From the ``rope_parameters`` of a Hugging Face config.
 
-        Args:
-            parameters: kind of scaling, base, and what the kind needs.
-            head_dim: features of a head.
-
-        Returns:
-            The rotation.
-
         Raises:
-            UserError: if the kind or one of its settings is not implemented.
+            UserError: if the kind of scaling or one of its settings is not implemented.
         """
         kind = checks.one_of("rope_type", parameters.get("rope_type", "default"), _KEYS)
         if unknown := sorted(set(parameters) - _KEYS[kind] - _COMMON):
@@ -89,22 +82,20 @@ class Rotary:
             base=float(parameters["rope_theta"]),
             width=int(head_dim * parameters.get("partial_rotary_factor", 1.0)),
             factor=float(parameters.get("factor", 1.0)),
-            blend=tuple(parameters[name] for name in _BLEND) if kind == "llama3" else None,
+            interpolation=tuple(parameters[name] for name in _INTERPOLATION)
+            if kind == "llama3"
+            else None,
         )
 
     def frequencies(self) -> Float[np.ndarray, " half"]:
-        """Angle per position of each pair, in radians per token.
-
-        Returns:
-            Fastest first.
-        """
+        """Angle of each pair, in radians per token, the fastest first."""
         omega = self.base ** -(np.arange(0, self.width, 2) / self.width)
-        if self.blend is None:
+        if self.interpolation is None:
             return omega / self.factor
-        low, high, context = self.blend
-        turns = context * omega / (2 * np.pi)
-        kept = np.clip((turns - low) / (high - low), 0.0, 1.0)
-        return omega * (kept + (1 - kept) / self.factor)
+        low, high, context = self.interpolation
+        rotations = context * omega / (2 * np.pi)
+        weight = np.clip((rotations - low) / (high - low), 0.0, 1.0)
+        return omega * (weight + (1 - weight) / self.factor)
 
 
 @functools.lru_cache(maxsize=32)
@@ -114,14 +105,7 @@ def rotary_table(
     """Cosine and sine of every pair's angle at every position.
 
     Float64, and outside the compiled program: the angles of late positions lose digits in
-    float32.
-
-    Args:
-        rotaries: the kinds of rotation, of one width.
-        num_positions: how many positions.
-
-    Returns:
-        Cosines and sines, one table a kind.
+    float32.  One table per kind of rotation; all kinds have one width.
     """
     positions = np.arange(num_positions)
     angles = np.stack([np.outer(positions, rotary.frequencies()) for rotary in rotaries])
@@ -131,18 +115,12 @@ def rotary_table(
 def rotate(
     x: Float[Array, "s h d"], cosine: Float[Array, "s half"], sine: Float[Array, "s half"]
 ) -> Float[Array, "s h d"]:
-    """Turns the pairs of features of each head by the angle of their position.
+    """Queries or keys of one example, each pair of features rotated by its position's angle.
 
-    Args:
-        x: queries or keys of one example.
-        cosine: of each position's and pair's angle.
-        sine: of the same.
-
-    Returns:
-        The same, turned; features beyond the last pair are left as they are.
+    Features beyond the last pair are left as they are.
     """
     half = cosine.shape[-1]
     cosine, sine = cosine[:, None].astype(x.dtype), sine[:, None].astype(x.dtype)
     first, second, rest = jnp.split(x, [half, 2 * half], axis=-1)
-    turned = (first * cosine - second * sine, second * cosine + first * sine)
-    return jnp.concatenate([*turned, rest], axis=-1)
+    rotated = (first * cosine - second * sine, second * cosine + first * sine)
+    return jnp.concatenate([*rotated, rest], axis=-1)

@@ -3,8 +3,8 @@
 import pytest
 
 from lensllm_jax import checks
-from lensllm_jax.checkpoints.config import parse_config
-from lensllm_jax.models.families import FAMILIES
+from lensllm_jax.checkpoints.config import parse_config, transformers
+from lensllm_jax.models.registry import FAMILIES
 from tests.models.encoder_decoders import ENCODER_DECODERS
 from tests.models.published import PUBLISHED as DECODERS
 from tests.models.published_encoder_decoders import PUBLISHED
@@ -14,6 +14,11 @@ TINY = {attributes["model_type"]: attributes for attributes in VARIANTS.values()
 TINY |= {attributes["model_type"]: attributes for attributes in ENCODER_DECODERS.values()}
 
 
+DEFAULTS = {
+    family: type(transformers().AutoConfig.for_model(family))().to_dict() for family in FAMILIES
+}
+
+
 def refusal(attributes):
     with pytest.raises(checks.UserError) as caught:
         parse_config(attributes)
@@ -21,13 +26,27 @@ def refusal(attributes):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_an_unknown_attribute_is_refused_by_name_in_every_family(family):
-    parse_config(TINY[family])
-    message = refusal(
-        {**TINY[family], "a_new_kind_of_norm": "yes", "quantization_config": {"b": 4}}
-    )
-    assert "a_new_kind_of_norm='yes' (unknown" in message
-    assert "quantization_config=" in message
+def test_what_the_model_of_a_family_does_not_know_is_ignored_and_listed(family):
+    unknown = {"_model_name_or_path": "a", "unsloth_fixed": True, "a_new_kind_of_norm": "yes"}
+    read = parse_config({**TINY[family], **unknown})
+    assert read.config == parse_config(TINY[family]).config
+    assert read.ignored == tuple(sorted(unknown))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_what_it_knows_and_we_do_not_support_is_refused_by_name(family):
+    message = refusal({**TINY[family], "is_causal": False, "quantization_config": {"b": 4}})
+    assert "is_causal=False (not supported)" in message
+    assert "quantization_config={'b': 4} (not supported)" in message
+    parse_config({**TINY[family], "is_causal": None, "quantization_config": None})
+
+
+def test_a_name_is_known_to_the_families_whose_code_reads_it():
+    window = {"sliding_window": 3}
+    assert parse_config({**TINY["llama"], **window}).ignored == ("sliding_window",)
+    assert parse_config({**TINY["phi3"], **window}).config.window == 3
+    assert parse_config({**TINY["qwen2"], "attention_bias": True}).ignored == ("attention_bias",)
+    assert parse_config({**TINY["qwen2"], "head_dim": 8}).config.head_dim == 8  # by getattr alone
 
 
 REQUIRED = [(name, attribute) for name, f in FAMILIES.items() for attribute in f.required]
@@ -47,9 +66,7 @@ ACTIVATION = {"activation_function", "hidden_act", "hidden_activation", "feed_fo
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_an_unknown_activation_is_refused_by_name_in_every_family(family):
-    read = FAMILIES[family].read | FAMILIES[family].harmless
-    # Gemma reads the last of its two; T5 spells its own in one word
-    (name, *_) = sorted(ACTIVATION & read, reverse=family.startswith("gemma"))
+    (name,) = ACTIVATION & set(DEFAULTS[family])  # T5 has its own in one word
     message = refusal({**TINY[family], name: "mish"})
     assert "activation_function" in message
     assert "got 'mish'" in message

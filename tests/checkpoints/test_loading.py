@@ -200,7 +200,7 @@ def test_a_value_too_large_for_the_type_asked_for_is_refused_by_file_and_tensor(
     [
         ({"model_type": "mamba"}, "mamba"),
         ({"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx=True"),
-        ({"a_new_kind_of_norm": "yes"}, "a_new_kind_of_norm='yes'"),
+        ({"is_causal": False}, "is_causal=False"),
         ({"activation_function": "mish"}, "mish"),
         ({"n_head": 7}, "num_heads"),
         ({"n_layer": -1}, "num_layers"),
@@ -212,9 +212,14 @@ def test_unsupported_config_is_refused_by_name(folder, attributes, named):
 
 
 def test_all_config_problems_are_reported_at_once(folder):
-    change_config(folder, scale_attn_weights=False, new_norm="yes", activation_function="mish")
+    change_config(folder, scale_attn_weights=False, is_causal=False, activation_function="mish")
     message = refusal(folder)
-    for part in (CONFIG, "scale_attn_weights=False (only True)", "new_norm='yes'", "mish"):
+    for part in (
+        CONFIG,
+        "scale_attn_weights=False (only True)",
+        "is_causal=False (not supported)",
+        "mish",
+    ):
         assert part in message
 
 
@@ -232,7 +237,7 @@ def test_a_copy_of_the_tied_table_may_stand_in_for_it_but_must_equal_it(folder):
 
 
 def test_harmless_config_attributes_are_accepted(folder):
-    change_config(folder, resid_pdrop=0.3, use_cache=False, task_specific_params={"a": 1})
+    change_config(folder, resid_pdrop=0.3, use_cache=False, task_specific_params={"a": 1}, new=1)
     assert same(load_folder(folder), lens.load_candidate(f"zoo/{SMALLEST}"))
 
 

@@ -72,7 +72,7 @@ def test_buckets_of_all_distances_equal_those_of_pytorch(setting, bidirectional)
 
     distances = np.arange(-5000, 5001)
     theirs = T5Attention._relative_position_bucket(torch.tensor(distances), bidirectional, *setting)
-    ours = Buckets(*setting, bidirectional=bidirectional).of(distances)
+    ours = Buckets(*setting, bidirectional=bidirectional).bucket(distances)
     np.testing.assert_array_equal(ours, theirs.numpy())
 
 

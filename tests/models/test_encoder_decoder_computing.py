@@ -88,12 +88,12 @@ def test_labels_are_shifted_behind_the_start_token_and_ignored_ones_become_paddi
 
 def test_a_bucket_holds_each_distance_once_and_far_ones_together():
     buckets = Buckets(num_buckets=32, max_distance=128, bidirectional=False)
-    past = buckets.of(-np.arange(2000))
+    past = buckets.bucket(-np.arange(2000))
     assert past[:16].tolist() == list(range(16))
     assert (np.diff(past) >= 0).all()
     assert set(past.tolist()) == set(range(32))
     assert (past[128:] == 31).all()
-    assert (buckets.of(np.arange(9)) == 0).all()  # the future is unseen
+    assert (buckets.bucket(np.arange(9)) == 0).all()  # the future is unseen
 
 
 def test_settings_that_do_not_fit_are_refused():

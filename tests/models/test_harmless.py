@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 from lensllm_jax.checkpoints.config import transformers as library
-from lensllm_jax.models.families import FAMILIES
 from lensllm_jax.models.layers import ACTIVATIONS
+from lensllm_jax.models.registry import FAMILIES
 from tests.models.encoder_decoders import ENCODER_DECODERS, seq2seq_batch
 from tests.models.torch_oracle import logits_and_loss, random_model, real_tokens, torch
 from tests.models.variants import VARIANTS, batch
@@ -18,8 +18,8 @@ TINY = {attributes["model_type"]: attributes for attributes in VARIANTS.values()
 TINY |= {attributes["model_type"]: attributes for attributes in ENCODER_DECODERS.values()}
 # Hugging Face turns these into others, which the family reads or refuses
 TURNED = {
-    "feed_forward_proj", "tie_word_embeddings", "sliding_window_pattern", "_sliding_window_pattern",
-    "num_hidden_layers",
+    "feed_forward_proj", "tie_word_embeddings", "_sliding_window_pattern", "use_sliding_window",
+    "max_window_layers",
 }  # fmt: skip
 
 WORDS = {"cache_implementation": "static", "summary_activation": "tanh"}

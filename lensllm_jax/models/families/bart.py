@@ -3,11 +3,6 @@
 Post-norm blocks with biases; learned positions, two rows in, that count padding; a norm on the
 embeddings and none after the last block; one table for encoder, decoder and head, and
 constants that are added to the logits (zero in the published checkpoints).
-
-Example:
-    >>> from lensllm_jax.models.families import FAMILIES
-    >>> FAMILIES["bart"].architecture
-    'BartForConditionalGeneration'
 """
 
 from collections.abc import Mapping
@@ -23,14 +18,7 @@ PREFIXES = ("model.", "")
 
 
 def config(hf: Mapping[str, Any]) -> EncoderDecoderConfig:
-    """Our config from the attributes of a BART config.
-
-    Args:
-        hf: the attributes.
-
-    Returns:
-        The encoder-decoder that they describe.
-    """
+    """Our config from the attributes of a BART config."""
     encoder, decoder = (
         StackConfig(
             num_layers=hf[f"{stack}_layers"],
@@ -61,14 +49,7 @@ def config(hf: Mapping[str, Any]) -> EncoderDecoderConfig:
 
 
 def weights(config: EncoderDecoderConfig) -> tuple[Weight, ...]:
-    """The weight table.
-
-    Args:
-        config: the model to fill.
-
-    Returns:
-        One entry a checkpoint tensor.
-    """
+    """The weight table."""
     copies = [f"{p}{s}.embed_tokens.weight" for p in PREFIXES for s in ("encoder", "decoder")]
     copies += ["lm_head.weight"] if config.tied_head else []
     table = [
@@ -106,23 +87,11 @@ FAMILY = Family(
     name="bart",
     config=config,
     weights=weights,
-    read=frozenset(
-        """vocab_size d_model max_position_embeddings encoder_layers encoder_attention_heads
-        encoder_ffn_dim decoder_layers decoder_attention_heads decoder_ffn_dim
-        activation_function scale_embedding tie_word_embeddings decoder_start_token_id
-        pad_token_id""".split()
-    ),
     harmless=frozenset(
         """dropout attention_dropout activation_dropout classifier_dropout encoder_layerdrop
-        decoder_layerdrop classif_dropout num_hidden_layers""".split()
+        decoder_layerdrop""".split()
     ),
-    required={
-        # settings of early config files, at the only values that today's code computes
-        "add_bias_logits": False, "add_final_layer_norm": False, "normalize_before": False,
-        "normalize_embedding": True, "static_position_embeddings": False,
-        "do_blenderbot_90_layernorm": False, "extra_pos_embeddings": POSITION_OFFSET,
-    },
     prefixes=PREFIXES,
     ignored=(r"(encoder|decoder)\.version",),
     architecture="BartForConditionalGeneration",
-)  # fmt: skip
+)

@@ -2,11 +2,6 @@
 
 Norms store their scale minus one; embeddings are scaled by the root of their width; scores
 and logits are softly capped; every other layer sees a window alone.
-
-Example:
-    >>> from lensllm_jax.models.families import FAMILIES
-    >>> FAMILIES["gemma2"].architecture
-    'Gemma2ForCausalLM'
 """
 
 import dataclasses
@@ -17,12 +12,6 @@ from lensllm_jax.models.decoder import BlockForm, DecoderConfig
 from lensllm_jax.models.families import llama
 from lensllm_jax.models.family import Family, Weight
 
-READ = (llama.READ - {"hidden_act"}) | frozenset(
-    """hidden_activation query_pre_attn_scalar sliding_window layer_types
-    attn_logit_softcapping final_logit_softcapping""".split()
-)
-# hidden_act is a leftover of Gemma 1 that its class does not read
-HARMLESS = llama.HARMLESS | {"hidden_act", "cache_implementation"}
 NORMS = {
     "input_layernorm": "attention_norm",
     "post_attention_layernorm": "attention_out_norm",
@@ -33,16 +22,9 @@ OFFSET = 1.0  # a scale of 1 is stored as 0
 
 
 def config(hf: Mapping[str, Any]) -> DecoderConfig:
-    """Our config from the attributes of a Gemma 2 config.
-
-    Args:
-        hf: the attributes.
-
-    Returns:
-        The decoder that they describe.
-    """
+    """Our config from the attributes of a Gemma 2 config."""
     return dataclasses.replace(
-        llama.config({**hf, "hidden_act": hf["hidden_activation"]}),
+        llama.config(hf, activation="hidden_activation"),
         block_form=BlockForm.SANDWICH,
         embedding_scale=hf["hidden_size"] ** 0.5,
         query_scale=hf["query_pre_attn_scalar"] ** -0.5,
@@ -53,14 +35,7 @@ def config(hf: Mapping[str, Any]) -> DecoderConfig:
 
 
 def weights(config: DecoderConfig) -> tuple[Weight, ...]:
-    """The weight table.
-
-    Args:
-        config: the decoder to fill.
-
-    Returns:
-        One entry a checkpoint tensor.
-    """
+    """The weight table."""
     return (
         *llama.ends(config, offset=OFFSET),
         *llama.block_norms(NORMS, offset=OFFSET),
@@ -73,10 +48,8 @@ FAMILY = Family(
     name="gemma2",
     config=config,
     weights=weights,
-    read=READ,
-    harmless=HARMLESS,
+    harmless=llama.HARMLESS,
     required={"use_bidirectional_attention": (None, False)},
-    prefixes=("model.", ""),
     ignored=llama.IGNORED,
     architecture="Gemma2ForCausalLM",
 )

@@ -1,11 +1,6 @@
 """Gemma 3, text models (Gemma Team, 2025): Gemma 2, with each head's queries and keys normalised.
 
 Five of six layers see a window alone, and turn faster than those that see everything.
-
-Example:
-    >>> from lensllm_jax.models.families import FAMILIES
-    >>> FAMILIES["gemma3_text"].architecture
-    'Gemma3ForCausalLM'
 """
 
 import dataclasses
@@ -18,14 +13,7 @@ from lensllm_jax.models.family import Family, Weight
 
 
 def config(hf: Mapping[str, Any]) -> DecoderConfig:
-    """Our config from the attributes of a Gemma 3 text config.
-
-    Args:
-        hf: the attributes.
-
-    Returns:
-        The decoder that they describe.
-    """
+    """Our config from the attributes of a Gemma 3 text config."""
     base = gemma2.config(hf)
     return dataclasses.replace(
         base,
@@ -36,14 +24,7 @@ def config(hf: Mapping[str, Any]) -> DecoderConfig:
 
 
 def weights(config: DecoderConfig) -> tuple[Weight, ...]:
-    """The weight table.
-
-    Args:
-        config: the decoder to fill.
-
-    Returns:
-        One entry a checkpoint tensor.
-    """
+    """The weight table."""
     query_key_norms = llama.block_norms(qwen3.QUERY_KEY_NORMS, offset=gemma2.OFFSET)
     return (*gemma2.weights(config), *query_key_norms)
 
@@ -52,12 +33,10 @@ FAMILY = Family(
     name="gemma3_text",
     config=config,
     weights=weights,
-    read=gemma2.READ,
     # the pattern has become layer_types
-    harmless=gemma2.HARMLESS | {"_sliding_window_pattern", "sliding_window_pattern"},
+    harmless=llama.HARMLESS | {"_sliding_window_pattern"},
     # Hugging Face's class reads a cap of the scores and never applies it
     required={"use_bidirectional_attention": (None, False), "attn_logit_softcapping": None},
-    prefixes=("model.", ""),
     ignored=llama.IGNORED,
     architecture="Gemma3ForCausalLM",
 )

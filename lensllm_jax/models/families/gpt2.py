@@ -2,11 +2,6 @@
 
 Pre-norm blocks, learned absolute positions that count padding, query, key and value in one
 tensor, weights stored (in, out), head tied to the embedding.
-
-Example:
-    >>> from lensllm_jax.models.families import FAMILIES
-    >>> FAMILIES["gpt2"].architecture
-    'GPT2LMHeadModel'
 """
 
 from collections.abc import Mapping
@@ -23,14 +18,7 @@ from lensllm_jax.models.family import (
 
 
 def config(hf: Mapping[str, Any]) -> DecoderConfig:
-    """Our config from the attributes of a GPT-2 config.
-
-    Args:
-        hf: the attributes.
-
-    Returns:
-        The decoder that they describe.
-    """
+    """Our config from the attributes of a GPT-2 config."""
     return DecoderConfig(
         vocab_size=hf["vocab_size"],
         max_positions=hf["n_positions"],
@@ -45,14 +33,7 @@ def config(hf: Mapping[str, Any]) -> DecoderConfig:
 
 
 def weights(config: DecoderConfig) -> tuple[Weight, ...]:
-    """The weight table.
-
-    Args:
-        config: the decoder to fill.
-
-    Returns:
-        One entry a checkpoint tensor.
-    """
+    """The weight table."""
     block, ours = "h.{layer}", "blocks"
     query_key_value = tuple(f"{ours}/attention/{name}" for name in ("query", "key", "value"))
     table = [
@@ -78,15 +59,9 @@ FAMILY = Family(
     name="gpt2",
     config=config,
     weights=weights,
-    read=frozenset(
-        """vocab_size n_positions n_embd n_layer n_head n_inner activation_function
-        layer_norm_epsilon tie_word_embeddings""".split()
-    ),
-    # n_special and predict_special_tokens are leftovers of GPT-1, in the files of the larger sizes
     harmless=frozenset(
-        """n_special predict_special_tokens resid_pdrop embd_pdrop attn_pdrop summary_type
-        summary_use_proj summary_activation summary_proj_to_labels summary_first_dropout n_ctx
-        reorder_and_upcast_attn""".split()
+        """resid_pdrop embd_pdrop attn_pdrop summary_type summary_use_proj summary_activation
+        summary_proj_to_labels summary_first_dropout reorder_and_upcast_attn""".split()
     ),
     required={
         "scale_attn_weights": True,

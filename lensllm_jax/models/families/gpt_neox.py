@@ -2,11 +2,6 @@
 
 Attention and feed-forward side by side on the same state, rotary positions on a part of each
 head, layer norms, biases everywhere; query, key and value in one tensor, head by head.
-
-Example:
-    >>> from lensllm_jax.models.families import FAMILIES
-    >>> FAMILIES["gpt_neox"].prefixes[0]
-    'gpt_neox.'
 """
 
 import dataclasses
@@ -20,28 +15,18 @@ from lensllm_jax.models.family import (
     Weight,
     linear_weights,
     norm_weights,
+    sizes,
 )
 
 HEADS = ("lm_head.weight", "embed_out.weight")  # of today, and of the published checkpoints
 
 
 def config(hf: Mapping[str, Any]) -> DecoderConfig:
-    """Our config from the attributes of a GPT-NeoX config.
-
-    Args:
-        hf: the attributes.
-
-    Returns:
-        The decoder that they describe.
-    """
+    """Our config from the attributes of a GPT-NeoX config."""
     head_dim = hf["hidden_size"] // hf["num_attention_heads"]
     parallel = hf["use_parallel_residual"]
     return DecoderConfig(
-        vocab_size=hf["vocab_size"],
-        max_positions=hf["max_position_embeddings"],
-        d_model=hf["hidden_size"],
-        num_layers=hf["num_hidden_layers"],
-        num_heads=hf["num_attention_heads"],
+        **sizes(hf),
         d_ff=hf["intermediate_size"],
         activation=hf["hidden_act"],
         norm_epsilon=hf["layer_norm_eps"],
@@ -54,14 +39,7 @@ def config(hf: Mapping[str, Any]) -> DecoderConfig:
 
 
 def weights(config: DecoderConfig) -> tuple[Weight, ...]:
-    """The weight table.
-
-    Args:
-        config: the decoder to fill.
-
-    Returns:
-        One entry a checkpoint tensor.
-    """
+    """The weight table."""
     block = "layers.{layer}"
     query_key_value = tuple(f"blocks/attention/{name}" for name in ("query", "key", "value"))
     embedding = Weight("embed_in.weight", "embed/embedding")
@@ -93,16 +71,7 @@ FAMILY = Family(
     name="gpt_neox",
     config=config,
     weights=weights,
-    read=frozenset(
-        """vocab_size max_position_embeddings hidden_size num_hidden_layers num_attention_heads
-        intermediate_size hidden_act layer_norm_eps use_parallel_residual attention_bias
-        rope_parameters tie_word_embeddings""".split()
-    ),
-    harmless=frozenset(
-        """attention_dropout hidden_dropout classifier_dropout attention_probs_dropout_prob
-        hidden_dropout_prob""".split()
-    ),
-    required={},
+    harmless=frozenset({"attention_dropout", "hidden_dropout", "classifier_dropout"}),
     prefixes=("gpt_neox.", ""),
     ignored=(
         r"layers\.\d+\.attention\.(masked_)?bias",

@@ -1,13 +1,8 @@
 """Llama (Touvron et al., 2023; Llama 3: Dubey et al., 2024), also the class of SmolLM2.
 
 Pre-norm blocks with root-mean-square norms, gated feed-forward networks, rotary positions,
-fewer heads of keys and values than of queries, no biases unless asked for.  Qwen, Gemma and
-Phi-3 descend from it: their files say what they changed.
-
-Example:
-    >>> from lensllm_jax.models.families import FAMILIES
-    >>> FAMILIES["llama"].weights.__module__
-    'lensllm_jax.models.families.llama'
+fewer heads of keys and values than of queries, biases only where the config has them.  Qwen,
+Gemma and Phi-3 descend from it: their files say what they changed.
 """
 
 from collections.abc import Mapping
@@ -21,40 +16,25 @@ from lensllm_jax.models.family import (
     embedding_weights,
     linear_weights,
     norm_weights,
+    sizes,
 )
 from lensllm_jax.models.rotary import Rotary
 
-READ = frozenset(
-    """vocab_size max_position_embeddings hidden_size num_hidden_layers num_attention_heads
-    num_key_value_heads head_dim intermediate_size hidden_act rms_norm_eps attention_bias
-    rope_parameters tie_word_embeddings""".split()
-)
-HARMLESS = frozenset("attention_dropout pretraining_tp is_llama_config".split())
+HARMLESS = frozenset({"attention_dropout", "pretraining_tp"})
 NORMS = {"input_layernorm": "attention_norm", "post_attention_layernorm": "feed_forward_norm"}
 IGNORED = (r"layers\.\d+\.self_attn\.rotary_emb\.inv_freq",)
 BLOCK = "layers.{layer}"
 
 
-def config(hf: Mapping[str, Any]) -> DecoderConfig:
-    """Our config from the attributes of a Llama config.
-
-    Args:
-        hf: the attributes.
-
-    Returns:
-        The decoder that they describe.
-    """
+def config(hf: Mapping[str, Any], *, activation: str = "hidden_act") -> DecoderConfig:
+    """Our config from the attributes of a Llama config; descendants rename the activation."""
     head_dim = hf.get("head_dim") or hf["hidden_size"] // hf["num_attention_heads"]
     return DecoderConfig(
-        vocab_size=hf["vocab_size"],
-        max_positions=hf["max_position_embeddings"],
-        d_model=hf["hidden_size"],
-        num_layers=hf["num_hidden_layers"],
-        num_heads=hf["num_attention_heads"],
+        **sizes(hf),
         num_kv_heads=hf["num_key_value_heads"],
         head_dim=head_dim,
         d_ff=hf["intermediate_size"],
-        activation=hf["hidden_act"],
+        activation=hf[activation],
         gated=True,
         norm="rms",
         norm_epsilon=hf["rms_norm_eps"],
@@ -67,15 +47,7 @@ def config(hf: Mapping[str, Any]) -> DecoderConfig:
 
 
 def rotaries(parameters: Mapping[str, Any], head_dim: int) -> tuple[Rotary, ...]:
-    """The rotations of a model, one, or one for each kind of layer.
-
-    Args:
-        parameters: ``rope_parameters`` of a config.
-        head_dim: width of a head.
-
-    Returns:
-        As many as there are kinds, those of the kind "full_attention" first.
-    """
+    """The rotations of a model, one, or one for each kind of layer."""
     kinds = ("full_attention", "sliding_attention")
     parts = [parameters[kind] for kind in kinds if kind in parameters] or [parameters]
     return tuple(Rotary.of_config(part, head_dim) for part in parts)
@@ -83,12 +55,6 @@ def rotaries(parameters: Mapping[str, Any], head_dim: int) -> tuple[Rotary, ...]
 
 def sliding_layers(hf: Mapping[str, Any]) -> dict[str, Any]:
     """Which layers see a window alone, as settings of a ``DecoderConfig``.
-
-    Args:
-        hf: the attributes of a config with ``layer_types`` and ``sliding_window``.
-
-    Returns:
-        ``window`` and ``sliding_layers``.
 
     Raises:
         UserError: if a layer is of a kind that is not implemented.
@@ -99,27 +65,12 @@ def sliding_layers(hf: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def weights(config: DecoderConfig) -> tuple[Weight, ...]:
-    """The weight table.
-
-    Args:
-        config: the decoder to fill.
-
-    Returns:
-        One entry a checkpoint tensor.
-    """
+    """The weight table."""
     return (*ends(config), *block_norms(NORMS), *attention(config), *feed_forward(config))
 
 
 def ends(config: DecoderConfig, *, offset: float = 0.0) -> tuple[Weight, ...]:
-    """What stands before and after the blocks: embedding, final norm, head.
-
-    Args:
-        config: the decoder to fill.
-        offset: what the model adds to the stored scale of a norm.
-
-    Returns:
-        Their entries.
-    """
+    """What stands before and after the blocks: embedding, final norm, head."""
     head = linear_weights("lm_head", "head", use_bias=False, outside=True)
     return (
         embedding_weights("embed_tokens", "embed", tied_head=config.tied_head),
@@ -129,15 +80,7 @@ def ends(config: DecoderConfig, *, offset: float = 0.0) -> tuple[Weight, ...]:
 
 
 def block_norms(names: Mapping[str, str], *, offset: float = 0.0) -> tuple[Weight, ...]:
-    """The norms of a block.
-
-    Args:
-        names: their name -> ours.
-        offset: what the model adds to their stored scales.
-
-    Returns:
-        Their entries.
-    """
+    """The norms of a block."""
     return tuple(
         weight
         for theirs, ours in names.items()
@@ -148,14 +91,7 @@ def block_norms(names: Mapping[str, str], *, offset: float = 0.0) -> tuple[Weigh
 
 
 def attention(config: DecoderConfig) -> tuple[Weight, ...]:
-    """The four projections of a block's attention.
-
-    Args:
-        config: the decoder to fill.
-
-    Returns:
-        Their entries.
-    """
+    """The four projections of a block's attention."""
     return tuple(
         weight
         for theirs, ours, use_bias in (
@@ -171,14 +107,7 @@ def attention(config: DecoderConfig) -> tuple[Weight, ...]:
 
 
 def feed_forward(config: DecoderConfig) -> tuple[Weight, ...]:
-    """The three layers of a block's gated network.
-
-    Args:
-        config: the decoder to fill.
-
-    Returns:
-        Their entries.
-    """
+    """The three layers of a block's gated network."""
     return tuple(
         weight
         for name in ("gate", "up", "down")
@@ -194,10 +123,7 @@ FAMILY = Family(
     name="llama",
     config=config,
     weights=weights,
-    read=READ | {"mlp_bias"},
     harmless=HARMLESS,
-    required={"rope_interleaved": False},
-    prefixes=("model.", ""),
     ignored=IGNORED,
     architecture="LlamaForCausalLM",
 )

@@ -3,11 +3,6 @@
 Its head is never the table of embeddings, whatever ``tie_word_embeddings`` says: published
 checkpoints say false there, those that Hugging Face saves today say true, and both hold a head
 of its own.
-
-Example:
-    >>> from lensllm_jax.models.families import FAMILIES
-    >>> FAMILIES["mt5"].architecture
-    'MT5ForConditionalGeneration'
 """
 
 from collections.abc import Mapping
@@ -19,14 +14,7 @@ from lensllm_jax.models.family import Family
 
 
 def config(hf: Mapping[str, Any]) -> EncoderDecoderConfig:
-    """Our config from the attributes of an mT5 config.
-
-    Args:
-        hf: the attributes.
-
-    Returns:
-        The encoder-decoder that they describe.
-    """
+    """Our config from the attributes of an mT5 config."""
     return t5.described(hf, tied_head=False)
 
 
@@ -34,9 +22,7 @@ FAMILY = Family(
     name="mt5",
     config=config,
     weights=t5.weights,
-    read=t5.READ,
     harmless=t5.HARMLESS,
-    required={},
     prefixes=("",),
     ignored=t5.IGNORED,
     architecture="MT5ForConditionalGeneration",

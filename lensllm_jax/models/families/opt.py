@@ -3,11 +3,6 @@
 Learned positions that count real tokens only, two rows in; ReLU; all sizes pre-norm but the
 350M form, which normalises after each sub-layer, has no final norm, and projects narrower
 embeddings in and out.
-
-Example:
-    >>> from lensllm_jax.models.families import FAMILIES
-    >>> FAMILIES["opt"].prefixes[0]
-    'model.decoder.'
 """
 
 from collections.abc import Mapping
@@ -20,24 +15,14 @@ from lensllm_jax.models.family import (
     embedding_weights,
     linear_weights,
     norm_weights,
+    sizes,
 )
 
 
 def config(hf: Mapping[str, Any]) -> DecoderConfig:
-    """Our config from the attributes of an OPT config.
-
-    Args:
-        hf: the attributes.
-
-    Returns:
-        The decoder that they describe.
-    """
+    """Our config from the attributes of an OPT config."""
     return DecoderConfig(
-        vocab_size=hf["vocab_size"],
-        max_positions=hf["max_position_embeddings"],
-        d_model=hf["hidden_size"],
-        num_layers=hf["num_hidden_layers"],
-        num_heads=hf["num_attention_heads"],
+        **sizes(hf),
         d_ff=hf["ffn_dim"],
         activation=hf["activation_function"],
         block_form=BlockForm.PRE_NORM if hf["do_layer_norm_before"] else BlockForm.POST_NORM,
@@ -53,14 +38,7 @@ def config(hf: Mapping[str, Any]) -> DecoderConfig:
 
 
 def weights(config: DecoderConfig) -> tuple[Weight, ...]:
-    """The weight table.
-
-    Args:
-        config: the decoder to fill.
-
-    Returns:
-        One entry a checkpoint tensor.
-    """
+    """The weight table."""
     block, ours = "layers.{layer}", "blocks"
     table = [
         embedding_weights("embed_tokens", "embed", tied_head=config.tied_head),
@@ -93,17 +71,8 @@ FAMILY = Family(
     name="opt",
     config=config,
     weights=weights,
-    read=frozenset(
-        """vocab_size max_position_embeddings hidden_size num_hidden_layers num_attention_heads
-        ffn_dim activation_function do_layer_norm_before _remove_final_layer_norm enable_bias
-        word_embed_proj_dim tie_word_embeddings""".split()
-    ),
-    # output_projection is a leftover of its first training code
-    harmless=frozenset(
-        "dropout attention_dropout activation_dropout layerdrop output_projection".split()
-    ),
+    harmless=frozenset({"dropout", "attention_dropout", "layerdrop"}),
     required={"layer_norm_elementwise_affine": True},
     prefixes=("model.decoder.", "decoder.", ""),
-    ignored=(),
     architecture="OPTForCausalLM",
 )

@@ -2,11 +2,6 @@
 
 Attention and feed-forward side by side behind one layer norm, rotary positions on a part of
 each head, biases everywhere, on the head too.
-
-Example:
-    >>> from lensllm_jax.models.families import FAMILIES
-    >>> FAMILIES["phi"].architecture
-    'PhiForCausalLM'
 """
 
 from collections.abc import Mapping
@@ -20,25 +15,15 @@ from lensllm_jax.models.family import (
     embedding_weights,
     linear_weights,
     norm_weights,
+    sizes,
 )
 
 
 def config(hf: Mapping[str, Any]) -> DecoderConfig:
-    """Our config from the attributes of a Phi config.
-
-    Args:
-        hf: the attributes.
-
-    Returns:
-        The decoder that they describe.
-    """
+    """Our config from the attributes of a Phi config."""
     head_dim = hf["hidden_size"] // hf["num_attention_heads"]
     return DecoderConfig(
-        vocab_size=hf["vocab_size"],
-        max_positions=hf["max_position_embeddings"],
-        d_model=hf["hidden_size"],
-        num_layers=hf["num_hidden_layers"],
-        num_heads=hf["num_attention_heads"],
+        **sizes(hf),
         num_kv_heads=hf["num_key_value_heads"],
         d_ff=hf["intermediate_size"],
         activation=hf["hidden_act"],
@@ -52,14 +37,7 @@ def config(hf: Mapping[str, Any]) -> DecoderConfig:
 
 
 def weights(config: DecoderConfig) -> tuple[Weight, ...]:
-    """The weight table.
-
-    Args:
-        config: the decoder to fill.
-
-    Returns:
-        One entry a checkpoint tensor.
-    """
+    """The weight table."""
     block = "layers.{layer}"
     table = [
         embedding_weights("embed_tokens", "embed", tied_head=False),
@@ -86,14 +64,8 @@ FAMILY = Family(
     name="phi",
     config=config,
     weights=weights,
-    read=frozenset(
-        """vocab_size max_position_embeddings hidden_size num_hidden_layers num_attention_heads
-        num_key_value_heads intermediate_size hidden_act layer_norm_eps qk_layernorm
-        rope_parameters""".split()
-    ),
     harmless=frozenset("attention_dropout resid_pdrop embd_pdrop".split()),
     required={"tie_word_embeddings": False},
-    prefixes=("model.", ""),
     ignored=llama.IGNORED,
     architecture="PhiForCausalLM",
 )

@@ -2,11 +2,6 @@
 
 Query, key and value lie in one tensor, gate and up in another; all layers may see a window
 alone.
-
-Example:
-    >>> from lensllm_jax.models.families import FAMILIES
-    >>> FAMILIES["phi3"].architecture
-    'Phi3ForCausalLM'
 """
 
 import dataclasses
@@ -19,14 +14,7 @@ from lensllm_jax.models.family import Family, Weight, linear_weights
 
 
 def config(hf: Mapping[str, Any]) -> DecoderConfig:
-    """Our config from the attributes of a Phi 3 config.
-
-    Args:
-        hf: the attributes.
-
-    Returns:
-        The decoder that they describe.
-    """
+    """Our config from the attributes of a Phi 3 config."""
     slides = hf["sliding_window"] is not None
     return dataclasses.replace(
         llama.config(hf),
@@ -36,14 +24,7 @@ def config(hf: Mapping[str, Any]) -> DecoderConfig:
 
 
 def weights(config: DecoderConfig) -> tuple[Weight, ...]:
-    """The weight table.
-
-    Args:
-        config: the decoder to fill.
-
-    Returns:
-        One entry a checkpoint tensor.
-    """
+    """The weight table."""
     joined = {
         "self_attn.qkv_proj": ("attention/query", "attention/key", "attention/value"),
         "self_attn.o_proj": ("attention/out",),
@@ -67,11 +48,8 @@ FAMILY = Family(
     name="phi3",
     config=config,
     weights=weights,
-    read=(llama.READ - {"attention_bias", "head_dim"}) | {"sliding_window"},
     # longrope alone reads the original context, and is refused
     harmless=llama.HARMLESS | {"resid_pdrop", "embd_pdrop", "original_max_position_embeddings"},
-    required={"attention_bias": False},
-    prefixes=("model.", ""),
     ignored=llama.IGNORED,
     architecture="Phi3ForCausalLM",
 )

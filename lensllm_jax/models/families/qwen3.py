@@ -1,10 +1,4 @@
-"""Qwen 3 (Yang et al., 2025): Llama, with each head's queries and keys normalised.
-
-Example:
-    >>> from lensllm_jax.models.families import FAMILIES
-    >>> FAMILIES["qwen3"].architecture
-    'Qwen3ForCausalLM'
-"""
+"""Qwen 3 (Yang et al., 2025): Llama, with each head's queries and keys normalised."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -21,26 +15,12 @@ QUERY_KEY_NORMS = {
 
 
 def config(hf: Mapping[str, Any]) -> DecoderConfig:
-    """Our config from the attributes of a Qwen 3 config.
-
-    Args:
-        hf: the attributes.
-
-    Returns:
-        The decoder that they describe.
-    """
+    """Our config from the attributes of a Qwen 3 config."""
     return dataclasses.replace(llama.config(hf), query_key_norm=True, **llama.sliding_layers(hf))
 
 
 def weights(config: DecoderConfig) -> tuple[Weight, ...]:
-    """The weight table.
-
-    Args:
-        config: the decoder to fill.
-
-    Returns:
-        One entry a checkpoint tensor.
-    """
+    """The weight table."""
     return (*llama.weights(config), *llama.block_norms(QUERY_KEY_NORMS))
 
 
@@ -48,10 +28,7 @@ FAMILY = Family(
     name="qwen3",
     config=config,
     weights=weights,
-    read=llama.READ | qwen2.WINDOW,
-    harmless=llama.HARMLESS,
-    required={},
-    prefixes=("model.", ""),
+    harmless=qwen2.HARMLESS,
     ignored=llama.IGNORED,
     architecture="Qwen3ForCausalLM",
 )

@@ -4,11 +4,6 @@ Pre-norm blocks with root-mean-square norms and no biases; relative positions, o
 stack; attention scores that are not scaled.  The first version ties the head to the table of
 embeddings and scales the states before it; version 1.1 and Flan-T5 have a head of their own
 and gated feed-forward networks.
-
-Example:
-    >>> from lensllm_jax.models.families import FAMILIES
-    >>> FAMILIES["t5"].architecture
-    'T5ForConditionalGeneration'
 """
 
 from collections.abc import Mapping
@@ -18,44 +13,24 @@ from lensllm_jax.models.encoder_decoder import EncoderDecoderConfig, StackConfig
 from lensllm_jax.models.family import Family, Weight, linear_weights, norm_weights
 from lensllm_jax.models.relative import Buckets
 
-READ = frozenset(
-    """vocab_size d_model d_kv d_ff num_layers num_decoder_layers num_heads
-    relative_attention_num_buckets relative_attention_max_distance layer_norm_epsilon
-    dense_act_fn is_gated_act decoder_start_token_id pad_token_id""".split()
-)
 # feed_forward_proj arrives as the two attributes that Hugging Face makes of it, and
 # tie_word_embeddings is overwritten by Hugging Face whatever the checkpoint says
 HARMLESS = frozenset(
-    """feed_forward_proj tie_word_embeddings dropout_rate classifier_dropout initializer_factor
-    n_positions""".split()
+    """feed_forward_proj tie_word_embeddings dropout_rate classifier_dropout
+    initializer_factor""".split()
 )
 # a table that early checkpoints hold and no version of the model reads
 IGNORED = (r"decoder\.block\.0\.layer\.1\.EncDecAttention\.relative_attention_bias\.weight",)
 
 
 def config(hf: Mapping[str, Any]) -> EncoderDecoderConfig:
-    """Our config from the attributes of a T5 config.
-
-    Args:
-        hf: the attributes.
-
-    Returns:
-        The encoder-decoder that they describe.
-    """
+    """Our config from the attributes of a T5 config."""
     # Hugging Face keeps only this of what a checkpoint says about its head
     return described(hf, tied_head=hf["scale_decoder_outputs"])
 
 
 def described(hf: Mapping[str, Any], *, tied_head: bool) -> EncoderDecoderConfig:
-    """Our config where the head is known.
-
-    Args:
-        hf: the attributes.
-        tied_head: whether the head is the table of embeddings, with scaled states.
-
-    Returns:
-        The encoder-decoder.
-    """
+    """Our config where the head is known."""
     encoder, decoder = (
         StackConfig(
             num_layers=hf[depth],
@@ -91,14 +66,7 @@ def described(hf: Mapping[str, Any], *, tied_head: bool) -> EncoderDecoderConfig
 
 
 def weights(config: EncoderDecoderConfig) -> tuple[Weight, ...]:
-    """The weight table.
-
-    Args:
-        config: the model to fill.
-
-    Returns:
-        One entry a checkpoint tensor.
-    """
+    """The weight table."""
     copies = ["encoder.embed_tokens.weight", "decoder.embed_tokens.weight"]
     copies += ["lm_head.weight"] if config.tied_head else []
     table = [Weight("shared.weight", "embed/embedding", copies=tuple(copies))]
@@ -137,9 +105,7 @@ FAMILY = Family(
     name="t5",
     config=config,
     weights=weights,
-    read=READ | {"scale_decoder_outputs"},
     harmless=HARMLESS,
-    required={},
     prefixes=("",),
     ignored=IGNORED,
     architecture="T5ForConditionalGeneration",
