@@ -373,11 +373,12 @@ def random_candidate(name: str, recipe: Recipe, tokenizer, folder: Path) -> Cand
     attributes = {**recipe.config, "vocab_size": len(tokenizer), **tokens}
     if role := START_ROLES.get(attributes["model_type"]):
         attributes["decoder_start_token_id"] = tokens[f"{role}_token_id"]
-    family, hf, config = parse_config(attributes)
+    described = parse_config(attributes)
+    config = described.config
     keys = ("input_ids", "attention_mask", "decoder_input_ids")
     inputs = config.arguments(dict.fromkeys(keys, jnp.zeros((1, 1), jnp.int32)))
     params = config.module().init(jax.random.key(recipe.seed), *inputs)["params"]
-    return Candidate(name, family, config, params, hf, folder)
+    return Candidate(name, described.family, config, params, described.attributes, folder)
 
 
 def batches_of(

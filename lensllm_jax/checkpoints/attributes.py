@@ -8,27 +8,31 @@ that PyTorch need not be installed.
 import ast
 import functools
 import importlib.util
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 # read where a checkpoint is loaded, whatever its model
 _READ_BY_LOADING = frozenset({"quantization_config", "compression_config", "transformers_weights"})
 
 
-@functools.cache
-def known_attributes(config_class: type) -> frozenset[str]:
-    """Names that a config class of transformers declares, or that its model's code reads."""
+def unknown_attributes(config_class: type, names: Iterable[str]) -> set[str]:
+    """Which names a config class does not declare and its model's code does not read.
+
+    None of them if the class is not one of transformers, whose code can be found.
+    """
+    module = config_class.__module__.replace(".configuration_", ".modeling_")
+    if _parsed(module) is None:
+        return set()
     declared = {name for name in dir(config_class) if not name.startswith("__")}
     declared |= set(config_class().to_dict())
-    module = config_class.__module__.replace(".configuration_", ".modeling_")
-    return frozenset(declared | _READ_BY_LOADING | _read_by(module))
+    return set(names) - declared - _READ_BY_LOADING - _read_by(module)
 
 
-def _read_by(module: str) -> set[str]:
+@functools.cache
+def _read_by(module: str) -> frozenset[str]:
     """Names that a module, and what it reaches of others in transformers, reads of a config."""
     tree = _parsed(module)
-    if tree is None:
-        return set()
+    assert tree is not None
     names = set(_config_reads(tree))
     pending, seen = list(_imports(tree, module)), set()
     while pending:
@@ -42,7 +46,7 @@ def _read_by(module: str) -> set[str]:
             continue
         names |= set(_config_reads(definition))
         pending += [(place[0], name) for name in _names(definition) if name in siblings]
-    return names
+    return frozenset(names)
 
 
 def _parsed(module: str) -> ast.Module | None:

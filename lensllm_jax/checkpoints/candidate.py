@@ -163,7 +163,8 @@ def load_folder(
             supported, or its weights are damaged or do not fit its config.
     """
     folder = Path(folder)
-    family, hf, config = read_config(folder)
+    described = read_config(folder)
+    family, config = described.family, described.config
     params = load_params(TensorFiles.of_folder(folder), family, config, dtype=_floating(dtype))
     return Candidate(
         name=name or folder.name,
@@ -171,7 +172,7 @@ def load_folder(
         config=config,
         # the host's copy is given away, so that there is one copy and not two
         params=jax.device_put(params, may_alias=True),
-        hf_config=hf,
+        hf_config=described.attributes,
         folder=folder,
     )
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from lensllm_jax import checks
-from lensllm_jax.checkpoints.attributes import known_attributes
+from lensllm_jax.checkpoints.attributes import unknown_attributes
 from lensllm_jax.models.family import Family, ModelConfig
 from lensllm_jax.models.registry import FAMILIES
 
@@ -87,14 +87,13 @@ def parse_config(stored: Mapping[str, Any], *, name: str = CONFIG) -> Checkpoint
             f"`{name}` must be a valid {model_type} config, "
             f"got {str(error).splitlines()[-1].strip()}"
         ) from error
-    known = known_attributes(config_class)
-    ignored = tuple(sorted(attributes.keys() - known))
+    ignored = unknown_attributes(config_class, attributes)
     config, problems = family.read_config(
-        {key: value for key, value in attributes.items() if key in known}, defaults
+        {key: value for key, value in attributes.items() if key not in ignored}, defaults
     )
     if problems or config is None:
         raise checks.UserError(
             f"`{name}` must describe a {model_type} model with supported settings, got "
             + "; ".join(problems)
         )
-    return CheckpointConfig(family, attributes, config, ignored)
+    return CheckpointConfig(family, attributes, config, tuple(sorted(ignored)))

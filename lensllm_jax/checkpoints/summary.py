@@ -43,10 +43,11 @@ def describe_candidate(name: str) -> CandidateSummary:
             weights or no tokenizer.
     """
     folder = folder_of(name)
-    family, attributes, config = read_config(folder)
+    described = read_config(folder)
+    family, config = described.family, described.config
     TensorFiles.of_folder(folder)
     tokenizer = read_tokenizer(
-        folder, attributes,
+        folder, described.attributes,
         vocab_size=config.vocab_size, table=embedding_tensor(family, config),
     )  # fmt: skip
     trained = (s for path, s in parameter_shapes(config).items() if path.split("/")[-1] != CONSTANT)

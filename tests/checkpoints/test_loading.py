@@ -147,7 +147,8 @@ def test_all_tensor_problems_are_reported_at_once(folder):
 
 def test_a_parameter_that_no_tensor_fills_is_named(folder):
     """As if a family's table had forgotten a line."""
-    family, _, config = read_config(folder)
+    described = read_config(folder)
+    family, config = described.family, described.config
     short = dataclasses.replace(family, weights=lambda config: family.weights(config)[1:])
     with pytest.raises(checks.UserError) as caught:
         load_params(TensorFiles.of_folder(folder), short, config, dtype=np.dtype("float32"))

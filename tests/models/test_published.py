@@ -59,9 +59,10 @@ def test_old_spellings_of_positions_are_understood():
 def test_every_tensor_of_the_weight_table_stands_for_shapes_that_cover_the_model():
     """Each parameter is filled by exactly one entry, in every published model."""
     for attributes in PUBLISHED.values():
-        family, _, config = parse_config(attributes)
-        targets = [path for weight in family.weights(config) for path in weight.targets]
-        assert sorted(targets) == sorted(parameter_shapes(config))
+        described = parse_config(attributes)
+        table = described.family.weights(described.config)
+        targets = [path for weight in table for path in weight.targets]
+        assert sorted(targets) == sorted(parameter_shapes(described.config))
 
 
 @pytest.mark.torch

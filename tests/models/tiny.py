@@ -17,8 +17,9 @@ from tests.models.variants import weight
 
 
 def write_tiny_checkpoint(attributes, folder):
-    """A folder with the checkpoint whose PyTorch twin is ``torch_oracle.random_model``'s."""
-    family, _, config = parse_config(attributes)
+    """A folder with the checkpoint of ``torch_oracle.random_model``."""
+    described = parse_config(attributes)
+    family, config = described.family, described.config
     # a tree of ones and zeros, where norms and biases start, tells names, shapes and centres
     start = {
         path: np.full(shape, 1.0 if path.endswith("scale") else 0.0)
