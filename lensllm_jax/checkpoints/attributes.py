@@ -96,6 +96,6 @@ def _config_reads(tree: ast.AST) -> Iterator[str]:
                 if owner.endswith("config"):
                     yield name
             case ast.Call(
-                func=ast.Name(id="getattr" | "hasattr"), args=[_, ast.Constant(value=name), *_]
+                func=ast.Name(id="getattr" | "hasattr"), args=[_, ast.Constant(value=str(name)), *_]
             ):
                 yield name
