@@ -42,9 +42,10 @@ from experiments.common.flags import (
 )
 from experiments.common.kernel_tables import MULTIPLES, Form, Pool, Rate, pool_digests, read_pool
 from experiments.common.run_folder import RunFolder
+from lensllm_jax.linalg import NtkSpectrum
 from lensllm_jax.paired import paired
 from lensllm_jax.scaling.fit import fit_laws
-from lensllm_jax.scaling.laws import Law, NtkSpectrum
+from lensllm_jax.scaling.laws import Law
 from lensllm_jax.scaling.result import LawFits
 
 TABLES_FOLDER = define_tables("Folder of the pool's tables.")

@@ -45,12 +45,12 @@ from lensllm_jax.checkpoints.zoo import load_candidate
 from lensllm_jax.data.subsets import nested_sizes
 from lensllm_jax.data.task import Task
 from lensllm_jax.finetune.loop import Loop
+from lensllm_jax.linalg import NtkSpectrum
 from lensllm_jax.measurement import jobs as cells
 from lensllm_jax.measurement.measurement import Measurement, MeasurementConfig
 from lensllm_jax.report import figures
 from lensllm_jax.report.pages import selection_page
 from lensllm_jax.report.selection import Selection, selection_markdown, shown
-from lensllm_jax.scaling.laws import NtkSpectrum
 from lensllm_jax.selection import orders
 from lensllm_jax.selection.flops import FlopsLedger, kernel_flops
 from lensllm_jax.selection.halving import Halving

@@ -19,12 +19,12 @@ from lensllm_jax import checks
 from lensllm_jax.checkpoints.candidate import Candidate
 from lensllm_jax.checkpoints.zoo import load_candidate
 from lensllm_jax.data.task import Task
+from lensllm_jax.linalg import NtkSpectrum
 from lensllm_jax.measurement import jobs as cells
 from lensllm_jax.measurement.jobs import Job, Measurements, Told
 from lensllm_jax.measurement.measurement import Measurement, MeasurementConfig, spectrum_for_law
 from lensllm_jax.ntk.candidate import CandidateNtk
 from lensllm_jax.ntk.loss import kernel_report
-from lensllm_jax.scaling.laws import NtkSpectrum
 from lensllm_jax.selection.loss_table import LossTable
 
 DEFAULTS = MeasurementConfig()
@@ -235,7 +235,7 @@ def kernel_summary(measurement: Measurement, kernel: CandidateNtk) -> dict:
         "report": dataclasses.asdict(kernel_report(kernel.theta)),
         "spectrum": {
             "eigenvalues": spectrum.eigenvalues.tolist(),
-            "projections": spectrum.projections.tolist(),
+            "projections": spectrum.squared_projections.tolist(),
             "learning_rate": spectrum.learning_rate,
             "formula": "F(t) = sum_j projections_j exp(-2 learning_rate eigenvalues_j t)",
         },

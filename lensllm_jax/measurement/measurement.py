@@ -40,9 +40,9 @@ from lensllm_jax.finetune.fine_tune import (
 )
 from lensllm_jax.finetune.loop import Loop, OptimizerConfig
 from lensllm_jax.finetune.resume import Checkpoint
+from lensllm_jax.linalg import NtkSpectrum
 from lensllm_jax.ntk.candidate import CandidateNtk, candidate_ntk
 from lensllm_jax.ntk.loss import ntk_spectrum
-from lensllm_jax.scaling.laws import NtkSpectrum
 from lensllm_jax.typing import Batch
 
 
@@ -241,7 +241,6 @@ def spectrum_for_law(kernel: CandidateNtk, *, learning_rate: float) -> NtkSpectr
     Returns:
         Eigenvalues, squared projections of the residual, and the rate.
     """
-    spectrum = ntk_spectrum(kernel.theta, kernel.residual)
-    return NtkSpectrum(
-        spectrum.eigenvalues, spectrum.squared_projections, learning_rate / kernel.num_examples
+    return ntk_spectrum(
+        kernel.theta, kernel.residual, learning_rate=learning_rate / kernel.num_examples
     )

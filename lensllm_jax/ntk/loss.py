@@ -21,42 +21,16 @@ Example:
 """
 
 import dataclasses
-from collections.abc import Sequence
-from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float
 
 from lensllm_jax import checks, linalg
+from lensllm_jax.linalg import NtkSpectrum, Steps
 from lensllm_jax.typing import Array
 
 Kernel = Float[Array, "n n"] | Float[Array, "n n k k"]
 Residual = Float[Array, " n"] | Float[Array, "n k"]
-Steps = float | int | Sequence[float] | Sequence[int] | Array
-
-
-class NtkSpectrum(NamedTuple):
-    """A kernel and a residual in the kernel's own basis: F at any t costs one sum."""
-
-    eigenvalues: Float[np.ndarray, " n"]  # λ_j, ascending, none below zero
-    squared_projections: Float[np.ndarray, " n"]  # (u_j^T r)^2; their sum is |r|^2
-
-    def loss(self, *, learning_rate: float, steps: Steps) -> Float[np.ndarray, "..."]:
-        r""":math:`F(t) = \sum_j e^{-2 \eta \lambda_j t} (u_j^\top r)^2`.
-
-        Args:
-            learning_rate: :math:`\eta`.
-            steps: :math:`t`, one number or an array of them.
-
-        Returns:
-            F, in the shape of ``steps``.
-
-        Raises:
-            UserError: if the rate is not positive or a step is negative or not finite.
-        """
-        time = _time(learning_rate, steps)
-        decay = np.exp(-2.0 * np.multiply.outer(time, self.eigenvalues))
-        return np.asarray(decay @ self.squared_projections)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,16 +49,13 @@ class KernelReport:
 def ntk_loss(
     theta: Kernel, residual: Residual, *, learning_rate: float, steps: Steps
 ) -> Float[np.ndarray, "..."]:
-    r""":math:`F(\Theta, t) = \| e^{-\eta \Theta t} r \|_2^2`, equation 9.
+    r"""F of equation 9, in float64 and in the shape of ``steps``; the square of r's unit.
 
     Args:
-        theta: the kernel of the training examples.
+        theta: kernel of the training examples.
         residual: :math:`r = f_0(X) - y`.
         learning_rate: :math:`\eta`, for a loss summed over examples.
         steps: :math:`t` in optimizer steps, one number or an array of them.
-
-    Returns:
-        F in float64, in the shape of ``steps``; the square of the residual's unit.
 
     Raises:
         UserError: if the kernel is not finite, symmetric and positive semi-definite, the
@@ -94,41 +65,33 @@ def ntk_loss(
         >>> float(ntk_loss(np.eye(2), np.ones(2), learning_rate=0.5, steps=1.0))  # 2 e^{-1}
         0.7357...
     """
-    return ntk_spectrum(theta, residual).loss(learning_rate=learning_rate, steps=steps)
+    return ntk_spectrum(theta, residual, learning_rate=learning_rate).loss(steps)
 
 
-def ntk_spectrum(theta: Kernel, residual: Residual) -> NtkSpectrum:
-    r"""Eigenvalues of the kernel and squared projections :math:`(u_j^\top r)^2` of a residual.
+def ntk_spectrum(theta: Kernel, residual: Residual, *, learning_rate: float = 1.0) -> NtkSpectrum:
+    r"""The kernel's eigenvalues and :math:`(u_j^\top r)^2`: F at any time.
 
     Args:
-        theta: the kernel of the training examples.
+        theta: kernel of the training examples.
         residual: :math:`r = f_0(X) - y`.
-
-    Returns:
-        What F needs at any time.
+        learning_rate: :math:`\eta`; at 1 the spectrum's time is :math:`\eta t`.
 
     Raises:
         UserError: as ``ntk_loss``.
 
     Example:
-        >>> ntk_spectrum(np.diag([4.0, 1.0]), np.array([3.0, 2.0]))
-        NtkSpectrum(eigenvalues=array([1., 4.]), squared_projections=array([4., 9.]))
+        >>> ntk_spectrum(np.diag([4.0, 1.0]), np.array([3.0, 2.0])).squared_projections
+        array([4., 9.])
     """
     eigen = _eigen_of_kernel(theta)
     r = _flat_residual("residual", residual, theta)
-    return NtkSpectrum(eigen.values, (eigen.vectors.T @ r) ** 2)
+    return NtkSpectrum(eigen.values, (eigen.vectors.T @ r) ** 2, learning_rate)
 
 
 def ntk_train_residual(
     theta: Kernel, residual: Residual, *, learning_rate: float, steps: Steps
 ) -> Float[np.ndarray, "..."]:
-    r"""The training residual :math:`r_t = e^{-\eta \Theta t} r_0` under a frozen kernel.
-
-    Args:
-        theta: the kernel of the training examples.
-        residual: :math:`r_0 = f_0(X) - y`.
-        learning_rate: :math:`\eta`, for a loss summed over examples.
-        steps: :math:`t`, one number or an array of them.
+    r"""The training residual :math:`r_t = e^{-\eta \Theta t} r_0`; arguments as :func:`ntk_loss`.
 
     Returns:
         In float64; the shape of ``steps`` followed by that of ``residual``.  Added to y it is the
@@ -180,13 +143,6 @@ def ntk_test_residual(
 
     Raises:
         UserError: as ``ntk_loss``, and if the two kernels do not fit.
-
-    Example:
-        >>> theta = np.array([[2.0]])  # one training example seen again in testing
-        >>> r = np.array([1.0])
-        >>> ntk_test_residual(theta, theta, r, r, learning_rate=0.5, steps=[0.0, 1.0])
-        array([[1.        ],
-               [0.3678...]])
     """
     eigen = _eigen_of_kernel(theta)
     r = _flat_residual("residual", residual, theta)
@@ -207,18 +163,8 @@ def ntk_test_residual(
 def kernel_report(theta: Kernel) -> KernelReport:
     """Symmetry, definiteness and extreme eigenvalues of a kernel.
 
-    Args:
-        theta: the kernel, square.
-
-    Returns:
-        The report.
-
     Raises:
         UserError: if the kernel is not finite, not square, or grossly asymmetric.
-
-    Example:
-        >>> kernel_report(np.diag([1.0, 3.0])).is_psd
-        True
     """
     return _report(theta, _symmetric_eigen(theta))
 
@@ -226,18 +172,8 @@ def kernel_report(theta: Kernel) -> KernelReport:
 def flat_kernel(theta: Array) -> np.ndarray:
     """The kernel as a matrix: (n, m) unchanged, (n, m, k, k) as (n*k, m*k).
 
-    Args:
-        theta: the kernel.
-
-    Returns:
-        The matrix.
-
     Raises:
         UserError: if ``theta`` has neither two nor four axes.
-
-    Example:
-        >>> flat_kernel(np.ones((3, 2, 5, 5))).shape
-        (15, 10)
     """
     theta = np.asarray(theta)
     if theta.ndim == 2:
@@ -293,7 +229,4 @@ def _flat_residual(name: str, residual: Array, theta: Array) -> np.ndarray:
 def _time(learning_rate: float, steps: Steps) -> np.ndarray:
     """η t."""
     checks.positive("learning_rate", learning_rate)
-    t = np.asarray(checks.finite("steps", np.asarray(steps, np.float64)))
-    if np.any(t < 0):
-        raise checks.UserError(f"`steps` must be zero or positive, got {t.min()}")
-    return np.asarray(learning_rate * t)
+    return np.asarray(learning_rate * linalg.checked_steps(steps))

@@ -36,12 +36,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Inexact
-from matfree import decomp
 
-from lensllm_jax import checks, padding
+from lensllm_jax import checks, linalg, padding
+from lensllm_jax.linalg import NtkSpectrum, Steps
 from lensllm_jax.ntk import gram
 from lensllm_jax.ntk.gram import num_examples, num_outputs
-from lensllm_jax.ntk.loss import NtkSpectrum, Steps
 from lensllm_jax.typing import ApplyFn, Array, Params
 
 BLOCK_SIZE = 64  # examples in memory at once: enough for the matrix products to be large
@@ -149,20 +148,16 @@ def ntk_loss_matrix_free(
     norm = float(np.linalg.norm(r))
     start = (r / norm if norm else np.ones_like(r)).astype(blocks.dtype)
     start, counted = (blocks.cut(a[None])[0] for a in (start, np.ones_like(start)))
-    h, left_over = _lanczos(f, params, blocks.x, start, counted, min(int(num_matvecs), r.size))
-    gauss, radau, rounding = _rules(np.asarray(h), float(left_over), norm**2)
-
-    def at(rule: NtkSpectrum, times: Steps) -> np.ndarray:
-        return rule.loss(learning_rate=learning_rate, steps=times)
-
+    found = _lanczos(f, params, blocks.x, start, counted, min(int(num_matvecs), r.size))
+    rules = _rules(found, norm**2, learning_rate)
     t = np.asarray(steps, np.float64)
-    loss, upper = at(gauss, t), at(radau, t)
+    loss, upper = rules.gauss.loss(t), rules.radau.loss(t)
     # d/dΘ of r^T exp(-cΘ) r along an error E of norm δ: |∫ r^T exp(-sΘ) E exp(-(c-s)Θ) r ds| is at
     # most c δ |r| |exp(-cΘ) r|, since log|exp(-sΘ) r| is convex in s; c = 2 η t
-    moved = 2.0 * learning_rate * t * rounding * norm * np.sqrt(at(radau, 2.0 * t))
+    moved = 2.0 * learning_rate * t * rules.rounding * norm * np.sqrt(rules.radau.loss(2.0 * t))
     error = np.maximum(upper - loss, 0.0) + np.minimum(moved, norm**2)
     error += 10 * np.finfo(np.float64).eps * norm**2
-    return MatrixFreeNtkLoss(loss, error, gauss, len(gauss.eigenvalues))
+    return MatrixFreeNtkLoss(loss, error, rules.gauss, len(rules.gauss.eigenvalues))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -228,49 +223,31 @@ def _matvecs(f: ApplyFn, params: Params, rows: Any, columns: Any, vectors: Array
 @functools.partial(jax.jit, static_argnums=(0, 5))
 def _lanczos(
     f: ApplyFn, params: Params, x: Any, start: Array, counted: Array, num_matvecs: int
-) -> tuple[jax.Array, jax.Array]:
-    """H = Q^T Theta Q (m, m), and the length of what the m-th product leaves outside Q.
-
-    Matfree's tridiagonalisation with full reorthogonalisation is its Arnoldi iteration followed
-    by an average of H and its transpose.  H itself is taken here: what of it is not
-    tridiagonal measures the rounding of the products.
-    """
-    arnoldi = decomp.hessenberg(num_matvecs, reortho="full", custom_vjp=False)
-    with jax.default_matmul_precision("highest"):
-        # what the last block repeats has no weight in J^T v, and must gain none from J
-        found = arnoldi(lambda v: counted * _matvec(f, params, x, x, v), start)
-    return found.J_small, jnp.linalg.norm(found.residual)
+) -> linalg.Lanczos:
+    # what the last block repeats has no weight in J^T v, and must gain none from J
+    return linalg.lanczos(lambda v: counted * _matvec(f, params, x, x, v), start, num_matvecs)
 
 
-def _rules(
-    hessenberg: np.ndarray, left_over: float, squared_norm: float
-) -> tuple[NtkSpectrum, NtkSpectrum, float]:
-    """Gauss' rule, Gauss and Radau's, and the norm of the rounding of the products."""
-    eps = float(np.finfo(hessenberg.dtype).eps)
-    h = hessenberg.astype(np.float64)
-    below = np.append(np.diag(h, -1), left_over)
-    # once a product adds nothing to the space, T is exact and what follows is noise
-    noise = 10 * eps * np.maximum.accumulate(np.abs(np.diag(h)))
-    m = min([*np.flatnonzero(below <= noise) + 1, len(h)])
+class _Rules(NamedTuple):
+    gauss: NtkSpectrum  # F from below
+    radau: NtkSpectrum  # F from above
+    rounding: float  # norm of the error of the products
+
+
+def _rules(found: linalg.Lanczos, squared_norm: float, learning_rate: float) -> _Rules:
+    h = np.asarray(found.hessenberg)
+    eps = float(np.finfo(h.dtype).eps)
+    h = h.astype(np.float64)
+    below = np.append(np.diag(h, -1), float(found.remainder))
+    m = linalg.krylov_depth(np.diag(h), below, eps=eps)
     h = checks.finite("theta v (in Lanczos' iteration)", h[:m, :m])
-    t = np.diag(np.diag(h)) + np.diag(below[: m - 1], -1) + np.diag(below[: m - 1], 1)
-    largest = float(np.linalg.norm(t, 2))
-    rounding = max(float(np.linalg.norm(h - t, 2)), 10 * eps * largest)
-    gauss = np.linalg.eigh(t)
-    node = min(float(gauss.eigenvalues[0]), 0.0) - rounding  # surely below every eigenvalue
-    # Golub 1973: the last diagonal entry that makes the node an eigenvalue
-    last = np.zeros(m)
-    last[-1] = below[m - 1] ** 2
-    corner = node + np.linalg.solve(t - node * np.eye(m), last)[-1] if largest else 0.0
-    extended = np.pad(t, (0, 1))
-    extended[m, m] = corner
-    extended[m, m - 1] = extended[m - 1, m] = below[m - 1]
-    radau = np.linalg.eigh(extended)
-    return _rule(gauss, squared_norm), _rule(radau, squared_norm), rounding
+    t = linalg.tridiagonal(np.diag(h), below[: m - 1])
+    rounding = max(float(np.linalg.norm(h - t, 2)), 10 * eps * float(np.linalg.norm(t, 2)))
+    gauss = linalg.gauss_quadrature(t)
+    node = min(float(gauss.nodes[0]), 0.0) - rounding  # surely below every eigenvalue
+    radau = linalg.gauss_radau_quadrature(t, float(below[m - 1]), node)
 
+    def spectrum(rule: linalg.Quadrature) -> NtkSpectrum:
+        return NtkSpectrum(np.maximum(rule.nodes, 0.0), squared_norm * rule.weights, learning_rate)
 
-def _rule(eigen: Any, squared_norm: float) -> NtkSpectrum:
-    """Nodes and weights of the quadrature that belongs to a tridiagonal matrix."""
-    return NtkSpectrum(
-        np.maximum(eigen.eigenvalues, 0.0), squared_norm * eigen.eigenvectors[0] ** 2
-    )
+    return _Rules(spectrum(gauss), spectrum(radau), rounding)

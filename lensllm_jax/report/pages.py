@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
+from lensllm_jax.linalg import NtkSpectrum
 from lensllm_jax.report import figures
 from lensllm_jax.report.page import (
     Section,
@@ -30,7 +31,6 @@ from lensllm_jax.report.selection import (
     interval_of,
     ranking_rows,
 )
-from lensllm_jax.scaling.laws import NtkSpectrum
 from lensllm_jax.selection.loss_table import LossTable
 from lensllm_jax.selection.rank import Ranking
 

@@ -22,8 +22,8 @@ import numpy as np
 from jaxtyping import Float
 
 from lensllm_jax.data.task import Task
+from lensllm_jax.linalg import NtkSpectrum
 from lensllm_jax.report.page import Probability
-from lensllm_jax.scaling.laws import NtkSpectrum
 from lensllm_jax.scaling.result import LawFits
 from lensllm_jax.selection.flops import FlopsLedger
 from lensllm_jax.selection.loss_table import LossTable

@@ -31,7 +31,8 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from lensllm_jax import checks
-from lensllm_jax.scaling.laws import Law, NtkSpectrum
+from lensllm_jax.linalg import NtkSpectrum
+from lensllm_jax.scaling.laws import Law
 from lensllm_jax.scaling.result import FREE_PARAMETERS, FitStatus, LawFit, LawFits, NtkSource
 from lensllm_jax.scaling.solve import solve_curves
 
@@ -285,6 +286,7 @@ def _free_f_bounds(source: NtkSource, sizes, num_curves, spectra, max_ntk_loss):
                 f"`spectra` must hold one spectrum a curve, got {len(spectra)} for {num_curves}"
             )
         ends = np.array([s.loss(np.array([MAX_STEPS_OF_KERNEL, 0.0])) for s in spectra])
+        checks.positive("sum of squared projections", float(ends[:, 1].min()))
         return ends[:, 0], ends[:, 1]
     if source is NtkSource.PROFILED:
         bound = float(sizes[-1]) if max_ntk_loss is None else max_ntk_loss

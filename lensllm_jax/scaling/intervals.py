@@ -31,8 +31,9 @@ import scipy.stats
 from jaxtyping import Float
 
 from lensllm_jax import checks
+from lensllm_jax.linalg import NtkSpectrum
 from lensllm_jax.scaling.fit import fit_laws
-from lensllm_jax.scaling.laws import Law, NtkSpectrum
+from lensllm_jax.scaling.laws import Law
 from lensllm_jax.scaling.result import FREE_PARAMETERS, LawFit, LawFits, NtkSource
 
 HOLD_WEIGHT = 1e6  # of the held prediction beside weights near 1: it moves by 1e-6 of a residual

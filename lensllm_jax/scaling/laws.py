@@ -22,19 +22,13 @@ Example:
     >>> sizes = np.array([0.0, 100.0, 10000.0])
     >>> [round(float(x), 4) for x in rectified_law(sizes, B=30.0, D_l=10.0, beta=0.5, E=1.0)]
     [4.0, 2.5, 1.2727]
-    >>> spectrum = NtkSpectrum(np.array([1.0, 0.0]), np.array([8.0, 2.0]), learning_rate=0.5)
-    >>> spectrum.loss(np.array([0.0, 1e9]))
-    array([10.,  2.])
 """
 
-import dataclasses
 import enum
 
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
-
-from lensllm_jax import checks
 
 Sizes = Float[Array, "*sizes"] | Float[np.ndarray, "*sizes"]
 
@@ -269,48 +263,3 @@ def _log_denominator(log_f, beta, log_size):
     no_data = jnp.isneginf(log_size)
     safe = jnp.where(no_data, 0.0, log_size)
     return jnp.where(no_data, log_f, jnp.logaddexp(log_f, beta * safe))
-
-
-@dataclasses.dataclass(frozen=True)
-class NtkSpectrum:
-    r"""The kernel loss F of one candidate as numbers, for every time t (Eq 9).
-
-    .. math:: F(t) = \sum_j c_j \exp(-2 \eta \lambda_j t)
-
-    Example:
-        >>> spectrum = NtkSpectrum(np.array([2.0]), np.array([5.0]), learning_rate=0.25)
-        >>> spectrum.loss(np.array([0.0, 1.0])).round(6)
-        array([5.      , 1.839397])
-        >>> float(spectrum.steps(1.839397205857))
-        1.0
-    """
-
-    eigenvalues: Float[np.ndarray, " n"]  # lambda_j of the kernel, not negative
-    projections: Float[np.ndarray, " n"]  # c_j = (u_j . (f_0 - y))^2, the unit of F
-    learning_rate: float  # eta, per optimizer step
-
-    def __post_init__(self):
-        checks.shape("projections", self.projections, self.eigenvalues.shape)
-        checks.finite("eigenvalues", self.eigenvalues)
-        checks.finite("projections", self.projections)
-        checks.positive("learning_rate", self.learning_rate)
-        if self.eigenvalues.min() < 0 or self.projections.min() < 0:
-            raise checks.UserError(
-                "`eigenvalues` and `projections` must not be negative, got a minimum of "
-                f"{min(self.eigenvalues.min(), self.projections.min())}; clip rounding errors at 0"
-            )
-        checks.positive("sum of projections", float(self.projections.sum()))
-
-    def loss(self, step: Float[np.ndarray, "*steps"]) -> Float[np.ndarray, "*steps"]:
-        """F at time ``step``, the shape of ``step``; decreasing in it."""
-        rates = 2.0 * self.learning_rate * np.asarray(self.eigenvalues, np.float64)
-        decay = np.exp(-np.multiply.outer(np.asarray(step, np.float64), rates))
-        return np.asarray(decay @ np.asarray(self.projections, np.float64))
-
-    def steps(self, loss: float, *, max_steps: float = 1e12) -> float:
-        """The time at which F equals ``loss``, by bisection; ``max_steps`` if it never does."""
-        low, high = 0.0, max_steps
-        for _ in range(200):  # halving 1e12 two hundred times passes float64's resolution
-            middle = 0.5 * (low + high)
-            low, high = (middle, high) if self.loss(np.array(middle)) > loss else (low, middle)
-        return 0.5 * (low + high)

@@ -21,8 +21,9 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from lensllm_jax import checks
+from lensllm_jax.linalg import NtkSpectrum
 from lensllm_jax.scaling import solve
-from lensllm_jax.scaling.laws import UNITS, Law, NtkSpectrum
+from lensllm_jax.scaling.laws import UNITS, Law
 
 FREE_PARAMETERS = {Law.POWER: 3, Law.VANILLA: 4, Law.RECTIFIED: 4, Law.LENSLLM: 4}
 

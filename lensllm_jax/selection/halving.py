@@ -27,7 +27,7 @@ import dataclasses
 import numpy as np
 from jaxtyping import Float
 
-from lensllm_jax import checks
+from lensllm_jax import checks, linalg
 
 MIN_SIGMA = 1e-6  # of log losses
 
@@ -36,7 +36,7 @@ def deviation_from_line(
     xs: Float[np.ndarray, " m"], ys: Float[np.ndarray, " m"], x: float, y: float
 ) -> float:
     """How many residual standard deviations (x, y) lies off the line through the others."""
-    slope, intercept = np.polyfit(xs, ys, 1)
+    slope, intercept = linalg.fit_line(xs, ys)
     sigma = max(float(np.std(ys - slope * xs - intercept)), MIN_SIGMA)
     return abs(y - slope * x - intercept) / sigma
 

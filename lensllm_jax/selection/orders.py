@@ -30,9 +30,7 @@ import enum
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
-import numpy as np
-
-from lensllm_jax import checks
+from lensllm_jax import checks, linalg
 from lensllm_jax.selection.halving import Halving
 
 MIN_KEPT = 2  # one candidate alone is no comparison
@@ -76,9 +74,7 @@ class Dropping:
     def predicted(self, losses: Mapping[int, float]) -> float:
         """The loss at the target by the line through the ``gamma`` largest sizes measured."""
         pairs = sorted(losses.items())[-self.gamma :]
-        sizes, values = np.log(np.array(pairs)).T
-        slope, intercept = np.polyfit(sizes, values, 1)
-        return float(np.exp(intercept + slope * np.log(self.target_size)))
+        return linalg.extrapolate_power(pairs, self.target_size)
 
     def drops(self, losses: Mapping[str, Mapping[int, float]]) -> dict[str, Drop]:
         """Who is given up, of candidates that were measured up to the same size.

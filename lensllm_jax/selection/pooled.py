@@ -45,6 +45,7 @@ import dataclasses
 import numpy as np
 from jaxtyping import Float, Int
 
+from lensllm_jax import linalg
 from lensllm_jax.scaling.laws import Law
 from lensllm_jax.scaling.result import FREE_PARAMETERS
 from lensllm_jax.selection.halving import deviation_from_line
@@ -177,7 +178,7 @@ def warped_lines(
             if off > tau:
                 break
             first -= 1
-        slope, intercept = np.polyfit(x[first:], y[first:], 1)
+        slope, intercept = linalg.fit_line(x[first:], y[first:])
         predicted[row] = intercept + slope * goal
     return predicted
 

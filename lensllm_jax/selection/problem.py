@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from lensllm_jax import checks
-from lensllm_jax.scaling.laws import NtkSpectrum
+from lensllm_jax.linalg import NtkSpectrum
 from lensllm_jax.scaling.result import LawFits
 from lensllm_jax.selection.flops import FlopsLedger, TrainingCost
 from lensllm_jax.selection.loss_table import LossTable

@@ -29,8 +29,8 @@ import numpy as np
 from jaxtyping import Float
 
 from lensllm_jax import checks
+from lensllm_jax.linalg import NtkSpectrum
 from lensllm_jax.metrics import pearson_correlation, relative_accuracy
-from lensllm_jax.scaling.laws import NtkSpectrum
 from lensllm_jax.scaling.result import LawFits
 from lensllm_jax.selection import selectors
 from lensllm_jax.selection.flops import FlopsLedger, TrainingCost

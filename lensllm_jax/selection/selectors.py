@@ -26,7 +26,7 @@ import dataclasses
 
 import numpy as np
 
-from lensllm_jax import checks
+from lensllm_jax import checks, linalg
 from lensllm_jax.scaling.fit import fit_laws
 from lensllm_jax.scaling.laws import Law
 from lensllm_jax.scaling.result import FREE_PARAMETERS, LawFits
@@ -96,9 +96,7 @@ def ats(problem: Problem) -> Scores:
             predicted.append(np.nan)
             messages.append(f"a line needs two sizes above 0, got {len(pairs)}")
             continue
-        sizes, values = np.log(np.array(pairs)).T
-        slope, intercept = np.polyfit(sizes, values, 1)
-        predicted.append(np.exp(intercept + slope * np.log(problem.target_size)))
+        predicted.append(linalg.extrapolate_power(pairs, problem.target_size))
         messages.append(f"a line through {len(pairs)} sizes")
     return Scores(np.array(predicted), messages=tuple(messages), spent=tuple(spent))
 

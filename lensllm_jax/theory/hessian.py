@@ -40,9 +40,8 @@ import jax.numpy as jnp
 import numpy as np
 import scipy.stats
 from jaxtyping import Float
-from matfree import decomp
 
-from lensllm_jax import checks
+from lensllm_jax import checks, linalg
 from lensllm_jax.theory.blocks import Block
 from lensllm_jax.typing import Array, Params
 
@@ -157,13 +156,8 @@ def _at_once(num: int, room: int) -> int:
 
 @functools.partial(jax.jit, static_argnums=(0, 5, 6, 7))
 def _lanczos(loss: Loss, params, v, examples, layer, leaf: int, depth: int, at_once: int):
-    """Arnoldi's matrix of every example, (n, m, m): tridiagonal up to rounding.
-
-    Matfree's own tridiagonalisation averages it with its transpose, which spreads the noise that
-    follows an exhausted Krylov space back into what was exact.
-    """
+    """H of every example's iteration, (n, m, m)."""
     block = Block("", leaf, layer)  # the layer is traced: one program serves all layers
-    decompose = decomp.hessenberg(depth, reortho="full", custom_vjp=False)
     weights = jnp.asarray(block.take(params))
 
     def one(example):
@@ -173,10 +167,9 @@ def _lanczos(loss: Loss, params, v, examples, layer, leaf: int, depth: int, at_o
 
             return jax.jvp(gradient, (weights,), (flat.reshape(v.shape),))[1].ravel()
 
-        return decompose(product, v.ravel()).J_small
+        return linalg.lanczos(product, v.ravel(), depth).hessenberg
 
-    with jax.default_matmul_precision("highest"):
-        return jax.lax.map(one, examples, batch_size=at_once)
+    return jax.lax.map(one, examples, batch_size=at_once)
 
 
 def _quadrature(matrix: np.ndarray, size: int, eps: float) -> tuple[float, float, float]:
@@ -184,17 +177,13 @@ def _quadrature(matrix: np.ndarray, size: int, eps: float) -> tuple[float, float
     diagonal, below = np.diag(matrix), np.diag(matrix, -1)
     if not np.isfinite(diagonal[0]):
         return float("nan"), float("nan"), float("nan")
-    scale = np.maximum.accumulate(np.abs(diagonal))[:-1]
-    # the Krylov space is exhausted where a product adds nothing: what follows is noise
-    ends = np.flatnonzero(~(below > 10 * eps * scale))
-    depth = int(ends[0]) + 1 if len(ends) else len(diagonal)
+    depth = linalg.krylov_depth(diagonal, below, eps=eps)
     rules = []
     for m in range(max(1, depth - NUM_LAST), depth + 1):
-        part = np.diag(diagonal[:m]) + np.diag(below[: m - 1], 1) + np.diag(below[: m - 1], -1)
-        nodes, vectors = np.linalg.eigh(part)
-        rules.append(float(vectors[0] ** 2 @ np.maximum(nodes, 0.0)))
+        rule = linalg.gauss_quadrature(linalg.tridiagonal(diagonal[:m], below[: m - 1]))
+        rules.append(float(rule.weights @ np.maximum(rule.nodes, 0.0)))
     rounding = 10 * eps * float(np.abs(diagonal[:depth]).max() + 1e-300)
-    exact = len(ends) > 0 or depth == size
+    exact = depth < len(diagonal) or depth == size
     change = 0.0 if exact else float(np.ptp(rules))
     return rules[-1], change + rounding, float(diagonal[0])
 

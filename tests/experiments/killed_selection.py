@@ -20,7 +20,7 @@ from absl import flags
 from experiments import select_model
 from experiments.common import measuring
 from lensllm_jax.data.catalogue import load_task
-from lensllm_jax.scaling.laws import NtkSpectrum
+from lensllm_jax.linalg import NtkSpectrum
 from tests import lives
 
 SLOPES = {"a": 0.30, "b": 0.25, "c": 0.20, "d": 0.10}

@@ -23,8 +23,8 @@ from experiments import finetune_grid, select_model
 from experiments.common import measuring
 from lensllm_jax import durable
 from lensllm_jax.finetune.fine_tune import FineTuned, FineTuneResult
+from lensllm_jax.linalg import NtkSpectrum
 from lensllm_jax.measurement.measurement import Measurement
-from lensllm_jax.scaling.laws import NtkSpectrum
 from tests import lives
 
 TEXT = "\n".join(f"the {i} kings of the land" for i in range(60))

@@ -71,7 +71,7 @@ def test_spectrum_keeps_the_norm_and_gives_the_same_loss():
     spectrum = ntk_spectrum(THETA, RESIDUAL)
     assert_close(np.sum(spectrum.squared_projections), np.sum(RESIDUAL**2))
     assert_close(
-        spectrum.loss(learning_rate=0.2, steps=5.0),
+        ntk_spectrum(THETA, RESIDUAL, learning_rate=0.2).loss(5.0),
         ntk_loss(THETA, RESIDUAL, learning_rate=0.2, steps=5.0),
     )
 

@@ -3,9 +3,9 @@
 import numpy as np
 
 from lensllm_jax.data.task import Example, build_task
+from lensllm_jax.linalg import NtkSpectrum
 from lensllm_jax.report.pages import curves_page, kernel_page, selection_page
 from lensllm_jax.report.selection import Selection
-from lensllm_jax.scaling.laws import NtkSpectrum
 from lensllm_jax.selection.flops import FlopsLedger
 from lensllm_jax.selection.loss_table import LossTable
 from lensllm_jax.selection.rank import rank

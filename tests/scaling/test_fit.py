@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 
 from lensllm_jax import checks
+from lensllm_jax.linalg import NtkSpectrum
 from lensllm_jax.scaling.fit import fit_law, fit_laws
 from lensllm_jax.scaling.intervals import rolling_origin
 from lensllm_jax.scaling.kaplan import fit_kaplan
-from lensllm_jax.scaling.laws import NtkSpectrum
 from lensllm_jax.scaling.result import FitStatus, NtkSource
 from lensllm_jax.selection.loss_table import read_loss_table
 from tests import oracles

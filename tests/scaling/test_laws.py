@@ -5,7 +5,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lensllm_jax import checks
 from lensllm_jax.scaling import laws
 from tests.tolerances import assert_close
 
@@ -54,18 +53,3 @@ def test_gradient_by_hand_equals_automatic_differentiation(size, x64):
     value, gradient = laws.log_loss_gradient(*arguments)
     assert_close(gradient, jax.grad(laws.log_loss)(*arguments), jnp.float64)
     assert_close(value, laws.log_loss(*arguments), jnp.float64)
-
-
-def test_spectrum_decreases_from_the_squared_residual_and_is_inverted_by_steps():
-    spectrum = laws.NtkSpectrum(np.array([0.0, 1.0, 9.0]), np.array([1.0, 2.0, 4.0]), 0.01)
-    times = np.array([0.0, 1.0, 10.0, 1e9])
-    values = spectrum.loss(times)
-    assert values[0] == 7.0
-    assert values[-1] == 1.0
-    assert np.all(np.diff(values) < 0)
-    assert_close(spectrum.steps(float(values[2])), 10.0, rel=1e-9)  # bisection of a smooth function
-
-
-def test_spectrum_refuses_a_negative_eigenvalue():
-    with pytest.raises(checks.UserError, match="must not be negative"):
-        laws.NtkSpectrum(np.array([-1.0, 1.0]), np.ones(2), 0.1)

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from lensllm_jax import checks
+from lensllm_jax.linalg import NtkSpectrum
 from lensllm_jax.metrics import pearson_correlation, relative_accuracy
-from lensllm_jax.scaling.laws import NtkSpectrum
 from lensllm_jax.selection.flops import (
     FlopsLedger,
     TrainingCost,

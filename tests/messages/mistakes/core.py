@@ -1,11 +1,18 @@
 """Mistakes with matrices, the metrics of a ranking, paired comparisons and folders of results."""
 
+import dataclasses
+
 import numpy as np
 
 from lensllm_jax import durable, linalg, metrics
 from lensllm_jax.paired import paired
 
 LOSSES = [1.0, 2.0, 3.0]
+SPECTRUM = linalg.NtkSpectrum(np.ones(2), np.ones(2), learning_rate=0.1)
+
+
+def spectrum(**changes):
+    return dataclasses.replace(SPECTRUM, **changes)
 
 
 def opened(folder, name, content):
@@ -81,4 +88,27 @@ MISTAKES = [
         lambda tmp: paired(np.array([[np.nan, 1.0]])),
     ),
     ("differences", "have two or more ... got 1", lambda tmp: paired(np.array([[1.0]]))),
+    (
+        "squared_projections",
+        "have shape ... got (3,)",
+        lambda tmp: spectrum(squared_projections=np.ones(3)),
+    ),
+    (
+        "eigenvalues",
+        "finite ... got nan at index (1,)",
+        lambda tmp: spectrum(eigenvalues=np.array([1.0, np.nan])),
+    ),
+    (
+        "squared_projections",
+        "finite ... got nan at index (1,)",
+        lambda tmp: spectrum(squared_projections=np.array([1.0, np.nan])),
+    ),
+    ("learning_rate", "positive ... got 0.0", lambda tmp: spectrum(learning_rate=0.0)),
+    (
+        "eigenvalues",
+        "not be negative ... got a minimum of -1.0",
+        lambda tmp: spectrum(eigenvalues=-np.ones(2)),
+    ),
+    ("steps", "zero or positive ... got -1.0", lambda tmp: SPECTRUM.loss(-1.0)),
+    ("steps", "finite ... got nan", lambda tmp: SPECTRUM.loss(np.nan)),
 ]
