@@ -46,8 +46,8 @@ def kernel_loss(theta=EYE, residual=ONES, **settings):
     return lens.ntk_loss(theta, residual, **{**TIME, **settings})
 
 
-def on_test(cross=EYE, residual=ONES):
-    return lens.ntk_test_residual(cross, EYE, residual, ONES, **TIME)
+def on_test(cross=EYE, residual=ONES, **settings):
+    return lens.ntk_test_residual(cross, EYE, residual, ONES, **{**TIME, **settings})
 
 
 def of_candidate(changes=(), **settings):
@@ -213,6 +213,7 @@ MISTAKES = [
         lambda tmp: kernel_loss(residual=np.ones(3)),
     ),
     ("learning_rate", "positive ... got 0.0", lambda tmp: kernel_loss(learning_rate=0.0)),
+    ("learning_rate", "positive ... got 0.0", lambda tmp: on_test(learning_rate=0.0)),
     ("steps", "finite ... got nan at index ()", lambda tmp: kernel_loss(steps=np.nan)),
     ("steps", "zero or positive ... got -1.0", lambda tmp: kernel_loss(steps=-1.0)),
     (
