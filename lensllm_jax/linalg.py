@@ -97,7 +97,7 @@ class Lanczos(NamedTuple):
     remainder: Float[Array, ""]  # length of what the m-th product leaves outside Q
 
 
-def lanczos(product: Callable[[jax.Array], jax.Array], start: jax.Array, depth: int) -> Lanczos:
+def lanczos(product: Callable[[Array], Array], start: Array, depth: int) -> Lanczos:
     """Lanczos' iteration with full reorthogonalisation; traceable.
 
     Args:

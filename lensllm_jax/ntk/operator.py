@@ -224,8 +224,11 @@ def _matvecs(f: ApplyFn, params: Params, rows: Any, columns: Any, vectors: Array
 def _lanczos(
     f: ApplyFn, params: Params, x: Any, start: Array, counted: Array, num_matvecs: int
 ) -> linalg.Lanczos:
-    # what the last block repeats has no weight in J^T v, and must gain none from J
-    return linalg.lanczos(lambda v: counted * _matvec(f, params, x, x, v), start, num_matvecs)
+    def product(v: Array) -> jax.Array:
+        # what the last block repeats has no weight in J^T v, and must gain none from J
+        return jnp.asarray(counted) * _matvec(f, params, x, x, jnp.asarray(v))
+
+    return linalg.lanczos(product, start, num_matvecs)
 
 
 class _Rules(NamedTuple):
