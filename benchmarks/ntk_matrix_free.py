@@ -17,8 +17,8 @@ from absl import flags
 from experiments.common import cli
 from lensllm_jax import checks
 from lensllm_jax.checkpoints.zoo import load_candidate
-from lensllm_jax.data.batches import encode_causal
 from lensllm_jax.data.catalogue import load_task
+from lensllm_jax.data.encoding import encode_causal
 from lensllm_jax.ntk.candidate import ReadoutFn, peak_bytes
 from lensllm_jax.ntk.operator import ntk_loss_matrix_free
 from lensllm_jax.ntk.readout import Readout

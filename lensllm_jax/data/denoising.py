@@ -30,7 +30,7 @@ import numpy as np
 from jaxtyping import Int
 
 from lensllm_jax import checks
-from lensllm_jax.data.batches import EncodedExamples, pair_arrays
+from lensllm_jax.data.encoding import EncodedExamples, pair_arrays
 
 SPAN_CORRUPTION_SHARE = 0.15  # of the tokens are hidden (Raffel et al., 2020)
 INFILLING_SHARE = 0.3  # (Lewis et al., 2020)

@@ -21,7 +21,7 @@ from jaxtyping import Bool, Int
 
 from lensllm_jax import checks
 from lensllm_jax.checks import UserError
-from lensllm_jax.data.batches import Tokenizer
+from lensllm_jax.data.encoding import Tokenizer
 from lensllm_jax.data.task import Example, Task, fingerprint
 
 

@@ -8,7 +8,7 @@ token; one forward pass, no gradient.
 
 Example:
     >>> import lensllm_jax as lens
-    >>> from lensllm_jax.data.batches import encode_causal
+    >>> from lensllm_jax.data.encoding import encode_causal
     >>> from lensllm_jax.data.task import Example
     >>> texts = [Example("Two and two?", "four in all"), Example("Two by two?", "four again")]
     >>> c = lens.load_candidate("zoo/gpt2-xs")

@@ -26,7 +26,7 @@ import numpy as np
 
 from lensllm_jax import checks
 from lensllm_jax.checkpoints.candidate import Candidate
-from lensllm_jax.data.batches import encode_causal, encode_seq2seq
+from lensllm_jax.data.encoding import encode_causal, encode_seq2seq
 from lensllm_jax.data.subsets import subset_order
 from lensllm_jax.data.task import Example, Task
 from lensllm_jax.finetune.compute import ComputeConfig, loop_for

@@ -9,7 +9,7 @@ import tokenizers
 import transformers
 
 from lensllm_jax.checkpoints.candidate import load_folder
-from lensllm_jax.data.batches import with_prompts
+from lensllm_jax.data.prefixes import with_prompts
 from lensllm_jax.data.task import Example, build_task
 from lensllm_jax.measurement.measurement import Measurement, MeasurementConfig
 from tests.models.encoder_decoders import ENCODER_DECODERS

@@ -6,7 +6,7 @@ import pytest
 
 import lensllm_jax as lens
 from lensllm_jax import checks
-from lensllm_jax.data.batches import encode_causal, encode_seq2seq
+from lensllm_jax.data.encoding import encode_causal, encode_seq2seq
 from lensllm_jax.data.task import Example
 from lensllm_jax.measurement.features import first_target_states, first_word_classes
 from tests.tolerances import assert_close

@@ -1,4 +1,4 @@
-"""Mistakes with texts: files, tasks, and how they are cut into batches."""
+"""Mistakes with texts: files, tasks, and how they are encoded."""
 
 import sys
 
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import lensllm_jax as lens
-from lensllm_jax.data import batches, lengths, sotu, subsets
+from lensllm_jax.data import encoding, lengths, prefixes, sotu, subsets
 from lensllm_jax.data.buckets import check_buckets
 from lensllm_jax.data.corpora import load_corpus
 from lensllm_jax.data.denoising import span_corruption
@@ -20,7 +20,7 @@ ONE, TWO = Example("", "a"), Example("", "a b")
 
 
 def encode(*examples, tokenizer=TOKENIZER, max_length=4):
-    return batches.encode_causal(examples, tokenizer, max_length=max_length)
+    return encoding.encode_causal(examples, tokenizer, max_length=max_length)
 
 
 def load(path, content):
@@ -84,16 +84,11 @@ MISTAKES = [
     ),
     ("examples", "have a token ... got none in record 0", lambda tmp: encode(Example("a", " "))),
     ("max_length", "at least 2 tokens ... got 1", lambda tmp: encode(TWO, max_length=1)),
-    ("example", "have no prompt ... got Example", lambda tmp: batches.split_prefix(ONE)),
+    ("example", "have no prompt ... got Example", lambda tmp: prefixes.split_prefix(ONE)),
     (
         "validation",
         "hold a record ... got 1 of one word",
-        lambda tmp: batches.with_prompts(Task("t", "", (TWO,), (ONE,), (TWO,), {}, "")),
-    ),
-    (
-        "batch_size",
-        "positive ... got 0",
-        lambda tmp: batches.index_batches(3, batch_size=0, seed=0, epoch=0),
+        lambda tmp: prefixes.with_prompts(Task("t", "", (TWO,), (ONE,), (TWO,), {}, "")),
     ),
     ("buckets", "positive ... got -1", lambda tmp: check_buckets((8, -1))),
     ("buckets", "ascend ... got (8, 8)", lambda tmp: check_buckets((8, 8))),

@@ -6,15 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lensllm_jax.checks import UserError
-from lensllm_jax.data.batches import (
-    encode_causal,
-    encode_seq2seq,
-    index_batches,
-    minibatches,
-    split_prefix,
-    with_prompts,
-)
-from lensllm_jax.data.task import Example, Task
+from lensllm_jax.data.encoding import encode_causal, encode_seq2seq
+from lensllm_jax.data.task import Example
 from lensllm_jax.typing import IGNORE
 from tests.data.conftest import WORDS, word_tokenizer
 
@@ -179,60 +172,17 @@ def test_without_a_prompt_the_first_third_is_the_context(t5_like):
     assert rows(encoded.labels) == [[B, C, EOS, IGNORE, IGNORE]]
 
 
-@given(st.lists(st.sampled_from("abc"), min_size=2, max_size=9), st.floats(0, 1))
-def test_a_divided_record_keeps_every_word_on_one_side(words, share):
-    divided = split_prefix(Example("", " ".join(words)), share=share)
-    assert divided.prompt.split() + divided.target.split() == words
-    assert divided.prompt
-    assert divided.target
-
-
-@pytest.mark.parametrize("example", [Example("", "a"), Example("a", "b c")])
-def test_a_record_that_cannot_be_divided_is_refused(example):
-    with pytest.raises(UserError, match="no prompt and a target of two words or more"):
-        split_prefix(example)
-
-
-def test_records_of_one_word_are_left_out_of_a_divided_task_and_counted():
-    two, one = Example("", "a b"), Example("", "a")
-    divided = with_prompts(Task("t", "", (two, one, one), (two,), (two, one), {"empty": 1}, ""))
-    assert divided.train == divided.validation == divided.test == (Example("a", "b"),)
-    assert divided.removed == {"empty": 1, "train_one_word": 2, "test_one_word": 1}
-
-
-def test_a_split_of_single_words_cannot_be_divided():
-    two, one = Example("", "a b"), Example("", "a")
-    with pytest.raises(UserError, match="`validation` of task 't' must hold a record"):
-        with_prompts(Task("t", "", (two,), (one,), (two,), {}, ""))
-
-
-@given(st.integers(1, 60), st.integers(1, 20), st.integers(0, 3))
-def test_an_epoch_holds_every_example_once(num_examples, batch_size, epoch):
-    batches = index_batches(num_examples, batch_size=batch_size, seed=0, epoch=epoch)
-    assert batches.shape == (-(-num_examples // batch_size), batch_size)
-    assert sorted(batches[batches >= 0].tolist()) == list(range(num_examples))
-    assert np.all(batches[:-1] >= 0)  # padding is in the last batch only
-
-
-def test_epochs_differ_and_repeat_themselves():
-    first, second = (index_batches(30, batch_size=8, seed=0, epoch=e) for e in (0, 1))
-    assert not np.array_equal(first, second)
-    assert np.array_equal(first, index_batches(30, batch_size=8, seed=0, epoch=0))
-
-
-def test_padding_rows_carry_no_target_and_leave_the_sum_over_targets_alone(opt_like):
+def test_padding_rows_of_a_batch_carry_no_target(opt_like):
     encoded = encode_causal([Example("a", w) for w in "abc"], opt_like, max_length=5)
-    batches = list(minibatches(encoded, batch_size=2, seed=0, epoch=0))
-    assert {b["labels"].shape for b in batches} == {(2, 5)}
-    num_scored = sum(int((b["labels"] != IGNORE).sum()) for b in batches)
-    assert num_scored == encoded.num_target_tokens.sum()
-    assert np.all(batches[-1]["labels"][1] == IGNORE)
-    assert batches[-1]["attention_mask"][1].any()  # no row without a token to attend to
+    batch = encoded.batch(np.array([2, -1]))
+    assert batch["labels"].shape == (2, 5)
+    assert rows(batch["labels"])[0] == rows(encoded.labels)[2]
+    assert np.all(batch["labels"][1] == IGNORE)
+    assert batch["attention_mask"][1].any()  # no row without a token to attend to
 
 
 def test_batches_of_an_encoder_decoder_carry_the_decoder_s_input(t5_like):
-    encoded = encode_pair(t5_like, Example("a b", "c d"))
-    (batch,) = minibatches(encoded, batch_size=1, seed=0, epoch=0)
+    batch = encode_pair(t5_like, Example("a b", "c d")).batch(np.array([0]))
     assert sorted(batch) == ["attention_mask", "decoder_input_ids", "input_ids", "labels"]
 
 

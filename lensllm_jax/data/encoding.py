@@ -24,22 +24,18 @@ Example:
     ([[1, 2, 3, 0, 0, 0]], [[-100, -100, 3, 0, -100, -100]])
 """
 
-import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import Any, TypeAlias
 
 import numpy as np
 from jaxtyping import Int, Int32
 
-from lensllm_jax import checks
 from lensllm_jax.checks import UserError
-from lensllm_jax.data.subsets import subset_order
-from lensllm_jax.data.task import Example, Task, fingerprint
+from lensllm_jax.data.prefixes import split_prefix
+from lensllm_jax.data.task import Example
 from lensllm_jax.typing import IGNORE
 
-PREFIX_SHARE = 1 / 3  # of a target's words, given as context where a task has no prompt
 Tokenizer: TypeAlias = Any  # a transformers PreTrainedTokenizerFast
 
 
@@ -149,7 +145,7 @@ def encode_seq2seq(
     Encoder input and labels are ``[bos] text eos`` (bos where the tokenizer has one: BART has,
     T5 has not), and ``decoder_input_ids`` are the labels shifted right behind
     ``decoder_start_token_id``.  A bos is not scored, so that every candidate is scored on the
-    same text.  A record without a prompt is divided by :func:`split_prefix` first: its loss is
+    same text.  A record without a prompt is divided by :func:`~lensllm_jax.data.prefixes.split_prefix` first: its loss is
     then over two thirds of its text, so a comparison with decoder-only candidates must divide
     the examples for these too.
 
@@ -221,127 +217,6 @@ def pair_arrays(
     ignored = (target_mask == 0) | (np.arange(max_target_length)[None, :] < num_unscored)
     decoder_input_ids = np.concatenate([start, target_ids[:, :-1]], axis=1)
     return _encoded(input_ids, attention_mask, target_ids, ignored, decoder_input_ids)
-
-
-def split_prefix(example: Example, *, share: float = PREFIX_SHARE) -> Example:
-    """``example`` with the first words of its target as its prompt.
-
-    Args:
-        example: a record without a prompt, with at least two words.
-        share: of the words, rounded, but at least one word stays on either side.
-
-    Returns:
-        A record whose prompt and target are the old target.
-
-    Raises:
-        UserError: if the record has a prompt, or its target is a single word.
-
-    Example:
-        >>> split_prefix(Example("", "one two three four five six"))
-        Example(prompt='one two', target='three four five six')
-    """
-    words = example.target.split()
-    if example.prompt or len(words) < 2:
-        raise UserError(
-            f"`example` must have no prompt and a target of two words or more to be divided, "
-            f"got {example!r}"
-        )
-    cut = min(max(round(share * len(words)), 1), len(words) - 1)
-    return Example(" ".join(words[:cut]), " ".join(words[cut:]))
-
-
-def with_prompts(task: Task) -> Task:
-    """``task`` with every record that has no prompt divided by :func:`split_prefix`.
-
-    A pool that holds encoder-decoders must be compared on this task: they read a prompt where
-    decoders need none, and all losses must be over the same text.  A record of one word has
-    nothing to be divided and is left out; ``removed`` counts it as ``<split>_one_word``.
-
-    Args:
-        task: a task with or without prompts.
-
-    Returns:
-        The same task where all records have prompts, else one of another fingerprint.
-
-    Raises:
-        UserError: if a split holds records of one word alone.
-
-    Example:
-        >>> one = Example("", "one two three")
-        >>> task = Task("t", "", (one, Example("", "...")), (one,), (one,), {}, "")
-        >>> divided = with_prompts(task)
-        >>> divided.train, dict(divided.removed)
-        ((Example(prompt='one', target='two three'),), {'train_one_word': 1})
-    """
-    splits = {name: getattr(task, name) for name in ("train", "validation", "test")}
-    if all(example.prompt for examples in splits.values() for example in examples):
-        return task
-    removed = dict(task.removed)
-    divided: dict[str, Any] = {}
-    for name, examples in splits.items():
-        kept = [e for e in examples if e.prompt or len(e.target.split()) > 1]
-        if not kept:
-            raise UserError(
-                f"`{name}` of task {task.name!r} must hold a record with a prompt or of two "
-                f"words, got {len(examples)} of one word: give them prompts, or rank a pool of "
-                "decoders alone"
-            )
-        if left_out := len(examples) - len(kept):
-            removed[f"{name}_one_word"] = left_out
-        divided[name] = tuple(e if e.prompt else split_prefix(e) for e in kept)
-    return dataclasses.replace(
-        task,
-        **divided,
-        removed=MappingProxyType(removed),
-        fingerprint=fingerprint(*divided.values()),
-    )
-
-
-def index_batches(
-    num_examples: int, *, batch_size: int, seed: int, epoch: int
-) -> Int[np.ndarray, "num_batches b"]:
-    """The batches of one epoch: every example once, in an order fixed by seed and epoch.
-
-    Args:
-        num_examples: how many examples there are.
-        batch_size: ``b``, the length of every batch.
-        seed: of the run.
-        epoch: counts from 0; each has its own order.
-
-    Returns:
-        Indices, one batch a row; the last row is filled up with -1.
-
-    Raises:
-        UserError: if a count is not positive, or seed or epoch is negative.
-
-    Example:
-        >>> index_batches(3, batch_size=2, seed=0, epoch=0).shape
-        (2, 2)
-    """
-    checks.positive("batch_size", batch_size)
-    order = subset_order(num_examples, seed=(seed, epoch))
-    return np.pad(order, (0, -num_examples % batch_size), constant_values=-1).reshape(
-        -1, batch_size
-    )
-
-
-def minibatches(
-    encoded: EncodedExamples, *, batch_size: int, seed: int, epoch: int
-) -> Iterator[dict[str, np.ndarray]]:
-    """The model inputs of one epoch, all of one static shape.
-
-    Args:
-        encoded: the examples.
-        batch_size: rows of every batch.
-        seed: of the run.
-        epoch: counts from 0; each has its own order.
-
-    Yields:
-        Batches as :meth:`EncodedExamples.batch` gives them; the last is filled up with rows
-        whose labels are all IGNORE.
-    """
-    for indices in index_batches(len(encoded), batch_size=batch_size, seed=seed, epoch=epoch):
-        yield encoded.batch(indices)
 
 
 @dataclass(frozen=True, slots=True)

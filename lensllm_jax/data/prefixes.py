@@ -1,0 +1,92 @@
+"""Prefix: the first words of a text without a prompt, given to the model as its prompt.
+
+An encoder-decoder needs something to read.  A pool that holds one is compared on a task with
+prompts for every candidate, so that all losses are over the same text.
+
+Example:
+    >>> split_prefix(Example("", "one two three four five six"))
+    Example(prompt='one two', target='three four five six')
+"""
+
+import dataclasses
+from types import MappingProxyType
+from typing import Any
+
+from lensllm_jax.checks import UserError
+from lensllm_jax.data.task import Example, Task, fingerprint
+
+_SHARE = 1 / 3  # of the words
+
+
+def split_prefix(example: Example, *, share: float = _SHARE) -> Example:
+    """``example`` with the first words of its target as its prompt.
+
+    Args:
+        example: a record without a prompt, with at least two words.
+        share: of the words, rounded, but at least one word stays on either side.
+
+    Returns:
+        A record whose prompt and target are the old target.
+
+    Raises:
+        UserError: if the record has a prompt, or its target is a single word.
+
+    Example:
+        >>> split_prefix(Example("", "one two three four five six"))
+        Example(prompt='one two', target='three four five six')
+    """
+    words = example.target.split()
+    if example.prompt or len(words) < 2:
+        raise UserError(
+            f"`example` must have no prompt and a target of two words or more to be divided, "
+            f"got {example!r}"
+        )
+    cut = min(max(round(share * len(words)), 1), len(words) - 1)
+    return Example(" ".join(words[:cut]), " ".join(words[cut:]))
+
+
+def with_prompts(task: Task) -> Task:
+    """``task`` with every record that has no prompt divided by :func:`split_prefix`.
+
+    A pool that holds encoder-decoders must be compared on this task: they read a prompt where
+    decoders need none, and all losses must be over the same text.  A record of one word has
+    nothing to be divided and is left out; ``removed`` counts it as ``<split>_one_word``.
+
+    Args:
+        task: a task with or without prompts.
+
+    Returns:
+        The same task where all records have prompts, else one of another fingerprint.
+
+    Raises:
+        UserError: if a split holds records of one word alone.
+
+    Example:
+        >>> one = Example("", "one two three")
+        >>> task = Task("t", "", (one, Example("", "...")), (one,), (one,), {}, "")
+        >>> divided = with_prompts(task)
+        >>> divided.train, dict(divided.removed)
+        ((Example(prompt='one', target='two three'),), {'train_one_word': 1})
+    """
+    splits = {name: getattr(task, name) for name in ("train", "validation", "test")}
+    if all(example.prompt for examples in splits.values() for example in examples):
+        return task
+    removed = dict(task.removed)
+    divided: dict[str, Any] = {}
+    for name, examples in splits.items():
+        kept = [e for e in examples if e.prompt or len(e.target.split()) > 1]
+        if not kept:
+            raise UserError(
+                f"`{name}` of task {task.name!r} must hold a record with a prompt or of two "
+                f"words, got {len(examples)} of one word: give them prompts, or rank a pool of "
+                "decoders alone"
+            )
+        if left_out := len(examples) - len(kept):
+            removed[f"{name}_one_word"] = left_out
+        divided[name] = tuple(e if e.prompt else split_prefix(e) for e in kept)
+    return dataclasses.replace(
+        task,
+        **divided,
+        removed=MappingProxyType(removed),
+        fingerprint=fingerprint(*divided.values()),
+    )
