@@ -1,12 +1,10 @@
 """Boundary checks: each returns the value that it validated, or says what must change.
 
-The message has one form everywhere: "`x` must ..., got ...".  Checks stand at public
-entry points; code inside a room trusts what passed them.
+Every message has one form: "`x` must ..., got ...".  Public entry points check; code inside a
+room trusts its callers.
 
 Example:
     >>> from lensllm_jax import checks
-    >>> checks.positive("learning_rate", 1e-3)
-    0.001
     >>> checks.positive("learning_rate", -1.0)
     Traceback (most recent call last):
     ...
@@ -24,27 +22,16 @@ Number = TypeVar("Number", int, float)
 
 
 class UserError(ValueError):
-    """Bad input that its giver can mend; binaries print it as one line and exit with 2."""
+    """Bad input that the user can correct; binaries print it as one line and exit with 2."""
 
 
 def positive(name: str, value: Number) -> Number:
-    """``value``, if it is a finite number above zero.
-
-    Args:
-        name: what the caller calls it.
-        value: the number to check.
-
-    Returns:
-        ``value`` unchanged.
-
-    Raises:
-        UserError: if it is zero, negative, infinite or NaN.
-    """
+    """``value``, if it is finite and above zero, else ``UserError``."""
     return _finite_number(name, value, "positive", value > 0)
 
 
 def not_negative(name: str, value: Number) -> Number:
-    """As :func:`positive`, with zero allowed."""
+    """``value``, if it is finite and zero or more, else ``UserError``."""
     return _finite_number(name, value, "zero or positive", value >= 0)
 
 
@@ -55,19 +42,7 @@ def _finite_number(name: str, value: Number, wanted: str, satisfied: bool) -> Nu
 
 
 def one_of(name: str, value: T, options: Collection[T]) -> T:
-    """``value``, if it is among ``options``.
-
-    Args:
-        name: what the caller calls it.
-        value: the choice to check.
-        options: what may be chosen.
-
-    Returns:
-        ``value`` unchanged.
-
-    Raises:
-        UserError: if it is not an option; the message lists them.
-    """
+    """``value``, if it is among ``options``, else a ``UserError`` that lists them."""
     if value not in options:
         listed = ", ".join(sorted(map(str, options)))
         raise UserError(f"`{name}` must be one of {listed}, got {value!r}")
@@ -75,19 +50,7 @@ def one_of(name: str, value: T, options: Collection[T]) -> T:
 
 
 def shape(name: str, array: np.ndarray, expected: Sequence[int | None]) -> np.ndarray:
-    """``array``, if its shape is ``expected`` (``None`` matches any length).
-
-    Args:
-        name: what the caller calls it.
-        array: anything with a ``shape``.
-        expected: one entry an axis.
-
-    Returns:
-        ``array`` unchanged.
-
-    Raises:
-        UserError: if rank or a length differs.
-    """
+    """``array``, if it has the expected shape (``None``: any length), else ``UserError``."""
     got = tuple(array.shape)
     if len(got) != len(expected) or any(
         e not in (None, g) for g, e in zip(got, expected, strict=True)
@@ -99,18 +62,7 @@ def shape(name: str, array: np.ndarray, expected: Sequence[int | None]) -> np.nd
 
 
 def finite(name: str, array: np.ndarray) -> np.ndarray:
-    """``array``, if every entry is a finite number.
-
-    Args:
-        name: what the caller calls it.
-        array: a numpy or JAX array.
-
-    Returns:
-        ``array`` unchanged.
-
-    Raises:
-        UserError: naming the first entry that is infinite or NaN.
-    """
+    """``array``, if all of it is finite, else a ``UserError`` with its first entry that is not."""
     bad = np.argwhere(~np.isfinite(np.asarray(array)))
     if len(bad):
         where = tuple(int(i) for i in bad[0])

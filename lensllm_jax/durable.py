@@ -1,20 +1,18 @@
 """Files that appear whole or not at all, whatever kills the process or stops the machine.
 
-The content is written beside its place, flushed to the disk, and only then given its name; the
-folder is flushed after that, since the name is the folder's content (fsync(2)).
+The content is written to a temporary file in the same folder, flushed to the disk, and only then
+renamed; the folder is flushed after that, since the name is the folder's content (fsync(2)).
 
 Example:
     >>> import pathlib, tempfile
-    >>> file = pathlib.Path(tempfile.mkdtemp()) / "a" / "b.txt"
+    >>> file = pathlib.Path(tempfile.mkdtemp()) / "b.txt"
     >>> replace(file, b"whole")
     >>> create(file, b"too late"), file.read_bytes()
     (False, b'whole')
-    >>> [path.name for path in file.parent.iterdir()]
-    ['b.txt']
 
 A folder may belong to one set of settings, so that a run resumes only what it began itself:
 
-    >>> folder = open_folder("store", file.parent.parent / "c", {"seed": 0}, record="run.json")
+    >>> folder = open_folder("store", file.parent / "c", {"seed": 0}, record="run.json")
     >>> open_folder("store", folder, {"seed": 1}, record="run.json")
     Traceback (most recent call last):
     ...
@@ -35,26 +33,14 @@ PARTIAL = ".partial"  # how the name of a file ends that is being written, or ne
 
 
 def replace(target: Path, content: bytes) -> None:
-    """Writes a file, in place of one of that name.
-
-    Args:
-        target: where; its folder is made if absent.
-        content: all of it.
-    """
+    """Writes a file, in place of one of that name; its folder is made if absent."""
     with writing(target) as aside:
         aside.write_bytes(content)
 
 
 @contextlib.contextmanager
 def writing(target: Path) -> Iterator[Path]:
-    """A file that another writer fills, in place of one of that name once it is whole.
-
-    Args:
-        target: where; its folder is made if absent.
-
-    Yields:
-        Where to write meanwhile.
-    """
+    """Yields a path for another writer to fill; the file then takes the place of ``target``."""
     with _aside(target) as aside:
         yield aside
         _flush(aside)
@@ -62,15 +48,7 @@ def writing(target: Path) -> Iterator[Path]:
 
 
 def create(target: Path, content: bytes) -> bool:
-    """Writes a file unless there is one of that name; of several processes one wins.
-
-    Args:
-        target: where; its folder is made if absent.
-        content: all of it.
-
-    Returns:
-        Whether it was written.
-    """
+    """Writes a file unless one exists, and returns whether it did; one of several writers wins."""
     if target.exists():
         return False
     with _aside(target) as aside:
@@ -136,14 +114,7 @@ def json_bytes(content: Mapping[str, Any]) -> bytes:
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """What stands otherwise in stored settings than in the present ones.
-
-    Args:
-        before: as read back.
-        now: as they would be read back.
-
-    Returns:
-        One entry a name, both values in it; empty where they are equal.
+    """One entry per name whose stored value differs from the present one, with both values.
 
     Example:
         >>> differences({"seed": 0, "n": 2}, {"seed": 1, "n": 2})
@@ -158,7 +129,7 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
 
 @contextlib.contextmanager
 def _aside(target: Path) -> Iterator[Path]:
-    """A name beside the target that no other writer has, gone or renamed at the end."""
+    """A temporary name in the target's folder, unique to this writer; removed at the end."""
     target.parent.mkdir(parents=True, exist_ok=True)
     aside = target.with_name(f".{target.name}.{secrets.token_hex(8)}{PARTIAL}")
     try:

@@ -31,7 +31,7 @@ from absl import flags
 from experiments.common.run_folder import RUN, RunFolder, sha256_of
 from lensllm_jax import checks
 from lensllm_jax.data.task import Task
-from lensllm_jax.finetune.compute import COMPILED_FOLDER, KEPT
+from lensllm_jax.finetune.compute import CACHE_FOLDER, CACHE_SETTINGS
 from lensllm_jax.measurement import jobs as cells
 from lensllm_jax.measurement.jobs import Done, Job, Measurements, Told
 
@@ -265,7 +265,7 @@ def run_ray(
 
 def _environment(threads: int) -> dict[str, str]:
     """Of a worker on a node."""
-    compiled = {name.upper() for name in (COMPILED_FOLDER, *KEPT)}
+    compiled = {name.upper() for name in (CACHE_FOLDER, *CACHE_SETTINGS)}
     return {
         "NPROC": str(threads),  # threads that XLA makes; a worker sees all cores of its node
         **{name: value for name, value in os.environ.items() if name in compiled},

@@ -1,15 +1,13 @@
-"""Bucket: one of the few lengths to which batches are cut, so that few shapes are compiled.
+"""Bucket: one of the few lengths to which batches are truncated, so that few shapes are compiled.
 
-Every example is padded to one length on the host; most are shorter.  A batch whose examples all
-fit into a bucket loses the padding behind it, which changes no loss: no token looks there.
+Every example is padded to one length; most are shorter.  A batch whose examples all fit into a
+bucket drops the padding behind it, which changes no loss.
 
 Example:
     >>> batch = {"input_ids": np.ones((2, 6), int), "attention_mask": np.array([[1, 1, 1, 0, 0, 0]]
     ...          * 2), "labels": np.array([[-100, 5, 1, -100, -100, -100]] * 2)}
     >>> bucket_of(row_lengths(batch), check_buckets((2, 4, 8)))
     array([1, 1])
-    >>> {name: array.shape for name, array in truncated(batch, 4).items()}
-    {'input_ids': (2, 4), 'attention_mask': (2, 4), 'labels': (2, 4)}
 """
 
 from collections.abc import Sequence
@@ -22,17 +20,7 @@ from lensllm_jax.typing import IGNORE, Batch
 
 
 def check_buckets(buckets: Sequence[int]) -> tuple[int, ...]:
-    """The lengths, if they are positive and ascend.
-
-    Args:
-        buckets: lengths (tokens); none is allowed.
-
-    Returns:
-        The same.
-
-    Raises:
-        UserError: if one is not positive, or not above the one before.
-    """
+    """``buckets`` (tokens), if they are positive and ascend, else ``UserError``."""
     for before, length in zip((0, *buckets), buckets, strict=False):
         if checks.positive("buckets", length) <= before:
             raise checks.UserError(f"`buckets` must ascend, got {tuple(buckets)}")
@@ -40,40 +28,17 @@ def check_buckets(buckets: Sequence[int]) -> tuple[int, ...]:
 
 
 def row_lengths(batch: Batch) -> Int[np.ndarray, " n"]:
-    """How many positions of each example matter: up to its last token or its last target.
-
-    Args:
-        batch: arrays (n, s) and (n, u).
-
-    Returns:
-        Lengths (tokens), of an encoder-decoder the longer of both sides.
-    """
+    """Positions (tokens) up to the last token or target of each example, on its longer side."""
     marks = (np.asarray(batch["attention_mask"]) != 0, np.asarray(batch["labels"]) != IGNORE)
     # positions up to the last True: the width less the distance of the first True from the end
     return np.max([np.where(m.any(1), m.shape[1] - m[:, ::-1].argmax(1), 0) for m in marks], axis=0)
 
 
 def bucket_of(lengths: Int[np.ndarray, " n"], buckets: tuple[int, ...]) -> Int[np.ndarray, " n"]:
-    """Index of the smallest bucket that holds each length.
-
-    Args:
-        lengths: of examples (tokens).
-        buckets: ascending lengths (tokens).
-
-    Returns:
-        Indices; ``len(buckets)`` where no bucket holds it, and nothing may be cut.
-    """
+    """Index of the smallest bucket that holds each length; ``len(buckets)`` where none does."""
     return np.searchsorted(np.asarray(buckets, int), lengths)
 
 
 def truncated(batch: Batch, length: int | None) -> Batch:
-    """The batch without the positions from ``length`` on.
-
-    Args:
-        batch: arrays whose last axis is positions.
-        length: positions to keep at most (tokens); ``None`` keeps all.
-
-    Returns:
-        The same arrays, each as long as ``length`` allows.
-    """
+    """The batch without the positions (last axis) from ``length`` on; None keeps all."""
     return {name: array[..., :length] for name, array in batch.items()}

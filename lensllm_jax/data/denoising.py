@@ -1,4 +1,4 @@
-r"""Denoising: the tasks that encoder-decoders are pretrained on, made from running text.
+"""Denoising: the tasks that encoder-decoders are pretrained on, made from running text.
 
 Span corruption (Raffel et al., 2020, section 3.1.4; T5 and mT5) hides a share of the tokens in
 a few spans.  The encoder reads the text with a sentinel in place of each span; the decoder
@@ -7,20 +7,10 @@ writes the sentinels, each followed by what it hid:
     source  Thank you <X> me to your party <Y> week </s>
     target  <X> for inviting <Y> last </s>
 
-Text infilling (Lewis et al., 2020, section 2.2; BART) puts one and the same mask in place of
-each span, draws the lengths of spans from a Poisson distribution - so that a mask may hide
-nothing - and lets the decoder write the whole text.  (BART's other noise, the order of
-sentences, needs sentences; windows of tokens have none.)
-
-Example:
-    >>> import numpy as np
-    >>> from lensllm_jax.data.denoising import span_corruption
-    >>> pair = span_corruption(np.arange(10, 22), np.random.default_rng(0),
-    ...                        sentinels=(91, 92, 93), share=0.4, mean_length=2.5)
-    >>> pair.source
-    [10, 11, 12, 13, 14, 15, 91, 19, 92]
-    >>> pair.target
-    [91, 16, 17, 18, 92, 20, 21]
+Text infilling (Lewis et al., 2020, section 2.2; BART) puts one mask token in place of each span,
+draws the lengths of spans from a Poisson distribution, so that a mask may hide nothing, and lets
+the decoder write the whole text.  (BART's other noise permutes sentences, which windows of
+tokens do not have.)
 """
 
 from collections.abc import Callable, Sequence
@@ -32,9 +22,9 @@ from jaxtyping import Int
 from lensllm_jax import checks
 from lensllm_jax.data.encoding import EncodedExamples, pair_arrays
 
-SPAN_CORRUPTION_SHARE = 0.15  # of the tokens are hidden (Raffel et al., 2020)
-INFILLING_SHARE = 0.3  # (Lewis et al., 2020)
-MEAN_LENGTH = 3.0  # tokens of a span, in both
+_SPAN_CORRUPTION_SHARE = 0.15  # of the tokens are hidden (Raffel et al., 2020)
+_INFILLING_SHARE = 0.3  # (Lewis et al., 2020)
+_MEAN_LENGTH = 3.0  # tokens of a span, in both
 
 
 class Pair(NamedTuple):
@@ -49,20 +39,17 @@ def span_corruption(
     rng: np.random.Generator,
     *,
     sentinels: Sequence[int],
-    share: float = SPAN_CORRUPTION_SHARE,
-    mean_length: float = MEAN_LENGTH,
+    share: float = _SPAN_CORRUPTION_SHARE,
+    mean_length: float = _MEAN_LENGTH,
 ) -> Pair:
-    """Hides spans behind sentinels; of texts of one length all results have one length.
+    """Hides spans behind sentinels; texts of one length give sources and targets of one length.
 
     Args:
         tokens: the text.
-        rng: where the spans lie.
+        rng: draws the spans.
         sentinels: tokens that stand for a span, in the order of their use.
         share: of the tokens to hide.
-        mean_length: of the spans, tokens.
-
-    Returns:
-        The text with sentinels, and the sentinels with what they hide.
+        mean_length: of the spans (tokens).
 
     Raises:
         UserError: if the text is shorter than two tokens, or has more spans than sentinels.
@@ -95,20 +82,12 @@ def text_infilling(
     rng: np.random.Generator,
     *,
     mask: int,
-    share: float = INFILLING_SHARE,
-    mean_length: float = MEAN_LENGTH,
+    share: float = _INFILLING_SHARE,
+    mean_length: float = _MEAN_LENGTH,
 ) -> Pair:
-    """Puts a mask in place of spans, some of them empty; the target is the whole text.
+    """Puts ``mask`` in place of spans, some of them empty; the target is the whole text.
 
-    Args:
-        tokens: the text.
-        rng: how long the spans are and where they lie.
-        mask: the token that stands for a span.
-        share: of the tokens to hide.
-        mean_length: of the spans, tokens.
-
-    Returns:
-        The text with masks, never longer than the text; and the text.
+    The source is never longer than the text.  Arguments as in :func:`span_corruption`.
     """
     num_hidden = round(len(tokens) * share)
     lengths: list[int] = []
@@ -137,21 +116,10 @@ def denoising_examples(
     pad_token_id: int,
     decoder_start_token_id: int,
 ) -> EncodedExamples:
-    """Windows of text as examples of a denoising task.
+    """Windows of token ids as examples of a denoising task.
 
-    Source and target end with ``eos`` and begin with ``bos`` where the model has one, which is
-    not scored.
-
-    Args:
-        windows: token ids.
-        noise: makes a pair of a window.
-        bos_token_id: begins a text, or ``None``.
-        eos_token_id: ends it.
-        pad_token_id: fills rows up.
-        decoder_start_token_id: what the decoder reads first.
-
-    Returns:
-        Sources padded to ``s`` tokens and their ends, targets to the longest.
+    Source and target end with ``eos`` and begin with ``bos``, which is not scored, where the
+    model has one.  Sources are padded to ``s`` tokens and their ends, targets to the longest.
     """
     bos = [] if bos_token_id is None else [bos_token_id]
     pairs = [noise(window) for window in windows]

@@ -9,19 +9,16 @@ Three rules hold for every candidate:
 * No scored token stands first: it would have no context, and the shift would lose it.
 
 A record that is too long loses part of its prompt.  The last line of a prompt of several lines
-is what is asked ("Summary:"), and stays; the text above it loses its end, since a text says
+is the request ("Summary:"), and stays; the text above it loses its end, since a text says
 first what it is about.  A prompt of one line, or whose last line is too long, loses its start.
-The target is cut, at its end and with its end-of-sequence token, only when it alone is too long.
+The target is truncated, at its end and with its end-of-sequence token, only when it alone is too
+long.
 
 Example:
-    >>> import tokenizers, transformers
-    >>> words = {w: i for i, w in enumerate("</s> the cat sat mat".split())}
-    >>> model = tokenizers.Tokenizer(tokenizers.models.WordLevel(words))
-    >>> model.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
-    >>> tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=model, eos_token="</s>")
-    >>> encoded = encode_causal([Example("the cat", "sat")], tokenizer, max_length=6)
-    >>> encoded.input_ids.tolist(), encoded.labels.tolist()
-    ([[1, 2, 3, 0, 0, 0]], [[-100, -100, 3, 0, -100, -100]])
+    >>> import lensllm_jax as lens
+    >>> tokenizer = lens.load_candidate("zoo/gpt2-xs").tokenizer
+    >>> encode_causal([Example("the cat", "sat")], tokenizer, max_length=6).labels.shape
+    (1, 6)
 """
 
 from collections.abc import Sequence
@@ -57,12 +54,6 @@ class EncodedExamples:
 
         A padding row repeats the first example with every label IGNORE: it weighs nothing in
         a sum over target tokens, and its attention is as finite as any other row's.
-
-        Args:
-            indices: rows to take, or -1.
-
-        Returns:
-            input_ids, attention_mask, labels, and decoder_input_ids for an encoder-decoder.
         """
         rows = np.maximum(indices, 0)
         labels = np.where(indices[:, None] < 0, np.int32(IGNORE), self.labels[rows])
@@ -76,14 +67,7 @@ class EncodedExamples:
         return batch
 
     def take(self, indices: Int[np.ndarray, " b"]) -> "EncodedExamples":
-        """The examples ``indices``, in that order: a nested subset is a prefix of one order.
-
-        Args:
-            indices: rows to take.
-
-        Returns:
-            As many encoded examples as there are indices.
-        """
+        """The examples ``indices``, in that order."""
         decoder = self.decoder_input_ids
         return EncodedExamples(
             input_ids=self.input_ids[indices],
@@ -108,9 +92,6 @@ def encode_causal(
         examples: records of a task.
         tokenizer: a fast tokenizer of transformers.
         max_length: ``s``, the length of every row (tokens), at least 2.
-
-    Returns:
-        Arrays of shape (n, max_length).
 
     Raises:
         UserError: if the tokenizer has no end-of-sequence token, ``max_length`` is too short,
@@ -145,19 +126,15 @@ def encode_seq2seq(
     Encoder input and labels are ``[bos] text eos`` (bos where the tokenizer has one: BART has,
     T5 has not), and ``decoder_input_ids`` are the labels shifted right behind
     ``decoder_start_token_id``.  A bos is not scored, so that every candidate is scored on the
-    same text.  A record without a prompt is divided by :func:`~lensllm_jax.data.prefixes.split_prefix` first: its loss is
-    then over two thirds of its text, so a comparison with decoder-only candidates must divide
-    the examples for these too.
+    same text.  A record without a prompt is divided first
+    (:func:`lensllm_jax.data.prefixes.split_prefix`), as it must then be for every candidate.
 
     Args:
         examples: records of a task.
         tokenizer: a fast tokenizer of transformers.
         max_length: ``s``, the length of every encoder row (tokens), at least 3.
         max_target_length: ``u``, the length of every decoder row (tokens), at least 2.
-        decoder_start_token_id: the token that the decoder starts from, of the model's config.
-
-    Returns:
-        input_ids (n, max_length); labels and decoder_input_ids (n, max_target_length).
+        decoder_start_token_id: from the model's config.
 
     Raises:
         UserError: as :func:`encode_causal`; or if a target without a prompt is one word.
@@ -194,22 +171,13 @@ def pair_arrays(
     """Token lists of an encoder-decoder as padded arrays, the decoder's input shifted right.
 
     Args:
-        sources: what the encoder reads, at most ``max_length`` tokens each.
-        targets: what the decoder writes, at most ``max_target_length`` tokens each.
-        max_length: ``s``, the length of every encoder row.
-        max_target_length: ``u``, the length of every decoder row.
+        sources: encoder tokens, at most ``max_length`` each.
+        targets: decoder tokens, at most ``max_target_length`` each.
+        max_length: ``s``.
+        max_target_length: ``u``.
         num_unscored: leading tokens of every target that are no label, such as a bos.
-        pad_token_id: fills rows up.
-        decoder_start_token_id: what the decoder reads first.
-
-    Returns:
-        input_ids (n, max_length); labels and decoder_input_ids (n, max_target_length).
-
-    Example:
-        >>> encoded = pair_arrays([[5, 1]], [[7, 8, 1]], max_length=3, max_target_length=4,
-        ...                       num_unscored=0, pad_token_id=0, decoder_start_token_id=0)
-        >>> encoded.labels.tolist(), encoded.decoder_input_ids.tolist()
-        ([[7, 8, 1, -100]], [[0, 7, 8, 1]])
+        pad_token_id: padding.
+        decoder_start_token_id: the decoder's first input.
     """
     input_ids, attention_mask = _padded(sources, max_length, pad_token_id)
     target_ids, target_mask = _padded(targets, max_target_length, pad_token_id)
@@ -221,7 +189,7 @@ def pair_arrays(
 
 @dataclass(frozen=True, slots=True)
 class _Prompt:
-    """Token ids of a prompt, its last line apart: so a cut changes no other token."""
+    """Token ids of a prompt, its last line apart, so that dropping some changes no other token."""
 
     text: list[int]  # all lines but the last
     request: list[int]  # the last line, with the line break before it

@@ -1,22 +1,12 @@
-r"""A task from one local file: JSON lines, CSV, Parquet, or plain text.
+"""A task from one local file: JSON lines, CSV, Parquet, or plain text.
 
-The first three hold one record a row, with a column for the prompt and one for the target;
-without the prompt's column it is language modelling on the target's.  A text file is language
+The first three hold one record per row, with a column for the prompt and one for the target;
+without a prompt column the task is language modelling on the targets.  A text file is language
 modelling on its paragraphs (blank lines between them; else on its lines), packed into chunks
 of whole sentences (:mod:`lensllm_jax.data.packing`).
 
-One file has no split of its own: its records are put in a fixed random order, and a tenth (at
-most 1,000) become test, a twentieth (at most 500) validation, the rest train.
-
-Example:
-    >>> import pathlib, tempfile
-    >>> with tempfile.TemporaryDirectory() as folder:
-    ...     path = pathlib.Path(folder, "sums.jsonl")
-    ...     text = "".join(f'{{"q": "{i} plus 1", "a": "{i + 1}"}}\n' for i in range(40))
-    ...     _ = path.write_text(text)
-    ...     task = read_task_file(path, prompt_field="q", target_field="a")
-    >>> len(task.train), len(task.validation), len(task.test)
-    (34, 2, 4)
+The records are shuffled with a fixed seed; a tenth (at most 1,000) become test, a twentieth (at
+most 500) validation, the rest train.
 """
 
 import csv
@@ -30,25 +20,21 @@ from lensllm_jax.data.packing import pack
 from lensllm_jax.data.subsets import subset_order
 from lensllm_jax.data.task import Example, Task, build_task
 
-TEST_SHARE, VALIDATION_SHARE = 0.1, 0.05
-MOST_TEST, MOST_VALIDATION = 1000, 500
-FEWEST = 20  # records: below it a test loss says nothing
-SPLIT_SEED = 0
+_TEST_SHARE, _VALIDATION_SHARE = 0.1, 0.05
+_MOST_TEST, _MOST_VALIDATION = 1000, 500
+_FEWEST = 20  # records: below it a test loss says nothing
+_SPLIT_SEED = 0
 
 
 def read_task_file(
     path: Path, *, prompt_field: str = "prompt", target_field: str = "target"
 ) -> Task:
-    """The task that a file holds.
+    """The task in a .jsonl, .csv, .parquet or .txt file, named after the file.
 
     Args:
-        path: a .jsonl, .csv, .parquet or .txt file.
-        prompt_field: column of the prompts; the file may have no column ``prompt``, but must
-            have any other that is named.
+        path: of the file.
+        prompt_field: column of the prompts; must be there unless it is the default.
         target_field: column of the targets.
-
-    Returns:
-        A task named after the file.
 
     Raises:
         UserError: if the kind of file is unknown, a row is unreadable or lacks a field, or
@@ -68,14 +54,14 @@ def read_task_file(
 
 
 def _split(path: Path, examples: list[Example]) -> Task:
-    if len(examples) < FEWEST:
+    if len(examples) < _FEWEST:
         raise UserError(
-            f"`path` must hold at least {FEWEST} records to be split, "
+            f"`path` must hold at least {_FEWEST} records to be split, "
             f"got {len(examples)} in {str(path)!r}"
         )
-    shuffled = [examples[i] for i in subset_order(len(examples), seed=SPLIT_SEED)]
-    num_test = min(round(TEST_SHARE * len(examples)), MOST_TEST)
-    held_out = num_test + min(round(VALIDATION_SHARE * len(examples)), MOST_VALIDATION)
+    shuffled = [examples[i] for i in subset_order(len(examples), seed=_SPLIT_SEED)]
+    num_test = min(round(_TEST_SHARE * len(examples)), _MOST_TEST)
+    held_out = num_test + min(round(_VALIDATION_SHARE * len(examples)), _MOST_VALIDATION)
     return build_task(
         path.stem,
         f"the records of {path.name}, split at random",

@@ -13,7 +13,7 @@ gigaword ``Harvard/gigaword``, revision  ``document`` and         ``summary``, a
 Prompts and targets are the text of the fields as it stands, Wikitext's without the white space
 around it; a decoder reads prompt, one space (none behind white space) and target, and is scored
 on the target alone.  Each has the splits ``train``, ``validation`` and ``test`` of its
-repository, drawn at random with a fixed seed up to ``SIZES`` records, in JSON lines or Parquet:
+repository, drawn at random with a fixed seed up to ``_SIZES`` records, in JSON lines or Parquet:
 no repository's own code is run, which ``datasets`` no longer does.  Revisions are pinned where
 the repository has a history to pin.  The paper names FLAN (Wei et al. 2022, arXiv 2109.01652),
 Wikitext (Merity et al. 2016, arXiv 1609.07843) and Gigaword (Rush et al. 2015, arXiv
@@ -36,13 +36,13 @@ from lensllm_jax.data.subsets import subset_order
 from lensllm_jax.data.task import Example, Task, build_task, key_of_context
 
 # Enough for the largest subset of Lin et al. 2024 (1,638,400) and 13 doublings below it.
-SIZES: Mapping[str, int] = {"train": 1_638_400, "validation": 2_048, "test": 4_096}
-ORDER_SEED = 0
-HEADING = re.compile(r"^\s*(=\s*)+.*=\s*$")  # " = Title = " or " = = Section = = "
+_SIZES: Mapping[str, int] = {"train": 1_638_400, "validation": 2_048, "test": 4_096}
+_ORDER_SEED = 0
+_HEADING = re.compile(r"^\s*(=\s*)+.*=\s*$")  # " = Title = " or " = = Section = = "
 
 
 @dataclass(frozen=True)
-class HubTask:
+class _HubTask:
     """Where a corpus lies and how its rows become examples."""
 
     repository: str  # owner/name on the hub
@@ -63,11 +63,11 @@ def _gigaword_example(row: Mapping[str, Any]) -> Example:
 
 def _wikitext_example(row: Mapping[str, Any]) -> Example | None:
     text = row["text"].strip()
-    return None if not text or HEADING.match(text) else Example("", text)
+    return None if not text or _HEADING.match(text) else Example("", text)
 
 
-HUB_TASKS: Mapping[str, HubTask] = {
-    "flan": HubTask(
+HUB_TASKS: Mapping[str, _HubTask] = {
+    "flan": _HubTask(
         "Muennighoff/flan",
         None,
         "049702ca5ffc5b3c62bf226aac67ba1493e8d548",
@@ -75,7 +75,7 @@ HUB_TASKS: Mapping[str, HubTask] = {
         _flan_example,
         "FLAN, 10 instruction templates a data set",
     ),
-    "wikitext": HubTask(
+    "wikitext": _HubTask(
         "Salesforce/wikitext",
         "wikitext-103-raw-v1",
         "b08601e04326c79dfdd32d625aee71d232d685c3",
@@ -83,7 +83,7 @@ HUB_TASKS: Mapping[str, HubTask] = {
         _wikitext_example,
         "language modelling on paragraphs of Wikitext-103, headings left out",
     ),
-    "gigaword": HubTask(
+    "gigaword": _HubTask(
         "Harvard/gigaword",
         None,
         "refs/convert/parquet",
@@ -95,17 +95,14 @@ HUB_TASKS: Mapping[str, HubTask] = {
 
 
 def read_hub_task(
-    name: str, *, sizes: Mapping[str, int] = SIZES, folder: Path | None = None
+    name: str, *, sizes: Mapping[str, int] = _SIZES, folder: Path | None = None
 ) -> Task:
-    """One of the paper's corpora.
+    """One of the paper's corpora, split as its repository splits it.
 
     Args:
         name: "flan", "wikitext" or "gigaword".
         sizes: split -> largest number of records, drawn at random with a fixed seed.
-        folder: a copy of the repository on this machine; the hub when None.
-
-    Returns:
-        The task, split as the repository splits it.
+        folder: a local copy of the repository; the hub when None.
 
     Raises:
         UserError: if the name is unknown, the hub cannot be reached, the copy is incomplete, or
@@ -126,8 +123,8 @@ def read_hub_task(
     )
 
 
-def _load_splits(name: str, source: HubTask, folder: Path | None) -> Mapping[str, Any]:
-    """The repository's splits as ``datasets`` reads them; its faults told in our words."""
+def _load_splits(name: str, source: _HubTask, folder: Path | None) -> Mapping[str, Any]:
+    """The repository's splits as ``datasets`` reads them; its errors as ``UserError``."""
     import datasets  # two seconds, and only these tasks need it
 
     place = source.repository if folder is None else str(folder)
@@ -150,14 +147,14 @@ def _load_splits(name: str, source: HubTask, folder: Path | None) -> Mapping[str
     return splits
 
 
-def _examples(rows: Any, source: HubTask, size: int) -> Iterator[Example]:
+def _examples(rows: Any, source: _HubTask, size: int) -> Iterator[Example]:
     """Records of one split in a fixed random order: a tenth more than ``size``.
 
     The repositories are sorted by source (FLAN: a file a data set), so a prefix would not be a
     sample; the tenth is for the repeats that :func:`build_task` will drop.
     """
     wanted = size + size // 10
-    for index in subset_order(max(len(rows), 1), seed=ORDER_SEED)[: len(rows)]:
+    for index in subset_order(max(len(rows), 1), seed=_ORDER_SEED)[: len(rows)]:
         row = rows[int(index)]
         for field in source.fields:
             if not isinstance(row.get(field), str):

@@ -1,4 +1,4 @@
-"""The files that an installed package brought, found by its record and never imported.
+"""Installed: the files of an installed package, found by its record and never imported.
 
 Example:
     >>> [name for name, _ in installed_files("rich") if name.endswith("table.py")]
@@ -12,13 +12,7 @@ from lensllm_jax.checks import UserError
 
 
 def installed_files(package: str) -> list[tuple[str, Path]]:
-    """Every file of an installed distribution.
-
-    Args:
-        package: the name under which pip knows it.
-
-    Returns:
-        (name inside site-packages, path), sorted by name.
+    """(name inside site-packages, path) of every file of an installed distribution, by name.
 
     Raises:
         UserError: if it is not installed, or was installed without a record of its files.

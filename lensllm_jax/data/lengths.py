@@ -1,9 +1,8 @@
-"""Length of a task's inputs, and the part of a task whose inputs have a given average length.
+"""Length of a task's inputs, and the part of a task whose inputs have a given mean length.
 
-Appendix C.2 of the LensLLM paper compares average input lengths of 18, 20 and 22 tokens and
-does not say how a corpus of that average was made.  Here the longest inputs are left out until
-the average is no more than asked (or the shortest, until it is no less): one cut, nothing
-re-weighted.
+Appendix C.2 of the LensLLM paper compares mean input lengths of 18, 20 and 22 tokens and does
+not say how such a corpus was made.  Here the longest inputs are dropped until the mean is no
+more than the requested one (or the shortest, until it is no less); nothing is re-weighted.
 
 Example:
     >>> import numpy as np
@@ -26,15 +25,7 @@ from lensllm_jax.data.task import Example, Task, fingerprint
 
 
 def input_lengths(examples: Sequence[Example], tokenizer: Tokenizer) -> Int[np.ndarray, " n"]:
-    """Tokens of each record's input: the prompt, or the target where there is no prompt.
-
-    Args:
-        examples: records of a task.
-        tokenizer: a fast tokenizer of transformers.
-
-    Returns:
-        Lengths without special tokens (tokens).
-    """
+    """Tokens of each record's prompt, or target where it has none; special tokens excluded."""
     texts = [example.prompt or example.target for example in examples]
     return np.array(
         [len(ids) for ids in tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]]
@@ -42,17 +33,10 @@ def input_lengths(examples: Sequence[Example], tokenizer: Tokenizer) -> Int[np.n
 
 
 def longest_kept_for_mean(lengths: Int[np.ndarray, " n"], *, mean: float) -> Bool[np.ndarray, " n"]:
-    """Which records to keep so that the mean length is as near ``mean`` as one cut allows.
+    """Mask of the records to keep so that their mean length reaches ``mean`` (tokens).
 
-    Where the mean of all is above ``mean``, the longest records go, until it is not; where it
-    is below, the shortest.  Of equal lengths the later records go first.
-
-    Args:
-        lengths: of the records (tokens).
-        mean: the average asked for (tokens).
-
-    Returns:
-        True for a record that stays; at least one does.
+    The longest records are dropped while the mean is above, or the shortest while it is below; of
+    equal lengths the later records first.
 
     Raises:
         UserError: if there is no record, or all are longer, or all shorter, than ``mean``.
@@ -74,19 +58,18 @@ def longest_kept_for_mean(lengths: Int[np.ndarray, " n"], *, mean: float) -> Boo
 
 
 def with_mean_length(task: Task, tokenizer: Tokenizer, *, mean: float) -> Task:
-    """``task`` with inputs of a given average length, in each of its splits.
+    """``task`` with inputs of a given mean length, in each of its splits.
 
     Args:
         task: any task.
-        tokenizer: what counts the tokens; a pool must be compared with one and the same.
-        mean: the average asked for (tokens); 18, 20 and 22 in the paper's Appendix C.2.
+        tokenizer: counts the tokens; the same one for all candidates that are compared.
+        mean: mean input length (tokens); 18, 20 and 22 in the paper's Appendix C.2.
 
     Returns:
-        The task without the records that ``longest_kept_for_mean`` leaves out; ``removed`` counts
-        them as ``<split>_mean_length``, and the fingerprint is another.
+        The task with a new fingerprint; ``removed`` counts ``<split>_mean_length``.
 
     Raises:
-        UserError: if no cut of a split gives this average.
+        UserError: if a split cannot have this mean.
     """
     removed = dict(task.removed)
     kept: dict[str, Any] = {}

@@ -1,9 +1,8 @@
-"""Running text cut into chunks of one or a few whole sentences, of nearly equal length.
+"""Packing: running text as chunks of whole sentences, of nearly equal length.
 
-A chunk is filled clause by clause, is closed at the first sentence end past ``shortest``
-characters, and never exceeds ``longest``.  Equal lengths keep padding low when every batch has
-one static shape.  The defaults aim at 64 tokens of a small vocabulary: in the 2,048 tokens of
-the bundled candidates, speeches take one token for 2.6 characters.
+Equal lengths keep padding low when every batch has one static shape.  The defaults aim at 64
+tokens of a small vocabulary: in the 2,048 tokens of the bundled candidates, speeches take one
+token per 2.6 characters.
 
 Example:
     >>> pack("One is short. Two is longer, a bit. Three ends it.", shortest=20, longest=40)
@@ -15,32 +14,21 @@ import textwrap
 from collections.abc import Iterator
 
 # A full stop after these ends no sentence in the texts that we pack.
-SENTENCE_END = re.compile(
+_SENTENCE_END = re.compile(
     r"""(?<=[.!?])(?<!\bMr\.)(?<!\bMrs\.)(?<!\bMs\.)(?<!\bDr\.)(?<!\bSt\.)(?<!\bNo\.)
     (?<!\bGen\.)(?<!\b[A-Z]\.)["')\]”’]*\s+(?=["'(\[“‘]*[A-Z0-9])""",
     re.VERBOSE,
 )
-CLAUSE_END = re.compile(r"(?<=[;:,])\s+|(?<=—)\s*")
+_CLAUSE_END = re.compile(r"(?<=[;:,])\s+|(?<=—)\s*")
 
 
 def sentences(text: str) -> list[str]:
-    r"""The sentences of ``text``, each on one line with single spaces.
-
-    Args:
-        text: running text; a blank line ends a sentence too.
-
-    Returns:
-        Sentences in order, none empty.
-
-    Example:
-        >>> sentences("Mr. Speaker, I thank you. Now\nto work!")
-        ['Mr. Speaker, I thank you.', 'Now to work!']
-    """
+    """The sentences of ``text``, each on one line with single spaces; a blank line ends one too."""
     found = []
     for paragraph in re.split(r"\n\s*\n", text):
         line = " ".join(paragraph.split())
         start = 0
-        for end in SENTENCE_END.finditer(line):
+        for end in _SENTENCE_END.finditer(line):
             found.append(line[start : end.end()].rstrip())
             start = end.end()
         found.append(line[start:])
@@ -48,16 +36,13 @@ def sentences(text: str) -> list[str]:
 
 
 def pack(text: str, *, shortest: int = 110, longest: int = 160) -> list[str]:
-    """Consecutive sentences of ``text``, packed into chunks.
+    """Consecutive sentences of ``text``, packed into chunks; the last may be short.
 
     Args:
         text: running text.
         shortest: a chunk this long (characters) is closed at the next sentence end.
-        longest: no chunk is longer (characters); a sentence that does not fit is cut between
+        longest: no chunk is longer (characters); a sentence that does not fit is split between
             clauses, or between words where it has no clause.
-
-    Returns:
-        Chunks in order; the last may be short.
     """
     chunks: list[str] = []
     current = ""
@@ -76,7 +61,7 @@ def _pieces(text: str, longest: int) -> Iterator[tuple[str, bool]]:
     """Clauses no longer than ``longest``, and whether each ends its sentence."""
     for sentence in sentences(text):
         clauses: list[str] = []
-        for clause in CLAUSE_END.split(sentence):
+        for clause in _CLAUSE_END.split(sentence):
             if len(clause) <= longest:  # nearly all: textwrap takes ten times all other work
                 clauses.append(clause)
             else:

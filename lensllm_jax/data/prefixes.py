@@ -25,15 +25,8 @@ def split_prefix(example: Example, *, share: float = _SHARE) -> Example:
         example: a record without a prompt, with at least two words.
         share: of the words, rounded, but at least one word stays on either side.
 
-    Returns:
-        A record whose prompt and target are the old target.
-
     Raises:
         UserError: if the record has a prompt, or its target is a single word.
-
-    Example:
-        >>> split_prefix(Example("", "one two three four five six"))
-        Example(prompt='one two', target='three four five six')
     """
     words = example.target.split()
     if example.prompt or len(words) < 2:
@@ -48,25 +41,11 @@ def split_prefix(example: Example, *, share: float = _SHARE) -> Example:
 def with_prompts(task: Task) -> Task:
     """``task`` with every record that has no prompt divided by :func:`split_prefix`.
 
-    A pool that holds encoder-decoders must be compared on this task: they read a prompt where
-    decoders need none, and all losses must be over the same text.  A record of one word has
-    nothing to be divided and is left out; ``removed`` counts it as ``<split>_one_word``.
-
-    Args:
-        task: a task with or without prompts.
-
-    Returns:
-        The same task where all records have prompts, else one of another fingerprint.
+    A record of one word cannot be divided and is left out; ``removed`` counts it as
+    ``<split>_one_word``.  A task whose records all have prompts stays as it is.
 
     Raises:
         UserError: if a split holds records of one word alone.
-
-    Example:
-        >>> one = Example("", "one two three")
-        >>> task = Task("t", "", (one, Example("", "...")), (one,), (one,), {}, "")
-        >>> divided = with_prompts(task)
-        >>> divided.train, dict(divided.removed)
-        ((Example(prompt='one', target='two three'),), {'train_one_word': 1})
     """
     splits = {name: getattr(task, name) for name in ("train", "validation", "test")}
     if all(example.prompt for examples in splits.values() for example in examples):

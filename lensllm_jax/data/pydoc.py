@@ -1,24 +1,17 @@
 r"""Task ``pydoc``: the summary line of a docstring, given the rest of it.
 
 A docstring of a Python package opens with a summary line, a blank line, and a body.  The body
-(with its white space collapsed, cut to 400 characters at a word) followed by
-``"\nSummary:"`` is the prompt, and the summary (20 to 160 characters) is the target, so the
-task is abstractive summarisation, as Gigaword is, with text that comes with the installation.
+(with its white space collapsed, truncated to 400 characters at a word) followed by
+``"\nSummary:"`` is the prompt, and the summary (20 to 160 characters) is the target: abstractive
+summarisation, as in Gigaword, with text that comes with the installation.
 
-The docstrings are mined from the SOURCE of installed packages: no package is imported.  The
-packages are those whose pinned version is one for every Python of the lock
-(``requirements.txt``), so that the task is the same on each; jax, flax, numpy and scipy have a
-pin for each Python and are left out.  So is transformers, most of whose docstrings repeat from
-model to model.
+The docstrings come from the SOURCE of installed packages, which are not imported: those whose
+pinned version is the same for every Python of the lock (``requirements.txt``), so that the task
+is too; jax, flax, numpy and scipy have one pin per Python.  In transformers most docstrings
+repeat from model to model.
 
 The split is by module, by a hash of its name, since docstrings of one module are often near
-copies; what still repeats, in summary or in body, is kept only in the split nearest to test.
-
-Example:
-    >>> from lensllm_jax.data.catalogue import load_task
-    >>> task = load_task("pydoc")
-    >>> task.test[0].prompt.endswith("Summary:")
-    True
+copies; what still repeats, in summary or in body, stays only in the split nearest to test.
 """
 
 import ast
@@ -54,14 +47,14 @@ PACKAGES = (
 )
 SEPARATOR = "\nSummary:"  # ends every prompt; tells the model what to write
 LONGEST_BODY = 400  # characters of the body in the prompt
-SHORTEST_BODY = 40  # characters; a shorter body says nothing to summarise
+_SHORTEST_BODY = 40  # characters; a shorter body says nothing to summarise
 SHORTEST_SUMMARY, LONGEST_SUMMARY = 20, 160  # characters
-TEST_SHARE, VALIDATION_SHARE = 0.125, 0.06  # of modules
-SIZES = {"test": 1024, "validation": 512}
-ORDER_SEED = 257  # of the order inside a split (PEP 257, docstring conventions)
+_TEST_SHARE, _VALIDATION_SHARE = 0.125, 0.06  # of modules
+_SIZES = {"test": 1024, "validation": 512}
+_ORDER_SEED = 257  # of the order inside a split (PEP 257, docstring conventions)
 
 # A string literal that is a line of its own, first after a colon or at the top of a file.
-DOCSTRING = re.compile(
+_DOCSTRING = re.compile(
     r"""
     (?:\A|:)[ \t]*(?:\#[^\n]*)?              # the end of `def ...:`, and a comment
     (?:\n[ \t]*(?:\#[^\n]*)?)*\n?[ \t]*      # blank lines and comments
@@ -76,7 +69,7 @@ DOCSTRING = re.compile(
 
 
 @dataclass(frozen=True, slots=True)
-class Source:
+class _Source:
     """One Python file of an installed package."""
 
     module: str  # path inside site-packages, with /
@@ -84,11 +77,9 @@ class Source:
 
 
 def load_pydoc() -> Task:
-    """The task ``pydoc``.
+    """The task: 512 pairs for validation, 1,024 for test and, from the lock, 6,746 for training.
 
-    Returns:
-        512 pairs for validation, 1,024 for test and, from the versions of the lock, 6,746 for
-        training; ``description`` names the versions that were read.
+    ``description`` names the versions that were read.
 
     Raises:
         UserError: if one of the packages is not installed.
@@ -98,7 +89,7 @@ def load_pydoc() -> Task:
         for source in python_sources(package):
             splits[_split_of(source.module)].extend(pairs(source.text))
     shuffled = {
-        split: [examples[i] for i in subset_order(len(examples), seed=ORDER_SEED)]
+        split: [examples[i] for i in subset_order(len(examples), seed=_ORDER_SEED)]
         for split, examples in splits.items()
     }
     versions = ", ".join(f"{p} {importlib.metadata.version(p)}" for p in PACKAGES)
@@ -109,58 +100,32 @@ def load_pydoc() -> Task:
         validation=shuffled["validation"],
         test=shuffled["test"],
         keys=keys_of_both,
-        sizes=SIZES,
+        sizes=_SIZES,
     )
 
 
 def pairs(source: str) -> Iterator[Example]:
-    r"""The (body, summary) pairs of one Python source text.
+    """One (body, summary) example per docstring with a summary, a blank line and a body, in order.
 
     Docstrings are found by pattern, not by a parse, which takes five times as long; over every
     file of ``PACKAGES`` a test finds the same pairs as :func:`ast.get_docstring` does.
-
-    Args:
-        source: the text of a Python file.
-
-    Yields:
-        One example for each docstring with a summary, a blank line and a body, in order.
-
-    Example:
-        >>> code = '''def f():
-        ...     "A summary of the thing.\\n\\nA body that says more than forty characters."'''
-        >>> next(pairs(code)).target
-        'A summary of the thing.'
     """
-    for found in DOCSTRING.finditer(source):
+    for found in _DOCSTRING.finditer(source):
         literal = found["literal"]
         if "\n" not in literal and "\\n" not in literal:
             continue  # one line has no body
         try:
-            text = inspect.cleandoc(literal_text(literal))
+            text = inspect.cleandoc(_literal_text(literal))
         except SyntaxError:
             continue  # the pattern began inside another string; no docstring is lost by it
         summary, _, body = text.partition("\n\n")
         target, rest = " ".join(summary.split()), " ".join(body.split())
-        if SHORTEST_SUMMARY <= len(target) <= LONGEST_SUMMARY and len(rest) >= SHORTEST_BODY:
+        if SHORTEST_SUMMARY <= len(target) <= LONGEST_SUMMARY and len(rest) >= _SHORTEST_BODY:
             yield Example(_cut(rest) + SEPARATOR, target)
 
 
-def literal_text(literal: str) -> str:
-    """The text that a string literal of Python stands for.
-
-    Args:
-        literal: source of one literal, with its quotes and prefix.
-
-    Returns:
-        Its value.
-
-    Raises:
-        SyntaxError: if it is no literal.
-
-    Example:
-        >>> literal_text('"a" ')
-        'a'
-    """
+def _literal_text(literal: str) -> str:
+    """The value of one string literal; SyntaxError if it is none."""
     with warnings.catch_warnings():
         # An old escape such as "\\d" is a matter for the package's authors.
         warnings.simplefilter("ignore", SyntaxWarning)
@@ -168,21 +133,11 @@ def literal_text(literal: str) -> str:
         return ast.literal_eval(literal.strip())
 
 
-def python_sources(package: str) -> Iterator[Source]:
-    """The Python files of an installed distribution, its tests left out.
-
-    Args:
-        package: the name under which pip knows it.
-
-    Yields:
-        Files sorted by name.
-
-    Raises:
-        UserError: if it is not installed, or its files were not recorded.
-    """
+def python_sources(package: str) -> Iterator[_Source]:
+    """The Python files of an installed distribution by name, its tests left out."""
     for name, path in installed_files(package):
         if path.suffix == ".py" and not {"tests", "testing", ".."} & set(name.split("/")):
-            yield Source(name, path.read_text(encoding="utf-8"))
+            yield _Source(name, path.read_text(encoding="utf-8"))
 
 
 def _cut(body: str) -> str:
@@ -194,6 +149,6 @@ def _cut(body: str) -> str:
 def _split_of(module: str) -> str:
     """Test, validation or train, by the hash of the module's path: no random state to carry."""
     share = int.from_bytes(hashlib.sha256(module.encode()).digest()[:8], "big") / 2**64
-    if share < TEST_SHARE:
+    if share < _TEST_SHARE:
         return "test"
-    return "validation" if share < TEST_SHARE + VALIDATION_SHARE else "train"
+    return "validation" if share < _TEST_SHARE + _VALIDATION_SHARE else "train"

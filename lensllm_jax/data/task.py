@@ -4,20 +4,16 @@ The loss of a task is the mean negative log-likelihood of the *target* tokens, i
 token; prompt tokens are context and are never scored.  Language modelling is the case
 ``prompt == ""``.
 
-A task is split once, in text, before any model sees it: ``train`` may be cut into nested
-subsets (:mod:`lensllm_jax.data.subsets`), ``validation`` chooses the stopping step, ``test``
-gives the loss that the scaling law is fitted to.  A text that two splits share would make the
-test loss fall for a reason that no law describes, so :func:`build_task` keeps the copy nearest
-to ``test``, drops the others, and says how many it dropped.
+A task is split once, in text: ``train`` may be reduced to nested subsets
+(:mod:`lensllm_jax.data.subsets`), ``validation`` chooses the stopping step, ``test`` gives the
+loss that the scaling law is fitted to.  A text in two splits would lower the test loss for a
+reason that no law describes, so :func:`build_task` keeps the copy nearest to ``test`` and counts
+the others.
 
 Example:
-    >>> task = build_task(
-    ...     "greetings",
-    ...     "says hello",
-    ...     train=[Example("", "Good day."), Example("", "Hello!")],
-    ...     validation=[Example("", "Hi.")],
-    ...     test=[Example("", "hello")],
-    ... )
+    >>> task = build_task("greetings", "says hello", validation=[Example("", "Hi.")],
+    ...                   train=[Example("", "Good day."), Example("", "Hello!")],
+    ...                   test=[Example("", "hello")])
     >>> task.train, dict(task.removed)
     ((Example(prompt='', target='Good day.'),), {'train_repeats_test': 1})
 """
@@ -31,7 +27,7 @@ from types import MappingProxyType
 
 from lensllm_jax.checks import UserError
 
-NOT_A_WORD = re.compile(r"[\W_]+")
+_NOT_A_WORD = re.compile(r"[\W_]+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,44 +52,20 @@ class Task:
 
 
 def normalised(text: str) -> str:
-    """``text`` as it is compared with others: lower case, words only, single spaces.
-
-    Args:
-        text: any text.
-
-    Returns:
-        The words of ``text``; "" when it has none.
-
-    Example:
-        >>> normalised("  Good,  DAY! ")
-        'good day'
-    """
-    return NOT_A_WORD.sub(" ", text).strip().lower()
+    """``text`` as it is compared with others: lower case, words only, single spaces."""
+    return _NOT_A_WORD.sub(" ", text).strip().lower()
 
 
 def key_of_context(example: Example) -> Iterator[str]:
     """What must not repeat in most tasks: the prompt, or the target where there is no prompt.
 
     Targets may then repeat under different prompts, as class labels do.
-
-    Args:
-        example: the record.
-
-    Yields:
-        One normalised key.
     """
     yield normalised(example.prompt) or "target " + _target_key(example)
 
 
 def keys_of_both(example: Example) -> Iterator[str]:
-    """What must not repeat where every target is a text of its own: prompt and target alike.
-
-    Args:
-        example: the record.
-
-    Yields:
-        One normalised key for each side that is not empty.
-    """
+    """What must not repeat where every target is a text of its own: prompt and target alike."""
     if prompt := normalised(example.prompt):
         yield "prompt " + prompt
     yield "target " + _target_key(example)
@@ -109,14 +81,14 @@ def build_task(
     keys: Callable[[Example], Iterator[str]] = key_of_context,
     sizes: Mapping[str, int] | None = None,
 ) -> Task:
-    """The task, without empty targets and without text that a split shares with another.
+    """The task, without empty targets and without text that one split shares with another.
 
     Splits are filled in the order test, validation, train; a record is dropped when one of
-    its keys was seen before, so that what test holds stands nowhere else.
+    its keys was seen before.
 
     Args:
-        name: what the task is called.
-        description: where its text comes from and what is asked of the model.
+        name: of the task.
+        description: where its text comes from and what the model must write.
         train: records to train on, in the order that ``Task.train`` will have.
         validation: records that choose the stopping step.
         test: records that the reported loss is on.
@@ -124,7 +96,7 @@ def build_task(
         sizes: split -> largest number of records kept, the first ones; all when absent.
 
     Returns:
-        The task; ``removed`` counts by reason: ``empty``, ``<split>_repeats_<split>`` and
+        The task; ``removed`` counts ``empty``, ``<split>_repeats_<split>`` and
         ``<split>_over_size``.
 
     Raises:
@@ -153,19 +125,7 @@ def build_task(
 
 
 def fingerprint(*splits: Iterable[Example]) -> str:
-    """The sha256 of the splits, the same in every process that loads the same text.
-
-    Args:
-        *splits: records in order; where one split ends counts.
-
-    Returns:
-        64 hexadecimal digits.
-
-    Example:
-        >>> a, b = Example("", "a"), Example("", "b")
-        >>> fingerprint([a], [b]) == fingerprint([a, b], [])
-        False
-    """
+    """SHA-256 (64 hexadecimal digits) of the splits; texts, order and boundaries count."""
     digest = hashlib.sha256()
     for split in splits:
         digest.update(b"split")
@@ -189,7 +149,7 @@ def _is_new(
     seen: dict[str, str],
     removed: Counter[str],
 ) -> bool:
-    """Whether to keep ``example``; notes it in ``seen``, or why not in ``removed``."""
+    """Whether to keep ``example``; records it in ``seen``, or the reason in ``removed``."""
     if not example.target.strip():
         removed["empty"] += 1
         return False

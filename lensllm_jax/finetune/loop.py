@@ -1,15 +1,13 @@
 r"""Loop: optax AdamW (Loshchilov and Hutter, 2019) on token-weighted minibatches.
 
-One compiled call makes several steps.  Its shapes are those of a minibatch, never those of
-the data, so that a candidate compiles once whatever the subset.
-
-A step descends the mean over all target tokens of its batch,
+One compiled call makes several steps.  Its shapes are those of a minibatch, so a candidate
+compiles once for every subset.  A step descends the mean over all target tokens of its batch,
 
 .. math:: \frac{1}{\sum_j c_j} \sum_j \ell_j,
 
 with :math:`\ell_j` the summed nats and :math:`c_j` the targets of micro-batch j.  The divisor is
-counted from the labels of the whole batch before any pass, so that the gradients of the parts
-add up to the same sum however the batch is split.
+counted from the labels of the whole batch first, so that the sum of the gradients does not
+depend on how the batch is split.
 
 Example:
     >>> import lensllm_jax as lens, numpy as np
@@ -38,7 +36,7 @@ from lensllm_jax import checks
 from lensllm_jax.finetune.objective import NatsAndCount, batch_nats_and_count, num_targets
 from lensllm_jax.typing import ApplyFn, Array, Batch, Params
 
-DECAYED = ("kernel", "embedding")  # matrices; biases and norms are never decayed
+_DECAYED = ("kernel", "embedding")  # matrices; biases and norms are never decayed
 ALL_STEPS = "all"  # the decay ends at the last step that a fine-tune may make
 
 
@@ -78,14 +76,11 @@ class OptimizerConfig:
             )
 
     def schedule(self, learning_rate: Any = None, *, last_step: Any = None) -> optax.Schedule:
-        """Learning rate at a step.
+        """The learning rate as a function of the step.
 
         Args:
             learning_rate: after warm-up (default: the configured one); may be traced.
-            last_step: where the decay over all steps ends; may be traced.
-
-        Returns:
-            The optax schedule.
+            last_step: where a decay over all steps ends; may be traced.
 
         Raises:
             UserError: if the decay is over all steps and ``last_step`` is not given.
@@ -113,19 +108,11 @@ class OptimizerConfig:
     def optimizer(
         self, learning_rate: Any = None, *, last_step: Any = None
     ) -> optax.GradientTransformation:
-        """The optax transformation.
-
-        Args:
-            learning_rate: see ``schedule``.
-            last_step: see ``schedule``.
-
-        Returns:
-            Clipping, then AdamW.
-        """
+        """Clipping, then AdamW; arguments as those of ``schedule``."""
 
         def decayed(params: Params) -> Params:
             flat = traverse_util.flatten_dict(params)
-            return traverse_util.unflatten_dict({path: path[-1] in DECAYED for path in flat})
+            return traverse_util.unflatten_dict({path: path[-1] in _DECAYED for path in flat})
 
         return optax.chain(
             optax.clip_by_global_norm(self.clip_norm),
@@ -167,15 +154,7 @@ class Loop:
         self._evaluate = jax.jit(self.nats)
 
     def start(self, params: Params) -> TrainState:
-        """The state before the first step.
-
-        Args:
-            params: where to start; copied, since training reuses its state's memory, and in
-                float32 at least, since small updates vanish in less.
-
-        Returns:
-            The state.
-        """
+        """The state before the first step; ``params`` are copied, to float32 at least."""
         params = jax.tree.map(
             lambda leaf: jnp.array(leaf, jnp.promote_types(leaf.dtype, jnp.float32), copy=True),
             params,
@@ -183,14 +162,7 @@ class Loop:
         return TrainState(params, self._optimizer.init(params))
 
     def last_step(self, max_steps: int) -> np.int32 | None:
-        """What the schedule must know of a fine-tune; an input of the step, never compiled in.
-
-        Args:
-            max_steps: that the fine-tune may make.
-
-        Returns:
-            ``max_steps``, or None where the schedule does not depend on it.
-        """
+        """An input of the step, never compiled in; None where no schedule depends on it."""
         return np.int32(max_steps) if self.config.decay_steps == ALL_STEPS else None
 
     def train(
@@ -199,12 +171,12 @@ class Loop:
         """Several steps in one call.
 
         Args:
-            state: where to go on; consumed.
+            state: donated.
             batches: arrays (steps, b, s).
             last_step: see ``last_step()``.
 
         Returns:
-            The state after them, and the loss before each, in nats per target token.
+            The state after them, and the loss before each (nats per target token).
 
         Raises:
             FloatingPointError: if a loss is not finite.
@@ -227,17 +199,10 @@ class Loop:
         return state, losses
 
     def evaluate(self, params: Params, batches: Sequence[Batch]) -> float:
-        """Mean loss over every target token of ``batches``.
-
-        Args:
-            params: the parameters.
-            batches: each of arrays (b, s), all of one shape.
-
-        Returns:
-            Nats per target token.
+        """Mean loss over every target token of ``batches`` (b, s), nats per target token.
 
         Raises:
-            FloatingPointError: if the loss is not finite.
+            FloatingPointError: if it is not finite.
         """
         sums = [self._evaluate(params, dict(batch)) for batch in batches]
         nats = sum(float(s.nats) for s in sums)
@@ -247,15 +212,7 @@ class Loop:
         return nats / count
 
     def nats(self, params: Params, batch: Batch) -> NatsAndCount:
-        """Summed loss of one batch; a pure function, to be compiled by its caller.
-
-        Args:
-            params: the parameters.
-            batch: arrays (b, s).
-
-        Returns:
-            Nats and number of target tokens.
-        """
+        """Summed loss of one batch (b, s); pure, to be compiled by its caller."""
         return batch_nats_and_count(self.apply_fn, params, batch, shift=self.shift)
 
     def _steps(self, state: TrainState, batches: Batch, last_step: Any):
@@ -264,15 +221,9 @@ class Loop:
     def steps(
         self, state: TrainState, batches: Batch, optimizer: optax.GradientTransformation
     ) -> tuple[TrainState, Float[Array, " t"]]:
-        """Several steps; a pure function, to be compiled by its caller.
+        """Several steps on ``batches`` (steps, b, s); pure, to be compiled by its caller.
 
-        Args:
-            state: where to go on.
-            batches: arrays (steps, b, s).
-            optimizer: what makes updates of gradients.
-
-        Returns:
-            The state after them, and the loss before each, in nats per target token.
+        Returns the state after them, and the loss before each (nats per target token).
         """
 
         def step(state, batch):
@@ -285,7 +236,7 @@ class Loop:
         return jax.lax.scan(step, state, batches)
 
     def _loss_and_gradient(self, params: Params, batch: Batch) -> tuple[Array, Params]:
-        """Of the mean over all target tokens of the batch, micro-batch by micro-batch."""
+        """Of the mean over all target tokens of the batch, accumulated over micro-batches."""
         divisor = jnp.maximum(num_targets(batch["labels"], shift=self.shift), 1)
 
         def share(params, part):

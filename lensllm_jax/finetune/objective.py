@@ -6,15 +6,8 @@ For one example with logits :math:`z \in R^{s \times v}` and labels :math:`c \in
 .. math:: \ell = \sum_{i : c_i \ge 0} \big( \log \sum_j e^{z_{ij}} - z_{i c_i} \big)
    \quad \text{nats.}
 
-Batches report the sum and the number of target tokens, never a mean: sums add up to the
-same total however a batch is split, means do not.
-
-Example:
-    >>> import jax.numpy as jnp
-    >>> from lensllm_jax.finetune.objective import nats_and_count
-    >>> nats, count = nats_and_count(jnp.zeros((3, 4)), jnp.array([-100, 2, 1]), shift=True)
-    >>> round(float(nats), 4), int(count)  # two targets, each log 4
-    (2.7726, 2)
+Batches report the sum and the number of target tokens: sums add up to the same total however a
+batch is split, means do not.
 """
 
 from typing import NamedTuple
@@ -37,48 +30,27 @@ class NatsAndCount(NamedTuple):
 def nats_and_count(
     logits: Float[Array, "s v"], labels: Int[Array, " s"], *, shift: bool
 ) -> NatsAndCount:
-    """Summed cross entropy of one example.
+    """Summed cross entropy of one example, and its number of target tokens.
 
     Args:
-        logits: one row a position.
+        logits: one row per position.
         labels: target ids, -100 where there is none.
-        shift: whether logits at a position predict the next position's label (causal
-            models) or their own (encoder-decoders).
-
-    Returns:
-        Nats and number of target tokens.
+        shift: whether logits predict the next position's label (causal models) or their own
+            position's (encoder-decoders).
     """
     logprobs, is_target = target_logprobs(logits, labels, shift=shift)
     return NatsAndCount(-jnp.sum(logprobs), jnp.sum(is_target))
 
 
 def num_targets(labels: Int[Array, "b s"], *, shift: bool) -> Int[Array, ""]:
-    """Number of target tokens of a batch, without a pass through the model.
-
-    Args:
-        labels: target ids, -100 where there is none.
-        shift: see ``nats_and_count``.
-
-    Returns:
-        How many.
-    """
+    """Number of target tokens of a batch; ``shift`` as in ``nats_and_count``."""
     return jnp.sum((labels[:, 1:] if shift else labels) != IGNORE)
 
 
 def batch_nats_and_count(
     apply_fn: ApplyFn, params: Params, batch: Batch, *, shift: bool
 ) -> NatsAndCount:
-    """Summed cross entropy of a batch.
-
-    Args:
-        apply_fn: ``(params, batch) -> logits (b, s, v)``.
-        params: the parameters.
-        batch: what ``apply_fn`` needs, and ``labels`` (b, s).
-        shift: see ``nats_and_count``.
-
-    Returns:
-        Nats and number of target tokens.
-    """
+    """Summed cross entropy of a batch, and its number of target tokens."""
     logits = apply_fn(params, batch)
     each = jax.vmap(lambda z, c: nats_and_count(z, c, shift=shift))(logits, batch["labels"])
     return NatsAndCount(jnp.sum(each.nats), jnp.sum(each.num_targets))

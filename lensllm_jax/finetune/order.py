@@ -1,10 +1,9 @@
 """Order: which examples each call trains on, fixed by the seed alone.
 
-Every pass visits all examples in an order of its own, and batches run across the seam between
-two passes.  With buckets a call holds examples of one bucket: the pass is dealt out to the
-buckets, and a call is made as soon as one is full.  What is left at the end of a pass moves up to
-the next larger bucket, which holds it too, and from the largest into the next pass: each
-example is still seen once a pass.
+Every pass visits all examples in its own order, and batches run across the boundary of two
+passes.  With buckets a call holds examples of one bucket, and is made as soon as its bucket is
+full.  What is left at the end of a pass moves up to the next larger bucket, which holds it too,
+and from the largest into the next pass: each example is still seen once per pass.
 
 Example:
     >>> import itertools, numpy as np
@@ -42,62 +41,46 @@ def calls_of(
         lengths: of the examples (tokens).
         buckets: ascending lengths (tokens); without any, all calls keep all positions.
         steps: of a call.
-        batch_size: examples a step.
+        batch_size: examples per step.
         seed: of the order within passes.
-
-    Yields:
-        One call after the other.
     """
     bucket = bucket_of(lengths, buckets)
-    kept = (*buckets, None)
-    waiting: list[list[int]] = [[] for _ in kept]
-    wanted = steps * batch_size
+    limits = (*buckets, None)
+    waiting: list[list[int]] = [[] for _ in limits]
+    num_rows = steps * batch_size
     epoch = 0
 
-    def take(index: int) -> Iterator[Call]:
-        while len(waiting[index]) >= wanted:
-            rows = np.array(waiting[index][:wanted]).reshape(steps, batch_size)
-            del waiting[index][:wanted]
-            yield Call(rows, kept[index])
+    def full_calls(index: int) -> Iterator[Call]:
+        while len(waiting[index]) >= num_rows:
+            rows = np.array(waiting[index][:num_rows]).reshape(steps, batch_size)
+            del waiting[index][:num_rows]
+            yield Call(rows, limits[index])
 
     while True:
         for row in subset_order(len(lengths), seed=(seed, epoch)):
             waiting[bucket[row]].append(int(row))
-            yield from take(int(bucket[row]))
+            yield from full_calls(int(bucket[row]))
         for index in range(len(buckets)):
             waiting[index + 1] += waiting[index]
             waiting[index] = []
-            yield from take(index + 1)
+            yield from full_calls(index + 1)
         epoch += 1
 
 
 def order_digest(train: Batch, calls: Iterable[Call]) -> str:
-    """SHA-256 of the examples in the order in which the optimiser saw them.
-
-    It is of their arrays, tokens and labels, not of their numbers: equal digests mean that the
-    same examples came in the same order.
+    """SHA-256 of the arrays of the examples, in the order in which the optimiser saw them.
 
     Args:
         train: the subset, arrays (n, s).
         calls: those that were made.
-
-    Returns:
-        Hexadecimal digits.
-
-    Example:
-        >>> train = {"input_ids": np.arange(8).reshape(4, 2)}
-        >>> orders = [[Call(np.array([rows]), None)] for rows in ([0, 1], [1, 0], [0, 1])]
-        >>> a, b, c = (order_digest(train, calls) for calls in orders)
-        >>> a == b, a == c
-        (False, True)
     """
     arrays = [np.ascontiguousarray(train[name]) for name in sorted(train)]
-    each = [
+    digests = [
         hashlib.sha256(b"".join(array[row].tobytes() for array in arrays)).digest()
         for row in range(len(arrays[0]))
     ]
     hashed = hashlib.sha256()
     for call in calls:
         for row in call.rows.ravel():
-            hashed.update(each[row])
+            hashed.update(digests[row])
     return hashed.hexdigest()

@@ -1,10 +1,10 @@
-"""Checkpoint: where a fine-tune stands, in one file, from which it goes on bit for bit.
+"""Checkpoint: where a fine-tune stands, in one file, from which it resumes bit for bit.
 
 Weights, moments, the best weights so far and the counts of the stopping rule are all that the
-rest of a fine-tune depends on: the order of the examples follows from the seed.  A search of
-settings has a position of its own (:mod:`lensllm_jax.finetune.search`) and the same file.  It is
-safetensors (nothing in it is executed), appears whole or not at all, names the settings and the
-data that it belongs to, carries a digest of everything in it, and the seconds that it took.
+rest of a fine-tune depends on: the order of the examples follows from the seed.  A search
+(:mod:`lensllm_jax.finetune.search`) has its own position in the same kind of file: safetensors
+(nothing in it is executed), whole or absent, with a digest, the settings and data that it
+belongs to, and the seconds that it took.
 
 Example:
     >>> import tempfile, jax.numpy as jnp
@@ -14,10 +14,6 @@ Example:
     >>> Checkpoint(file).save(start._replace(call=3), {"seed": 0})
     >>> Checkpoint(file).load(start, {"seed": 0}).call
     3
-    >>> Checkpoint(file).load(start, {"seed": 1})
-    Traceback (most recent call last):
-    ...
-    lensllm_jax.checks.UserError: `checkpoint` must be of this fine-tune, got ...: seed=0 there, ...
 """
 
 import json
@@ -39,21 +35,21 @@ from lensllm_jax.typing import Params
 
 @runtime_checkable
 class Resumable(Protocol):
-    """A position that a checkpoint keeps."""
+    """A position that a checkpoint stores."""
 
     @property
     def arrays(self) -> Any:
-        """A tree of arrays."""
+        """A pytree of arrays."""
 
     @property
     def counts(self) -> dict[str, Any]:
         """All but the arrays, as JSON values."""
 
     def at(self, arrays: Any, counts: Mapping[str, Any]) -> "Resumable":
-        """The position of these arrays and counts."""
+        """The position with these arrays and counts."""
 
 
-Kept = TypeVar("Kept", bound=Resumable)
+ResumableT = TypeVar("ResumableT", bound=Resumable)
 
 
 class Position(NamedTuple):
@@ -69,14 +65,7 @@ class Position(NamedTuple):
 
     @classmethod
     def at_start(cls, state: TrainState) -> "Position":
-        """Before the first call.
-
-        Args:
-            state: before the first step.
-
-        Returns:
-            The position; its best weights are a copy, since training reuses the state's memory.
-        """
+        """The position before the first call; best weights are a copy, for steps donate theirs."""
         return cls(state, jax.tree.map(jnp.copy, state.params))
 
     @property
@@ -90,105 +79,81 @@ class Position(NamedTuple):
         return {name: getattr(self, name) for name in self._fields[2:]}
 
     def at(self, arrays: tuple[TrainState, Params], counts: Mapping[str, Any]) -> "Position":
-        """The position of these arrays and counts.
-
-        Args:
-            arrays: as ``arrays``.
-            counts: as ``counts``.
-
-        Returns:
-            The position.
-        """
+        """The position with these arrays and counts."""
         return Position(*arrays, **counts)
 
 
 class Checkpoint:
-    """The file of one fine-tune, which it alone writes.
+    """The file of one fine-tune, written by one process at a time.
 
     Attributes:
         path: of the file; its folder is made if absent.
         every_seconds: between two writings; 0 writes after every call.
-        earlier_seconds: what the processes took whose work ``load`` found, each up to its last
-            writing.
+        earlier_seconds: runtime of the earlier processes that ``load`` resumes, each up to its
+            last writing.
     """
 
     def __init__(self, path: str | pathlib.Path, *, every_seconds: float | int = 60):
         self.path = pathlib.Path(path)
         self.every_seconds = checks.not_negative("every_seconds", every_seconds)
         self.earlier_seconds = 0.0
-        self._begun = self._written = time.monotonic()
+        self._started = self._written = time.monotonic()
 
     def save_if_due(self, position: Resumable, settings: Mapping[str, Any]) -> None:
-        """``save``, if ``every_seconds`` have passed since the last.
-
-        Args:
-            position: where the fine-tune stands.
-            settings: what the fine-tune is of, as JSON values.
-        """
+        """``save``, if ``every_seconds`` have passed since the last."""
         if time.monotonic() - self._written >= self.every_seconds:
             self.save(position, settings)
 
     def save(self, position: Resumable, settings: Mapping[str, Any]) -> None:
-        """Writes the position in place of the one before.
-
-        Args:
-            position: where the fine-tune stands.
-            settings: what the fine-tune is of, as JSON values.
-
-        Raises:
-            OSError: if the disk does not take it; the file before then stays.
-        """
+        """Writes the position and the fine-tune's settings (JSON values) in place of the last."""
         from safetensors.numpy import save
 
         tensors = named_arrays(position.arrays)
-        seconds = self.earlier_seconds + time.monotonic() - self._begun
+        seconds = self.earlier_seconds + time.monotonic() - self._started
         stored = {"counts": position.counts, "seconds": seconds, "settings": settings}
         text = json.dumps(stored, sort_keys=True)
         metadata = {"position": text, "sha256": fingerprint([text, tensors])}
         durable.replace(self.path, save(tensors, metadata))
         self._written = time.monotonic()
 
-    def load(self, start: Kept, settings: Mapping[str, Any]) -> Kept:
-        """The position in the file.
+    def load(self, start: ResumableT, settings: Mapping[str, Any]) -> ResumableT:
+        """The position in the file, or ``start`` where there is no file.
 
         Args:
-            start: before the first call: names, shapes and types of the arrays; those of the
-                host stay there.
-            settings: what the fine-tune is of, as JSON values.
-
-        Returns:
-            The position, or ``start`` where there is no file.
+            start: before the first call: names, shapes and types of the arrays; NumPy arrays stay
+                on the host.
+            settings: of the fine-tune, as JSON values.
 
         Raises:
             UserError: if the file is damaged, or of another fine-tune.
         """
-        for left in self.path.parent.glob(f".{self.path.name}.*{durable.PARTIAL}"):
-            left.unlink(missing_ok=True)  # of a writer that was killed
+        for partial in self.path.parent.glob(f".{self.path.name}.*{durable.PARTIAL}"):
+            partial.unlink(missing_ok=True)  # of a killed writer
         if not self.path.exists():
             return start
         stored, tensors = self._read()
-        other = durable.differences(stored["settings"], json.loads(json.dumps(settings)))
-        like = named_arrays(start.arrays)
-        other += [
+        mismatches = durable.differences(stored["settings"], json.loads(json.dumps(settings)))
+        expected = named_arrays(start.arrays)
+        mismatches += [
             f"{name} of another shape or type"
-            for name in sorted({*tensors, *like})
-            if _form(tensors.get(name)) != _form(like.get(name))
+            for name in sorted({*tensors, *expected})
+            if _shape_and_dtype(tensors.get(name)) != _shape_and_dtype(expected.get(name))
         ]
-        if other:
+        if mismatches:
             raise checks.UserError(
-                f"`checkpoint` must be of this fine-tune, got {self.path}: {other[0]}; delete it "
-                f"to start again"
+                f"`checkpoint` must be of this fine-tune, got {self.path}: {mismatches[0]}; "
+                "delete it to start again"
             )
         leaves, structure = jax.tree.flatten(start.arrays)
-        read = [
+        values = [
             jnp.asarray(tensors[name]) if isinstance(leaf, jax.Array) else tensors[name]
-            for name, leaf in zip(like, leaves, strict=True)
+            for name, leaf in zip(expected, leaves, strict=True)
         ]
         self.earlier_seconds = stored["seconds"]
-        return cast(Kept, start.at(jax.tree.unflatten(structure, read), stored["counts"]))
+        return cast(ResumableT, start.at(jax.tree.unflatten(structure, values), stored["counts"]))
 
     def discard(self) -> None:
-        """Removes the file, once the result of the fine-tune is kept elsewhere."""
+        """Removes the file, once the result is stored elsewhere."""
         self.path.unlink(missing_ok=True)
 
     def _read(self) -> tuple[dict, dict[str, np.ndarray]]:
@@ -200,10 +165,10 @@ class Checkpoint:
             tensors = load(content)
             (size,) = struct.unpack("<Q", content[:8])
             metadata = json.loads(content[8 : 8 + size])["__metadata__"]
-            whole = fingerprint([metadata["position"], tensors]) == metadata["sha256"]
+            undamaged = fingerprint([metadata["position"], tensors]) == metadata["sha256"]
         except (SafetensorError, ValueError, KeyError, struct.error) as error:
             raise self._damaged(f"{type(error).__name__}: {error}") from error
-        if not whole:
+        if not undamaged:
             raise self._damaged("its digest is another")
         return json.loads(metadata["position"]), tensors
 
@@ -214,5 +179,5 @@ class Checkpoint:
         )
 
 
-def _form(array: np.ndarray | None) -> tuple | None:
+def _shape_and_dtype(array: np.ndarray | None) -> tuple | None:
     return None if array is None else (array.shape, array.dtype)

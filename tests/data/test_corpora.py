@@ -6,7 +6,7 @@ import itertools
 import pytest
 
 from lensllm_jax.checks import UserError
-from lensllm_jax.data.corpora import load_corpus, without_docstrings
+from lensllm_jax.data.corpora import _without_docstrings, load_corpus
 from lensllm_jax.data.packing import sentences
 from lensllm_jax.data.task import normalised
 
@@ -82,7 +82,7 @@ def test_docstrings_leave_the_code_and_comments_stay():
         '    """One.\n\n    Two.\n    """\n'
         '    return "x"  # kept\n'
     )
-    left = without_docstrings(source)
+    left = _without_docstrings(source)
     assert left == '# why\ndef f(x):\n    return "x"  # kept'
     assert ast.get_docstring(ast.parse(left)) is None
 
