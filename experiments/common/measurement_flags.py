@@ -15,9 +15,9 @@ from experiments.common.flags import define_output_dir, define_quiet
 from lensllm_jax import checks
 from lensllm_jax.checkpoints.config import read_config
 from lensllm_jax.checkpoints.zoo import folder_of, list_zoo, load_candidate
-from lensllm_jax.data.prefixes import with_prompts
 from lensllm_jax.data.catalogue import load_task
 from lensllm_jax.data.lengths import with_mean_length
+from lensllm_jax.data.prefixes import with_prompts
 from lensllm_jax.data.task import Task
 from lensllm_jax.finetune.compute import ComputeConfig, keep_compiled
 from lensllm_jax.finetune.loop import ALL_STEPS
