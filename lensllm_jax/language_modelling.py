@@ -3,8 +3,8 @@ r"""The log-probability that a language model gives to each target token.
 .. math:: \log p_i = z_{i c_i} - \log \sum_j e^{z_{ij}} \quad \text{nats}
 
 for logits :math:`z \in R^{s \times v}` and labels :math:`c \in N^s`, ``IGNORE`` where a token
-is no target.  Fine-tuning descends its negative and the kernel's read-outs are of it: one piece,
-so that both mean the same tokens.
+is no target.  Fine-tuning descends its negative and the kernel's read-outs are of it, so that both
+mean the same tokens.
 
 Example:
     >>> import jax.numpy as jnp
@@ -25,17 +25,7 @@ from lensllm_jax.typing import IGNORE, Array
 def align(
     logits: Float[Array, "s v"], labels: Int[Array, " s"], *, shift: bool
 ) -> tuple[Float[Array, "t v"], Int[Array, " t"]]:
-    """Logits beside the labels that they predict.
-
-    Args:
-        logits: one example's logits.
-        labels: its labels.
-        shift: whether logits at a position predict the next position's label (causal models)
-            or their own (encoder-decoders).
-
-    Returns:
-        Both, one position shorter if shifted.
-    """
+    """Logits with the labels that they predict: of the next position if ``shift``."""
     return (logits[:-1], labels[1:]) if shift else (logits, labels)
 
 
@@ -47,11 +37,12 @@ def target_logprobs(
     Args:
         logits: one example's logits.
         labels: its labels, ``IGNORE`` where there is no target.
-        shift: see ``align``.
+        shift: whether logits at a position predict the next position's label (causal models)
+            or their own (encoder-decoders).
 
     Returns:
-        Nats a position, in float32 at least and zero where there is no target; and where there
-        is one.
+        Nats per position, in float32 at least and zero where there is no target; and where
+        there is one.
     """
     logits, labels = align(logits, labels, shift=shift)
     is_target = labels != IGNORE

@@ -40,11 +40,11 @@ class Candidate:
     """A pretrained language model.
 
     Attributes:
-        name: what the user calls it.
+        name: the user's name of it.
         family: the tables that loaded it.
         config: shape and variants.
         params: the parameter tree.
-        hf_config: the checkpoint's own config, kept for saving.
+        hf_config: the checkpoint's own config, for saving.
         folder: where it was loaded from; the tokenizer is read from there.
     """
 
@@ -62,11 +62,7 @@ class Candidate:
 
     @property
     def decoder_start_token_id(self) -> int:
-        """The token that the decoder of an encoder-decoder reads first.
-
-        Raises:
-            UserError: if it is none.
-        """
+        """The token that the decoder of an encoder-decoder reads first; ``UserError`` of others."""
         if not isinstance(self.config, EncoderDecoderConfig):
             raise checks.UserError(f"`{self.name}` must be an encoder-decoder, got a decoder alone")
         return self.config.decoder_start_token_id
@@ -83,22 +79,19 @@ class Candidate:
         return self.config.module()
 
     def apply_fn(self, params: Params, batch: Batch) -> jax.Array:
-        """Logits (b, s, v) of the model with ``params``.
+        """Logits (b, s, v): at i they predict token i + 1, or of an encoder-decoder label i.
 
         Args:
             params: a tree like ``self.params``.
             batch: ``input_ids`` and ``attention_mask``, each (b, s), and ``decoder_input_ids``
-                (b, u) for an encoder-decoder; other keys are left alone.
-
-        Returns:
-            Logits; at position i they predict token i + 1, or of an encoder-decoder label i.
+                (b, u) for an encoder-decoder; other keys are not read.
         """
         logits = self.module.apply({"params": params}, *self.config.arguments(batch))
         return cast(jax.Array, logits)
 
     @functools.cached_property
     def tokenizer(self) -> Any:
-        """The checkpoint's tokenizer, read when first asked for.
+        """The checkpoint's tokenizer, read when first used.
 
         Raises:
             UserError: if the folder has none, it does not read, it has more tokens than the
@@ -152,11 +145,8 @@ def load_folder(
 
     Args:
         folder: holds config.json and safetensors weights.
-        name: what to call the candidate (default: the folder's name).
+        name: of the candidate (default: the folder's name).
         dtype: type of the parameters; "float64" needs JAX's x64 mode.
-
-    Returns:
-        The candidate.
 
     Raises:
         UserError: if the folder is no checkpoint, its family or a setting of it is not
@@ -170,7 +160,7 @@ def load_folder(
         name=name or folder.name,
         family=family,
         config=config,
-        # the host's copy is given away, so that there is one copy and not two
+        # JAX may take over the host's copy, so that there is one copy and not two
         params=jax.device_put(params, may_alias=True),
         hf_config=described.attributes,
         folder=folder,
@@ -190,11 +180,11 @@ def _floating(dtype: str) -> np.dtype:
 
 def _cast(name: str, values: np.ndarray, dtype: np.dtype) -> np.ndarray:
     """A tensor in another type, if all of it is finite there."""
-    with np.errstate(over="ignore"):  # said below
+    with np.errstate(over="ignore"):  # reported below
         cast = values.astype(dtype)
     if not np.isfinite(cast).all():
         raise checks.UserError(
             f"`params` must be finite in {dtype}, got tensor {name} of magnitude "
-            f"{np.abs(values).max():.3g}: choose another `dtype`, or look why training diverged"
+            f"{np.abs(values).max():.3g}: choose another `dtype`, or find out why training diverged"
         )
     return cast

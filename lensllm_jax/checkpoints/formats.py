@@ -2,8 +2,8 @@ r"""Format: one kind of weight file, opened as a map from names to tensors that 
 
 * safetensors: a header of names, types and offsets, then the values; read piece by piece.
 * msgpack, as Flax wrote it: a tree of arrays, whose names and layouts are turned into those of
-  PyTorch (``kernel`` is a transposed ``weight``); held whole, one file at a time.
-* bin, as PyTorch wrote it: read by PyTorch itself, told to accept tensors and nothing that
+  PyTorch (``kernel`` is a transposed ``weight``); read whole, one file at a time.
+* bin, as PyTorch wrote it: read by PyTorch itself, which accepts tensors and nothing that
   could run (``weights_only=True``).
 
 Nothing is ever unpickled here.
@@ -30,7 +30,9 @@ import numpy as np
 
 from lensllm_jax import checks
 
-BLOCK_BYTES = 16 * 2**20  # read at a time: small beside a model, large beside a disk's pages
+BLOCK_BYTES = (
+    16 * 2**20
+)  # per read: small compared with a model, large compared with a disk's pages
 
 # safetensors' name -> numpy's, of the types that a parameter can have
 _DTYPES: Mapping[str, Any] = {
@@ -49,7 +51,7 @@ class StoredTensor:
     Attributes:
         shape: as stored.
         dtype: name of its type; only those in ``FLOATS`` are ever read.
-        itemsize: bytes a value.
+        itemsize: bytes per value.
         rows: from start and stop of the first axis to values; a scalar has one row.
     """
 
@@ -59,11 +61,7 @@ class StoredTensor:
     rows: Callable[[int, int], np.ndarray]
 
     def blocks(self) -> Iterator[tuple[int, np.ndarray]]:
-        """The tensor in pieces of about ``BLOCK_BYTES`` along its first axis.
-
-        Yields:
-            First row of a piece, and its values.
-        """
+        """First row and values of blocks of about ``BLOCK_BYTES`` along the first axis."""
         num_rows = self.shape[0] if self.shape else 1
         row_bytes = max(1, math.prod(self.shape[1:]) * self.itemsize)
         step = max(1, BLOCK_BYTES // row_bytes)
@@ -79,13 +77,7 @@ Tensors = Mapping[str, StoredTensor]
 
 
 def open_tensors(path: str | Path) -> Tensors:
-    """The tensors of a weight file.
-
-    Args:
-        path: ends in .safetensors, .msgpack or .bin.
-
-    Returns:
-        PyTorch's name of each tensor -> the tensor.
+    """The tensors of a .safetensors, .msgpack or .bin file, under PyTorch's names.
 
     Raises:
         UserError: if the file does not read.
@@ -95,7 +87,7 @@ def open_tensors(path: str | Path) -> Tensors:
         return _OPENERS[path.suffix](path)
     except checks.UserError:
         raise
-    except Exception as error:  # what a damaged file raises is the libraries' affair
+    except Exception as error:  # damaged files raise whatever the libraries raise
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise checks.UserError(
             f"`{path}` must be a complete {path.suffix[1:]} file of tensors, got one that does not "
@@ -131,7 +123,7 @@ def _lazy(path: Path, start_of_values: int, entry: Mapping[str, Any]) -> StoredT
     return StoredTensor(shape, str(dtype) if known else entry["dtype"], dtype.itemsize, rows)
 
 
-def _held(values: np.ndarray) -> StoredTensor:
+def _in_memory(values: np.ndarray) -> StoredTensor:
     """A tensor that is in memory already."""
     rows = (lambda start, stop: values[start:stop]) if values.ndim else (lambda *_: values)
     return StoredTensor(values.shape, str(values.dtype), values.dtype.itemsize, rows)
@@ -149,7 +141,7 @@ def _as_pytorch(keys: tuple[str, ...], values: np.ndarray) -> tuple[str, StoredT
     """Name and layout of a Flax parameter in the PyTorch model that it was converted from."""
     *modules, leaf = keys
     leaf = "weight" if leaf in ("kernel", "scale", "embedding") else leaf
-    return ".".join([*modules, leaf]), _held(values.T if keys[-1] == "kernel" else values)
+    return ".".join([*modules, leaf]), _in_memory(values.T if keys[-1] == "kernel" else values)
 
 
 def _open_bin(path: Path) -> Tensors:
@@ -173,7 +165,7 @@ def _open_bin(path: Path) -> Tensors:
             )
         words = tensor.view(torch.int16) if tensor.dtype is torch.bfloat16 else tensor
         values = words.detach().numpy()
-        return _held(values.view(ml_dtypes.bfloat16) if words is not tensor else values)
+        return _in_memory(values.view(ml_dtypes.bfloat16) if words is not tensor else values)
 
     return {name: stored(name, tensor) for name, tensor in loaded.items()}
 

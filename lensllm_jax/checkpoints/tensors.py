@@ -44,13 +44,7 @@ class TensorFiles:
 
     @classmethod
     def of_folder(cls, folder: str | Path) -> "TensorFiles":
-        """Finds the weight files of a folder.
-
-        Args:
-            folder: a Hugging Face checkpoint folder.
-
-        Returns:
-            The map from tensor to file.
+        """The weight files of a Hugging Face checkpoint folder.
 
         Raises:
             UserError: if there are none, or the one that names the tensors does not read.
@@ -77,11 +71,11 @@ class TensorFiles:
 
         Args:
             names: which.
-            problems: takes what is wrong with a file, and the others are read all the same
+            problems: collects what is wrong with a file, and the others are still read
                 (default: the first such is raised).
 
         Yields:
-            Name and tensor; read it before asking for the next.
+            Name and tensor; read it before the next is taken.
 
         Raises:
             UserError: if a file is absent, does not read, or lacks a tensor that the index finds

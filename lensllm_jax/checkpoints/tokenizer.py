@@ -39,23 +39,20 @@ def read_tokenizer(
         vocab_size: rows of the embedding.
         table: name of its tensor.
 
-    Returns:
-        What ``AutoTokenizer`` gives, completed.
-
     Raises:
         UserError: if there is none, it does not read or needs a library that is not here, it
             has more tokens than the embedding has rows, or neither it nor the config knows an
             end token.
     """
     advice = "save it there with tokenizer.save_pretrained(folder)"
-    # transformers makes up an empty tokenizer where it finds none
+    # transformers invents an empty tokenizer where it finds none
     file = next((folder / name for name in VOCABULARIES if (folder / name).exists()), None)
     if file is None:
         raise checks.UserError(
             f"`{folder}` must hold a tokenizer to read text, got none of "
             f"{', '.join(VOCABULARIES)}: {advice}"
         )
-    # without it transformers takes the file for another kind, and says so
+    # without it transformers takes the file for one of another kind
     if file.suffix == ".model" and importlib.util.find_spec("sentencepiece") is None:
         raise checks.UserError(
             f"`{file}` must be read by sentencepiece, got no such library: install it "
@@ -91,10 +88,10 @@ def read_tokenizer(
 
 
 def _without_row(tokenizer: Any, vocab_size: int) -> list[int]:
-    """Special tokens beyond the embedding that no text asks for, as Gemma 3's for an image.
+    """Special tokens beyond the embedding that no text contains, as Gemma 3's for an image.
 
-    One that ends, begins or pads a text must have a row; any other that a text spells out all the
-    same is looked up as NaN, which stops a run.
+    One that ends, begins or pads a text must have a row; any other that a text does spell out is
+    looked up as NaN, which stops a run.
     """
     used = {getattr(tokenizer, f"{role}_token_id") for role in ("bos", "eos", "pad", "unk")}
     return [

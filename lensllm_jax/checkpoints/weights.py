@@ -1,6 +1,6 @@
-"""Weights: a family's table carried out, from checkpoint tensors to parameters and back.
+"""Weights: a family's table applied, from checkpoint tensors to parameters and back.
 
-Loading is suspicious in both directions: every tensor fills a parameter or is listed as
+Loading is strict in both directions: every tensor fills a parameter or is listed as
 ignored, every parameter is filled, every shape is that of the config, every value is
 finite; all problems are reported at once.
 
@@ -29,19 +29,12 @@ from lensllm_jax.checkpoints.tensors import TensorFiles
 from lensllm_jax.models.family import Family, ModelConfig, Weight
 from lensllm_jax.typing import Params
 
-MAX_SHOWN = 20  # problems of one message
-ALIGNMENT = 64  # bytes: what XLA asks of memory that it did not allocate itself
+_MAX_SHOWN = 20  # problems of one message
+_ALIGNMENT = 64  # bytes: XLA's requirement on memory that it did not allocate itself
 
 
 def parameter_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """Shape of every parameter, without making one.
-
-    Args:
-        config: the model's.
-
-    Returns:
-        Slash-joined path -> shape.
-    """
+    """Slash-joined path -> shape of every parameter, without allocating one."""
     keys = ("input_ids", "attention_mask", "decoder_input_ids", "labels")
     inputs = config.arguments(dict.fromkeys(keys, np.zeros((1, 1), np.int32)))
     tree = jax.eval_shape(config.module().init, jax.random.key(0), *inputs)["params"]
@@ -81,22 +74,22 @@ def load_params(
     params = {path: _aligned(shape, dtype) for path, shape in shapes.items()}
     for slot in absent.values():  # optional ones: the others end in an error
         for path in slot.weight.targets:
-            slot.of(params[path])[...] = 0
-    twins: dict[str, StoredTensor] = {}  # tensors that must hold the same
+            slot.part_of(params[path])[...] = 0
+    tied: dict[str, StoredTensor] = {}  # tensors that must be equal to another
     for name, tensor in files.open({*sources, *copies} - set(absent), problems):
         wrong = _fill(params, sources[name], tensor) if name in sources else ()
         problems += [f"{name} {reason} (in {files.file_of[name]})" for reason in wrong]
         if name in {*copies, *copies.values()}:
-            twins[name] = tensor
+            tied[name] = tensor
     # after all files were opened: an index may not name all that they hold
     problems += [
         f"unexpected {name} (in {files.file_of[name]})"
         for name in _unused(files, family, {*sources, *copies})
     ]
     problems += [
-        f"{copy} (in {files.file_of[copy]}) unequal to {source}, its twin"
+        f"{copy} (in {files.file_of[copy]}) unequal to {source}, its tied copy"
         for copy, source in copies.items()
-        if {copy, source} <= set(twins) and not _equal(twins[copy], twins[source])
+        if {copy, source} <= set(tied) and not _equal(tied[copy], tied[source])
     ]
     if problems:
         raise checks.UserError(
@@ -108,43 +101,30 @@ def load_params(
 
 def _listed(problems: Sequence[str]) -> str:
     """The first of them, and how many follow."""
-    more = f"; and {len(problems) - MAX_SHOWN} more" if len(problems) > MAX_SHOWN else ""
-    return "; ".join(sorted(problems)[:MAX_SHOWN]) + more
+    more = f"; and {len(problems) - _MAX_SHOWN} more" if len(problems) > _MAX_SHOWN else ""
+    return "; ".join(sorted(problems)[:_MAX_SHOWN]) + more
 
 
 def checkpoint_tensors(
     params: Params, family: Family, config: ModelConfig, *, offset: bool = True
 ) -> Iterator[tuple[str, np.ndarray]]:
-    """The tensors of a checkpoint, from a parameter tree: the inverse of loading.
+    """Name and values of a checkpoint's tensors, from a parameter tree: the inverse of loading.
 
-    Args:
-        params: the tree.
-        family: the tables to follow.
-        config: the model that the tree fills.
-        offset: whether to undo the offsets of the table; of gradients there are none.
-
-    Yields:
-        Name in the checkpoint, and values.
+    ``offset``: whether to undo the offsets of the table (gradients have none).
     """
     flat = {k: np.asarray(v) for k, v in traverse_util.flatten_dict(params, sep="/").items()}
     shapes = {path: values.shape for path, values in flat.items()}
     for slot in _slots(family, config, shapes, family.prefixes[0]):
-        whole = _joined([slot.of(flat[path]) for path in slot.weight.targets], slot.weight.groups)
+        whole = _joined(
+            [slot.part_of(flat[path]) for path in slot.weight.targets], slot.weight.groups
+        )
         if offset and slot.weight.offset:
             whole = whole - whole.dtype.type(slot.weight.offset)
         yield slot.name, np.ascontiguousarray(whole.T if slot.weight.transpose else whole)
 
 
 def embedding_tensor(family: Family, config: ModelConfig) -> str:
-    """Name of the tensor that holds the embedding of tokens.
-
-    Args:
-        family: whose weight table names the tensors.
-        config: of the model.
-
-    Returns:
-        Its usual name in a checkpoint.
-    """
+    """Usual name of the tensor that holds the embedding of tokens."""
     (weight,) = (w for w in family.weights(config) if w.ours == "embed/embedding")
     return family.prefixes[0] + weight.hf
 
@@ -152,16 +132,7 @@ def embedding_tensor(family: Family, config: ModelConfig) -> str:
 def saved_tensors(
     params: Params, family: Family, config: ModelConfig
 ) -> Iterator[tuple[str, np.ndarray]]:
-    """What a saved checkpoint holds: every tensor, and the copies that are stored apart.
-
-    Args:
-        params: our tree.
-        family: whose weight table names the tensors.
-        config: of the model.
-
-    Yields:
-        Name and values of each tensor.
-    """
+    """Name and values of each tensor of a saved checkpoint, copies that are stored included."""
     prefix = family.prefixes[0]
     copies = {
         ("" if weight.outside else prefix) + weight.hf: weight.copies
@@ -183,7 +154,7 @@ class _Slot(NamedTuple):
     weight: Weight
     layer: int | None  # block number, None for what stands once
 
-    def of(self, parameter: np.ndarray) -> np.ndarray:
+    def part_of(self, parameter: np.ndarray) -> np.ndarray:
         """The part of a parameter that the tensor fills, as a view."""
         return parameter if self.layer is None else parameter[self.layer]
 
@@ -191,7 +162,7 @@ class _Slot(NamedTuple):
 def _slots(
     family: Family, config: ModelConfig, shapes: Mapping[str, tuple[int, ...]], prefix: str
 ) -> list[_Slot]:
-    """Every tensor that the config asks for."""
+    """Every tensor that the config requires."""
     return [
         _Slot(
             ("" if weight.outside else prefix) + weight.source(layer or 0),
@@ -239,13 +210,13 @@ def _unused(files: TensorFiles, family: Family, used: set[str]) -> Iterator[str]
 def _aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
     """An empty array that starts where JAX can take it over without a copy."""
     num_bytes = math.prod(shape) * dtype.itemsize
-    raw = np.empty(num_bytes + ALIGNMENT, np.uint8)
-    start = -raw.ctypes.data % ALIGNMENT
+    raw = np.empty(num_bytes + _ALIGNMENT, np.uint8)
+    start = -raw.ctypes.data % _ALIGNMENT
     return raw[start : start + num_bytes].view(dtype).reshape(shape)
 
 
 def _equal(a: StoredTensor, b: StoredTensor) -> bool:
-    """Whether two tensors hold the same values, read piece by piece."""
+    """Whether two tensors hold the same values, read block by block."""
     return (
         a.shape == b.shape
         and {a.dtype, b.dtype} <= set(FLOATS)
@@ -259,24 +230,24 @@ def _equal(a: StoredTensor, b: StoredTensor) -> bool:
 def _fill(
     params: Mapping[str, np.ndarray], slot: _Slot, tensor: StoredTensor
 ) -> Iterator[str]:  # fmt: skip
-    """Writes one tensor into its parameter(s), piece by piece; yields what is wrong with it."""
+    """Writes one tensor into its parameter(s), block by block; yields what is wrong with it."""
     weight = slot.weight
-    parts = [slot.of(params[path]) for path in weight.targets]
+    parts = [slot.part_of(params[path]) for path in weight.targets]
     expected = (*parts[0].shape[:-1], sum(part.shape[-1] for part in parts))
     stored = expected[::-1] if weight.transpose else expected
     if tensor.shape != stored:
-        yield f"of shape {tensor.shape} (the config asks for {stored})"
+        yield f"of shape {tensor.shape} (the config requires {stored})"
     if tensor.dtype not in FLOATS:
         yield f"of type {tensor.dtype} (a parameter is one of {', '.join(FLOATS)})"
     if tensor.shape != stored or tensor.dtype not in FLOATS:
         return
     if len(parts) == 1:
         (part,) = parts
-        pieces = tensor.blocks()
+        blocks = tensor.blocks()
         stored_part = part.T if weight.transpose else part
     else:  # a tensor that holds several parameters is that of one block, and small
-        stored_part, pieces = np.empty(stored, parts[0].dtype), iter([(0, tensor.whole())])
-    for start, values in pieces:
+        stored_part, blocks = np.empty(stored, parts[0].dtype), iter([(0, tensor.whole())])
+    for start, values in blocks:
         if reason := _out_of_range(values, stored_part.dtype):
             yield reason
             return
@@ -286,8 +257,8 @@ def _fill(
     if len(parts) > 1:
         ours = stored_part.T if weight.transpose else stored_part
         lengths = [part.shape[-1] for part in parts]
-        for part, piece in zip(parts, _parted(ours, lengths, weight.groups), strict=True):
-            part[...] = piece
+        for part, values in zip(parts, _split(ours, lengths, weight.groups), strict=True):
+            part[...] = values
 
 
 def _out_of_range(values: np.ndarray, dtype: np.dtype) -> str | None:
@@ -299,18 +270,18 @@ def _out_of_range(values: np.ndarray, dtype: np.dtype) -> str | None:
     return f"holds {largest:.3g}, too large for {dtype}" if largest > limit else None
 
 
-def _parted(whole: np.ndarray, lengths: Sequence[int], groups: int) -> list[np.ndarray]:
+def _split(whole: np.ndarray, lengths: Sequence[int], groups: int) -> list[np.ndarray]:
     """The parameters that lie side by side along the last axis, group by group."""
     grouped = whole.reshape(*whole.shape[:-1], groups, -1)
     ends = np.cumsum([length // groups for length in lengths])[:-1]
     return [
-        piece.reshape(*whole.shape[:-1], length)
-        for piece, length in zip(np.split(grouped, ends, axis=-1), lengths, strict=True)
+        part.reshape(*whole.shape[:-1], length)
+        for part, length in zip(np.split(grouped, ends, axis=-1), lengths, strict=True)
     ]
 
 
 def _joined(parts: Sequence[np.ndarray], groups: int) -> np.ndarray:
-    """The inverse of ``_parted``."""
+    """The inverse of ``_split``."""
     leading = parts[0].shape[:-1]
     grouped = [part.reshape(*leading, groups, -1) for part in parts]
     return np.concatenate(grouped, axis=-1).reshape(*leading, -1)

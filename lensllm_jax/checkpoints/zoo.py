@@ -21,11 +21,7 @@ HUB_PATTERNS = ["*.json", "*.model", "*.txt", *(f"*{Path(file).suffix}" for file
 
 
 def list_zoo() -> tuple[str, ...]:
-    """Names of the bundled candidates.
-
-    Returns:
-        Names that ``load_candidate`` takes, in alphabetical order.
-    """
+    """Names of the bundled candidates, in alphabetical order."""
     return tuple(PREFIX + path.parent.name for path in sorted(FOLDER.glob(f"*/{CONFIG}")))
 
 
@@ -37,9 +33,6 @@ def load_candidate(name: str, *, dtype: str = "float32") -> Candidate:
             model on the Hugging Face hub.
         dtype: type of the parameters.
 
-    Returns:
-        The candidate.
-
     Raises:
         UserError: if there is no such candidate or it does not load.
     """
@@ -47,13 +40,7 @@ def load_candidate(name: str, *, dtype: str = "float32") -> Candidate:
 
 
 def folder_of(name: str) -> Path:
-    """Where a candidate lies, fetched from the hub if need be.
-
-    Args:
-        name: as ``load_candidate`` takes it.
-
-    Returns:
-        Its checkpoint folder.
+    """The checkpoint folder of a candidate, fetched from the hub if need be.
 
     Raises:
         UserError: if there is none.

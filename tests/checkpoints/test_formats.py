@@ -203,7 +203,7 @@ def synthetic_checkpoint(folder, num_layers, num_shards):
 
 
 def loading_memory(tmp_path, num_layers):
-    """Peak of loading a synthetic checkpoint over its size at the type asked for."""
+    """Peak of loading a synthetic checkpoint over its size at the chosen type."""
     synthetic_checkpoint(tmp_path / "large", num_layers, 4)
     run = subprocess.run(
         [sys.executable, "-c", MEASURE, str(FOLDER / "gpt2-xs"), str(tmp_path / "large")],

@@ -137,7 +137,7 @@ def test_all_tensor_problems_are_reported_at_once(folder):
     message = refusal(folder)
     for part in (
         f"{folder.name}` must hold",
-        f"wte.weight of shape (2047, 64) (the config asks for (2048, 64)) (in {SINGLE})",
+        f"wte.weight of shape (2047, 64) (the config requires (2048, 64)) (in {SINGLE})",
         f"transformer.ln_f.weight holds values that are not finite (in {SINGLE})",
         f"missing transformer.ln_f.bias (not in {SINGLE})",
         f"unexpected transformer.stranger (in {SINGLE})",
