@@ -2,29 +2,15 @@
 
 The letters name the axes of every array in signatures, docstrings and einsum strings:
 
-====== =========================================================
-letter axis
-====== =========================================================
-``n``  examples (rows of a kernel)
-``m``  examples (columns of a kernel)
-``k``  outputs of one example (classes, label tokens)
-``p``  parameters
-``b``  batch
-``s``  sequence (tokens)
-``v``  vocabulary
-``d``  width of the hidden state
-``h``  attention heads
-``l``  layers
-====== =========================================================
+====== ====================================== ====== ===============================
+``n``  examples (rows of a kernel)            ``m``  examples (columns of a kernel)
+``k``  outputs of one example (label tokens)  ``p``  parameters
+``b``  batch                                  ``s``  sequence (tokens)
+``v``  vocabulary                             ``d``  width of the hidden state
+``h``  attention heads                        ``l``  layers
+====== ====================================== ====== ===============================
 
 ``t`` and ``step`` mean training time and nothing else.
-
-Example:
-    >>> from lensllm_jax.typing import ApplyFn
-    >>> def linear(params, inputs):
-    ...     return inputs @ params["w"]
-    >>> isinstance(linear, ApplyFn)
-    True
 """
 
 from collections.abc import Mapping

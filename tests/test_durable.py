@@ -1,39 +1,43 @@
-"""A folder belongs to the settings that were first written there."""
-
-import json
+"""A file has the content before or the content after, never a part of it."""
 
 import pytest
 
 from lensllm_jax import durable
-from lensllm_jax.checks import UserError
-
-RECORD = "run.json"
 
 
-def opened(path, settings, **notes):
-    return durable.open_folder("output_dir", path, settings, record=RECORD, notes=notes)
+def test_a_writer_that_fails_leaves_the_file_before_and_nothing_else(tmp_path):
+    target = tmp_path / "a.txt"
+    durable.replace(target, b"before")
+
+    def half():
+        with durable.writing(target) as aside:
+            aside.write_bytes(b"half")
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        half()
+    assert target.read_bytes() == b"before"
+    assert list(tmp_path.iterdir()) == [target]
 
 
-def test_the_same_settings_open_a_folder_again_whatever_the_notes(tmp_path):
-    opened(tmp_path / "out", {"sizes": (1, 2)}, command="first")
-    folder = opened(tmp_path / "out", {"sizes": (1, 2)}, command="second")
-    content = json.loads((folder / RECORD).read_text())
-    assert content == {"settings": {"sizes": [1, 2]}, "command": "first"}
-    with pytest.raises(UserError, match=r"sizes=.1, 2. there, .1, 3. now"):
-        opened(tmp_path / "out", {"sizes": (1, 3)})
+def test_nothing_has_the_name_before_it_is_whole(tmp_path):
+    target = tmp_path / "folder" / "a.txt"
+    with durable.writing(target) as aside:
+        aside.write_bytes(b"half")
+        assert not target.exists()
+        assert aside.name.endswith(durable.PARTIAL)
+        aside.write_bytes(b"whole")
+    assert target.read_bytes() == b"whole"
 
 
-def test_a_setting_that_is_not_there_differs(tmp_path):
-    opened(tmp_path, {"seed": 0})
-    with pytest.raises(UserError, match=r"keep=None there, 0\.5 now"):
-        opened(tmp_path, {"seed": 0, "keep": 0.5})
+def test_the_first_of_two_writers_creates(tmp_path):
+    target = tmp_path / "a.txt"
+    assert durable.create(target, b"first")
+    assert not durable.create(target, b"second")
+    assert target.read_bytes() == b"first"
 
 
-def test_files_that_were_never_finished_are_not_foreign(tmp_path):
-    (tmp_path / f".a{durable.PARTIAL}").write_text("half")
-    opened(tmp_path, {})
-    (tmp_path / RECORD).unlink()
-    (tmp_path / "letters.txt").write_text("")
-    with pytest.raises(UserError, match=r"with letters\.txt"):
-        opened(tmp_path, {})
-    assert not (tmp_path / RECORD).exists()
+def test_differences_name_what_is_added_lost_and_changed():
+    assert durable.differences({"a": 1, "b": 2, "c": 3}, {"b": 2, "c": 4, "d": 5}) == [
+        "a=1 there, None now", "c=3 there, 4 now", "d=None there, 5 now",
+    ]  # fmt: skip

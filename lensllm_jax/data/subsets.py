@@ -40,9 +40,7 @@ def nested_sizes(largest: int, smallest: int = 200) -> tuple[int, ...]:
 def subset_order(num_examples: int, *, seed: int | Sequence[int]) -> Int[np.ndarray, " n"]:
     """A permutation of ``range(num_examples)``, the same everywhere; its prefixes are the subsets.
 
-    Args:
-        num_examples: at least 1.
-        seed: a non-negative integer, or several (such as seed and epoch).
+    ``seed`` is a non-negative integer, or several (such as seed and epoch).
 
     Raises:
         UserError: if ``num_examples`` is not positive or a seed is negative.

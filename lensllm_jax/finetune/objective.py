@@ -30,13 +30,10 @@ class NatsAndCount(NamedTuple):
 def nats_and_count(
     logits: Float[Array, "s v"], labels: Int[Array, " s"], *, shift: bool
 ) -> NatsAndCount:
-    """Summed cross entropy of one example, and its number of target tokens.
+    """Summed cross entropy of one example, and its number of target tokens (label not -100).
 
-    Args:
-        logits: one row per position.
-        labels: target ids, -100 where there is none.
-        shift: whether logits predict the next position's label (causal models) or their own
-            position's (encoder-decoders).
+    ``shift``: whether logits predict the next position's label (causal models) or their own
+    position's (encoder-decoders).
     """
     logprobs, is_target = target_logprobs(logits, labels, shift=shift)
     return NatsAndCount(-jnp.sum(logprobs), jnp.sum(is_target))

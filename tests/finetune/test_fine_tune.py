@@ -1,19 +1,13 @@
 """The objective, the loop and the stopping rule."""
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import traverse_util
 
 import lensllm_jax as lens
 from lensllm_jax import checks
 from lensllm_jax.finetune.fine_tune import FineTuneConfig, Splits, evaluation_batches, fine_tune
 from lensllm_jax.finetune.loop import Loop, OptimizerConfig
-from lensllm_jax.finetune.objective import batch_nats_and_count, nats_and_count
 from tests.finetune import tiny
-from tests.oracles import summed_cross_entropy
-from tests.tolerances import assert_close
 
 
 def data(num_examples, *, seed=0, length=12):
@@ -38,33 +32,6 @@ def loop(candidate):
     return Loop(candidate.apply_fn, OptimizerConfig(learning_rate=2e-3), shift=True)
 
 
-@pytest.mark.parametrize("shift", [True, False])
-def test_loss_equals_the_dense_oracle(shift):
-    rng = np.random.default_rng(0)
-    logits = rng.normal(size=(7, 11)).astype(np.float32) * 5
-    labels = np.array([-100, 3, -100, 0, 10, 2, -100])
-    nats, count = nats_and_count(jnp.asarray(logits), jnp.asarray(labels), shift=shift)
-    expected = summed_cross_entropy(logits, labels, shift=shift)
-    assert_close(nats, expected[0], "float32")
-    assert int(count) == expected[1]
-    assert summed_cross_entropy(logits, labels, shift=not shift)[0] != pytest.approx(expected[0])
-
-
-def test_sums_do_not_depend_on_how_a_batch_is_split():
-    batch = tiny.examples(6)
-    whole = batch_nats_and_count(tiny.apply_fn, tiny.params(), batch, shift=True)
-    parts = [
-        batch_nats_and_count(
-            tiny.apply_fn, tiny.params(), {k: v[s] for k, v in batch.items()}, shift=True
-        )
-        for s in (slice(0, 1), slice(1, 6))
-    ]
-    assert_close(sum(p.nats for p in parts), whole.nats, "float32")
-    assert sum(int(p.num_targets) for p in parts) == int(whole.num_targets)
-    means = [float(p.nats) / int(p.num_targets) for p in parts]  # what must not be averaged
-    assert abs(np.mean(means) - float(whole.nats) / int(whole.num_targets)) > 1e-4
-
-
 def test_padding_tokens_change_nothing(loop, candidate):
     batch = data(4)
     changed = dict(batch, input_ids=np.where(batch["attention_mask"] == 1, batch["input_ids"], 7))
@@ -79,31 +46,6 @@ def test_rows_that_fill_the_last_evaluation_batch_do_not_count(loop, candidate):
         loop.evaluate(candidate.params, [batch]),
         rel=1e-6,  # other batch shape, other order of sums in float32
     )
-
-
-def test_first_step_is_that_of_adamw_written_out():
-    """From zero moments AdamW moves each weight by lr * sign(g), and decays matrices alone."""
-    rate, decay = 1e-3, 0.5
-    config = OptimizerConfig(learning_rate=rate, weight_decay=decay, warmup_steps=0, clip_norm=1e9)
-    batch = tiny.examples(4)
-    single = Loop(tiny.apply_fn, config, shift=True)
-    # linear warm-up over at least one step: the second step is the first with the full rate
-    batches = {k: np.stack([v, v]) for k, v in batch.items()}
-    state, _ = single.train(single.start(tiny.params()), batches)
-
-    def mean_loss(params):
-        nats, count = batch_nats_and_count(tiny.apply_fn, params, batch, shift=True)
-        return nats / count
-
-    gradient = traverse_util.flatten_dict(jax.grad(mean_loss)(tiny.params()))
-    before = traverse_util.flatten_dict(tiny.params())
-    after = traverse_util.flatten_dict(state.params)
-    for path, g in gradient.items():
-        decayed = decay if path[-1] in ("kernel", "embedding") else 0.0
-        expected = -rate * (np.sign(g) + decayed * np.asarray(before[path]))
-        sure = np.abs(g) > 1e-5  # epsilon of Adam (1e-8) matters below
-        moved = np.asarray(after[path]) - np.asarray(before[path])
-        assert np.allclose(moved[sure], expected[sure], atol=2e-6), path
 
 
 def test_training_lowers_the_loss_and_is_repeatable(loop, candidate):

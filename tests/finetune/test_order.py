@@ -6,8 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from lensllm_jax import checks
-from lensllm_jax.data.buckets import check_buckets, row_lengths, truncated
+from lensllm_jax.data.buckets import row_lengths, truncated
 from lensllm_jax.data.subsets import subset_order
 from lensllm_jax.finetune.fine_tune import FineTuneConfig, Splits, evaluation_batches, fine_tune
 from lensllm_jax.finetune.loop import Loop, OptimizerConfig
@@ -64,12 +63,6 @@ def test_a_cut_batch_has_the_same_loss():
         loop.evaluate(tiny.params(), evaluation_batches(data, buckets=(6, 10))),
         loop.evaluate(tiny.params(), evaluation_batches(data)), "float32",
     )  # fmt: skip
-
-
-def test_lengths_count_the_targets_of_an_encoder_decoder():
-    batch = {"attention_mask": np.array([[1, 1, 0], [1, 0, 0], [0, 0, 0]]),
-             "labels": np.array([[5, -100], [5, 6], [-100, -100]])}  # fmt: skip
-    assert row_lengths(batch).tolist() == [2, 2, 0]
 
 
 def test_nothing_is_compiled_after_one_size_was_run():
@@ -130,9 +123,3 @@ def test_the_digest_is_of_what_was_trained_on_and_in_which_order():
     assert len(set(digests)) == 4
     assert digest(data) == digests[0]
     assert digest(data, batch_size=8) == digests[0]  # the same examples, in larger steps
-
-
-@pytest.mark.parametrize("buckets", [(0, 4), (4, 4), (8, 4)])
-def test_buckets_that_do_not_ascend_are_refused(buckets):
-    with pytest.raises(checks.UserError, match="buckets"):
-        check_buckets(buckets)

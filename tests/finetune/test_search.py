@@ -1,4 +1,4 @@
-"""Rates that train vmapped find what each finds alone, also after the search was cut off."""
+"""Vmapped rates end where each ends alone, also in a search that was killed and resumed."""
 
 import numpy as np
 import pytest

@@ -35,3 +35,15 @@ def examples(num_examples, *, seed=0, width=16):
     is_token = position < ends[:, None]
     labels = np.where(is_token & (position >= 2), ids, -100).astype(np.int32)
     return {"input_ids": ids, "attention_mask": is_token.astype(np.int32), "labels": labels}
+
+
+def trained(loop, params, batches):
+    """Parameters and losses after the steps of one call."""
+    state, losses = loop.train(loop.start(params), batches)
+    return state.params, losses
+
+
+def calls(num_steps, batch_size, **settings):
+    """Arrays (steps, b, width)."""
+    data = examples(num_steps * batch_size, **settings)
+    return {name: a.reshape(num_steps, batch_size, -1) for name, a in data.items()}

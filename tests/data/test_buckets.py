@@ -1,0 +1,33 @@
+"""Buckets: the positions that matter, and the lengths that hold them."""
+
+import numpy as np
+import pytest
+
+from lensllm_jax import checks
+from lensllm_jax.data.buckets import bucket_of, check_buckets, row_lengths, truncated
+
+
+def test_each_length_has_the_smallest_bucket_that_holds_it():
+    lengths = np.array([0, 4, 5, 8, 9])
+    assert bucket_of(lengths, (4, 8)).tolist() == [0, 0, 1, 1, 2]
+    assert bucket_of(lengths, ()).tolist() == [0] * 5
+
+
+def test_truncated_batches_lose_what_is_behind_their_length():
+    batch = {"input_ids": np.arange(12).reshape(2, 6), "labels": np.arange(6).reshape(2, 3)}
+    shorter = truncated(batch, 4)
+    assert shorter["input_ids"].tolist() == [[0, 1, 2, 3], [6, 7, 8, 9]]
+    assert shorter["labels"].shape == (2, 3)
+    assert truncated(batch, None)["input_ids"].shape == (2, 6)
+
+
+def test_lengths_count_the_targets_of_an_encoder_decoder():
+    batch = {"attention_mask": np.array([[1, 1, 0], [1, 0, 0], [0, 0, 0]]),
+             "labels": np.array([[5, -100], [5, 6], [-100, -100]])}  # fmt: skip
+    assert row_lengths(batch).tolist() == [2, 2, 0]
+
+
+@pytest.mark.parametrize("buckets", [(0, 4), (4, 4), (8, 4)])
+def test_buckets_that_do_not_ascend_are_refused(buckets):
+    with pytest.raises(checks.UserError, match="buckets"):
+        check_buckets(buckets)
