@@ -2,7 +2,8 @@
 #   make demo   ranks seven bundled candidates for one task, into out/demo
 #   make figures   draws every figure of docs/REPRODUCTION.md from committed tables, into out/figures
 #   make test   runs the tests; make test-x64 runs them in float64
-#   make lint types torch-parity notebooks browser docs ray   what else .ci/run checks
+#   make lint types torch-parity notebooks browser docs ray wheel   what else .ci/run checks
+#   make smoke PYTHON=python3.13   a few fast tests on another Python
 #   make lock   regenerates requirements*.txt from setup.cfg
 
 PYTHON ?= python3
@@ -12,7 +13,7 @@ PYTEST := $(BIN)/python -m pytest -n auto --dist worksteal
 
 DEMO := zoo/cerebras-s,zoo/gpt2-m,zoo/gpt2-s,zoo/gpt2-xs,zoo/opt-m,zoo/opt-s,zoo/opt-xs
 
-.PHONY: demo figures test test-x64 lint types torch-parity notebooks browser docs ray lock
+.PHONY: demo figures test test-x64 lint types torch-parity notebooks browser docs ray wheel smoke lock
 
 demo: .venv/runs
 	$(BIN)/python -m experiments.select_model --candidates=$(DEMO) --task=pydoc \
@@ -24,7 +25,7 @@ figures: .venv/runs
 # Compiling is most of what the tests do: here with few optimisations (JAX's own setting for
 # tests), in test-x64 and torch-parity as users do.
 test: .venv/tests
-	JAX_DISABLE_MOST_OPTIMIZATIONS=1 $(PYTEST) -m "not torch and not float64 and not browser and not ray"
+	JAX_DISABLE_MOST_OPTIMIZATIONS=1 $(PYTEST) -m "not torch and not float64 and not browser and not ray and not wheel"
 
 # the examples in docstrings print float32: they are tests of the default mode alone
 test-x64: .venv/tests
@@ -49,6 +50,15 @@ browser: .venv-browser/tests
 
 docs: .venv-docs/builds
 	PYTHONPATH=. .venv-docs/bin/python -m sphinx -E -W -q -b html docs out/docs
+
+wheel: .venv/tests
+	JAX_DISABLE_MOST_OPTIMIZATIONS=1 $(BIN)/python -m pytest -m wheel tests/test_wheel.py
+
+smoke: .venv-smoke/tests
+	JAX_DISABLE_MOST_OPTIMIZATIONS=1 .venv-smoke/bin/python -m pytest -n auto --dist worksteal \
+	  -m "not torch and not float64" tests/test_linalg.py tests/test_public_names.py \
+	  tests/models/test_goldens.py tests/ntk/structured tests/ntk/test_neural_tangents.py \
+	  tests/scaling tests/finetune/test_fine_tune.py
 
 ray: .venv-ray/tests
 	.venv-ray/bin/python -m pytest -m ray tests/experiments/test_executors.py
@@ -79,6 +89,12 @@ define borrowing
 	$(BIN)/python $(SITE) > "$$($(1)/bin/python $(SITE))/borrowed.pth"
 	touch $@
 endef
+
+.venv-smoke/tests: requirements.txt requirements-dev.txt setup.cfg pyproject.toml
+	$(PYTHON) -m venv .venv-smoke
+	.venv-smoke/bin/python -m pip install --quiet --disable-pip-version-check --no-deps \
+	  -r requirements.txt -r requirements-dev.txt -e .
+	touch $@
 
 # PyTorch is an oracle of the tests alone.
 .venv-torch/tests: .venv/tests
