@@ -20,9 +20,9 @@ from experiments.common.flags import define_curves
 from lensllm_jax import checks
 from lensllm_jax.metrics import pearson_correlation, relative_accuracy
 from lensllm_jax.selection.loss_table import LossTable, read_loss_table
-from lensllm_jax.selection.pooled import DEFAULT, Constants, picks_by, views
 from lensllm_jax.selection.problem import Problem
 from lensllm_jax.selection.selectors import ats, rectified
+from lensllm_jax.selection.selectors.pooled import DEFAULT, Constants, mix_for_pick, views
 
 CURVES = define_curves("Loss tables (CSV), two or more.")
 FRACTIONS = (8, 16, 32, 64, 128, 256, 512)
@@ -35,7 +35,7 @@ CHOICES = {
     "reliability": (0.6, 0.7, 0.8, 0.9, 1.0),
     "huber_scale": (0.75, 1.5, 3.0),
     "taus": ((3.0,), (3.0, 5.0), (5.0,)),
-    "head_start": (0.0, 0.05, 0.1, 0.15, 0.2),
+    "early_gain": (0.0, 0.05, 0.1, 0.15, 0.2),
     "pick_caution": (0.0, 1 / 3, 2 / 3, 1.0),
 }
 NUM_SWEEPS = 2
@@ -49,8 +49,8 @@ class Task:
         self.truth = table.column(target)
         whole = Problem(table, target)
         self.problems = [whole.at_budget(target // f, target) for f in FRACTIONS]
-        self.cautious = [np.log(rectified(problem).scores) for problem in self.problems]
-        self.ats = [ats(problem).scores for problem in self.problems]
+        self.cautious = [np.log(rectified.score(problem).scores) for problem in self.problems]
+        self.ats = [ats.score(problem).scores for problem in self.problems]
 
     def metrics(self, scores, picks) -> np.ndarray:
         """PearCorr and RelAcc of one budget."""
@@ -64,8 +64,8 @@ class Task:
         rows = []
         for problem, cautious in zip(self.problems, self.cautious, strict=True):
             predicted = views(problem, constants=constants).mean(0)
-            measured = (~np.isnan(problem.table.losses)).sum(1)
-            picks = picks_by(predicted, cautious, measured, constants=constants)
+            num_measured = problem.measured.sum(1)
+            picks = mix_for_pick(predicted, cautious, num_measured, constants=constants)
             rows.append(self.metrics(np.exp(predicted), picks))
         return np.mean(rows, axis=0)
 

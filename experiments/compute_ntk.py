@@ -30,7 +30,8 @@ from experiments.common.run_folder import RUN, RunFolder
 from lensllm_jax import checks
 from lensllm_jax.measurement.measurement import Measurement, MeasurementConfig
 from lensllm_jax.ntk import store
-from lensllm_jax.report.pages import kernel_page
+from lensllm_jax.report.html import to_html
+from lensllm_jax.report.kernel import kernel_report
 
 FLAGS = measurement_flags()
 flags.DEFINE_alias("candidate", "candidates")
@@ -70,7 +71,8 @@ def main(argv: Sequence[str]) -> None:
         progress.finish(rest, f"{candidate.name}: largest eigenvalue {largest:.4g}")
     theta = np.load(folder.path / "ntk.npy")
     run, summary = folder.read_json(RUN), folder.read_json("ntk.json")
-    folder.write_text("report.html", kernel_page(candidate.name, theta, spectrum, run, summary))
+    report = kernel_report(candidate.name, theta, spectrum, run, summary)
+    folder.write_text("report.html", to_html(report))
     print(folder.path / "ntk.npy")
 
 

@@ -32,6 +32,7 @@ from experiments.common.progress import Progress
 from experiments.common.run_folder import RunFolder, known, sha256_of
 from experiments.common.verdicts import show_verdicts, verdict_row
 from lensllm_jax import checks
+from lensllm_jax.checkpoints.stored import stored_weights
 from lensllm_jax.checkpoints.zoo import folder_of
 from lensllm_jax.data.subsets import subset_order
 from lensllm_jax.data.task import Example, Task
@@ -39,8 +40,10 @@ from lensllm_jax.measurement.features import first_target_states, first_word_cla
 from lensllm_jax.measurement.measurement import Measurement, MeasurementConfig
 from lensllm_jax.selection.flops import training_flops
 from lensllm_jax.selection.loss_table import LossTable, read_loss_table
-from lensllm_jax.selection.nlp_metrics import weight_matrices
-from lensllm_jax.selection.rank import Ranking, rank
+from lensllm_jax.selection.problem import Evidence
+from lensllm_jax.selection.rank import rank
+from lensllm_jax.selection.ranking import Ranking
+from lensllm_jax.selection.selectors.nlp_metrics import weight_matrices
 
 FLAGS = measurement_flags()
 CURVES = define_curve()
@@ -160,15 +163,17 @@ def all_rankings(
     """
     target = int(table.sizes[-1])
     budget: dict[str, Any] = {"budget_size": target // divisors[0], "target_size": target}
-    weights = {name: folder_of(name) for name in table.names}
-    alone = rank(table, selector="nlp_metrics", weights=weights, **budget)  # reads no data
+    weights = Evidence(weights={name: stored_weights(folder_of(name)) for name in table.names})
+    alone = rank(table, selector="nlp_metrics", evidence=weights, **budget)  # reads no data
     rankings: dict[Key, Ranking] = {("nlp_metrics", divisor): alone for divisor in divisors}
     for divisor in divisors:
         size = target // divisor
         classes = first_word_classes(examples[:size], num_words=NUM_WORDS.value)
         read = {name: (one.states[:size], classes) for name, one in features.items()}
         budget["budget_size"] = size
-        rankings["logme", divisor] = rank(table, selector="logme", features=read, **budget)
+        rankings["logme", divisor] = rank(
+            table, selector="logme", evidence=Evidence(features=read), **budget
+        )
     return rankings
 
 
@@ -212,7 +217,11 @@ def cost(
         )
         spent = (one.seconds * size / len(one.tokens) for one in features.values())
         return flops / 3.0, sum(spent)
-    layers = (matrix for name in features for _, matrix in weight_matrices(folder_of(name)))
+    layers = (
+        matrix
+        for name in features
+        for _, matrix in weight_matrices(stored_weights(folder_of(name)))
+    )
     return sum(singular_value_flops(*matrix.shape) for matrix in layers), 0.0
 
 

@@ -13,11 +13,10 @@ from pathlib import Path
 
 import numpy as np
 
-from experiments.common import cli
+from experiments.common import cli, paper_plots
 from experiments.common.flags import define_output_dir, define_tables
 from experiments.common.run_folder import read_rows
 from lensllm_jax import checks, durable
-from lensllm_jax.report import paper
 from lensllm_jax.report.figures import kernel_spectra
 from lensllm_jax.scaling.laws import Law
 from lensllm_jax.selection.loss_table import read_loss_table
@@ -65,17 +64,17 @@ def figures_of(tables: Path) -> Iterator[tuple[str, Callable[[], bytes]]]:
             losses = tables / f"{task}.csv"
             if losses.exists():  # curves that are not ours to keep have no figure
                 table = read_loss_table(losses)
-                yield f"figure2_{_short(task)}.png", partial(paper.phases_figure, table, rows)
+                yield f"figure2_{_short(task)}.png", partial(paper_plots.phases_figure, table, rows)
     if rows := _joined(tables, "laws_*.csv"):
-        yield "figure3_laws.png", partial(paper.errors_figure, rows, laws=LAWS)
+        yield "figure3_laws.png", partial(paper_plots.errors_figure, rows, laws=LAWS)
     if rows := _joined(tables, "selection_*.csv"):
-        for metric in paper.METRICS:
-            draw = partial(paper.metrics_figure, rows, metric=metric, selectors=SELECTORS)
+        for metric in paper_plots.METRICS:
+            draw = partial(paper_plots.metrics_figure, rows, metric=metric, selectors=SELECTORS)
             yield f"table3_{metric}.png", draw
     if rows := _joined(tables, "saving.csv"):
-        yield "figure4_saving.png", partial(paper.saving_figure, rows)
+        yield "figure4_saving.png", partial(paper_plots.saving_figure, rows)
     if rows := _joined(tables, "ablation_*.csv"):
-        draw = partial(paper.ablation_figure, rows, selector="lensllm")
+        draw = partial(paper_plots.ablation_figure, rows, selector="lensllm")
         yield "tables5to7_ablation.png", draw
     for path in sorted(tables.glob("*_spectra.csv")):
         task = path.name.removesuffix("_spectra.csv")
@@ -125,7 +124,7 @@ def _kernel_laws(rows: Rows, task: str) -> bytes:
         if float(row["budget_fraction"]) < 1 and row["less_rectified"] and row["readout"]
     ]
     groups = _grouped(kept, lambda row: f"{row['form']}, F {UNITS[row['unit']]}")
-    return paper.differences_figure(
+    return paper_plots.differences_figure(
         kept,
         groups=groups,
         x_label="RMSE less rectified's (nats/token)",
@@ -141,7 +140,7 @@ def _kernel_value(rows: Rows, task: str) -> bytes:
         lambda row: "prior of D_l from F" if row["method"] == "prior"
         else f"{row['uses']} on {row['method'].removeprefix('covariates of ')}",
     )  # fmt: skip
-    return paper.differences_figure(
+    return paper_plots.differences_figure(
         kept,
         groups=groups,
         x_label="|error| less control's (nats/token)",

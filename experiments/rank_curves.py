@@ -39,10 +39,14 @@ from experiments.common.run_folder import RUN, RunFolder, known, sha256_of
 from experiments.common.verdicts import show_verdicts, verdict_row
 from lensllm_jax import checks
 from lensllm_jax.report import figures
-from lensllm_jax.report.pages import curves_page
+from lensllm_jax.report.curves import curves_report
+from lensllm_jax.report.html import to_html
 from lensllm_jax.selection.flops import TrainingCost
+from lensllm_jax.selection.halving import Halving
 from lensllm_jax.selection.loss_table import LossTable, read_loss_table
-from lensllm_jax.selection.rank import NEEDS, SELECTORS, Ranking, Verdict, rank
+from lensllm_jax.selection.rank import rank
+from lensllm_jax.selection.ranking import Ranking, RankingMetrics
+from lensllm_jax.selection.selectors import NEEDS, SELECTORS
 
 CURVES = define_curves()
 BUDGETS = define_budgets(8, 16, 32, 64, 128, 256, 512)
@@ -73,7 +77,7 @@ def main(_: Sequence[str]) -> None:
     tables = [read_loss_table(path) for path in CURVES.value]
     _check_tables(tables, divisors)
     folder = RunFolder.open(OUTPUT_DIR.value, _settings(names, divisors))
-    settings = {"gamma": GAMMA.value, "tau": TAU.value, "cost": cost}
+    settings = {"halving": Halving(gamma=GAMMA.value, tau=TAU.value), "cost": cost}
     rankings = _rank_all(tables, divisors, names, settings)
     _write(folder, "selection.csv", [_row(tables, k, r) for k, r in rankings.items()])
     _write(folder, "selected.csv", [_picked(k, r) for k, r in rankings.items()])
@@ -145,9 +149,9 @@ def _rank_or_skip(table, divisor, name, settings) -> Ranking | None:
         return None
 
 
-def _metrics(table: LossTable, ranking: Ranking) -> Verdict:
+def _metrics(table: LossTable, ranking: Ranking) -> RankingMetrics:
     """PearCorr and RelAcc by the losses at the largest size."""
-    return ranking.judged(table.by_name(int(table.sizes[-1])))
+    return ranking.evaluate(table.by_name(int(table.sizes[-1])))
 
 
 def _row(tables: Sequence[LossTable], key: Key, ranking: Ranking) -> dict[str, Any]:
@@ -174,14 +178,14 @@ def _page(tables, rankings: Mapping[Key, Ranking], folder: RunFolder) -> str:
     for (task, divisor, name), ranking in rankings.items():
         nested.setdefault(task, {}).setdefault(divisor, {})[name] = ranking
     rows = [_row(tables, key, ranking) for key, ranking in rankings.items()]
-    return curves_page(tables, nested, rows, folder.read_json(RUN))
+    return to_html(curves_report(tables, nested, rows, folder.read_json(RUN)))
 
 
 def _ablation(tables, divisors, cost) -> list[dict[str, Any]]:
     rows = []
     for gamma in GAMMAS:
         for tau in TAUS:
-            settings = {"gamma": gamma, "tau": tau, "cost": cost}
+            settings = {"halving": Halving(gamma, tau), "cost": cost}
             rankings = _rank_all(tables, divisors, ABLATED, settings)
             rows += [
                 {"gamma": gamma, "tau": tau, **_row(tables, key, ranking)}

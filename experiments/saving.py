@@ -37,7 +37,7 @@ import numpy as np
 from absl import flags
 from jaxtyping import Float, Int
 
-from experiments.common import cli, terminal
+from experiments.common import cli, paper_plots, terminal
 from experiments.common.flags import (
     define_curves,
     define_keep,
@@ -48,11 +48,11 @@ from experiments.common.flags import (
 from experiments.common.run_folder import RunFolder, read_rows, sha256_of
 from lensllm_jax import checks
 from lensllm_jax.metrics import pearson_correlation, relative_accuracy
-from lensllm_jax.report import paper
 from lensllm_jax.selection.flops import TrainingCost
 from lensllm_jax.selection.loss_table import LossTable, read_loss_table
-from lensllm_jax.selection.orders import Dropping, measure_upwards
-from lensllm_jax.selection.rank import NEEDS, SELECTORS, rank
+from lensllm_jax.selection.orders import DropRule, measure_upwards
+from lensllm_jax.selection.rank import rank
+from lensllm_jax.selection.selectors import NEEDS, SELECTORS
 
 CURVES = define_curves()
 LEDGER = flags.DEFINE_list(
@@ -101,14 +101,16 @@ def main(_: Sequence[str]) -> None:
         table.task: price_of(table, read_ledger(path) if path else {}, cost)
         for table, path in zip(tables, ledgers_of(tables), strict=True)
     }
-    rule = Dropping(target_size=1, keep=KEEP.value)
+    rule = DropRule(target_size=1, keep=KEEP.value)
     folder = RunFolder.open(OUTPUT_DIR.value, settings(names, levels))
     rows: list[dict[str, Any]] = []
     for table in tables:
         points = points_of(table, names, prices[table.task], rule)
         rows += rows_of(table, points, full_tuning(table, prices[table.task]))
     folder.write_rows("saving.csv", [_written(row) for row in rows])
-    folder.write_bytes("saving.png", paper.saving_figure(read_rows(folder.path / "saving.csv")))
+    folder.write_bytes(
+        "saving.png", paper_plots.saving_figure(read_rows(folder.path / "saving.csv"))
+    )
     reached = [row for table in tables for row in levels_of(table.task, rows, levels)]
     folder.write_rows("saving_levels.csv", [_written(row) for row in reached])
     for table in tables:
@@ -227,7 +229,7 @@ def full_tuning(table: LossTable, price: Flops) -> float:
     return float(sum(price(name, int(table.sizes[-1])) for name in table.names))
 
 
-def points_of(table: LossTable, names: Sequence[str], price: Flops, rule: Dropping) -> list[Point]:
+def points_of(table: LossTable, names: Sequence[str], price: Flops, rule: DropRule) -> list[Point]:
     """Every selector that the table allows at every budget; one that lacks a column is left out."""
     target = int(table.sizes[-1])
     points = []
@@ -247,7 +249,7 @@ def points_of(table: LossTable, names: Sequence[str], price: Flops, rule: Droppi
     return points + [upwards(table, budget, price, rule) for budget in budgets_of(table)]
 
 
-def upwards(table: LossTable, budget: int, price: Flops, rule: Dropping) -> Point:
+def upwards(table: LossTable, budget: int, price: Flops, rule: DropRule) -> Point:
     """Successive halving up to a budget, on losses that are there.
 
     Args:

@@ -39,7 +39,7 @@ from experiments.common import cli, measuring, terminal
 from experiments.common.flags import define_gamma, define_keep, define_tau
 from experiments.common.measurement_flags import measurement_flags
 from experiments.common.progress import Progress, remaining
-from experiments.common.run_folder import RUN, RunFolder, command
+from experiments.common.run_folder import RUN, RunFolder
 from lensllm_jax import checks
 from lensllm_jax.checkpoints.zoo import load_candidate
 from lensllm_jax.data.subsets import nested_sizes
@@ -49,14 +49,16 @@ from lensllm_jax.linalg import NtkSpectrum
 from lensllm_jax.measurement import jobs as cells
 from lensllm_jax.measurement.measurement import Measurement, MeasurementConfig
 from lensllm_jax.report import figures
-from lensllm_jax.report.pages import selection_page
-from lensllm_jax.report.selection import Selection, selection_markdown, shown
+from lensllm_jax.report.html import to_html
+from lensllm_jax.report.markdown import format_cell, to_markdown
+from lensllm_jax.report.selection import selection_report
 from lensllm_jax.selection import orders
 from lensllm_jax.selection.flops import FlopsLedger, kernel_flops
 from lensllm_jax.selection.halving import Halving
 from lensllm_jax.selection.loss_table import write_loss_table
-from lensllm_jax.selection.order_cost import OrderCost, Replay, cell_flops, order_costs
-from lensllm_jax.selection.orders import Drop, Dropping, Order
+from lensllm_jax.selection.order_cost import OrderCost, Replay, fine_tune_flops, order_costs
+from lensllm_jax.selection.orders import Drop, DropRule, Order
+from lensllm_jax.selection.selection import Selection
 
 FLAGS = measurement_flags()
 BUDGET_SIZE = flags.DEFINE_integer("budget_size", 1600, "Largest affordable subset, examples.")
@@ -91,7 +93,7 @@ def main(argv: Sequence[str]) -> None:
         pool = Pool(task, config, num_params, folder, progress)
         dropped = measure(names, sizes, pool)
     selection = select(names, sizes, pool, dropped)
-    write_results(folder, selection)
+    write_results(folder, selection, task)
     show(selection)
     if not FLAGS.quiet:
         show_costs(selection)
@@ -197,13 +199,18 @@ def affordable_sizes(task: Task, config: MeasurementConfig) -> tuple[int, ...]:
             f"got {TARGET_SIZE.value}"
         )
     measuring.check_kernel_examples(task, config)
-    Halving(gamma=GAMMA.value, tau=TAU.value), dropping()  # their own checks
+    halving(), drop_rule()  # refuse settings out of range
     return nested_sizes(BUDGET_SIZE.value, SMALLEST_SIZE.value)[::-1]
 
 
-def dropping() -> Dropping:
-    """Who goes on, upwards."""
-    return Dropping(target_size=TARGET_SIZE.value, keep=KEEP.value, gamma=GAMMA.value)
+def halving() -> Halving:
+    """Algorithm 1 at its start."""
+    return Halving(gamma=GAMMA.value, tau=TAU.value)
+
+
+def drop_rule() -> DropRule:
+    """Which candidates continue, upwards."""
+    return DropRule(target_size=TARGET_SIZE.value, keep=KEEP.value, gamma=GAMMA.value)
 
 
 def settings(names: Sequence[str], task: Task, config: MeasurementConfig) -> dict:
@@ -218,7 +225,7 @@ def settings(names: Sequence[str], task: Task, config: MeasurementConfig) -> dic
     }
     if ORDER.value != Order.DOWNWARDS:  # folders from before there was a choice stay good
         decided["order"] = ORDER.value
-    if ORDER.value == Order.UPWARDS or KEEP.value != Dropping.keep:  # orders.csv counts by it
+    if ORDER.value == Order.UPWARDS or KEEP.value != DropRule.keep:  # orders.csv counts by it
         decided["keep"] = KEEP.value
     return decided
 
@@ -244,7 +251,7 @@ def measure(names: Sequence[str], sizes: Sequence[int], pool: Pool) -> dict[str,
             for size in sizes:
                 loss(size)
         else:
-            orders.measure_downwards(sizes, loss, gamma=GAMMA.value, tau=TAU.value)
+            orders.measure_downwards(sizes, loss, halving())
         pool.finish(name, sizes)
     return {}
 
@@ -260,7 +267,7 @@ def measure_upwards(names: Sequence[str], sizes: Sequence[int], pool: Pool) -> d
     def on_drop(name: str, drop: Drop) -> None:
         pool.finish(name, sizes)
 
-    dropped = orders.measure_upwards(names, sizes, loss, dropping(), on_drop=on_drop)
+    dropped = orders.measure_upwards(names, sizes, loss, drop_rule(), on_drop=on_drop)
     for name in names:
         if name not in dropped:
             pool.kernel(name)
@@ -283,12 +290,9 @@ def select(
     return Selection(
         table=table,
         target_size=TARGET_SIZE.value,
-        gamma=GAMMA.value,
-        tau=TAU.value,
+        halving=halving(),
         spectra={n: one.spectrum for n, one in paid.items() if one.spectrum is not None},
         ledger=ledger,
-        task=pool.task,
-        command=command(),
         order=Order(ORDER.value),
         dropped=dropped,
         costs=costs_of(sizes, pool, paid, ledger),
@@ -324,23 +328,25 @@ def costs_of(
     """What every order costs on this pool."""
     replay = Replay(
         losses={n: {s: x for s, x in one.losses.items() if s} for n, one in paid.items()},
-        flops=lambda n, size: cell_flops(pool.num_params[n], size, paid[n].num_tokens),
+        flops=lambda n, size: fine_tune_flops(pool.num_params[n], size, paid[n].num_tokens),
         kernel=lambda n: flops_of_kernel(n, pool),
     )
-    return order_costs(Order(ORDER.value), ledger, replay, sizes, dropping(), tau=TAU.value)
+    order, rule = Order(ORDER.value), drop_rule()
+    return order_costs(order, ledger, replay, sizes, search=halving(), rule=rule)
 
 
-def write_results(folder: RunFolder, selection: Selection) -> None:
+def write_results(folder: RunFolder, selection: Selection, task: Task) -> None:
     """The files that a person reads."""
     write_loss_table(selection.table, folder.path / "losses.csv")
     folder.write_rows("ranking.csv", [_numbers(row) for row in selection.rows()])
     folder.write_rows("orders.csv", [dataclasses.asdict(cost) for cost in selection.costs])
     folder.write_bytes("loss_curves.png", figures.loss_curves(
-        selection.table, selection.laws(), target_size=selection.target_size))  # fmt: skip
+        selection.table, selection.laws, target_size=selection.target_size))  # fmt: skip
     spectra = {name: s.eigenvalues for name, s in selection.spectra.items()}
     folder.write_bytes("kernel_spectra.png", figures.kernel_spectra(spectra))
-    folder.write_text("report.md", selection_markdown(selection))
-    folder.write_text("report.html", selection_page(selection, folder.read_json(RUN)))
+    report = selection_report(selection, task, folder.read_json(RUN))
+    folder.write_text("report.md", to_markdown(report))
+    folder.write_text("report.html", to_html(report))
 
 
 def _numbers(row: Mapping[str, Any]) -> dict[str, Any]:
@@ -372,7 +378,7 @@ def _print(title: str, rows: Sequence[Mapping[str, Any]], texts: Sequence[str]) 
         justify: Literal["left", "right"] = "left" if column in texts else "right"
         table.add_column(column.replace("_", " "), justify=justify)
     for row in rows:
-        table.add_row(*map(shown, row.values()))
+        table.add_row(*map(format_cell, row.values()))
     terminal.show(table)
 
 

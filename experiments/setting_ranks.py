@@ -35,7 +35,8 @@ from experiments.common.run_folder import RunFolder, known, sha256_of
 from experiments.common.verdicts import pair
 from lensllm_jax import checks
 from lensllm_jax.selection.loss_table import LossTable, read_loss_table
-from lensllm_jax.selection.rank import NEEDS, SELECTORS, rank
+from lensllm_jax.selection.rank import rank
+from lensllm_jax.selection.selectors import NEEDS, SELECTORS
 
 CURVES = define_curves("label=table (CSV), one per setting.")
 TRUTH = flags.DEFINE_string("truth", None, "Loss table (CSV) with full tuning's losses.")
@@ -144,7 +145,7 @@ def rows_of(
             ranking = rank(table, budget_size=budget, target_size=target, selector=selector)
             rows.append({
                 "setting": label, "selector": selector, "budget_size": budget,
-                "target_size": target, **ranking.judged(losses)._asdict(),
+                "target_size": target, **ranking.evaluate(losses)._asdict(),
                 "mean_budget_loss": float(table.column(budget).mean()),
             })  # fmt: skip
     return rows

@@ -16,7 +16,7 @@ import nbclient
 import nbformat
 from markdown_it import MarkdownIt
 
-from lensllm_jax.report.page import Section, code, page
+from lensllm_jax.report.html import code, document
 
 ROOT = Path(__file__).parent.parent
 FOLDER, RENDERED = ROOT / "notebooks", ROOT / "docs" / "notebooks"
@@ -50,7 +50,8 @@ def rendered(notebook: nbformat.NotebookNode) -> str:
     Returns:
         A self-contained HTML document.
     """
-    title, sections = "", []
+    title: str = ""
+    sections: list[tuple[str, str]] = []
     for cell in notebook.cells:
         if cell.cell_type == "code":
             body = code(cell.source) + "".join(shown(output) for output in cell.outputs)
@@ -63,12 +64,13 @@ def rendered(notebook: nbformat.NotebookNode) -> str:
                 title = heading.strip("# ")
             body = MarkdownIt().render(rest)
             if level > 1:
-                sections.append(Section(heading.strip("# "), body))
+                sections.append((heading.strip("# "), body))
                 continue
         if not sections:
-            sections.append(Section("What this is", ""))
-        sections[-1] = Section(sections[-1].title, sections[-1].body + body)
-    return page(title, sections)
+            sections.append(("What this is", ""))
+        heading, before = sections[-1]
+        sections[-1] = (heading, before + body)
+    return document(title, sections)
 
 
 def shown(output: nbformat.NotebookNode) -> str:

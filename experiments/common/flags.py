@@ -6,7 +6,7 @@ of binaries that measure candidates stand in ``experiments.common.measurement_fl
 
 from absl import flags
 
-from lensllm_jax.selection.orders import Dropping
+from lensllm_jax.selection.orders import DropRule
 
 flags.disclaim_key_flags()  # each counts as the binary's own: its --help shows it
 
@@ -67,7 +67,7 @@ def define_tau() -> flags.FlagHolder[float]:
 
 def define_keep() -> flags.FlagHolder[float]:
     """--keep."""
-    return flags.DEFINE_float("keep", Dropping.keep, "Upwards: share of the candidates kept.")
+    return flags.DEFINE_float("keep", DropRule.keep, "Upwards: share of the candidates kept.")
 
 
 def define_tokens_per_example(help: str) -> flags.FlagHolder[float]:

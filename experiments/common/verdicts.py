@@ -12,7 +12,7 @@ import numpy as np
 
 from experiments.common import terminal
 from lensllm_jax.selection.loss_table import LossTable
-from lensllm_jax.selection.rank import Ranking
+from lensllm_jax.selection.ranking import Ranking
 
 
 def verdict_row(table: LossTable, selector: str, divisor: int, ranking: Ranking) -> dict[str, Any]:
@@ -31,7 +31,7 @@ def verdict_row(table: LossTable, selector: str, divisor: int, ranking: Ranking)
         "task": table.task,
         "budget_fraction": 1.0 / divisor,
         "selector": selector,
-        **ranking.judged(table.by_name(int(table.sizes[-1])))._asdict(),
+        **ranking.evaluate(table.by_name(int(table.sizes[-1])))._asdict(),
         "flops": ranking.flops,
         "seconds": ranking.seconds,
     }

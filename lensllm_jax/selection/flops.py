@@ -1,11 +1,11 @@
 r"""One ledger of what a selection costs, in floating-point operations.
 
 Training N parameters on D examples costs :math:`6 N \cdot` tokens :math:`\cdot` epochs
-:math:`\cdot` search rounds (Kaplan et al. 2020, arXiv 2001.08361: two operations a parameter and
-token forward, four backward; attention's own products are left out).  A zero-shot evaluation is
+:math:`\cdot` search rounds (Kaplan et al. 2020, arXiv 2001.08361: two operations per parameter and
+token forward, four backward; products within attention are left out).  A zero-shot evaluation is
 no training and is not counted, for any selector.  Kernels enter with their own FLOPs.  Where
 tokens were counted, the ledger takes the count; where only sizes are known, :class:`TrainingCost`
-says how many tokens a size means.
+estimates the tokens.
 
 Example:
     >>> cost = TrainingCost(tokens_per_example=100.0, epochs=2.0, search_rounds=3.0)
@@ -22,40 +22,26 @@ from lensllm_jax import checks
 
 
 def training_flops(num_params: float, num_tokens: float) -> float:
-    """6 N a token: two forward, four backward.
-
-    Args:
-        num_params: N.
-        num_tokens: trained on, every pass counted.
-
-    Returns:
-        FLOPs.
-    """
+    """6 N per token trained on, every pass counted."""
     return 6.0 * num_params * num_tokens
 
 
 def kernel_flops(num_params: float, *, num_examples: int, num_tokens: float) -> float:
-    """One gradient an example, and the products of every pair of gradients.
+    """One gradient per example, and the n (n + 1) / 2 products of gradients of length N.
 
-    Args:
-        num_params: N, the length of a gradient.
-        num_examples: n of the kernel, which is symmetric: n (n + 1) / 2 products are needed.
-        num_tokens: of all examples together, padding counted.
-
-    Returns:
-        FLOPs.
+    ``num_tokens`` is that of all examples together, padding counted.
     """
-    products = num_params * num_examples * (num_examples + 1)  # two operations a term
+    products = num_params * num_examples * (num_examples + 1)  # two operations per term
     return training_flops(num_params, num_tokens) + products
 
 
 @dataclasses.dataclass(frozen=True)
 class TrainingCost:
-    """What one fine-tune multiplies to; the defaults are assumptions, state them beside totals."""
+    """Factors of one fine-tune; the defaults are assumptions, state them next to totals."""
 
     tokens_per_example: float = 512.0  # tokens, input and target together, padding counted
     epochs: float = 1.0  # passes over the subset
-    search_rounds: float = 1.0  # fine-tunes a subset, e.g. of a learning-rate search
+    search_rounds: float = 1.0  # fine-tunes per subset, e.g. of a learning-rate search
 
     def __post_init__(self):
         checks.positive("tokens_per_example", self.tokens_per_example)
@@ -75,15 +61,15 @@ class TrainingCost:
 class Entry:
     """One line of the ledger."""
 
-    candidate: str  # who
-    act: str  # "train" or "kernel"
+    candidate: str
+    kind: str  # "train" or "kernel"
     num_examples: int  # trained on; 0 for a kernel
     flops: float  # NaN if the number of parameters is unknown
 
 
 @dataclasses.dataclass(frozen=True)
 class FlopsLedger:
-    """Every FLOP that a selection spent; immutable, each act returns the longer ledger."""
+    """Every FLOP that a selection spent.  Immutable: each entry returns the longer ledger."""
 
     entries: tuple[Entry, ...] = ()  # in the order of spending
 

@@ -11,8 +11,8 @@ because that size lies in the pre-power phase.  LensLLM (arXiv 2505.03793), Algo
 AtS of Lin et al. 2024 (arXiv 2402.02314) up to the final estimator.  The line, not Eq 10, tests:
 three pairs determine Eq 10's parameters exactly and leave no residual to compare with.
 
-The test asks for :math:`\sigma \ge` ``MIN_SIGMA``: losses printed with six digits leave residuals
-of that order even on an exact line, and a smaller one would stop the search for no reason.
+:math:`\sigma` is at least ``MIN_SIGMA``: losses printed with six digits leave residuals of that
+order even on an exact line, and a smaller one would stop the search for no reason.
 
 Example:
     >>> search = Halving(gamma=3, tau=5.0)
@@ -25,11 +25,17 @@ Example:
 import dataclasses
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from lensllm_jax import checks, linalg
 
 MIN_SIGMA = 1e-6  # of log losses
+
+
+def check_gamma(gamma: int) -> None:
+    """Two pairs are the fewest that determine a line."""
+    if gamma < 2:
+        raise checks.UserError(f"`gamma` must be 2 or more, got {gamma}: it fits a line")
 
 
 def deviation_from_line(
@@ -46,19 +52,18 @@ class Halving:
     """One candidate's search; ``observe`` returns the next state.  Immutable."""
 
     gamma: int = 3  # pairs before the test begins
-    tau: float = 5.0  # residuals' standard deviations that a pair may be off
+    tau: float = 5.0  # residual standard deviations that a pair may be off
     accepted: tuple[tuple[int, float], ...] = ()  # (size, loss), descending sizes
-    refused: tuple[int, float] | None = None  # the pair that ended the search
+    rejected: tuple[int, float] | None = None  # the pair that ended the search
 
     def __post_init__(self):
-        if self.gamma < 2:
-            raise checks.UserError(f"`gamma` must be 2 or more, got {self.gamma}: it fits a line")
+        check_gamma(self.gamma)
         checks.positive("tau", self.tau)
 
     @property
     def stopped(self) -> bool:
-        """Whether the pre-power phase was met."""
-        return self.refused is not None
+        """Whether the search has reached the pre-power phase."""
+        return self.rejected is not None
 
     @property
     def accepted_sizes(self) -> tuple[int, ...]:
@@ -67,8 +72,8 @@ class Halving:
 
     @property
     def sizes_spent(self) -> tuple[int, ...]:
-        """Sizes that were fine-tuned on, the refused one included."""
-        return self.accepted_sizes + (() if self.refused is None else (self.refused[0],))
+        """Sizes that were fine-tuned on, the rejected one included."""
+        return self.accepted_sizes + (() if self.rejected is None else (self.rejected[0],))
 
     def deviation(self, size: int, loss: float) -> float:
         """How many sigma the pair lies off the accepted line; 0 before ``gamma`` pairs."""
@@ -78,14 +83,7 @@ class Halving:
         return deviation_from_line(sizes, losses, float(np.log(size)), float(np.log(loss)))
 
     def observe(self, size: int, loss: float) -> "Halving":
-        """The search after fine-tuning on ``size`` examples gave ``loss``.
-
-        Args:
-            size: training examples, smaller than every size before, above 0.
-            loss: test loss, nats per token.
-
-        Returns:
-            The next state; ask ``stopped`` whether to halve again.
+        """The search after fine-tuning on ``size`` examples gave ``loss`` (nats per token).
 
         Raises:
             UserError: if the search has stopped, or the sizes do not descend.
@@ -99,28 +97,20 @@ class Halving:
                 f"`size` must be below the last one {self.accepted[-1][0]}, got {size}"
             )
         if self.deviation(size, loss) > self.tau:
-            return dataclasses.replace(self, refused=(size, loss))
+            return dataclasses.replace(self, rejected=(size, loss))
         return dataclasses.replace(self, accepted=(*self.accepted, (size, loss)))
 
+    def observe_row(
+        self, sizes: Int[np.ndarray, " num_sizes"], losses: Float[np.ndarray, " num_sizes"]
+    ) -> "Halving":
+        """The search run over one row of a loss table, from the largest size down.
 
-def halve(sizes: np.ndarray, losses: np.ndarray, *, gamma: int = 3, tau: float = 5.0) -> Halving:
-    """Runs the search over one row of a loss table, from the largest size down.
-
-    Args:
-        sizes: training examples, ascending; 0 is left out.
-        losses: test losses at ``sizes``; NaN (not measured) is left out.
-        gamma: pairs before the test begins.
-        tau: residuals' standard deviations that a pair may be off.
-
-    Returns:
-        The final state; ``accepted`` holds the power phase.
-
-    Example:
-        >>> halve(np.array([0, 200, 400]), np.array([9.0, 2.0, 1.0])).accepted_sizes
-        (400, 200)
-    """
-    search = Halving(gamma=gamma, tau=tau)
-    for size, loss in zip(sizes[::-1], losses[::-1], strict=True):
-        if size > 0 and not np.isnan(loss) and not search.stopped:
-            search = search.observe(int(size), float(loss))
-    return search
+        Args:
+            sizes: training examples, ascending; 0 is left out.
+            losses: nats per token; NaN (not measured) is left out.
+        """
+        search = self
+        for size, loss in zip(sizes[::-1], losses[::-1], strict=True):
+            if size > 0 and not np.isnan(loss) and not search.stopped:
+                search = search.observe(int(size), float(loss))
+        return search

@@ -1,27 +1,27 @@
 r"""Order of measuring: from the budget downwards, from small sizes upwards, or every size.
 
 Downwards, each candidate by itself, is Algorithm 1 (:mod:`lensllm_jax.selection.halving`): the
-budget first, then half of it, until the loss leaves the power phase.  Every candidate pays for
-the budget, so that a pool costs between one and two times its fine-tunes there.
+budget first, then half of it, until the loss leaves the power phase.  Every candidate is
+fine-tuned on the budget, so that a pool costs one to two times its fine-tunes there.
 
-Upwards, the pool together, is successive halving (Jamieson and Talwalkar 2016, arXiv 1502.07943),
-the sizes doubling and the candidates becoming fewer.  Once ``gamma`` losses of each are known, a
+Upwards, the pool together, is successive halving (Jamieson and Talwalkar 2016, arXiv 1502.07943):
+the sizes double while the candidates become fewer.  Once ``gamma`` losses of each are known, a
 straight line of log L on log D through its last ``gamma`` predicts its loss at the target,
 
 .. math:: \log\hat L(D_{target}) = a + b \log D_{target},
 
-and of n candidates the best :math:`\max(\lfloor keep \cdot n \rfloor, 2)` go on; two always reach
-the budget, where the law compares them.  A dropped candidate is never measured again.  The loss at
-a small size itself is no ground to drop: curves cross.  ``keep`` = 3/4 is the smallest share of
-those tried that never dropped the best of FLAN or Gigaword (benchmarks/LOG.md).
+and of n candidates the best :math:`\max(\lfloor keep \cdot n \rfloor, 2)` continue; two always
+reach the budget, where the law compares them.  A dropped candidate is never measured again.  The
+loss at a small size itself is no reason to drop: curves cross.  ``keep`` = 3/4 is the smallest
+share of those tried that never dropped the best of FLAN or Gigaword (benchmarks/LOG.md).
 
 Example:
     >>> measure = lambda name, size: {"a": 9.0, "b": 10.0, "c": 12.0}[name] * size**-0.2
-    >>> rule = Dropping(target_size=6400)
+    >>> rule = DropRule(target_size=6400)
     >>> dropped = measure_upwards("abc", (200, 400, 800, 1600), measure, rule)
     >>> [(name, drop.size) for name, drop in dropped.items()]
     [('c', 800)]
-    >>> measure_downwards((200, 400), lambda size: 9.0 * size**-0.2).sizes_spent
+    >>> measure_downwards((200, 400), lambda size: 9.0 * size**-0.2, Halving()).sizes_spent
     (400, 200)
 """
 
@@ -31,7 +31,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from lensllm_jax import checks, linalg
-from lensllm_jax.selection.halving import Halving
+from lensllm_jax.selection.halving import Halving, check_gamma
 
 MIN_KEPT = 2  # one candidate alone is no comparison
 
@@ -40,35 +40,35 @@ class Order(enum.StrEnum):
     """Which sizes of which candidates are measured, and when."""
 
     DOWNWARDS = "downwards"  # Algorithm 1: from the budget, until the power phase is left
-    UPWARDS = "upwards"  # successive halving: from the smallest, hopeless candidates dropped
+    UPWARDS = "upwards"  # successive halving: from the smallest, the worst predicted dropped
     ALL = "all"  # every size of every candidate
 
 
 @dataclasses.dataclass(frozen=True)
 class Drop:
-    """Why a candidate was given up."""
+    """Why a candidate was dropped."""
 
     size: int  # the last that it was fine-tuned on, examples
     predicted: float  # its loss at the target by its line, nats per token
-    cut: float  # the worst prediction of those that went on, nats per token
+    cut: float  # the worst prediction of those that continue, nats per token
 
 
 @dataclasses.dataclass(frozen=True)
-class Dropping:
-    """Who goes on to the next larger size."""
+class DropRule:
+    """Which candidates continue to the next larger size."""
 
     target_size: int  # where candidates are compared, examples
-    keep: float = 0.75  # share of the candidates that goes on
+    keep: float = 0.75  # share of the candidates that continues
     gamma: int = 3  # losses that a line goes through
 
     def __post_init__(self):
         if not 0 < self.keep <= 1:
             raise checks.UserError(f"`keep` must be above 0 and at most 1, got {self.keep}")
-        Halving(gamma=self.gamma)  # its own check: both fit a line
+        check_gamma(self.gamma)
         checks.positive("target_size", self.target_size)
 
     def num_kept(self, num_candidates: int) -> int:
-        """How many of ``num_candidates`` go on."""
+        """How many of ``num_candidates`` continue."""
         return min(num_candidates, max(math.floor(self.keep * num_candidates), MIN_KEPT))
 
     def predicted(self, losses: Mapping[int, float]) -> float:
@@ -77,36 +77,33 @@ class Dropping:
         return linalg.extrapolate_power(pairs, self.target_size)
 
     def drops(self, losses: Mapping[str, Mapping[int, float]]) -> dict[str, Drop]:
-        """Who is given up, of candidates that were measured up to the same size.
+        """The candidates that do not continue, and why.
 
         Args:
-            losses: candidate -> size -> loss, nats per token; ``gamma`` sizes or more each.
-
-        Returns:
-            Candidate -> why; the best predicted are not in it.
+            losses: candidate -> size -> nats per token; the same ``gamma`` or more sizes each.
         """
         predicted = {name: self.predicted(row) for name, row in losses.items()}
         best_first = sorted(losses, key=predicted.__getitem__)  # stable: ties in the pool's order
-        kept = self.num_kept(len(best_first))
-        cut = predicted[best_first[kept - 1]]
-        return {name: Drop(max(losses[name]), predicted[name], cut) for name in best_first[kept:]}
+        num_kept = self.num_kept(len(best_first))
+        cut = predicted[best_first[num_kept - 1]]
+        return {
+            name: Drop(max(losses[name]), predicted[name], cut) for name in best_first[num_kept:]
+        }
 
 
 def measure_downwards(
-    sizes: Iterable[int], measure: Callable[[int], float], *, gamma: int = 3, tau: float = 5.0
+    sizes: Iterable[int], measure: Callable[[int], float], search: Halving
 ) -> Halving:
-    """Algorithm 1 on one candidate; a size is measured only if it is asked for.
+    """Algorithm 1 on one candidate, which measures no size beyond the stop.
 
     Args:
         sizes: training examples, in any order.
         measure: size -> test loss, nats per token.
-        gamma: pairs before the test begins.
-        tau: residuals' standard deviations that a pair may be off.
+        search: its start, which holds gamma and tau.
 
     Returns:
         The search at its end.
     """
-    search = Halving(gamma=gamma, tau=tau)
     for size in sorted(sizes, reverse=True):
         search = search.observe(size, measure(size))
         if search.stopped:
@@ -116,7 +113,7 @@ def measure_downwards(
 
 def measure_upwards(
     names: Sequence[str], sizes: Iterable[int], measure: Callable[[str, int], float],
-    rule: Dropping, *, on_drop: Callable[[str, Drop], None] | None = None,
+    rule: DropRule, *, on_drop: Callable[[str, Drop], None] | None = None,
 ) -> dict[str, Drop]:  # fmt: skip
     """Successive halving of a pool; a dropped candidate is never measured again.
 
@@ -124,14 +121,14 @@ def measure_upwards(
         names: the pool.
         sizes: training examples, in any order.
         measure: candidate, size -> test loss, nats per token.
-        rule: who goes on.
-        on_drop: told of each candidate that is given up.
+        rule: which candidates continue.
+        on_drop: called with each candidate that is dropped.
 
     Returns:
         Candidate -> why it was dropped; the others were measured on every size.
     """
     ascending = sorted(sizes)
-    # nobody can be dropped before: one candidate after the other is loaded once
+    # none can be dropped before: by candidate, so that each is loaded once
     losses = {
         name: {size: measure(name, size) for size in ascending[: rule.gamma]} for name in names
     }

@@ -31,7 +31,7 @@ def test_api_page_holds_what_public_functions_return():
     returned = {inspect.signature(f).return_annotation for f in functions}
     ours = {f"{c.__module__}.{c.__qualname__}" for c in returned if inspect.isclass(c)
             and c.__module__.startswith("lensllm_jax.")}  # fmt: skip
-    assert "lensllm_jax.selection.rank.Ranking" in ours
+    assert "lensllm_jax.selection.ranking.Ranking" in ours
     assert ours <= listed
 
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from experiments import transitions
+from experiments.common.paper_plots import phases_figure
 from lensllm_jax import checks
-from lensllm_jax.report.paper import phases_figure
 from lensllm_jax.scaling.fit import fit_laws
 from lensllm_jax.selection.loss_table import LossTable, write_loss_table
 from tests.messages.binaries import load

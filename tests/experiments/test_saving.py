@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lensllm_jax.report.paper import saving_figure
+from experiments.common.paper_plots import saving_figure
 from lensllm_jax.selection.loss_table import LossTable, write_loss_table
 from tests.experiments.test_rank_curves import run_binary
 

@@ -4,11 +4,15 @@ import numpy as np
 
 from lensllm_jax.data.task import Example, build_task
 from lensllm_jax.linalg import NtkSpectrum
-from lensllm_jax.report.pages import curves_page, kernel_page, selection_page
-from lensllm_jax.report.selection import Selection
+from lensllm_jax.report.curves import curves_report
+from lensllm_jax.report.html import to_html
+from lensllm_jax.report.kernel import kernel_report
+from lensllm_jax.report.selection import selection_report
 from lensllm_jax.selection.flops import FlopsLedger
+from lensllm_jax.selection.halving import Halving
 from lensllm_jax.selection.loss_table import LossTable
 from lensllm_jax.selection.rank import rank
+from lensllm_jax.selection.selection import Selection
 
 NAMES = ("a<b>&c", "zoo/middle", "last")
 RUN = {"settings": {"seed": 0, "tau": 5.0}, "command": "python -m experiments.x --a='<1>'"}
@@ -30,18 +34,20 @@ def selection():
     for name in NAMES:
         ledger = ledger.kernel(name, flops=1e12)
         ledger = ledger.train(name, num_params=1e6, num_examples=1600, num_tokens=1e5)
-    splits = ("train", "validation", "test")
-    task = build_task("toy", "made <here>", **{s: [Example("", f"text {s}")] for s in splits})
     return Selection(
         table=table,
         target_size=6400,
-        gamma=3,
-        tau=5.0,
+        halving=Halving(),
         spectra={name: spectrum() for name in NAMES},
         ledger=ledger,
-        task=task,
-        command=RUN["command"],
     )
+
+
+def report(chosen=None):
+    """The report of a selection, or of the one above."""
+    splits = ("train", "validation", "test")
+    task = build_task("toy", "made <here>", **{s: [Example("", f"text {s}")] for s in splits})
+    return selection_report(chosen or selection(), task, RUN)
 
 
 def pages():
@@ -53,7 +59,7 @@ def pages():
     }
     rows = [{"selector": name, "pearson": 90.0, "flops": 1e15} for name in rankings]
     return {
-        "selection": selection_page(selection(), RUN),
-        "curves": curves_page([table], {"toy": {4: rankings}}, rows, RUN),
-        "kernel": kernel_page("a<b>", np.eye(3), spectrum(), RUN),
+        "selection": to_html(report()),
+        "curves": to_html(curves_report([table], {"toy": {4: rankings}}, rows, RUN)),
+        "kernel": to_html(kernel_report("a<b>", np.eye(3), spectrum(), RUN)),
     }

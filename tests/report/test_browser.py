@@ -107,7 +107,7 @@ def test_a_click_sorts_and_another_turns_round(browser, folder):
     opened(browser, folder / "selection.html")
     buttons = browser.find_elements("css selector", "table:first-of-type th button")
     names = [button.text for button in buttons]
-    score, last = names.index("score"), names.index("P beats the next")
+    score, last = names.index("predicted loss"), names.index("p beats next")
     before = column(browser, score)
     assert len(before) == 3
     for reverse in (False, True):

@@ -13,7 +13,7 @@ from matplotlib import colormaps
 from matplotlib.colors import to_rgb
 
 from lensllm_jax.report import figures
-from lensllm_jax.selection.rank import SELECTORS
+from lensllm_jax.selection.selectors import SELECTORS
 
 VISIONS = {
     "common": np.eye(3),

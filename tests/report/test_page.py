@@ -7,8 +7,8 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
-from lensllm_jax.report.page import command, table
-from lensllm_jax.report.selection import ranking_rows
+from lensllm_jax.report.html import table, to_html
+from lensllm_jax.report.sections import Command, Report, Section, Table
 from tests.report import samples
 
 VOID = {"meta", "link"}
@@ -72,17 +72,17 @@ def test_names_are_text(pages):
 
 def test_ranking_holds_the_probabilities_of_the_ranking(pages):
     ranking = samples.selection().ranking
-    rows = ranking_rows(ranking)
+    rows = ranking.rows()
     assert [row["candidate"] for row in rows] == list(ranking.order)
     first, second, third = ranking.order
-    assert rows[0]["P beats the next"] == ranking.probability(first, second)
-    assert rows[2]["P the first beats it"] == ranking.probability(first, third)
+    assert rows[0]["p_beats_next"] == ranking.probability(first, second)
+    assert rows[2]["p_first_beats_it"] == ranking.probability(first, third)
     for row in rows:
         assert f"{row['score']:.4f}" in pages["selection"]
 
 
 def test_cells_carry_whole_numbers_to_sort_by():
-    text = table([{"x": 1.23456789, "y": "b"}, {"x": float("nan"), "y": "a"}], "c")
+    text = table(Table([{"x": 1.23456789, "y": "b"}, {"x": float("nan"), "y": "a"}], "c"))
     assert 'data-value="1.23456789" class="number">1.2346<' in text
     assert 'data-value="" class="number">-<' in text
 
@@ -98,15 +98,16 @@ def test_no_probability_is_shown_as_certain(spread, shown):
     sure = dataclasses.replace(
         ranking, win_probability=np.ones((3, 3)), log_std=ranking.log_std if spread else {}
     )
-    text = table(ranking_rows(sure), "ranking")
+    text = table(Table(sure.rows(), "ranking"))
     assert f'data-value="1.0" class="number">{shown}<' in text
     assert "1.0000" not in text
     less = dataclasses.replace(sure, win_probability=np.full((3, 3), 0.75))
-    assert ">0.75<" in table(ranking_rows(less), "ranking")
+    assert ">0.75<" in table(Table(less.rows(), "ranking"))
 
 
 def test_a_column_has_one_form_and_a_command_breaks_between_words():
     rows = [{"loss": 3.5, "flops": 7.5e-7}, {"loss": 12.0, "flops": 0.0011}]
-    text = table(rows, "two columns")
+    text = table(Table(rows, "two columns"))
     assert re.findall(r">([^<>]+)</td>", text) == ["3.5000", "7.5e-07", "12.0000", "0.0011"]
-    assert "<span>python</span> <span>--a=1</span>" in command("python --a=1")
+    page = to_html(Report("", [Section("", [Command("python --a=1")])]))
+    assert "<span>python</span> <span>--a=1</span>" in page

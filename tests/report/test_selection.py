@@ -6,8 +6,8 @@ import re
 
 import pytest
 
-from lensllm_jax.report.pages import selection_page
-from lensllm_jax.report.selection import BEATS, markdown_table, selection_markdown
+from lensllm_jax.report.html import to_html
+from lensllm_jax.report.markdown import markdown_table, to_markdown
 from lensllm_jax.selection.orders import Drop, Order
 from lensllm_jax.selection.uncertainty import NextMeasurement
 from tests.messages.binaries import load
@@ -42,13 +42,13 @@ def chances_on_page(text):
     head, *body = re.findall(r"<tr>(.*?)</tr>", text, re.DOTALL)
     names = re.findall(r"<button[^>]*>([^<]*)<", head)
     cells = [re.findall(r"<td[^>]*>([^<]*)<", row) for row in body]
-    return {html.unescape(row[1]): html.unescape(row[names.index(BEATS)])
+    return {html.unescape(row[1]): html.unescape(row[names.index("p beats next")])
             for row in cells[: len(samples.NAMES)]}  # fmt: skip
 
 
 @pytest.fixture
 def selection():
-    """A pool whose first two are not told apart."""
+    """A pool whose first two are not separated."""
     selection = samples.selection()
     advice = NextMeasurement("last", 3200, 1e15, 0.6, 0.2, 0.1)
     vars(selection)["ranking"] = dataclasses.replace(selection.ranking, advice=advice)
@@ -64,14 +64,14 @@ def test_terminal_page_and_markdown_show_the_same_probabilities(selection, capsy
     assert shown[selection.ranking.order[-1]] == "-"
     sure = selection.ranking.probability(first, second)
     assert shown[first] == (f"{sure:.2f}" if sure <= 0.99 else "> 0.99")
-    assert chances_on_page(selection_page(selection, samples.RUN)) == shown
-    page = selection_markdown(selection)
+    assert chances_on_page(to_html(samples.report(selection))) == shown
+    page = to_markdown(samples.report(selection))
     assert chances_in(page, ["rank", "candidate"], "p_beats_next") == shown
     for text in (terminal, page):
         assert "need more data to tell (P = 0.60): fine-tune last on 3200 examples" in text
 
 
-def test_a_candidate_that_was_dropped_beats_nobody(capsys):
+def test_a_dropped_candidate_beats_none(capsys):
     dropped = dataclasses.replace(
         samples.selection(), order=Order.UPWARDS, dropped={"last": Drop(800, 3.0, 2.0)}
     )

@@ -14,11 +14,12 @@ from lensllm_jax.selection.flops import (
     kernel_flops,
     training_flops,
 )
-from lensllm_jax.selection.halving import Halving, halve
+from lensllm_jax.selection.halving import Halving
 from lensllm_jax.selection.loss_table import LossTable, read_loss_table
-from lensllm_jax.selection.pooled import Constants, head_starts, views
-from lensllm_jax.selection.problem import Problem
-from lensllm_jax.selection.rank import NEEDS, SELECTORS, rank
+from lensllm_jax.selection.problem import Evidence, Problem
+from lensllm_jax.selection.rank import rank
+from lensllm_jax.selection.selectors import NEEDS, SELECTORS
+from lensllm_jax.selection.selectors.pooled import Constants, early_gain_shares, views
 from tests.selection.tables import BUDGET_FRACTIONS, TABLES, needs_tables
 
 FROM_TABLE = sorted(set(SELECTORS) - set(NEEDS))
@@ -144,16 +145,18 @@ def test_pooled_sees_the_shared_bend_that_straight_lines_miss():
     assert errors["pooled"] < errors["ats"]
 
 
-def test_a_head_start_is_the_share_of_the_fall_that_the_first_examples_made():
+def test_the_early_gain_share_is_that_of_the_fall_made_on_the_first_examples():
     sizes = np.array([0, 200, 400])
     losses = np.array([[4.0, 2.0, 1.0], [4.0, 1.0, 1.0], [4.0, np.nan, 1.0], [1.0, 2.0, 3.0]])
     # shares 1/2 and 1; the third was not measured, the fourth never fell
-    np.testing.assert_allclose(head_starts(losses, sizes), [-0.25, 0.25, 0.0, 0.0], atol=1e-15)
-    assert not head_starts(losses[3:], sizes).any()
-    assert not head_starts(losses[:, 1:], sizes[1:]).any()  # no zero-shot loss
+    np.testing.assert_allclose(
+        early_gain_shares(losses, sizes), [-0.25, 0.25, 0.0, 0.0], atol=1e-15
+    )
+    assert not early_gain_shares(losses[3:], sizes).any()
+    assert not early_gain_shares(losses[:, 1:], sizes[1:]).any()  # no zero-shot loss
 
 
-def test_on_a_task_that_does_not_bend_head_starts_change_nothing():
+def test_on_a_task_that_does_not_bend_early_gain_changes_nothing():
     table = small_table()
     early = table.losses.copy()
     early[0, 0] *= 3.0
@@ -162,7 +165,7 @@ def test_on_a_task_that_does_not_bend_head_starts_change_nothing():
         way = np.expm1(bend * x) / bend if bend else x
         losses = np.column_stack([early[:, 0], np.exp(0.9 - 0.03 * np.ones((4, 1)) * way)])
         one = Problem(dataclasses.replace(table, losses=losses), target_size=409600)
-        off = views(one, constants=Constants(head_start=0.0))
+        off = views(one, constants=Constants(early_gain=0.0))
         assert np.allclose(views(one), off, atol=1e-12) != changes
 
 
@@ -173,14 +176,21 @@ def test_ledger_counts_six_n_tokens_epochs_and_rounds():
     kernels = {"m0": 5.0}
     table = small_table(1)
     with_kernel, without = (
-        rank(table, budget_size=6400, target_size=51200, kernel_flops=k) for k in (kernels, None)
+        rank(table, budget_size=6400, target_size=51200, evidence=Evidence(kernel_flops=k))
+        for k in (kernels, None)
     )
     assert with_kernel.flops == without.flops + 5.0
 
 
 def test_what_was_really_spent_takes_the_place_of_the_estimate():
     spent = FlopsLedger().train("m0", num_params=1e6, num_examples=800, num_tokens=1e3)
-    r = rank(small_table(1), budget_size=800, target_size=1600, selector="ats", ledger=spent)
+    r = rank(
+        small_table(1),
+        budget_size=800,
+        target_size=1600,
+        selector="ats",
+        evidence=Evidence(ledger=spent),
+    )
     assert r.ledger is spent
     assert r.flops == training_flops(1e6, 1e3) == 6e9
 
@@ -207,12 +217,12 @@ def test_lensllm_with_kernels_reports_both_phases_and_respects_the_bound():
         table,
         budget_size=12800,
         target_size=51200,
-        ntk_spectra=spectra,
-        ntk_losses=measured,
+        evidence=Evidence(ntk_spectra=spectra, ntk_losses=measured),
     )
     assert all("phase fitting log-RMSE" in m and "one free t" in m for m in r.messages.values())
     with pytest.raises(checks.UserError, match="got none for 'm1'"):
-        rank(table, budget_size=12800, target_size=51200, ntk_spectra={"m0": spectra["m0"]})
+        partial = Evidence(ntk_spectra={"m0": spectra["m0"]})
+        rank(table, budget_size=12800, target_size=51200, evidence=partial)
 
 
 def test_close_candidates_need_more_data_and_the_cheaper_one_is_measured_next():
@@ -242,8 +252,6 @@ def test_close_candidates_need_more_data_and_the_cheaper_one_is_measured_next():
         ({"target_size": 3200}, "`target_size` must be above"),
         ({"target_size": 200}, "`target_size` must be above"),
         ({"selector": "oracle"}, "`selector` must be one of"),
-        ({"gamma": 1}, "`gamma` must be 2 or more"),
-        ({"tau": 0.0}, "`tau` must be positive"),
         ({"selector": "nlp_metrics"}, "`weights` must have an entry"),
         ({"selector": "logme"}, "`features` must have an entry"),
     ],
@@ -277,17 +285,17 @@ def gappy():
     return dataclasses.replace(table, losses=losses)
 
 
-def test_a_ranking_is_judged_by_its_pick_and_by_the_scores_that_it_has():
+def test_a_ranking_is_evaluated_by_its_pick_and_by_the_scores_that_it_has():
     table = small_table()
     ranking = rank(table, budget_size=400, target_size=1600, selector="subtuning")
     losses = {name: score + 1.0 for name, score in ranking.scores.items()}
-    good = ranking.judged(losses)
+    good = ranking.evaluate(losses)
     assert round(good.pearson, 9) == round(good.relative_accuracy, 9) == 100.0
-    bad = ranking.judged({name: -loss for name, loss in losses.items()})
+    bad = ranking.evaluate({name: -loss for name, loss in losses.items()})
     assert round(bad.pearson, 9) == -100.0
     assert bad.relative_accuracy == 0.0
     blind = dataclasses.replace(ranking, scores=dict.fromkeys(losses, float("nan")))
-    assert np.isnan(blind.judged(losses)).all()
+    assert np.isnan(blind.evaluate(losses)).all()
 
 
 def test_too_small_a_budget_is_a_message_and_no_number():
@@ -309,19 +317,28 @@ def test_two_sizes_are_enough_for_pooled_and_give_the_straight_line():
     np.testing.assert_allclose(list(r.predicted.values()), expected, rtol=1e-12)
 
 
-def test_search_stops_at_the_kink_and_counts_what_it_paid_for():
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [({"gamma": 1}, "`gamma` must be 2 or more"), ({"tau": 0.0}, "`tau` must be positive")],
+)
+def test_bad_settings_of_the_search_are_refused(settings, message):
+    with pytest.raises(checks.UserError, match=message):
+        Halving(**settings)
+
+
+def test_search_stops_at_the_kink_and_counts_what_it_spent():
     sizes = np.array([0, 200, 400, 800, 1600, 3200, 6400])
     losses = 9.0 * np.maximum(sizes, 1.0) ** -0.3 * np.array([1, 1.5, 1, 1.001, 1, 0.999, 1])
-    search = halve(sizes, losses, gamma=3, tau=5.0)
+    search = Halving(gamma=3, tau=5.0).observe_row(sizes, losses)
     assert search.stopped
     assert search.accepted_sizes == (6400, 3200, 1600, 800, 400)
     assert search.sizes_spent == (6400, 3200, 1600, 800, 400, 200)
-    assert not halve(sizes, losses, gamma=3, tau=1e6).stopped
+    assert not Halving(gamma=3, tau=1e6).observe_row(sizes, losses).stopped
 
 
 def test_an_exact_line_does_not_stop_the_search():
     sizes = 200 * 2 ** np.arange(8)
-    assert not halve(sizes, 9.0 * sizes**-0.3).stopped
+    assert not Halving().observe_row(sizes, 9.0 * sizes**-0.3).stopped
 
 
 def test_search_refuses_sizes_that_do_not_descend():

@@ -10,11 +10,17 @@ import safetensors.numpy
 
 import lensllm_jax
 from lensllm_jax import checks
-from lensllm_jax.selection import nlp_metrics
-from lensllm_jax.selection.logme import log_evidence
+from lensllm_jax.checkpoints.stored import stored_weights
 from lensllm_jax.selection.loss_table import LossTable
-from lensllm_jax.selection.nlp_metrics import heavy_tail_metrics, mean_pl_alpha, weight_matrices
+from lensllm_jax.selection.problem import Evidence
 from lensllm_jax.selection.rank import rank
+from lensllm_jax.selection.selectors import nlp_metrics
+from lensllm_jax.selection.selectors.logme import log_evidence
+from lensllm_jax.selection.selectors.nlp_metrics import (
+    heavy_tail_metrics,
+    mean_pl_alpha,
+    weight_matrices,
+)
 from tests import oracles
 from tests.tolerances import assert_close
 
@@ -34,7 +40,7 @@ def test_logme_is_the_maximum_of_the_dense_log_evidence(width):
     assert_close(got, oracles.maximum_log_evidence(features, LABELS), rel=1e-6)
 
 
-def test_logme_prefers_features_that_tell_the_labels():
+def test_logme_prefers_features_that_separate_the_labels():
     shuffled = np.random.default_rng(2).permutation(LABELS)
     assert log_evidence(FEATURES, LABELS) > log_evidence(FEATURES, shuffled)
 
@@ -70,7 +76,7 @@ GOLDEN = json.loads((Path(__file__).parents[1] / "goldens/weightwatcher_alpha.js
 @pytest.mark.parametrize("candidate", GOLDEN["alpha"])
 def test_alpha_of_every_layer_equals_weightwatchers(candidate):
     theirs = GOLDEN["alpha"][candidate]
-    layers = dict(weight_matrices(ZOO / candidate))
+    layers = dict(weight_matrices(stored_weights(ZOO / candidate)))
     assert layers.keys() == theirs.keys()
     for name, matrix in layers.items():
         ours = heavy_tail_metrics(matrix, truncated=False).pl_alpha
@@ -93,9 +99,10 @@ def test_params_file_and_folder_give_the_same_alpha_and_skip_what_is_no_layer(tm
         "h.0.small.kernel": np.ones((4, 4), np.float32),
     }
     safetensors.numpy.save_file(tensors, tmp_path / "model.safetensors")
-    assert [name for name, _ in weight_matrices(tmp_path)] == ["h.0.mlp.kernel"]
+    assert [name for name, _ in weight_matrices(stored_weights(tmp_path))] == ["h.0.mlp.kernel"]
     expected = mean_pl_alpha({"h": {"0": {"mlp": {"kernel": tensors["h.0.mlp.kernel"]}}}})
-    assert mean_pl_alpha(tmp_path) == mean_pl_alpha(tmp_path / "model.safetensors") == expected
+    for source in (tmp_path, tmp_path / "model.safetensors"):
+        assert mean_pl_alpha(stored_weights(source)) == expected
 
 
 def test_a_stack_of_scanned_layers_is_taken_apart():
@@ -119,10 +126,10 @@ def test_both_rank_a_table_and_answer_with_a_probability():
     )
     budget = {"budget_size": 400, "target_size": 800}
     weights = {"a": {"k": heavy(2.0)}, "b": {"k": heavy(5.0)}}
-    r = rank(table, selector="nlp_metrics", weights=weights, **budget)
+    r = rank(table, selector="nlp_metrics", evidence=Evidence(weights=weights), **budget)
     assert r.order == ("a", "b")
     assert r.probability("a", "b") == 1.0  # the one pair at the budget agrees
     features = {"a": (FEATURES, LABELS), "b": (FEATURES, LABELS[::-1])}
-    r = rank(table, selector="logme", features=features, **budget)
+    r = rank(table, selector="logme", evidence=Evidence(features=features), **budget)
     assert r.order == ("a", "b")
     assert r.flops == 0

@@ -10,8 +10,8 @@ Yang et al. 2023, "Test accuracy vs. generalization gap", arXiv 2202.02842, for 
 A heavier tail (smaller alpha, smaller lambda) goes with better trained layers, so the score is the
 mean PL alpha over the layers and smaller is better.  Both fits and :math:`x_{min}` (least
 Kolmogorov-Smirnov distance) are the `powerlaw` package's, with alpha free above 1; alpha then
-equals weightwatcher's.  Embeddings, biases and norms are left
-out, as are matrices with fewer than ``MIN_EIGENVALUES`` eigenvalues, too few for a tail.
+equals weightwatcher's.  Embeddings, biases and norms are left out, as are matrices with fewer
+than ``MIN_EIGENVALUES`` eigenvalues, too few for a tail.
 
 Example:
     >>> rng = np.random.default_rng(0)
@@ -24,16 +24,15 @@ Example:
 
 import re
 import warnings
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 from jaxtyping import Float
 
 from lensllm_jax import checks
-from lensllm_jax.checkpoints.tensors import TensorFiles
-from lensllm_jax.selection.problem import Problem, Scores, check_mapping
+from lensllm_jax.selection.problem import Problem, Scores
 
 MIN_EIGENVALUES = 50
 NOT_A_LAYER = re.compile(
@@ -87,12 +86,13 @@ def weight_matrices(weights: Any) -> Iterator[tuple[str, Float[np.ndarray, "d_in
     """Name and values of every layer's matrix.
 
     Args:
-        weights: a pytree of Flax params, a safetensors file, or a checkpoint folder.
+        weights: a pytree of Flax params, or (name, array) pairs such as
+            :func:`lensllm_jax.checkpoints.stored.stored_weights` reads one at a time.
 
     Yields:
         Matrices; a tensor (l, d_in, d_out) of scanned layers gives l of them.
     """
-    for name, array in _tensors(weights):
+    for name, array in _named(weights):
         if NOT_A_LAYER.search(name) or array.ndim not in (2, 3):
             continue
         stack = array[None] if array.ndim == 2 else array
@@ -102,42 +102,17 @@ def weight_matrices(weights: Any) -> Iterator[tuple[str, Float[np.ndarray, "d_in
             yield f"{name}[{layer}]" if array.ndim == 3 else name, np.asarray(matrix, np.float64)
 
 
-def _tensors(weights: Any) -> Iterator[tuple[str, np.ndarray]]:
-    if isinstance(weights, str | Path):
-        source = Path(weights)
-        if source.is_file():
-            files = TensorFiles(source.parent, dict.fromkeys(_names_in(source), source.name))
-        else:
-            files = TensorFiles.of_folder(source)
-        for name, tensor in files.open(set(files.file_of)):
-            yield name, tensor.whole()
-        return
-    import jax
-
-    for path, leaf in jax.tree_util.tree_leaves_with_path(weights):
-        yield jax.tree_util.keystr(path), np.asarray(leaf)
-
-
-def _names_in(path: Path) -> list[str]:
-    import safetensors
-
-    try:
-        with safetensors.safe_open(path, framework="numpy") as file:
-            return list(file.keys())
-    except safetensors.SafetensorError as error:
-        raise checks.UserError(
-            f"`weights` must be a safetensors file, got {path}: {error}"
-        ) from None
+def _named(weights: Any) -> Iterable[tuple[str, np.ndarray]]:
+    if not isinstance(weights, Mapping):
+        return weights
+    leaves = jax.tree_util.tree_leaves_with_path(weights)
+    return ((jax.tree_util.keystr(path), np.asarray(leaf)) for path, leaf in leaves)
 
 
 def mean_pl_alpha(weights: Any) -> float:
-    """Mean PL alpha over the layers of one candidate.
+    """Mean PL alpha over the layers of one candidate; smaller goes with heavier tails.
 
-    Args:
-        weights: a pytree of Flax params, a safetensors file, or a checkpoint folder.
-
-    Returns:
-        The mean; smaller goes with heavier tails.
+    ``weights`` are those of :func:`weight_matrices`.
 
     Raises:
         UserError: if no matrix is large enough, which an average would hide.
@@ -151,8 +126,8 @@ def mean_pl_alpha(weights: Any) -> float:
     return float(np.mean(alphas))
 
 
-def nlp_metrics(problem: Problem) -> Scores:
+def score(problem: Problem) -> Scores:
     """Mean PL alpha over the layers; smaller is better."""
-    weights = check_mapping("weights", problem.weights, problem.table)
-    alphas = [mean_pl_alpha(weights[name]) for name in problem.table.names]
+    weights = problem.evidence.of_each("weights", problem.table.names)
+    alphas = [mean_pl_alpha(tensors) for tensors in weights]
     return Scores(np.array(alphas), predicts=False, reads_losses=False)

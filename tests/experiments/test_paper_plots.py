@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 
-from lensllm_jax.report import paper
+from experiments.common import paper_plots
 from lensllm_jax.report.figures import style_of_selector
 from tests.committed import table
 
@@ -13,7 +13,7 @@ from tests.committed import table
 def panels_of(monkeypatch):
     """The panels of what a function of the module draws."""
     figures = []
-    monkeypatch.setattr(paper, "as_png", lambda figure: figures.append(figure) or b"")
+    monkeypatch.setattr(paper_plots, "as_png", lambda figure: figures.append(figure) or b"")
     return lambda draw, *arguments, **more: draw(*arguments, **more) or figures[-1].axes
 
 
@@ -24,16 +24,18 @@ def lines_of(axes):
 def test_figure_4_has_a_panel_for_each_metric_and_task(panels_of):
     rows = table("saving")
     tasks = list(dict.fromkeys(row["task"] for row in rows))
-    every = panels_of(paper.saving_figure, rows)
+    every = panels_of(paper_plots.saving_figure, rows)
     assert [axes.get_title() for axes in every] == [*tasks, *[""] * len(tasks)]
-    assert [every[0].get_ylabel(), every[len(tasks)].get_ylabel()] == [*paper.METRICS.values()]
+    assert [every[0].get_ylabel(), every[len(tasks)].get_ylabel()] == [
+        *paper_plots.METRICS.values()
+    ]
     assert all(axes.get_xlabel() for axes in every[len(tasks) :])
 
 
 def test_figure_4_holds_every_point_that_costs_something(panels_of):
     rows = table("saving")
     task = rows[0]["task"]
-    above = lines_of(panels_of(paper.saving_figure, rows)[0])
+    above = lines_of(panels_of(paper_plots.saving_figure, rows)[0])
     for name in {row["selector"] for row in rows}:
         points = {
             (float(row["percent_of_full_tuning"]), float(row["pearson"]))
@@ -61,6 +63,6 @@ def test_a_law_looks_like_its_selector(panels_of):
         for law in ("lensllm", "power")
         for budget in ("0.5", "1.0")
     ]
-    (axes,) = panels_of(paper.errors_figure, rows, laws=["lensllm", "power"])
+    (axes,) = panels_of(paper_plots.errors_figure, rows, laws=["lensllm", "power"])
     for law, line in lines_of(axes).items():
         assert line.get_color() == style_of_selector(law)["color"]

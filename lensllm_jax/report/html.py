@@ -1,20 +1,32 @@
-r"""One self-contained HTML page: sortable tables, inline figures, no file and no network beside it.
+r"""Reports as one self-contained HTML page: sortable tables, inline figures, no network access.
 
 Readable on a phone (tables scroll within themselves) and in dark mode (figures are drawn in the
 colour of the text).  Whatever comes from a user is escaped.
 
 Example:
-    >>> section = Section("Losses", table([{"candidate": "a<b", "loss": 1.25}], "measured"))
-    >>> text = page("A run", [section])
+    >>> losses = Table([{"candidate": "a<b", "loss": 1.25}], "measured")
+    >>> text = to_html(Report("A run", [Section("Losses", [losses])]))
     >>> "a&lt;b" in text and "1.2500" in text and "http" not in text
     True
 """
 
-import dataclasses
 import html
 import math
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
+
+from lensllm_jax.report.sections import (
+    Block,
+    Command,
+    Definitions,
+    Drawing,
+    Report,
+    Section,
+    Table,
+    Text,
+)
+from lensllm_jax.selection.uncertainty import Probability
 
 STYLE = """
 :root { color-scheme: light dark; --ink: #1a1a1a; --paper: #ffffff; --faint: #595959;
@@ -75,68 +87,47 @@ for (const button of document.querySelectorAll("th button")) {
 LONG = 48  # characters from which a cell may be folded
 
 
-class Probability(float):
-    """A probability, shown only as far as the evidence behind it can tell.
-
-    Args:
-        value: in [0, 1], or NaN.
-        limit: beyond it, and below one less it, the text says no more than that.
-
-    Example:
-        >>> print(Probability(0.625), Probability(0.999999), Probability(0.0), sep=", ")
-        0.62, > 0.99, < 0.01
-        >>> print(Probability(1.0, limit=Probability.limit_of(6)))
-        > 0.87
-    """
-
-    def __new__(cls, value: float, *, limit: float = 0.99) -> "Probability":
-        """A float that knows its limit."""
-        made = super().__new__(cls, value)
-        made._limit = limit
-        return made
-
-    _limit: float
-
-    @staticmethod
-    def limit_of(count: int) -> float:
-        """What ``count`` outcomes, all alike, make of the next (Laplace's rule of succession)."""
-        return 1.0 - 1.0 / (count + 2)
-
-    def __str__(self) -> str:
-        if self > self._limit:
-            return f"> {math.floor(100 * self._limit + 1e-9) / 100:.2f}"
-        if self < 1.0 - self._limit:
-            return f"< {math.ceil(100 * (1.0 - self._limit) - 1e-9) / 100:.2f}"
-        return f"{float(self):.2f}"
+def to_html(report: Report) -> str:
+    """The page, which requests nothing else."""
+    return document(
+        report.title,
+        [(section.heading, _body(section)) for section in report.sections],
+        lead=report.lead,
+    )
 
 
-@dataclasses.dataclass(frozen=True)
-class Section:
-    """A heading and what stands below it.
-
-    Attributes:
-        title: plain text.
-        body: HTML, made by the functions of this module.
-    """
-
-    title: str
-    body: str
+def _body(section: Section) -> str:
+    return "".join(map(_rendered, (*section.blocks, *section.details)))
 
 
-def page(title: str, sections: Sequence[Section], *, lead: str = "") -> str:
-    """The whole page.
+def _rendered(block: Block) -> str:
+    match block:
+        case Text(text):
+            return _paragraph(text)
+        case Command(text):
+            return _command(text)
+        case Definitions(entries):
+            return _definitions(entries)
+        case Table():
+            return table(block)
+        case Drawing():
+            return _figure(block)
+
+
+def document(title: str, sections: Iterable[tuple[str, str]], *, lead: str = "") -> str:
+    """A page of headings and their HTML, in the style of all.
 
     Args:
         title: plain text.
-        sections: in order.
-        lead: plain text under the title: what the page says, in a sentence.
+        sections: heading, as plain text, and HTML.
+        lead: text under the title: what the page says, in a sentence.
 
     Returns:
-        An HTML document that asks for nothing else.
+        HTML that requests nothing else.
     """
     body = "\n".join(
-        f"<section><h2>{html.escape(section.title)}</h2>\n{section.body}</section>"
-        for section in sections
+        f"<section><h2>{html.escape(heading)}</h2>\n{content}</section>"
+        for heading, content in sections
     )
     return f"""<!doctype html>
 <html lang="en">
@@ -150,7 +141,7 @@ def page(title: str, sections: Sequence[Section], *, lead: str = "") -> str:
 <body>
 <main>
 <h1>{html.escape(title)}</h1>
-{paragraph(lead) if lead else ""}
+{_paragraph(lead) if lead else ""}
 {body}
 </main>
 <script>{SCRIPT}</script>
@@ -159,9 +150,10 @@ def page(title: str, sections: Sequence[Section], *, lead: str = "") -> str:
 """
 
 
-def paragraph(text: str) -> str:
-    """Plain text as a paragraph."""
-    return f"<p>{html.escape(text)}</p>\n"
+def _paragraph(text: str) -> str:
+    marked = re.sub(r"`([^`]+)`", r"<code>\1</code>", html.escape(text))
+    marked = re.sub(r"[*]{2}(.+?)[*]{2}", r"<strong>\1</strong>", marked)
+    return f"<p>{marked}</p>\n"
 
 
 def code(text: str) -> str:
@@ -169,14 +161,13 @@ def code(text: str) -> str:
     return f"<pre><code>{html.escape(text)}</code></pre>\n"
 
 
-def command(text: str) -> str:
-    """A command, as code that breaks between its words alone and is copied as it is."""
+def _command(text: str) -> str:
+    """Code that breaks between its words alone, and is copied as it is."""
     words = " ".join(f"<span>{html.escape(word)}</span>" for word in text.split(" "))
     return f'<pre class="command" tabindex="0"><code>{words}</code></pre>\n'
 
 
-def definitions(entries: Mapping[str, Any]) -> str:
-    """Names and values, such as settings."""
+def _definitions(entries: Mapping[str, Any]) -> str:
     pairs = (
         f"<dt>{html.escape(str(name))}</dt><dd>{html.escape(str(value))}</dd>"
         for name, value in entries.items()
@@ -184,25 +175,19 @@ def definitions(entries: Mapping[str, Any]) -> str:
     return f"<dl>{''.join(pairs)}</dl>\n"
 
 
-def table(rows: Sequence[Mapping[str, Any]], caption: str) -> str:
-    """Rows as a table that a click on a heading sorts.
+def table(block: Table) -> str:
+    """HTML of a table that a click on a heading sorts; an empty table is a sentence.
 
     Floats have four decimals, or four digits in a column that holds small or large ones.
-
-    Args:
-        rows: dictionaries of the same keys; NaN and None are shown as a dash.
-        caption: plain text: what the table holds, with units.
-
-    Returns:
-        HTML; an empty table is a sentence.
     """
+    rows, caption = block.rows, html.escape(block.caption)
     if not rows:
-        return paragraph(f"{caption}: nothing was measured.")
+        return _paragraph(f"{block.caption}: nothing was measured.")
     numeric = {
         name: all(row[name] is None or isinstance(row[name], int | float) for row in rows)
         for name in rows[0]
     }
-    forms = {name: _form([row[name] for row in rows]) for name in rows[0]}
+    forms = {name: _form([row[name] for row in rows]) for name in rows[0]} | {**block.forms}
     heads = "".join(
         f'<th scope="col"{_class(numeric[name])}><button type="button">'
         f"{html.escape(name.replace('_', ' '))}</button></th>"
@@ -214,31 +199,22 @@ def table(rows: Sequence[Mapping[str, Any]], caption: str) -> str:
     )
     lines = "".join(f"<tr>{row}</tr>\n" for row in cells)
     return (
-        # a caption of the table's own would scroll away with it
-        f"<figure><figcaption>{html.escape(caption)}</figcaption>"
-        f'<div class="scroll" tabindex="0" role="region" aria-label="{html.escape(caption)}">'
+        # a caption inside the table would scroll away with it
+        f"<figure><figcaption>{caption}</figcaption>"
+        f'<div class="scroll" tabindex="0" role="region" aria-label="{caption}">'
         f"<table>\n<thead><tr>{heads}</tr></thead>\n"
         f"<tbody>{lines}</tbody></table></div></figure>\n"
     )
 
 
-def figure(svg: str, caption: str, alternative: str) -> str:
-    """A drawing with its caption and its text alternative.
-
-    Args:
-        svg: of :func:`lensllm_jax.report.figures.svg`.
-        caption: plain text under the figure.
-        alternative: what the figure shows, for who cannot see it.
-
-    Returns:
-        HTML.
-    """
-    described = svg.replace("<svg ", f'<svg role="img" aria-label="{html.escape(alternative)}" ', 1)
-    drawing = (
-        f'<div class="scroll" tabindex="0" role="region" aria-label="figure">{described}</div>'
+def _figure(drawing: Drawing) -> str:
+    label = html.escape(drawing.alternative)
+    svg = drawing.svg.replace("<svg ", f'<svg role="img" aria-label="{label}" ', 1)
+    return (
+        '<figure class="drawing"><div class="scroll" tabindex="0" role="region" '
+        f'aria-label="figure">{svg}</div>'
+        f"<figcaption>{html.escape(drawing.caption)}</figcaption></figure>\n"
     )
-    said = f"<figcaption>{html.escape(caption)}</figcaption>"
-    return f'<figure class="drawing">{drawing}{said}</figure>\n'
 
 
 def _class(numeric: bool) -> str:

@@ -9,7 +9,7 @@ evidence is
     - \tfrac12\log|A| - \tfrac\beta2\|Fm - y\|^2 - \tfrac\alpha2\|m\|^2,
 
 :math:`A = \alpha I + \beta F^\top F`, :math:`m = \beta A^{-1} F^\top y`.  LogME is the maximum over
-alpha and beta, per example, averaged over columns (one indicator column a class).  The fixed point
+alpha and beta, per example, averaged over columns (one indicator column per class).  The fixed point
 :math:`\alpha = \gamma / \|m\|^2`, :math:`\beta = (n - \gamma) / \|Fm - y\|^2`,
 :math:`\gamma = \sum_i \beta\sigma_i^2 / (\alpha + \beta\sigma_i^2)`, is iterated in the singular
 basis of F, where A is diagonal.  Bigger is better.
@@ -18,8 +18,8 @@ Example:
     >>> rng = np.random.default_rng(0)
     >>> labels = np.arange(60) % 2
     >>> noise = rng.standard_normal((60, 5))
-    >>> telling = noise + labels[:, None] * np.array([3.0, 0, 0, 0, 0])
-    >>> log_evidence(telling, labels) > log_evidence(noise, labels)
+    >>> informative = noise + labels[:, None] * np.array([3.0, 0, 0, 0, 0])
+    >>> log_evidence(informative, labels) > log_evidence(noise, labels)
     True
 """
 
@@ -27,7 +27,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from lensllm_jax import checks
-from lensllm_jax.selection.problem import Problem, Scores, check_mapping
+from lensllm_jax.selection.problem import Problem, Scores
 
 MAX_ITERATIONS = 1000
 TOLERANCE = 1e-10  # of alpha / beta, relative
@@ -36,13 +36,6 @@ PRECISION_LIMIT = 1e12  # alpha or beta beyond it: no signal, or an exact fit
 
 def log_evidence(features: Float[np.ndarray, "n d"], labels: Int[np.ndarray, " n"]) -> float:
     """LogME of one candidate: maximum log evidence, nats per example, mean over classes.
-
-    Args:
-        features: of the frozen model.
-        labels: classes.
-
-    Returns:
-        The score.
 
     Raises:
         UserError: with fewer than two classes, or features that are not finite.
@@ -90,8 +83,8 @@ def _column_evidence(left: np.ndarray, singular: np.ndarray, y: np.ndarray, widt
     return float(evidence) / n
 
 
-def logme(problem: Problem) -> Scores:
+def score(problem: Problem) -> Scores:
     """LogME of each candidate's features; bigger is better."""
-    features = check_mapping("features", problem.features, problem.table)
-    values = [log_evidence(*features[name]) for name in problem.table.names]
+    features = problem.evidence.of_each("features", problem.table.names)
+    values = [log_evidence(*pair) for pair in features]
     return Scores(np.array(values), predicts=False, bigger_is_better=True, reads_losses=False)

@@ -1,0 +1,74 @@
+"""Reports as Markdown, their figures in files beside them.
+
+Example:
+    >>> print(markdown_table([{"candidate": "a", "loss": 1.25}]))
+    | candidate | loss |
+    |---|---|
+    | a | 1.2500 |
+"""
+
+import textwrap
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from lensllm_jax.report.sections import Block, Command, Definitions, Drawing, Report, Table, Text
+from lensllm_jax.selection.uncertainty import Probability
+
+WIDTH = 100  # characters of a line of text
+PIPE = r"\|"  # a bare one would open a new column
+
+
+def to_markdown(report: Report) -> str:
+    """The document; details are left out."""
+    parts = [f"# {report.title}", *([_wrapped(report.lead)] if report.lead else [])]
+    for section in report.sections:
+        parts += [f"## {section.heading}", *map(_rendered, section.blocks)]
+    return "\n\n".join(parts) + "\n"
+
+
+def _rendered(block: Block) -> str:
+    match block:
+        case Text(text):
+            return _wrapped(text)
+        case Command(text):
+            return f"```\n{text}\n```"
+        case Definitions(entries):
+            return "\n".join(f"* {name}: {value}" for name, value in entries.items())
+        case Table(rows, caption, forms, page_only):
+            if not rows:
+                return f"{caption}: nothing was measured."
+            return markdown_table(
+                [{k: v for k, v in row.items() if k not in page_only} for row in rows], forms
+            )
+        case Drawing(title, file):
+            return f"![{title}]({file})"
+
+
+def _wrapped(text: str) -> str:
+    return textwrap.fill(text, WIDTH, break_long_words=False, break_on_hyphens=False)
+
+
+def markdown_table(rows: Sequence[Mapping[str, Any]], forms: Mapping[str, str] = {}) -> str:
+    """Rows of the same keys as a Markdown table, without a newline at its end.
+
+    ``forms`` holds the format of a column's floats where it is not that of :func:`format_cell`.
+    """
+
+    def line(cells: Iterable[str]) -> str:
+        return f"| {' | '.join(cell.replace('|', PIPE) for cell in cells)} |"
+
+    header = rows[0].keys()
+    body = (line(format_cell(v, forms.get(k)) for k, v in row.items()) for row in rows)
+    return "\n".join([line(header), "|" + "---|" * len(header), *body])
+
+
+def format_cell(cell: Any, form: str | None = None) -> str:
+    """A cell of a table: floats with four decimals, small ones with four digits.
+
+    A probability is shown as far as the evidence can tell; None as a dash.
+    """
+    if cell is None:
+        return "-"
+    if isinstance(cell, Probability) or not isinstance(cell, float):
+        return str(cell)
+    return format(cell, form or (".4g" if 0 < abs(cell) < 1e-3 else ".4f"))

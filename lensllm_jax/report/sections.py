@@ -1,0 +1,72 @@
+"""A report as data: sections of text, tables and figures, which a renderer turns into a document.
+
+:mod:`lensllm_jax.report.markdown` and :mod:`lensllm_jax.report.html` render it.  In text,
+```code``` and ``**bold**`` are marked as in Markdown; all else is literal.
+"""
+
+import dataclasses
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Text:
+    """A paragraph."""
+
+    text: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Command:
+    """A command line, copied as it is."""
+
+    text: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Definitions:
+    """Names and values, such as settings."""
+
+    entries: Mapping[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """Rows of the same keys; None and NaN are shown as a dash."""
+
+    rows: Sequence[Mapping[str, Any]]
+    caption: str  # what the table holds, with units
+    forms: Mapping[str, str] = dataclasses.field(default_factory=dict)  # column -> of its floats
+    page_only: Collection[str] = ()  # columns that Markdown has no room for
+
+
+@dataclasses.dataclass(frozen=True)
+class Drawing:
+    """A figure: drawn into a page, or referred to by its file."""
+
+    title: str
+    file: str  # beside a Markdown document
+    svg: str  # of :func:`lensllm_jax.report.figures.svg`
+    caption: str
+    alternative: str  # what the figure shows, in words
+
+
+Block = Text | Command | Definitions | Table | Drawing
+
+
+@dataclasses.dataclass(frozen=True)
+class Section:
+    """A heading and what follows it; only a page shows the details."""
+
+    heading: str
+    blocks: Sequence[Block]
+    details: Sequence[Block] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """A title, what the report says in a sentence or two, and its sections."""
+
+    title: str
+    sections: Sequence[Section]
+    lead: str = ""
