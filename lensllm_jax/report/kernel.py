@@ -8,7 +8,7 @@ from jaxtyping import Float
 
 from lensllm_jax.linalg import NtkSpectrum
 from lensllm_jax.report import _parts, figures
-from lensllm_jax.report.sections import Definitions, Drawing, Report, Section, Table
+from lensllm_jax.report.sections import Block, Definitions, Drawing, Report, Section, Table
 
 
 def kernel_report(
@@ -41,7 +41,7 @@ def kernel_report(
         "smallest eigenvalue": f"{values[-1]:.6g}",
         "asymmetry, largest |Θij − Θji|": f"{np.abs(theta - theta.T).max():.3g}",
     }
-    eigenvalues = [_parts.spectra({name: values}), Table(rows, "eigenvalues of Θ")]
+    eigenvalues: list[Block] = [_parts.spectra({name: values}), Table(rows, "eigenvalues of Θ")]
     return Report(
         f"Neural tangent kernel of {name}",
         [

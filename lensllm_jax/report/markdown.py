@@ -7,6 +7,7 @@ Example:
     | a | 1.2500 |
 """
 
+import math
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -65,9 +66,9 @@ def markdown_table(rows: Sequence[Mapping[str, Any]], forms: Mapping[str, str] =
 def format_cell(cell: Any, form: str | None = None) -> str:
     """A cell of a table: floats with four decimals, small ones with four digits.
 
-    A probability is shown as far as the evidence can tell; None as a dash.
+    A probability is shown as far as the evidence can tell; None and NaN as a dash.
     """
-    if cell is None:
+    if cell is None or (isinstance(cell, float) and math.isnan(cell)):
         return "-"
     if isinstance(cell, Probability) or not isinstance(cell, float):
         return str(cell)

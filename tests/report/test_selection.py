@@ -9,7 +9,7 @@ import pytest
 from lensllm_jax.report.html import to_html
 from lensllm_jax.report.markdown import markdown_table, to_markdown
 from lensllm_jax.selection.orders import Drop, Order
-from lensllm_jax.selection.uncertainty import NextMeasurement
+from lensllm_jax.selection.uncertainty import NextMeasurement, Probability
 from tests.messages.binaries import load
 from tests.report import samples
 
@@ -27,6 +27,11 @@ def test_a_pipe_in_a_cell_does_not_open_a_column():
 
 def test_floats_have_four_decimals_and_whole_numbers_none():
     assert markdown_table([{"loss": 1.0, "rank": 1}]).splitlines()[2] == "| 1.0000 | 1 |"
+
+
+def test_what_is_not_known_is_a_dash():
+    row = markdown_table([{"a": None, "b": float("nan"), "c": Probability(float("nan")), "d": 0.0}])
+    assert row.splitlines()[2] == "| - | - | - | 0.0000 |"
 
 
 def chances_in(text, start, column):

@@ -9,7 +9,7 @@ evidence is
     - \tfrac12\log|A| - \tfrac\beta2\|Fm - y\|^2 - \tfrac\alpha2\|m\|^2,
 
 :math:`A = \alpha I + \beta F^\top F`, :math:`m = \beta A^{-1} F^\top y`.  LogME is the maximum over
-alpha and beta, per example, averaged over columns (one indicator column per class).  The fixed point
+alpha and beta, per example, averaged over columns (one indicator per class).  The fixed point
 :math:`\alpha = \gamma / \|m\|^2`, :math:`\beta = (n - \gamma) / \|Fm - y\|^2`,
 :math:`\gamma = \sum_i \beta\sigma_i^2 / (\alpha + \beta\sigma_i^2)`, is iterated in the singular
 basis of F, where A is diagonal.  Bigger is better.

@@ -5,12 +5,13 @@ import dataclasses
 import numpy as np
 
 import lensllm_jax as lens
-from lensllm_jax.selection import logme, loss_table, nlp_metrics, selectors
+from lensllm_jax.selection import loss_table
 from lensllm_jax.selection.flops import TrainingCost
 from lensllm_jax.selection.halving import Halving
 from lensllm_jax.selection.loss_table import LossTable
-from lensllm_jax.selection.orders import Dropping
-from lensllm_jax.selection.problem import Problem
+from lensllm_jax.selection.orders import DropRule
+from lensllm_jax.selection.problem import Evidence, Problem
+from lensllm_jax.selection.selectors import lensllm, logme, nlp_metrics
 
 SIZES = np.array([0, 200, 400, 800])
 TABLE = LossTable(
@@ -37,14 +38,8 @@ def read(path, content=b"config name,200\n"):
     return lens.read_loss_table(path)
 
 
-def broken(path):
-    path.parent.mkdir(exist_ok=True)
-    path.write_bytes(b"12345678")
-    return path
-
-
 def phase(ntk_losses):
-    return selectors.fit_phase(Problem(TABLE, 1600, ntk_losses=ntk_losses))
+    return lensllm.fit_phase(Problem(TABLE, 1600, evidence=Evidence(ntk_losses=ntk_losses)))
 
 
 # (argument, key phrases, the mistake in an empty folder)
@@ -65,7 +60,7 @@ MISTAKES = [
     (
         "weights",
         "have an entry ... got none for 'b'",
-        lambda tmp: rank(selector="nlp_metrics", weights={"a": {}}),
+        lambda tmp: rank(selector="nlp_metrics", evidence=Evidence(weights={"a": {}})),
     ),
     (
         "selector model_size",
@@ -131,8 +126,8 @@ MISTAKES = [
     ),
     ("gamma", "2 or more ... got 0", lambda tmp: Halving(gamma=0, tau=5.0)),
     ("tau", "positive ... got -1.0", lambda tmp: Halving(gamma=3, tau=-1.0)),
-    ("keep", "above 0 ... got 2", lambda tmp: Dropping(target_size=1, keep=2)),
-    ("target_size", "positive ... got 0", lambda tmp: Dropping(target_size=0)),
+    ("keep", "above 0 ... got 2", lambda tmp: DropRule(target_size=1, keep=2)),
+    ("target_size", "positive ... got 0", lambda tmp: DropRule(target_size=0)),
     ("size", "positive ... got 0", lambda tmp: SEARCH.observe(0, 1.0)),
     ("loss", "positive ... got -1.0", lambda tmp: SEARCH.observe(200, -1.0)),
     (
@@ -143,7 +138,7 @@ MISTAKES = [
     (
         "observe",
         "not be called after ... got size 100",
-        lambda tmp: dataclasses.replace(SEARCH, refused=(200, 3.0)).observe(100, 1.0),
+        lambda tmp: dataclasses.replace(SEARCH, rejected=(200, 3.0)).observe(100, 1.0),
     ),
     (
         "tokens_per_example",
@@ -176,10 +171,5 @@ MISTAKES = [
         "weights",
         "hold a layer matrix ... got none",
         lambda tmp: nlp_metrics.mean_pl_alpha({"w": np.eye(2)}),
-    ),
-    (
-        "weights",
-        "safetensors file ... got a.safetensors",
-        lambda tmp: nlp_metrics.mean_pl_alpha(broken(tmp / "a.safetensors")),
     ),
 ]
