@@ -18,7 +18,7 @@ docs/REPRODUCTION.md.
 """
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -140,6 +140,11 @@ def remembered(
     return Features(states, kept["tokens"], kept["seconds"])
 
 
+def weights_of(name: str) -> Iterator[tuple[str, np.ndarray]]:
+    """The stored tensors of a candidate, one at a time."""
+    return stored_weights(folder_of(name))
+
+
 def labelled(task: Task, config: MeasurementConfig, count: int) -> list[Example]:
     """The first ``count`` training examples of the nested order, whose targets give classes."""
     order = subset_order(len(task.train), seed=config.seed)[:count]
@@ -163,7 +168,7 @@ def all_rankings(
     """
     target = int(table.sizes[-1])
     budget: dict[str, Any] = {"budget_size": target // divisors[0], "target_size": target}
-    weights = Evidence(weights={name: stored_weights(folder_of(name)) for name in table.names})
+    weights = Evidence(weights={name: weights_of(name) for name in table.names})
     alone = rank(table, selector="nlp_metrics", evidence=weights, **budget)  # reads no data
     rankings: dict[Key, Ranking] = {("nlp_metrics", divisor): alone for divisor in divisors}
     for divisor in divisors:
@@ -217,11 +222,7 @@ def cost(
         )
         spent = (one.seconds * size / len(one.tokens) for one in features.values())
         return flops / 3.0, sum(spent)
-    layers = (
-        matrix
-        for name in features
-        for _, matrix in weight_matrices(stored_weights(folder_of(name)))
-    )
+    layers = (matrix for name in features for _, matrix in weight_matrices(weights_of(name)))
     return sum(singular_value_flops(*matrix.shape) for matrix in layers), 0.0
 
 

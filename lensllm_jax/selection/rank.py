@@ -61,6 +61,9 @@ def rank(
             nlp_metrics, features for logme, the ledger of what was spent.
         cost: tokens per example, epochs and search rounds of a fine-tune.
 
+    Returns:
+        The order, and how sure it is.
+
     Raises:
         UserError: for an unknown selector, a size that is missing, or a target below the budget.
     """

@@ -33,7 +33,7 @@ def features(tell_until):
 
 @pytest.fixture
 def rankings(monkeypatch):
-    monkeypatch.setattr(MODULE, "folder_of", WEIGHTS.__getitem__)
+    monkeypatch.setattr(MODULE, "weights_of", WEIGHTS.__getitem__)
     MODULE.NUM_WORDS.value = 1
     return lambda states: MODULE.all_rankings(TABLE, [2, 4], states, EXAMPLES)
 
@@ -57,7 +57,7 @@ def test_weights_are_read_once_and_judge_every_budget(rankings):
 
 
 def test_costs_are_a_forward_pass_and_the_singular_values(monkeypatch):
-    monkeypatch.setattr(MODULE, "folder_of", WEIGHTS.__getitem__)
+    monkeypatch.setattr(MODULE, "weights_of", WEIGHTS.__getitem__)
     num_params = {"a": 10, "b": 20, "c": 30}
     flops, seconds = MODULE.cost("logme", 10, features(20), num_params)
     assert_close(flops, 2.0 * 10 * (10 * 5 + 20 * 6 + 30 * 7))
