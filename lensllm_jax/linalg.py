@@ -234,7 +234,7 @@ def fit_line(x: Float[np.ndarray, " m"], y: Float[np.ndarray, " m"]) -> Line:
     return Line(*np.polyfit(x, y, 1))
 
 
-def extrapolate_power(points: Sequence[tuple[float, float]], x: float) -> float:
+def extrapolate_power(points: Sequence[tuple[int | float, float]], x: int | float) -> float:
     """The value at x of the power law that least squares fits to points (x, y) in logarithms."""
     slope, intercept = fit_line(*np.log(np.array(points)).T)
     return float(np.exp(intercept + slope * np.log(x)))
