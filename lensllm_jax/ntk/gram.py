@@ -9,7 +9,6 @@ For outputs :math:`f_a(x; \theta)`, :math:`a = 1..k`, the kernel of two examples
 
 Example:
     >>> import jax.numpy as jnp
-    >>> from lensllm_jax.ntk.gram import empirical_ntk
     >>> f = lambda params, x: x @ params  # linear, so the Jacobian is x
     >>> x = jnp.array([[1.0, 0.0], [1.0, 2.0]])
     >>> empirical_ntk(f, jnp.zeros(2), x)
@@ -17,10 +16,11 @@ Example:
            [1., 5.]], dtype=float32)
 """
 
+import functools
 import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypedDict, Unpack
 
 import jax
 import numpy as np
@@ -43,6 +43,30 @@ class Tile(NamedTuple):
     columns: slice
 
 
+class Execution(TypedDict, total=False):
+    """How a kernel is computed where memory, devices or time are short; its numbers stay."""
+
+    # for "structured", bytes above what the process holds, from which the block size follows
+    memory_budget: float | int | None
+    # for "structured", devices that share the examples of each tile; None for the default one
+    devices: Sequence[jax.Device] | None
+    # folder that keeps each finished tile, so that a killed run resumes; the processes of
+    # ``jax.distributed`` share the tiles
+    store: str | os.PathLike | None
+
+
+class KernelOptions(Execution, total=False):
+    """The options of ``empirical_ntk``, for functions that pass them on."""
+
+    method: NtkMethod | str
+    output_reduction: OutputReduction | str
+    block_size: int | None
+
+
+# computes the kernel of a block of rows and one of columns; None stands for the same block
+_BlockFn = Callable[[Any, Any], Array]
+
+
 def empirical_ntk(
     f: ApplyFn,
     params: Params,
@@ -52,11 +76,9 @@ def empirical_ntk(
     method: NtkMethod | str = NtkMethod.STRUCTURED,
     output_reduction: OutputReduction | str = OutputReduction.NONE,
     block_size: int | None = None,
-    memory_budget: float | int | None = None,
-    devices: Sequence[jax.Device] | None = None,
-    store: str | os.PathLike | None = None,
+    **execution: Unpack[Execution],
 ) -> Inexact[np.ndarray, "n m"] | Inexact[np.ndarray, "n m k k"]:
-    r"""The kernel :math:`\Theta_{ab}(x, x') = \nabla_\theta f_a(x)^\top \nabla_\theta f_b(x')`.
+    """The kernel of two sets of examples.
 
     Args:
         f: ``f(params, x)`` with outputs (n,) or (n, k).  Output i may depend on example i alone
@@ -66,15 +88,10 @@ def empirical_ntk(
         x2: the same for the m columns; ``None`` stands for ``x1``, and then only half of the
             kernel is computed.
         method: the algorithm.
-        output_reduction: what becomes of the k x k outputs of a pair: "none" keeps them,
-            "sum" is the trace over a = b, "mean" the trace divided by k.
+        output_reduction: of the k x k outputs of a pair: "none" keeps them, "sum" is the trace
+            over a = b, "mean" the trace divided by k.
         block_size: examples of a tile's side, and so in memory at once; ``None`` takes all.
-        memory_budget: for "structured", bytes above what the process holds already, from which
-            the block size follows (``cost.largest_block_size``).
-        devices: for "structured", devices that share the examples of each tile; ``None`` takes
-            the default one.
-        store: folder that keeps each finished tile, so that a run that was killed goes on;
-            several processes of ``jax.distributed`` share the tiles.  The numbers are the same.
+        **execution: ``memory_budget``, ``devices``, ``store``: see ``Execution``.
 
     Returns:
         Shape (n, m, k, k), in the order of neural-tangents; (n, m) after a reduction, and
@@ -95,10 +112,9 @@ def empirical_ntk(
                [ 7.5, 22.5]], dtype=float32)
     """
     method = NtkMethod(checks.one_of("method", method, list(NtkMethod)))
-    reduction = OutputReduction(
-        checks.one_of("output_reduction", output_reduction, list(OutputReduction))
-    )
+    reduction = _checked_reduction(output_reduction)
     n, m = _check_inputs(f, params, x1, x2)
+    memory_budget, devices, store = _execution(**execution)
     block = max(n, m) if block_size is None else int(checks.positive("block_size", block_size))
     if memory_budget is not None:
         if block_size is not None or method is not NtkMethod.STRUCTURED:
@@ -107,82 +123,77 @@ def empirical_ntk(
                 f"{block_size} and {method.value!r}"
             )
         block = largest_block_size(f, params, x1, x2, memory_budget=memory_budget)
-
-    if method is NtkMethod.STRUCTURED:
-        of_blocks = _structured_tile_fn(f, params, reduction, _mesh(devices))
-    elif devices is None:
-        of_blocks = _bridged_tile_fn(f, params, method, reduction)
-    else:
-        raise checks.UserError(
-            f"`devices` must be left out for method {method.value!r}, got {len(devices)}: only "
-            '"structured" shares its examples between devices'
-        )
+    block_fn = _block_fn(f, params, method, reduction, devices)
 
     def tile_fn(tile: Tile) -> Array:
-        rows = Block(x1, tile.rows, min(block, n))
-        columns = Block(x1 if x2 is None else x2, tile.columns, min(block, m))
-        same = x2 is None and tile.rows == tile.columns
-        theta = of_blocks(rows, None if same else columns)
+        rows = padding.take(x1, tile.rows.start, min(block, n))
+        columns = None
+        if x2 is not None or tile.rows != tile.columns:
+            columns = padding.take(x1 if x2 is None else x2, tile.columns.start, min(block, m))
+        theta = block_fn(rows, columns)
         return theta[: tile.rows.stop - tile.rows.start, : tile.columns.stop - tile.columns.start]
 
-    if store is None:
-        theta = assemble(tile_fn, n, m, block_size=block, symmetric=x2 is None)
-    else:
-        theta = _assemble_in_store(
-            store, f, params, x1, x2, tile_fn, method=method, reduction=reduction,
-            block_size=block, num_devices=1 if devices is None else len(devices),
+    shape: dict[str, Any] = {"block_size": block, "symmetric": x2 is None}
+    if store is not None:
+        settings = kernel_settings(
+            f, params, x1, x2, block_size=block, method=method, reduction=reduction,
+            num_devices=1 if devices is None else len(devices),
         )  # fmt: skip
-    return checks.finite("theta (the computed kernel)", theta)
+        tile_store = TileStore.open(Path(store), settings)
+        tile_store.fill(tiles(n, m, **shape), tile_fn)
+        tile_fn = tile_store.read
+    return assemble(tile_fn, n, m, **shape)
 
 
-class Block(NamedTuple):
-    """Some examples of a pytree, not yet taken out of it."""
-
-    x: Any
-    rows: slice
-    size: int
-
-    def take(self) -> Any:
-        """The examples, the last one repeated up to ``size``.
-
-        A last, smaller block would compile a second program; what it repeats is cut off from
-        the result.
-        """
-        return padding.take(self.x, self.rows.start, self.size)
+def _execution(memory_budget: Any = None, devices: Any = None, store: Any = None) -> tuple:
+    """The options of ``Execution``; any other is a TypeError."""
+    return memory_budget, devices, store
 
 
-def _bridged_tile_fn(
-    f: ApplyFn, params: Params, method: NtkMethod, reduction: OutputReduction
-) -> Callable[[Block, Block | None], Array]:  # fmt: skip
-    def of_blocks(rows: Block, columns: Block | None) -> Array:
-        left, right = rows.take(), None if columns is None else columns.take()
-        k = num_outputs(f, params, left)
-        is_traced, divisor = _traced_and_scaled(k, reduction)
-        if k is None or not is_traced:
-            return neural_tangents.tile(f, method.name, (), left, right, params)
-        # where outputs are traced, the bridge gives the mean over them
-        mean = neural_tangents.tile(f, method.name, (1,), left, right, params)
-        return mean * (k // divisor)
-
-    return of_blocks
+def _checked_reduction(reduction: OutputReduction | str) -> OutputReduction:
+    return OutputReduction(checks.one_of("output_reduction", reduction, list(OutputReduction)))
 
 
-def _structured_tile_fn(
-    f: ApplyFn, params: Params, reduction: OutputReduction, mesh: Mesh | None
-) -> Callable[[Block, Block | None], Array]:  # fmt: skip
-    def of_blocks(rows: Block, columns: Block | None) -> Array:
-        x1 = rows.take()
-        trace, scale = _traced_and_scaled(num_outputs(f, params, x1), reduction)
-        right = None if columns is None else columns.take()
-        return sweeps.structured_ntk(f, params, x1, right, trace=trace, mesh=mesh) / scale
+def _block_fn(
+    f: ApplyFn,
+    params: Params,
+    method: NtkMethod,
+    reduction: OutputReduction,
+    devices: Sequence[jax.Device] | None,
+) -> _BlockFn:
+    if method is NtkMethod.STRUCTURED:
+        return functools.partial(_structured_block, f, params, reduction, _mesh(devices))
+    if devices is None:
+        return functools.partial(_neural_tangents_block, f, params, reduction, method)
+    raise checks.UserError(
+        f"`devices` must be left out for method {method.value!r}, got {len(devices)}: only "
+        '"structured" shares its examples between devices'
+    )
 
-    return of_blocks
+
+def _structured_block(
+    f: ApplyFn, params: Params, reduction: OutputReduction, mesh: Mesh | None, x1: Any, x2: Any
+) -> Array:
+    trace, divisor = _trace_and_divisor(num_outputs(f, params, x1), reduction)
+    return sweeps.structured_ntk(f, params, x1, x2, trace=trace, mesh=mesh) / divisor
 
 
-def _traced_and_scaled(k: int | None, reduction: OutputReduction) -> tuple[bool, int]:
+def _neural_tangents_block(
+    f: ApplyFn, params: Params, reduction: OutputReduction, method: NtkMethod, x1: Any, x2: Any
+) -> Array:
+    k = num_outputs(f, params, x1)
+    trace, divisor = _trace_and_divisor(k, reduction)
+    kernel = functools.partial(neural_tangents.tile, f, params, x1, x2, implementation=method.name)
+    if k is None or not trace:
+        return kernel()
+    # where outputs are traced, neural-tangents gives the mean over them
+    return kernel(trace_axes=(1,)) * (k // divisor)
+
+
+def _trace_and_divisor(k: int | None, reduction: OutputReduction) -> tuple[bool, int]:
     """Whether to sum over equal outputs, and by what to divide the sum."""
-    is_traced = k is None or reduction is not OutputReduction.NONE
-    return is_traced, k if k is not None and reduction is OutputReduction.MEAN else 1
+    trace = k is None or reduction is not OutputReduction.NONE
+    return trace, k if k is not None and reduction is OutputReduction.MEAN else 1
 
 
 def _mesh(devices: Sequence[jax.Device] | None) -> Mesh | None:
@@ -191,18 +202,6 @@ def _mesh(devices: Sequence[jax.Device] | None) -> Mesh | None:
     if not len(devices):
         raise checks.UserError("`devices` must name at least one device, got none")
     return Mesh(np.asarray(devices), ("examples",))
-
-
-def _assemble_in_store(
-    path: str | os.PathLike, f: ApplyFn, params: Params, x1: Any, x2: Any,
-    tile_fn: Callable[[Tile], Array], *, block_size: int, **settings: Any,
-) -> np.ndarray:  # fmt: skip
-    n, m = num_examples("x1", x1), num_examples("x1", x1 if x2 is None else x2)
-    kernel = kernel_settings(f, params, x1, x2, block_size=block_size, **settings)
-    kept = TileStore.open(Path(path), kernel)
-    shape: dict[str, Any] = {"block_size": block_size, "symmetric": x2 is None}
-    kept.fill(tiles(n, m, **shape), tile_fn)
-    return assemble(kept.read, n, m, **shape)
 
 
 def parameter_group_ntk(
@@ -215,21 +214,20 @@ def parameter_group_ntk(
     output_reduction: OutputReduction | str = OutputReduction.NONE,
     devices: Sequence[jax.Device] | None = None,
 ) -> dict[str, np.ndarray]:
-    r"""The kernel part by part: which layer carries it.
+    r"""The kernel part by part: which layer contributes how much.
 
-    The kernel is a sum over parameters,
-    :math:`\Theta = \sum_W J_W J_W^\top`; each group's part is a kernel of its own, that of f
-    with all other parameters held fixed.
+    :math:`\Theta = \sum_W J_W J_W^\top` is a sum over parameters; each group's part is the kernel
+    of f with all other parameters fixed.
 
     Args:
-        f: as for ``empirical_ntk``.
+        f: this and what follows as for ``empirical_ntk``.
         params: its parameters.
         x1: examples of the rows.
         x2: examples of the columns; ``None`` stands for ``x1``.
         group_of: from the path of a parameter, such as ``"['blocks']['up']['kernel'][3]"`` (the
             slice of a stacked parameter at its end), to the name of its group.
-        output_reduction: as for ``empirical_ntk``.
-        devices: as for ``empirical_ntk``.
+        output_reduction: of the k x k outputs.
+        devices: those that share the examples.
 
     Returns:
         Kernels by group, which add up to ``empirical_ntk``.
@@ -245,14 +243,12 @@ def parameter_group_ntk(
         >>> {path: theta.tolist() for path, theta in sorted(parts.items())}
         {"['b']": [[1.0, 1.0], [1.0, 1.0]], "['w']": [[1.0, 0.0], [0.0, 1.0]]}
     """
-    reduction = OutputReduction(
-        checks.one_of("output_reduction", output_reduction, list(OutputReduction))
-    )
+    reduction = _checked_reduction(output_reduction)
     _check_inputs(f, params, x1, x2)
-    trace, scale = _traced_and_scaled(num_outputs(f, params, x1), reduction)
+    trace, divisor = _trace_and_divisor(num_outputs(f, params, x1), reduction)
     parts: dict[str, np.ndarray] = {}
-    for share in sweeps.kernel_by_parameter(f, params, x1, x2, trace=trace, mesh=_mesh(devices)):
-        for name, theta in zip(share.names, np.asarray(share.theta) / scale, strict=True):
+    for part in sweeps.kernel_by_parameter(f, params, x1, x2, trace=trace, mesh=_mesh(devices)):
+        for name, theta in zip(part.names, np.asarray(part.theta) / divisor, strict=True):
             group = group_of(name)
             parts[group] = parts[group] + theta if group in parts else theta
     return parts
@@ -261,7 +257,7 @@ def parameter_group_ntk(
 def assemble(
     tile_fn: Callable[[Tile], Array], n: int, m: int, *, block_size: int, symmetric: bool
 ) -> np.ndarray:
-    """The n x m kernel out of its tiles.
+    """The n x m kernel out of its tiles, in the host's memory.
 
     Args:
         tile_fn: computes one rectangle, (rows, columns) or (rows, columns, k, k).
@@ -269,9 +265,6 @@ def assemble(
         m: columns.
         block_size: largest side of a tile.
         symmetric: compute the tiles on and above the diagonal and mirror the rest.
-
-    Returns:
-        The kernel, in the host's memory.
     """
     theta = None
     for tile in tiles(n, m, block_size=block_size, symmetric=symmetric):
@@ -288,16 +281,7 @@ def assemble(
 
 
 def tiles(n: int, m: int, *, block_size: int, symmetric: bool) -> Iterator[Tile]:
-    """The rectangles that cover an n x m kernel, or the upper half of a symmetric one.
-
-    Args:
-        n: rows.
-        m: columns.
-        block_size: largest side.
-        symmetric: leave out what lies below the diagonal.
-
-    Yields:
-        Tiles, row by row.
+    """The rectangles that cover an n x m kernel, or the upper half of a symmetric one, row by row.
 
     Example:
         >>> [(t.rows.start, t.columns.start) for t in tiles(3, 3, block_size=2, symmetric=True)]
@@ -311,14 +295,7 @@ def tiles(n: int, m: int, *, block_size: int, symmetric: bool) -> Iterator[Tile]
 
 
 def num_examples(name: str, x: Any) -> int:
-    """The common length of the leading axes of a pytree.
-
-    Args:
-        name: what the caller calls it.
-        x: the pytree.
-
-    Returns:
-        The number of examples.
+    """The common length of the leading axes of the pytree that the caller calls ``name``.
 
     Raises:
         UserError: if there is no array, no leading axis, no example, or the lengths differ.
@@ -335,14 +312,6 @@ def num_examples(name: str, x: Any) -> int:
 
 def num_outputs(f: ApplyFn, params: Params, x: Any) -> int | None:
     """Outputs of one example: k where ``f`` gives (n, k), ``None`` where it gives (n,).
-
-    Args:
-        f: the function.
-        params: its parameters.
-        x: its examples.
-
-    Returns:
-        k or ``None``.
 
     Raises:
         UserError: if ``f`` gives another shape or no floating array.
@@ -371,10 +340,7 @@ def _check_inputs(f: ApplyFn, params: Params, x1: Any, x2: Any) -> tuple[int, in
 
 
 def check_params(params: Params) -> None:
-    """Refuses a tree without parameters, or with some that have no gradient.
-
-    Args:
-        params: the tree.
+    """Checks that a tree has parameters, all of them with gradients.
 
     Raises:
         UserError: if it is empty or holds an array that is not floating.

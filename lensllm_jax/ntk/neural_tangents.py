@@ -1,12 +1,12 @@
 """The bridge to neural-tangents 0.6.5 (Novak et al. 2022, arXiv 2206.08720).
 
 neural-tangents was written for JAX 0.4 and fails to import on JAX 0.6 and newer, because names
-that it only passes around were removed from the public namespace.  ``load`` lends it those names
-for the length of its import and takes them back: the user's ``jax`` is the same before and
-after.  Its one subpackage that needs TensorFlow (``neural_tangents.experimental``) is kept out.
-This is the only module of the project that may touch names which JAX does not promise to keep.
+that it only passes around were removed from the public namespace.  ``load`` patches ``jax``
+temporarily, for the length of the import: the user's ``jax`` is the same before and after.  Its one
+subpackage that needs TensorFlow (``neural_tangents.experimental``) is kept out.  This is the only
+module of the project that may touch names which JAX does not promise to keep.
 
-Which names are lent was found by importing on JAX 0.10.2 and 0.12.0.1:
+The names missing on JAX 0.10.2 and 0.12.0.1:
 
 * ``jax.core``: ``Jaxpr``, ``JaxprEqn``, ``Literal``, ``Primitive``, ``Var`` (alive in
   ``jax.extend.core``), and ``ShapedArray``, ``AbstractValue``, ``Value`` should they vanish;
@@ -16,9 +16,7 @@ Which names are lent was found by importing on JAX 0.10.2 and 0.12.0.1:
 
 Example:
     >>> import jax
-    >>> from lensllm_jax.ntk import neural_tangents
-    >>> nt = neural_tangents.load()
-    >>> nt.__version__
+    >>> load().__version__
     '0.6.5'
     >>> hasattr(jax, "util")
     False
@@ -37,6 +35,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
+import numpy as np
 
 from lensllm_jax import checks
 from lensllm_jax.typing import ApplyFn, Array, Params
@@ -47,10 +46,7 @@ _LOCK = threading.RLock()
 
 
 def load() -> Any:
-    """The module ``neural_tangents``, importable on a JAX that is newer than it.
-
-    Returns:
-        The module; imported on the first call only.
+    """The module ``neural_tangents``, also on a JAX that is newer than it.
 
     Raises:
         ImportError: if neural-tangents (or frozendict, which it needs) is not installed.
@@ -60,7 +56,7 @@ def load() -> Any:
             return sys.modules[_PACKAGE]
         _require_installed()
         # Its own deprecation warnings say nothing that a user of this project can act on.
-        with warnings.catch_warnings(), _lent_names():
+        with warnings.catch_warnings(), _patched_jax():
             warnings.simplefilter("ignore")
             try:
                 return importlib.import_module(_PACKAGE)
@@ -69,87 +65,83 @@ def load() -> Any:
                 raise
 
 
-def ntk_fn(f: ApplyFn, *, implementation: str, trace_axes: tuple[int, ...]) -> Callable[..., Array]:
-    """The kernel function of neural-tangents for an ``f`` that treats examples independently.
-
-    Args:
-        f: ``f(params, x)``, outputs with the examples in the leading axis.
-        implementation: name of a member of ``neural_tangents.NtkImplementation``.
-        trace_axes: output axes to contract; neural-tangents then returns the *mean* over them.
-
-    Returns:
-        A function of ``(x1, x2, params)``; ``x2=None`` stands for ``x1``.
-
-    Raises:
-        ImportError: if neural-tangents is not installed.
-    """
-    nt = load()
-    kernel = nt.empirical_ntk_fn(
-        f,
-        trace_axes=trace_axes,
-        diagonal_axes=(),
-        vmap_axes=0,
-        implementation=nt.NtkImplementation[implementation],
-    )
-
-    def quiet(x1: Any, x2: Any, params: Params) -> Array:
-        # JAX 0.12 warns of the `jnp.size(ShapeDtypeStruct)` that neural-tangents calls in tracing.
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)
-            return kernel(x1, x2, params)
-
-    return quiet
-
-
-@functools.partial(jax.jit, static_argnums=(0, 1, 2))
 def tile(
-    f: ApplyFn, implementation: str, trace_axes: tuple[int, ...], x1: Any, x2: Any, params: Params
-) -> Array:
+    f: ApplyFn,
+    params: Params,
+    x1: Any,
+    x2: Any = None,
+    *,
+    implementation: str,
+    trace_axes: tuple[int, ...] = (),
+) -> np.ndarray:
     """One rectangle of the kernel; compiled once for an ``f``.
 
     Args:
-        f: as for ``ntk_fn``.
-        implementation: as for ``ntk_fn``.
-        trace_axes: as for ``ntk_fn``.
+        f: ``f(params, x)``, outputs with the examples in the leading axis, examples independent.
+        params: the parameters.
         x1: examples of the rows.
         x2: examples of the columns; ``None`` stands for ``x1``.
-        params: the parameters.
+        implementation: name of a member of ``neural_tangents.NtkImplementation``.
+        trace_axes: output axes to contract; neural-tangents then returns the *mean* over them.
 
     Returns:
         (n, m, k, k) or, traced or without an axis of outputs, (n, m).
 
     Raises:
+        UserError: if an entry is not finite.
         ImportError: if neural-tangents is not installed.
     """
-    return ntk_fn(f, implementation=implementation, trace_axes=trace_axes)(x1, x2, params)
+    theta = np.asarray(_tile(f, params, x1, x2, implementation, trace_axes))
+    return checks.finite("theta (the computed kernel)", theta)
 
 
 def scratch_bytes(f: ApplyFn, implementation: str, params: Params, x: Any) -> int:
     """What the compiled program of a symmetric tile holds while it runs, by XLA's own account.
 
-    The program is compiled for the shapes, and nothing is computed.
+    In bytes, without arguments and result.  The program is compiled for the shapes, and nothing is
+    computed.
 
     Args:
-        f: as for ``ntk_fn``.
-        implementation: as for ``ntk_fn``.
+        f: as for ``tile``.
+        implementation: as for ``tile``.
         params: the parameters, or their shapes.
         x: the examples, or their shapes.
-
-    Returns:
-        Bytes beside arguments and result.
 
     Raises:
         UserError: if XLA's backend gives no account.
         ImportError: if neural-tangents is not installed.
     """
-    compiled = tile.lower(f, implementation, (), x, None, params).compile()
-    account = compiled.memory_analysis()
+    account = _tile.lower(f, params, x, None, implementation, ()).compile().memory_analysis()
     if account is None:  # JAX lets a backend have none
         raise checks.UserError(
             f'`method` must be "structured" for a cost on {jax.default_backend()}, got '
             f"{implementation.lower()!r}: the compiler says nothing of its memory there"
         )
     return account.temp_size_in_bytes
+
+
+@functools.partial(jax.jit, static_argnums=(0, 4, 5))
+def _tile(
+    f: ApplyFn, params: Params, x1: Any, x2: Any, implementation: str, trace_axes: tuple[int, ...]
+) -> Array:
+    kernel = _kernel_fn(f, implementation, trace_axes)
+    # JAX 0.12 warns of the `jnp.size(ShapeDtypeStruct)` that neural-tangents calls in tracing.
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        return kernel(x1, x2, params)
+
+
+def _kernel_fn(
+    f: ApplyFn, implementation: str, trace_axes: tuple[int, ...]
+) -> Callable[..., Array]:
+    nt = load()
+    return nt.empirical_ntk_fn(
+        f,
+        trace_axes=trace_axes,
+        diagonal_axes=(),
+        vmap_axes=0,
+        implementation=nt.NtkImplementation[implementation],
+    )
 
 
 def _require_installed() -> None:
@@ -168,18 +160,18 @@ def _forget(package: str) -> None:
 
 
 @contextlib.contextmanager
-def _lent_names() -> Iterator[None]:
-    """Supplies what neural-tangents misses in ``jax`` and takes it back on leaving."""
-    with contextlib.ExitStack() as returned:
+def _patched_jax() -> Iterator[None]:
+    """Adds what neural-tangents misses in ``jax``, and removes it on leaving."""
+    with contextlib.ExitStack() as undo:
         for module, names in _missing_names():
             for name, value in names.items():
                 if not hasattr(module, name):
                     setattr(module, name, value)
-                    returned.callback(delattr, module, name)
+                    undo.callback(delattr, module, name)
         for name, module in (("jax.util", _jax_util()), (_TENSORFLOW_ONLY, _empty_module())):
             if name not in sys.modules and not _is_importable(name):
                 sys.modules[name] = module
-                returned.callback(sys.modules.pop, name, None)
+                undo.callback(sys.modules.pop, name, None)
         yield
 
 

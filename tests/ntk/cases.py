@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lensllm_jax.ntk.structured.contractions import Group, Lookup, Outer
+from lensllm_jax.ntk.structured.gradients import Group, Lookup, Outer
 
 VOCABULARY, WIDTH, HEADS, LENGTH, LAYERS = 13, 8, 2, 6, 2
 

@@ -1,4 +1,4 @@
-"""What a trial runs, and what its seconds are multiplied with."""
+"""The probes of a kernel: how much of its work runs, and what their seconds are multiplied with."""
 
 import time
 
@@ -7,25 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lensllm_jax import checks
-from lensllm_jax.ntk import cost, timing
+from lensllm_jax.ntk import timing
 from lensllm_jax.ntk.gram import empirical_ntk
 from lensllm_jax.ntk.structured import blas, chunks, contractions, sweeps
-from lensllm_jax.ntk.structured.contractions import Formed, Group, Lookup, Outer
+from lensllm_jax.ntk.structured.gradients import Group, Lookup, Materialized, Outer
+from lensllm_jax.ntk.timing import Probe
 from tests.ntk import cases
-
-
-@pytest.fixture
-def calls(monkeypatch):
-    """Every part is run once and taken to last a second; what it gives is listed."""
-    seen = []
-
-    def once(parts):
-        seen.extend(jax.block_until_ready(part.call()) for part in parts)
-        return sum(part.times for part in parts)
-
-    monkeypatch.setattr(timing, "seconds_of", once)
-    return seen
 
 
 def shape(*sizes, dtype=jnp.float32):
@@ -36,131 +23,108 @@ def outer(n=40, tokens=20, rows=64, columns=8):
     return Group((Outer(shape(n, 1, tokens, rows), shape(n, 1, tokens, columns)),), rows, columns)
 
 
-def test_parts_take_turns_and_a_slow_round_counts_for_none(monkeypatch):
+def test_rounds_are_interleaved_and_a_slow_one_counts_for_none(monkeypatch):
     now, order = [0.0], []
     monkeypatch.setattr(timing.time, "perf_counter", lambda: now[0])
 
-    def part(name, seconds, times):
+    def probe(name, seconds, times):
         left = iter(seconds)
 
-        def call():
+        def run():
             order.append(name)
             now[0] += next(left)
 
-        return timing.Part(call, times, seconds=4.0)
+        return Probe(run, times, seconds=4.0)
 
-    # a second a round after a first call that does not count; a slow spell in the third round
-    first = part("a", [9.0, *[0.5, 0.7] * 2, 3.0, *[0.5, 0.7]], times=10)
-    second = part("b", [9.0, 2.0, 2.0, 8.0, 2.0], times=1)
-    assert timing.seconds_of([first, second]) == pytest.approx(10 * 0.6 + 2.0)
+    # a second per round after a first call that does not count; a slow spell in the third round
+    first = probe("a", [9.0, *[0.5, 0.7] * 2, 3.0, *[0.5, 0.7]], times=10)
+    second = probe("b", [9.0, 2.0, 2.0, 8.0, 2.0], times=1)
+    assert timing.estimate_seconds([first, second]) == pytest.approx(10 * 0.6 + 2.0)
     assert "".join(order) == "ab" + "aab" * 2 + "ab" + "aab"
 
 
-def test_a_short_call_is_repeated_until_the_trial_is_long_enough():
-    count = []
+def test_a_short_call_is_repeated_until_the_probe_is_long_enough():
+    calls = []
 
-    def call():
-        count.append(time.sleep(0.004))
+    def run():
+        calls.append(time.sleep(0.004))
 
-    assert timing.seconds_of([timing.Part(call, 1, seconds=0.1)]) >= 0.004
-    assert timing.NUM_ROUNDS + 1 < len(count) <= 1 + 0.1 / 0.004 + timing.NUM_ROUNDS
+    assert timing.estimate_seconds([Probe(run, 1, seconds=0.1)]) >= 0.004
+    assert timing.NUM_ROUNDS + 1 < len(calls) <= 1 + 0.1 / 0.004 + timing.NUM_ROUNDS
 
 
-def test_two_chunks_of_examples_pass_for_all(calls, monkeypatch):
+def test_two_chunks_of_examples_stand_for_all(monkeypatch):
     case = cases.make("scanned transformer")
-    traced = sweeps.trace_program(case.f, case.params, case.x)
-    of_one = max(call.stage.num_bytes for call in traced.schedule.calls)
-    monkeypatch.setattr(chunks, "CHUNK_BYTES", 3 * of_one)
-    plans = []
-    forward = sweeps.forward_sweep
+    program = sweeps.trace_program(case.f, case.params, case.x)
+    monkeypatch.setattr(chunks, "CHUNK_BYTES", 3 * program.schedule.peak_stage_bytes)
 
-    def seen(traced, leaves, examples, chunks):
-        plans.append(chunks)
-        return forward(traced, leaves, examples, chunks)
+    def times(n):
+        x = cases.first(case.x, np.arange(n) % 5)
+        probe = timing.sweep_probe(program, jax.tree.leaves(case.params), jax.tree.leaves(x))
+        probe.run()
+        return probe.times
 
-    monkeypatch.setattr(sweeps, "forward_sweep", seen)
-
-    def seconds(n):
-        few = cases.first(case.x, np.arange(n) % 5)
-        return timing.seconds_of(
-            [timing.passes(traced, jax.tree.leaves(case.params), jax.tree.leaves(few))]
-        )
-
-    assert seconds(24) == 4.0  # eight chunks of three
-    assert seconds(5) == 1.0
-    assert seconds(3) == 1.0
-    assert [(p.size, p.chunk_size) for p in plans] == [(6, 3), (6, 3), (3, 3)]
-    assert len(calls) == 3
+    assert times(24) == 4.0  # eight chunks of three
+    assert times(5) == times(3) == 1.0
 
 
-def test_shapes_are_filled_with_numbers_that_pass(calls):
+def test_shapes_are_filled_with_numbers_that_pass():
     case = cases.make("scanned transformer")
-    of_shapes = jax.tree.map(lambda leaf: shape(*leaf.shape, dtype=leaf.dtype), case[1:])
-    found = cost.ntk_cost(case.f, *of_shapes)
-    assert found == cost.ntk_cost(case.f, case.params, case.x)
-    assert found.seconds > 1.0  # the passes, and Grams
-    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(calls))
+    program = sweeps.trace_program(case.f, case.params, case.x)
+    params, x = (
+        [shape(*leaf.shape, dtype=leaf.dtype) for leaf in jax.tree.leaves(tree)]
+        for tree in (case.params, case.x)
+    )
+    timing.sweep_probe(program, params, x).run()  # stops where a value is not finite
 
 
-def test_weights_that_are_not_finite_are_named():
-    case = cases.make("scanned transformer")
-    broken = jax.tree.map(lambda leaf: leaf * np.nan, case.params)
-    with pytest.raises(checks.UserError, match=r"the values of the layer of .* must be finite"):
-        cost.ntk_cost(case.f, broken, case.x)
-    with pytest.raises(checks.UserError, match=r"theta .* must be finite, got nan"):
-        cost.ntk_cost(case.f, broken, case.x, method="jacobian_contraction")
+def times_of(groups):
+    return [probe.times for probe in timing.gram_probes(groups, trace=True)]
 
 
-def seconds_of_grams(groups):
-    return timing.seconds_of(timing.grams(groups, trace=True))
+def test_equal_parameters_are_probed_once_and_count_each():
+    assert times_of([outer(), outer(), outer(rows=32)]) == [2, 1]
 
 
-def test_equal_parameters_are_tried_once_and_count_each(calls):
-    few = [outer(), outer(), outer(rows=32)]
-    assert seconds_of_grams(few) == 3.0
-    assert len(calls) == 2
-
-
-def test_parameters_of_hardly_any_operations_are_left_out(calls):
-    bias = Group((Formed(shape(40, 1, 1, 8)),), 1, 8)
+def test_parameters_of_hardly_any_operations_are_left_out():
+    bias = Group((Materialized(shape(40, 1, 1, 8)),), 1, 8)
     large = outer(rows=4096, columns=256)
-    assert seconds_of_grams([large, bias]) == seconds_of_grams([large])
-    assert len(calls) == 2
-    seconds_of_grams([bias])
-    assert len(calls) == 3  # alone it is all that there is
+    assert times_of([large, bias]) == times_of([large])
+    assert len(times_of([bias])) == 1  # alone it is all that there is
 
 
-@pytest.mark.parametrize("n", [blas.LEAST_VECTORS, blas.LEAST_VECTORS - 1])
-def test_a_few_rows_stand_for_all(calls, monkeypatch, n):
-    heights = []
-    for module, name in ((blas, "gram_formed"), (contractions, "gram_formed")):
-        gram = getattr(module, name)
+@pytest.mark.parametrize("by_blas", [True, False])
+def test_the_rows_that_run_times_their_factor_are_all_rows(by_blas):
+    least = contractions.LEAST_BLAS_VECTORS
+    few, all_rows = (
+        outer(n=least if by_blas else least - 1, tokens=40, rows=rows, columns=256)
+        for rows in (64, 2**16)
+    )
+    assert contractions.is_by_blas_here(all_rows, trace=True) is by_blas
+    (whole,), (part,) = (timing.gram_probes([group], trace=True) for group in (few, all_rows))
+    assert whole.times == 1
+    assert part.times > 1
+    # entries of Grams of uniform numbers grow with the rows that are multiplied
+    per_row = np.mean(np.asarray(whole.run())) / 64
+    assert np.mean(np.asarray(part.run())) * part.times / 2**16 == pytest.approx(per_row, rel=0.05)
+    assert np.mean(np.asarray(part.run())) / 2**16 < per_row / 2  # the part alone falls short
 
-        def seen(left, right, *, trace, gram=gram, module=module):
-            heights.append((module, left.num_rows))
-            return gram(left, right, trace=trace)
 
-        monkeypatch.setattr(module, name, seen)
-    group = outer(n=n, tokens=40, rows=2**16, columns=256)
-    height = timing.NUM_PIECES * blas.num_workers() * contractions.piece_height(group, None)
-    assert seconds_of_grams([group]) == 2**16 / height > 1
-    assert heights == [(blas if n == blas.LEAST_VECTORS else contractions, height)]
-
-
-def test_pairs_are_tried_whole(calls):
+def test_the_pairwise_contraction_is_probed_whole():
     by_pairs = outer(tokens=1, rows=4096, columns=256)
-    assert not contractions.is_formed(by_pairs, None, trace=True)
-    assert seconds_of_grams([by_pairs]) == 1.0
-    assert calls[0].shape == (40, 40)
+    assert not contractions.is_materialized(by_pairs, None, trace=True)
+    (probe,) = timing.gram_probes([by_pairs], trace=True)
+    assert probe.times == 1
+    assert probe.run().shape == (40, 40)
 
 
-def test_rows_of_every_kind_of_term_are_cut():
+def test_rows_of_every_form_of_term_are_left_out_alike():
     n, k, rows, columns = 3, 2, 10, 4
     group = Group(
         (
             Outer(shape(n, k, 5, rows), shape(n, 1, 5, columns)),
             Lookup(shape(n, 50, dtype=jnp.int32), shape(n, k, 50, columns)),
-            Formed(shape(n, k, rows, columns)),
+            Materialized(shape(n, k, rows, columns)),
         ),
         rows,
         columns,
@@ -175,26 +139,36 @@ def test_rows_of_every_kind_of_term_are_cut():
     assert np.mean(ids == -1) == pytest.approx(0.4, abs=0.15)  # tokens of the four other rows
     # it is a group like any other
     np.testing.assert_allclose(
-        blas.gram_formed(few, None, trace=False),
-        contractions.gram_formed(jax.device_put(few), None, trace=False),
+        blas.gram_materialized(few, None, trace=False),
+        contractions.gram_materialized(jax.device_put(few), None, trace=False),
         rtol=1e-5,
     )
 
 
 @pytest.mark.parametrize("num_vectors", [8, 128])
-def test_one_layers_jacobian_stands_for_all_parameters(calls, num_vectors):
-    of_layer = timing.JACOBIAN_NUMBERS // num_vectors
-    assert timing.seconds_of([timing.jacobian(num_vectors, 3 * of_layer)]) == 3.0
-    assert calls[0].shape == (num_vectors, num_vectors)
+def test_one_layers_jacobian_stands_for_all_parameters(num_vectors):
+    per_layer = timing.JACOBIAN_NUMBERS // num_vectors
+    probe = timing.jacobian_probe(num_vectors, 3 * per_layer)
+    assert probe.times == 3.0
+    assert probe.run().shape == (num_vectors, num_vectors)
 
 
-def test_a_small_contraction_is_tried_whole(calls):
+def test_a_small_contraction_is_probed_whole():
     case = cases.make("mlp, 3 outputs")
-    assert timing.seconds_of([timing.contraction(case.f, case.params, case.x)]) == 1
+    probe = timing.kernel_probe(case.f, "JACOBIAN_CONTRACTION", case.params, case.x)
+    assert probe.times == 1
     expected = empirical_ntk(case.f, case.params, case.x, method="jacobian_contraction")
-    np.testing.assert_allclose(calls[0], expected, rtol=1e-6)
+    np.testing.assert_allclose(probe.run(), expected, rtol=1e-6)
 
 
-def test_the_rate_of_a_product_is_its_operations_over_the_seconds_of_each_call(monkeypatch):
-    monkeypatch.setattr(timing, "_calls_seconds", lambda call, in_all: [0.5, 0.25])
-    assert timing.matmul_rates(10) == [4000.0, 8000.0]
+def test_rates_are_those_of_products_measured_here():
+    size, seconds = 512, []
+    square = jnp.ones((size, size))
+    product = jax.jit(lambda a: a @ a)
+    for _ in range(20):
+        start = time.perf_counter()
+        jax.block_until_ready(product(square))
+        seconds.append(time.perf_counter() - start)
+    measured = 2 * size**3 / np.median(seconds[1:])
+    # other processes may take half of the machine in between
+    assert measured / 8 < np.median(timing.matmul_rates(size)) < 8 * measured

@@ -1,272 +1,268 @@
-r"""Rule: how the gradient terms of one parameter are multiplied with those of other examples.
+r"""Contractions: the gradients of one parameter multiplied with those of other examples.
 
-A parameter, seen as a matrix of R rows and C columns, has for example i and output a the gradient
+.. math:: \Theta_{ab}(x_i, x_j) \mathrel{+}= \langle G_{ia}, G_{jb} \rangle
 
-.. math:: G_{ia} = \sum_u G^{(u)}_{ia}, \qquad
-          \Theta_{ab}(x_i, x_j) \mathrel{+}= \langle G_{ia}, G_{jb} \rangle ,
+Two contractions are exact, for a parameter of R rows and C columns and t tokens per example:
 
-with one term a use: an ``Outer`` :math:`\sum_t r_t \otimes c_t`, a ``Lookup``
-:math:`\sum_t e_{\mathrm{id}_t} \otimes c_t`, or a ``Formed`` matrix.  Two contractions are exact:
-
-* *formed*: add the terms of a few rows at a time and multiply at once,
-  :math:`2 n t R C + 2 n m R C` operations and no more than those rows in memory;
+* *materialized*: add the terms of a block of rows and multiply at once,
+  :math:`2 n t R C + 2 n m R C` operations and no more than those rows in memory; on a CPU by BLAS;
 * *pairwise*: :math:`\langle r \otimes c, r' \otimes c' \rangle = (r \cdot r')(c \cdot c')`,
   :math:`2 n m t^2 (R + C)` operations; for two lookups :math:`r \cdot r'` is equality of ids.
 
-``gram`` takes the one that costs less (``is_formed``).
+``parameter_kernels`` takes the cheaper one (``is_materialized``).
 
 Example:
     >>> import jax.numpy as jnp
-    >>> from lensllm_jax.ntk.structured.contractions import Group, Outer, gram
+    >>> from lensllm_jax.ntk.structured.gradients import Group, Outer
     >>> r, c = jnp.array([[[[1.0, 2.0]]]]), jnp.array([[[[3.0]]]])  # one example, one token
-    >>> g = Group((Outer(r, c),), 2, 1)  # G = (3, 6)
-    >>> gram(g, None, trace=False)
+    >>> gram(Group((Outer(r, c),), 2, 1), None, trace=False)  # G = (3, 6)
     Array([[[[45.]]]], dtype=float32)
 """
 
-import dataclasses
 import functools
 import itertools
 import operator
+from collections.abc import Sequence
 from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
+from jax.sharding import Mesh, PartitionSpec
 
-# Numbers formed at once: 4 MiB in float32, which stay in the caches, but of each gradient enough
-# for products of some size.  All figures: benchmarks/LOG.md.
-PIECE_SIZE = 2**20
-LEAST_PIECE_OF_ONE = 2**13
+from lensllm_jax.ntk.structured import blas, chunks, gradients
+from lensllm_jax.ntk.structured.gradients import (
+    Group,
+    Lookup,
+    Materialized,
+    Outer,
+    PlacedTerm,
+    num_outputs,
+    sum_dtype,
+)
+from lensllm_jax.typing import Array
+
 # Rows of a symmetric Gram that are multiplied at once: the tiles below the diagonal are left out.
 SYMMETRIC_TILE = 128
 # Entries of a (tokens x tokens) Gram in memory at once: 64 MiB in float32.
 PAIR_SIZE = 2**24
-# What one such entry costs beside its arithmetic, in operations of a large matrix product that take
-# as long: it is written, turned and read again (8 outputs: 5.4 s against 2.4 formed).
+# What one such entry costs on top of its arithmetic, in operations of a large matrix product that
+# take as long: it is written, transposed and read again (8 outputs: 5.4 s; materialized 2.4 s).
 PAIR_ENTRY_COST = 1000
+# Gradients from which on BLAS is faster than XLA (benchmarks/LOG.md).
+LEAST_BLAS_VECTORS = 32
+
+ParameterTerms: TypeAlias = tuple[tuple[PlacedTerm, ...], ...]  # the terms of several parameters
 
 
-@functools.partial(
-    jax.tree_util.register_dataclass, data_fields=["rows", "columns"], meta_fields=[]
-)
-@dataclasses.dataclass(frozen=True)
-class Outer:
-    r"""Terms :math:`\sum_t r_t \otimes c_t`; the side without cotangents has k = 1."""
+def parameter_kernels(
+    left: ParameterTerms, right: ParameterTerms | None = None, *, trace: bool, mesh: Mesh | None
+) -> Array:
+    """The block of the kernel that each of several parameters adds, (parameters, n, m, ...).
 
-    rows: Any  # (n, k, t, R)
-    columns: Any  # (n, k, t, C)
+    Args:
+        left: their terms, of the n examples of the rows.
+        right: of the m examples of the columns; ``None`` stands for ``left``.
+        trace: sum over equal outputs.
+        mesh: the devices that hold the examples' shares; ``None`` for one device.
 
-
-@functools.partial(jax.tree_util.register_dataclass, data_fields=["ids", "columns"], meta_fields=[])
-@dataclasses.dataclass(frozen=True)
-class Lookup:
-    r"""Terms :math:`\sum_t e_{\mathrm{id}_t} \otimes c_t`; an id below zero has none."""
-
-    ids: Any  # (n, t)
-    columns: Any  # (n, k, t, C)
-
-
-@functools.partial(jax.tree_util.register_dataclass, data_fields=["values"], meta_fields=[])
-@dataclasses.dataclass(frozen=True)
-class Formed:
-    """Terms that stand as matrices."""
-
-    values: Any  # (n, k, R, C)
-
-
-Term: TypeAlias = Outer | Lookup | Formed
+    Returns:
+        Blocks (n, m, k, k), or (n, m) if traced.
+    """
+    if mesh is not None or not _is_on_host(left):
+        return _xla_kernels(left, right, trace=trace, mesh=mesh)
+    parameters = _by_parameter(left, right)
+    by_blas = [_all_by_blas(sides, trace=trace) for sides in parameters]
+    rest = [sides for sides, served in zip(parameters, by_blas, strict=True) if not served]
+    others = iter(_xla_kernels(*zip(*rest, strict=True), trace=trace, mesh=None) if rest else ())
+    kernels = [
+        _blas_kernel(sides, trace=trace) if served else np.asarray(next(others))
+        for sides, served in zip(parameters, by_blas, strict=True)
+    ]
+    return np.stack(kernels)
 
 
-@functools.partial(
-    jax.tree_util.register_dataclass,
-    data_fields=["terms"],
-    meta_fields=["num_rows", "num_columns"],
-)
-@dataclasses.dataclass(frozen=True)
-class Group:
-    """All gradient terms of one parameter, or of one slice of a stacked one."""
+def _is_on_host(arrays: Any) -> bool:
+    """Whether arrays lie in the host's memory and are known, so that BLAS may read them."""
+    return all(
+        not isinstance(leaf, jax.core.Tracer) and {d.platform for d in leaf.devices()} == {"cpu"}
+        for leaf in jax.tree.leaves(arrays)
+    )
 
-    terms: tuple[Term, ...]
-    num_rows: int  # R
-    num_columns: int  # C
 
-    @property
-    def num_examples(self) -> int:
-        """The length n of the example axis."""
-        first = self.terms[0]
-        return (first.values if isinstance(first, Formed) else first.columns).shape[0]
+def _by_parameter(left: ParameterTerms, right: ParameterTerms | None) -> list[ParameterTerms]:
+    """Each parameter's terms, of one side or of two."""
+    return [(one,) for one in left] if right is None else list(zip(left, right, strict=True))
 
-    @property
-    def num_outputs(self) -> int:
-        """The length k of the output axis."""
-        return max(_outputs_of(term) for term in self.terms)
 
-    def num_vectors(self, *, trace: bool) -> int:
-        """Rows of the Gram: n, or n k where outputs are not traced."""
-        return self.num_examples * (1 if trace else self.num_outputs)
+def _group_pairs(sides: Sequence[Any]) -> list[tuple[Group, Group | None]]:
+    """The groups of one parameter's terms, of one side or of two."""
+    rows = gradients.group_terms(sides[0])
+    columns = [None] * len(rows) if len(sides) == 1 else gradients.group_terms(sides[1])
+    return list(zip(rows, columns, strict=True))
+
+
+def _blas_kernel(sides: ParameterTerms, *, trace: bool) -> np.ndarray:
+    pairs = _group_pairs(jax.tree.map(np.asarray, sides))  # the same memory
+    return functools.reduce(
+        operator.add, (blas.gram_materialized(*pair, trace=trace) for pair in pairs)
+    )
+
+
+def _all_by_blas(sides: ParameterTerms, *, trace: bool) -> bool:
+    """Whether BLAS multiplies all gradients of one parameter."""
+    shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), sides)
+    leaves, structure = jax.tree.flatten(shapes)
+    return _all_shapes_by_blas(structure, tuple(leaves), trace=trace)
+
+
+@functools.lru_cache(maxsize=1024)
+def _all_shapes_by_blas(structure: Any, leaves: tuple, *, trace: bool) -> bool:
+    pairs = jax.eval_shape(_group_pairs, jax.tree.unflatten(structure, leaves))
+    return all(is_by_blas(*pair, trace=trace) for pair in pairs)
+
+
+@functools.partial(jax.jit, static_argnames=("trace", "mesh"))
+def _xla_kernels(
+    left: ParameterTerms, right: ParameterTerms | None = None, *, trace: bool, mesh: Mesh | None
+) -> jax.Array:  # fmt: skip
+    if mesh is None:
+        return _stacked_kernels(left, right, trace=trace)
+    (axis,) = mesh.axis_names
+
+    def per_device(rows: ParameterTerms, columns: ParameterTerms) -> jax.Array:
+        all_columns = jax.tree.map(
+            lambda leaf: lax.all_gather(leaf, axis, axis=0, tiled=True), columns
+        )
+        return _stacked_kernels(rows, all_columns, trace=trace)
+
+    examples = PartitionSpec(axis)
+    sharded = chunks.shard(
+        per_device, mesh, in_specs=(examples, examples), out_specs=PartitionSpec(None, axis)
+    )
+    return sharded(left, left if right is None else right)
+
+
+def _stacked_kernels(
+    left: ParameterTerms, right: ParameterTerms | None, *, trace: bool
+) -> jax.Array:
+    blocks = []
+    for sides in _by_parameter(left, right):
+        parts = [gram(*pair, trace=trace) for pair in _group_pairs(sides)]
+        blocks.append(functools.reduce(operator.add, parts))
+    return jnp.stack(blocks)
 
 
 def gram(left: Group, right: Group | None, *, trace: bool) -> jax.Array:
-    r"""This parameter's part of the kernel, :math:`\langle G_{ia}, G_{jb} \rangle`.
-
-    Args:
-        left: terms of the n examples of the rows.
-        right: terms of the m examples of the columns; ``None`` stands for ``left``.
-        trace: sum over a = b.
-
-    Returns:
-        (n, m, k, k), or (n, m) if traced.
-    """
-    contraction = gram_formed if is_formed(left, right, trace=trace) else gram_pairwise
+    r"""One group's part of the kernel by XLA, (n, m, k, k), or (n, m) if traced."""
+    contraction = gram_pairwise
+    if is_materialized(left, right, trace=trace):
+        contraction = gram_materialized
     return contraction(left, right, trace=trace)
 
 
-def is_formed(left: Group, right: Group | None, *, trace: bool) -> bool:
-    """Whether forming the gradients costs no more than going by pairs.
-
-    Args:
-        left: terms of the rows' examples.
-        right: terms of the columns' examples, or ``None``.
-        trace: sum over a = b.
-
-    Returns:
-        True for ``gram_formed``.
-    """
+def is_materialized(left: Group, right: Group | None, *, trace: bool) -> bool:
+    """Whether materializing the gradients costs no more than the pairwise contraction."""
     pairwise = pairwise_cost(left, right, trace=trace)
-    return formed_flops(left, right, trace=trace) <= pairwise
+    return materialized_flops(left, right, trace=trace) <= pairwise
 
 
-def formed_flops(left: Group, right: Group | None, *, trace: bool) -> int | float:
-    """Operations of ``gram_formed``.
+def is_by_blas(left: Group, right: Group | None, *, trace: bool) -> bool:
+    """Whether BLAS materializes and multiplies gradients in the host's memory, by their shapes."""
+    many = left.num_vectors(trace=trace) >= LEAST_BLAS_VECTORS
+    return many and is_materialized(left, right, trace=trace)
 
-    Args:
-        left: terms of the rows' examples.
-        right: terms of the columns' examples, or ``None``.
-        trace: sum over a = b.
 
-    Returns:
-        Multiplications and additions.
-    """
+def is_by_blas_here(group: Group, *, trace: bool) -> bool:
+    """The same of a symmetric Gram on the default device; False on an accelerator."""
+    return jax.default_backend() == "cpu" and is_by_blas(group, None, trace=trace)
+
+
+def outer_flops(left: Group, right: Group | None) -> int:
+    """Multiplications and additions of materializing the outer products of both sides."""
+    made = left.num_examples + (0 if right is None else right.num_examples)
+    size = made * left.num_outputs * left.num_rows * left.num_columns
+    return sum(2 * t.columns.shape[2] * size for t in left.terms if isinstance(t, Outer))
+
+
+def materialized_flops(left: Group, right: Group | None, *, trace: bool) -> int | float:
+    """Multiplications and additions of ``gram_materialized``."""
     k, size = left.num_outputs, left.num_rows * left.num_columns
     n, m = left.num_examples, (right or left).num_examples
-    made = n if right is None else n + m
-    forming = sum(
-        2 * made * k * t.columns.shape[2] * size for t in left.terms if isinstance(t, Outer)
-    )
-    return forming + 2 * n * m * k * (1 if trace else k) * size
+    return outer_flops(left, right) + 2 * n * m * k * (1 if trace else k) * size
 
 
 def pairwise_flops(left: Group, right: Group | None, *, trace: bool) -> int | float:
-    """Operations of ``gram_pairwise``; infinite where a term is formed already.
+    """Multiplications and additions of ``gram_pairwise``; infinite for materialized terms.
 
-    Args:
-        left: terms of the rows' examples.
-        right: terms of the columns' examples; ``None`` stands for ``left``, of which two terms
-            need each other only once.
-        trace: sum over a = b (counted as without: mixed sides cannot save).
-
-    Returns:
-        Multiplications and additions.
+    Counted without ``trace``: sides of which only one has cotangents cannot save.  Where ``right``
+    is ``None``, two terms of ``left`` meet once, not both ways.
     """
     total = 0.0
     for u, v, _ in _pairs(left, right):
-        if isinstance(u, Formed) or isinstance(v, Formed):
+        if isinstance(u, Materialized) or isinstance(v, Materialized):
             return float("inf")
         n, _, t, c = u.columns.shape
         m, _, s, _ = v.columns.shape
-        k = max(_outputs_of(u), _outputs_of(v))
+        k = max(num_outputs(u), num_outputs(v))
         r = left.num_rows if isinstance(u, Outer) and isinstance(v, Outer) else 1
         total += n * m * t * s * (2 * k * (r + c) + 2 * k * k)
     return total
 
 
-def _pairs(left: Group, right: Group | None) -> list[tuple[Any, Any, bool]]:
-    """The terms that meet, and whether they stand for the same two the other way round as well."""
-    if right is not None:
-        return [(u, v, False) for u, v in itertools.product(left.terms, right.terms)]
-    # by place: the same term may stand at two of them
-    places = itertools.combinations_with_replacement(range(len(left.terms)), 2)
-    return [(left.terms[i], left.terms[j], i < j) for i, j in places]
-
-
 def pairwise_cost(left: Group, right: Group | None, *, trace: bool) -> int | float:
-    """What ``gram_pairwise`` takes: its operations, and moving the Grams of tokens.
-
-    Args:
-        left: terms of the rows' examples.
-        right: terms of the columns' examples, or ``None``.
-        trace: sum over a = b.
-
-    Returns:
-        Operations of a large matrix product that take as long.
-    """
+    """``pairwise_flops`` and the traffic of token Grams, in operations that take as long."""
     rows, columns = (
         sum(
-            term.columns.shape[0] * term.columns.shape[2] * _outputs_of(term)
+            term.columns.shape[0] * term.columns.shape[2] * num_outputs(term)
             for term in group.terms
-            if not isinstance(term, Formed)
+            if not isinstance(term, Materialized)
         )
         for group in (left, right or left)
     )
     return pairwise_flops(left, right, trace=trace) + PAIR_ENTRY_COST * rows * columns
 
 
-def gram_formed(left: Group, right: Group | None, *, trace: bool) -> jax.Array:
-    """The Gram by adding all terms of a few rows and multiplying at once.
+def _pairs(left: Group, right: Group | None) -> list[tuple[Any, Any, bool]]:
+    """The terms that meet, and whether the pair also stands for its transpose."""
+    if right is not None:
+        return [(u, v, False) for u, v in itertools.product(left.terms, right.terms)]
+    # by position: the same term may occur twice
+    pairs = itertools.combinations_with_replacement(range(len(left.terms)), 2)
+    return [(left.terms[i], left.terms[j], i < j) for i, j in pairs]
 
-    Args:
-        left: terms of the rows' examples.
-        right: terms of the columns' examples, or ``None``.
-        trace: sum over a = b.
+
+def gram_materialized(left: Group, right: Group | None, *, trace: bool) -> jax.Array:
+    """The Gram by adding all terms of a block of rows and multiplying at once.
 
     Returns:
         (n, m, k, k), or (n, m) if traced.
     """
     n, m, k = left.num_examples, (right or left).num_examples, left.num_outputs
     sides = (left,) if right is None else (left, right)
-    height = piece_height(left, right)
+    height = gradients.row_block_height(left, right)
     tiles = [(slice(None), slice(None))]
     if right is None:
         tiles = upper_tiles(left.num_vectors(trace=trace), SYMMETRIC_TILE)
 
-    def flat(group: Group, start: jax.Array | int, size: int) -> jax.Array:
-        pieces = [_piece(term, start, size, k) for term in group.terms]
-        piece = functools.reduce(operator.add, pieces)
-        return piece.reshape((group.num_vectors(trace=trace), -1))
+    def vectors(group: Group, start: jax.Array | int, size: int) -> jax.Array:
+        blocks = [gradients.row_block(term, start, size, k) for term in group.terms]
+        block = functools.reduce(operator.add, blocks)
+        return block.reshape((group.num_vectors(trace=trace), -1))
 
     def products(start: jax.Array | int, size: int) -> list[jax.Array]:
-        formed = [flat(side, start, size) for side in sides]
-        return [_inner(formed[0][i], formed[-1][j]) for i, j in tiles]
+        both = [vectors(side, start, size) for side in sides]
+        return [_inner(both[0][i], both[-1][j]) for i, j in tiles]
 
-    turns, rest = divmod(left.num_rows, height)
+    num_blocks, rest = divmod(left.num_rows, height)
     total = lax.fori_loop(
-        1, turns, lambda i, t: _added(t, products(i * height, height)), products(0, height)
+        1, num_blocks, lambda i, t: _added(t, products(i * height, height)), products(0, height)
     )
     if rest:
-        total = _added(total, products(turns * height, rest))
+        total = _added(total, products(num_blocks * height, rest))
     theta = _mirrored(total, tiles) if right is None else total[0]
     return theta if trace else theta.reshape(n, k, m, k).transpose(0, 2, 1, 3)
-
-
-def piece_height(left: Group, right: Group | None) -> int:
-    """Rows of the parameter in a piece of ``gram_formed``.
-
-    Args:
-        left: terms of the rows' examples.
-        right: terms of the columns' examples, or ``None``.
-
-    Returns:
-        A number from 1 to R.
-    """
-    n = max(left.num_examples, (right or left).num_examples)
-    of_one = piece_of_one(n, left.num_outputs)
-    return max(1, min(left.num_rows, of_one // left.num_columns))
-
-
-def piece_of_one(n: int, k: int) -> int:
-    """Numbers of each of n examples' k gradients in a piece, at most."""
-    return max(LEAST_PIECE_OF_ONE, PIECE_SIZE // (n * k))
 
 
 def _inner(a: jax.Array, b: jax.Array) -> jax.Array:
@@ -279,26 +275,10 @@ def _inner(a: jax.Array, b: jax.Array) -> jax.Array:
 def _inner_all(a: jax.Array, b: jax.Array) -> jax.Array:
     """Inner products (..., ...') of all vectors (..., c) with all vectors (...', c).
 
-    As a product of two matrices: of more axes XLA makes one by turning all of b round, in memory.
+    As a product of two matrices: of more axes XLA makes one by transposing all of b in memory.
     """
     flat = _inner(a.reshape(-1, a.shape[-1]), b.reshape(-1, b.shape[-1]))
     return flat.reshape(*a.shape[:-1], *b.shape[:-1])
-
-
-def sum_dtype(dtype: Any) -> Any:
-    """What numbers of a type are added in: gradients may come in bfloat16, their sums may not.
-
-    Args:
-        dtype: of the gradients.
-
-    Returns:
-        float32, or float64 for itself.
-    """
-    return jnp.promote_types(dtype, jnp.float32)
-
-
-def _einsum(subscripts: str, a: jax.Array, b: jax.Array) -> jax.Array:
-    return jnp.einsum(subscripts, a, b, preferred_element_type=sum_dtype(a.dtype))
 
 
 def _added(a: list[jax.Array], b: list[jax.Array]) -> list[jax.Array]:
@@ -306,15 +286,7 @@ def _added(a: list[jax.Array], b: list[jax.Array]) -> list[jax.Array]:
 
 
 def upper_tiles(n: int, side: int) -> list[tuple[slice, slice]]:
-    """Tiles on and above the diagonal of an n x n matrix.
-
-    Args:
-        n: the length of its sides.
-        side: about the length of a tile's.
-
-    Returns:
-        Rows and columns of each.
-    """
+    """Tiles of about the given side, on and above the diagonal of an n x n matrix."""
     count = max(1, round(n / side))
     edges = [round(i * n / count) for i in range(count + 1)]
     spans = [slice(a, b) for a, b in itertools.pairwise(edges)]
@@ -322,7 +294,7 @@ def upper_tiles(n: int, side: int) -> list[tuple[slice, slice]]:
 
 
 def _mirrored(parts: list[jax.Array], tiles: list[tuple[slice, slice]]) -> jax.Array:
-    """The whole symmetric matrix out of its upper tiles."""
+    """The whole symmetric matrix from its upper tiles."""
     if len(parts) == 1:
         return parts[0]
     by_tile = {(i.start, j.start): part for (i, j), part in zip(tiles, parts, strict=True)}
@@ -333,12 +305,7 @@ def _mirrored(parts: list[jax.Array], tiles: list[tuple[slice, slice]]) -> jax.A
 
 
 def gram_pairwise(left: Group, right: Group | None, *, trace: bool) -> jax.Array:
-    """The Gram out of Grams of the factors, which forms no gradient.
-
-    Args:
-        left: terms of the rows' examples.
-        right: terms of the columns' examples, or ``None``.
-        trace: sum over a = b.
+    """The Gram from Grams of the factors, which materializes no gradient.
 
     Returns:
         (n, m, k, k), or (n, m) if traced.
@@ -346,39 +313,26 @@ def gram_pairwise(left: Group, right: Group | None, *, trace: bool) -> jax.Array
     parts = []
     for u, v, both_ways in _pairs(left, right):
         part = _pair(u, v)
-        parts += [part, _turned(part)] if both_ways else [part]
+        parts += [part, _transposed(part)] if both_ways else [part]
     total = functools.reduce(operator.add, parts)
     k = left.num_outputs
     total = jnp.broadcast_to(total, (*total.shape[:2], k, k))
     return jnp.trace(total, axis1=2, axis2=3) if trace else total
 
 
-def whole_term(term: Term, num_rows: int) -> jax.Array:
-    """A term as a matrix.
-
-    Args:
-        term: the term.
-        num_rows: its R.
-
-    Returns:
-        (n, k, R, C).
-    """
-    return _piece(term, 0, num_rows, _outputs_of(term))
-
-
 def _pair(u: Any, v: Any) -> jax.Array:
     """Sum over tokens of (r . r') (c . c'), (n, m, k, k), a few examples of u at a time."""
     if isinstance(u, Outer) and isinstance(v, Lookup):
-        return _turned(_pair(v, u))
+        return _transposed(_pair(v, u))
     m, _, s, _ = v.columns.shape
-    per_example = u.columns.shape[2] * _outputs_of(u) * m * s * _outputs_of(v)
+    per_example = u.columns.shape[2] * num_outputs(u) * m * s * num_outputs(v)
 
-    def of_example(one: Any) -> jax.Array:
+    def one_example(one: Any) -> jax.Array:
         # (k, t, m, k', s) with k or k' one on the sides without cotangents
         product = _left_gram(one, v) * _inner_all(one.columns, v.columns)
         return jnp.sum(product, axis=(1, 4)).transpose(1, 0, 2)
 
-    return lax.map(of_example, u, batch_size=max(1, PAIR_SIZE // per_example))
+    return lax.map(one_example, u, batch_size=max(1, PAIR_SIZE // per_example))
 
 
 def _left_gram(one: Any, v: Any) -> jax.Array:
@@ -393,47 +347,6 @@ def _left_gram(one: Any, v: Any) -> jax.Array:
     return jnp.where((one.ids >= 0)[:, None, None, None], rows, 0)[None]
 
 
-def _turned(theta: jax.Array) -> jax.Array:
+def _transposed(theta: jax.Array) -> jax.Array:
     """The kernel (m, n, k', k) with its sides exchanged."""
     return theta.transpose(1, 0, 3, 2)
-
-
-def _piece(term: Term, start: jax.Array | int, size: int, k: int) -> jax.Array:
-    """Rows ``start`` to ``start + size`` of a term, (n, k, size, C)."""
-    if isinstance(term, Formed):
-        values = lax.dynamic_slice_in_dim(term.values, start, size, axis=2)
-        return values.astype(sum_dtype(values.dtype))
-    if isinstance(term, Outer):
-        rows = lax.dynamic_slice_in_dim(term.rows, start, size, axis=3)
-        piece = _batched_outer(rows, term.columns)
-        return jnp.broadcast_to(piece, (piece.shape[0], k, *piece.shape[2:]))
-    c = term.columns.shape[3]
-    # beyond the piece (and below zero) lies row `size`, which mode="drop" leaves out
-    row = term.ids - start
-    row = jnp.where((term.ids >= 0) & (row >= 0) & (row < size), row, size)
-
-    def added(row: jax.Array, columns: jax.Array) -> jax.Array:
-        zeros = jnp.zeros((k, size, c), sum_dtype(columns.dtype))
-        return zeros.at[:, row].add(columns.astype(zeros.dtype), mode="drop")
-
-    return jax.vmap(added)(row, term.columns)
-
-
-def _batched_outer(rows: jax.Array, columns: jax.Array) -> jax.Array:
-    """Sum over tokens of r (x) c, the output axis on whichever side has it."""
-    # in each case the product comes out in the order it is wanted in: turning it round
-    # afterwards costs a third of the whole Gram
-    if rows.shape[1] == columns.shape[1] == 1:
-        return _einsum("ntr,ntc->nrc", rows[:, 0], columns[:, 0])[:, None]
-    if columns.shape[1] == 1:
-        return _einsum("natr,ntc->narc", rows, columns[:, 0])
-    rows = jnp.broadcast_to(rows, (rows.shape[0], columns.shape[1], *rows.shape[2:]))
-    return _einsum("natr,natc->narc", rows, columns)
-
-
-def _outputs_of(term: Term) -> int:
-    if isinstance(term, Formed):
-        return term.values.shape[1]
-    if isinstance(term, Lookup):
-        return term.columns.shape[1]
-    return max(term.rows.shape[1], term.columns.shape[1])

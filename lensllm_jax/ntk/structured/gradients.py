@@ -1,157 +1,277 @@
-r"""Term: what one use of a parameter adds to its gradient, for all examples of a block.
+r"""Gradients of one parameter: terms of its uses, for all examples of a block, in one layout.
 
-The gradient of example i and output a in a parameter is a sum over uses, :math:`G_{ia} = \sum_u
-G^{(u)}_{ia}`, and terms of one parameter are added before they are multiplied.  To be added they
-must agree on which axes of the parameter are rows and which are columns; here they are brought to
-one layout, as a ``contractions.Group``.  Terms that touch disjoint slices of a parameter make
-groups of their own, and terms that agree on no layout are formed as whole matrices.
+The gradient of example i and output a in a parameter is a sum over the parameter's uses,
+
+.. math:: G_{ia} = \sum_u G^{(u)}_{ia} ,
+
+and terms of one parameter are added before they are multiplied.  To be added they must agree on
+which axes of the parameter are rows and which are columns (``group_terms``).  A term is an
+``Outer`` :math:`\sum_t r_t \otimes c_t`, a ``Lookup`` :math:`\sum_t e_{\mathrm{id}_t} \otimes c_t`,
+or ``Materialized``.
 
 Example:
     >>> import jax.numpy as jnp
-    >>> from lensllm_jax.ntk.structured.gradients import Term, groups
-    >>> from lensllm_jax.ntk.structured.taps import UseKind
-    >>> states, cotangents = jnp.ones((4, 7, 3)), jnp.ones((4, 1, 7, 2))
-    >>> dense = Term(states, cotangents, UseKind.OUTER, ((0, 3), (0, 2)), ((0,), (1,)))
-    >>> [(group.num_rows, group.num_columns) for group in groups([dense])]
-    [(3, 2)]
+    >>> dense = Outer(jnp.ones((4, 1, 7, 3)), jnp.ones((4, 2, 7, 5)))  # 7 tokens, 2 outputs
+    >>> placed = PlacedTerm(dense, box=((0, 3), (0, 5)), row_axes=(0,), column_axes=(1,))
+    >>> [(group.num_rows, group.num_columns) for group in group_terms([placed])]
+    [(5, 3)]
 """
 
 import dataclasses
 import functools
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
-import numpy as np
+from jax import lax
 
-from lensllm_jax.ntk.structured import contractions
-from lensllm_jax.ntk.structured.contractions import Formed, Group, Lookup, Outer
-from lensllm_jax.ntk.structured.taps import UseKind
+# Numbers materialized at once: 4 MiB in float32, which stay in the caches, but of each gradient
+# enough for products of some size.  All figures: benchmarks/LOG.md.
+ROW_BLOCK_SIZE = 2**20
+LEAST_ROW_BLOCK = 2**13
 
-Box = tuple[tuple[int, int], ...]
+Box: TypeAlias = tuple[tuple[int, int], ...]  # a slice of a parameter: (start, stop) per axis
+Layout: TypeAlias = tuple[tuple[int, ...], tuple[int, ...]]  # axes of rows, axes of columns
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass, data_fields=["rows", "columns"], meta_fields=[]
+)
+@dataclasses.dataclass(frozen=True)
+class Outer:
+    """Sums of outer products over tokens; the side without cotangents has k = 1."""
+
+    rows: Any  # (n, k, t, R)
+    columns: Any  # (n, k, t, C)
+
+
+@functools.partial(jax.tree_util.register_dataclass, data_fields=["ids", "columns"], meta_fields=[])
+@dataclasses.dataclass(frozen=True)
+class Lookup:
+    """One row per token, the row of its id; an id below zero has none."""
+
+    ids: Any  # (n, t)
+    columns: Any  # (n, k, t, C)
+
+
+@functools.partial(jax.tree_util.register_dataclass, data_fields=["values"], meta_fields=[])
+@dataclasses.dataclass(frozen=True)
+class Materialized:
+    """Whole matrices."""
+
+    values: Any  # (n, k, R, C)
+
+
+Term: TypeAlias = Outer | Lookup | Materialized
 
 
 @functools.partial(
     jax.tree_util.register_dataclass,
-    data_fields=["left", "right"],
-    meta_fields=["kind", "box", "split"],
+    data_fields=["term"],
+    meta_fields=["box", "row_axes", "column_axes"],
 )
 @dataclasses.dataclass(frozen=True)
-class Term:
-    """One use's share of the gradients of n examples and k outputs."""
+class PlacedTerm:
+    """A term, and where in its parameter it lies."""
 
-    left: Any  # OUTER (n, t, A), LOOKUP (n, t), WHOLE None
-    right: Any  # (n, k, t, B); for WHOLE (n, k, *lengths of the box's axes)
-    kind: UseKind
-    box: Box  # the part of the parameter that is used: (start, stop) an axis
-    split: tuple[tuple[int, ...], tuple[int, ...]]  # the axes of A and of B
+    term: Term
+    box: Box
+    row_axes: tuple[int, ...]  # ascending; axes of length one may be left out
+    column_axes: tuple[int, ...]
 
 
-def groups(terms: Sequence[Term]) -> list[Group]:
-    """All terms of one parameter, each group of them in one layout.
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["terms"],
+    meta_fields=["num_rows", "num_columns"],
+)
+@dataclasses.dataclass(frozen=True)
+class Group:
+    """All gradient terms of one parameter, or of one slice of it, in one layout."""
 
-    Args:
-        terms: the terms.
+    terms: tuple[Term, ...]
+    num_rows: int  # R
+    num_columns: int  # C
 
-    Returns:
-        Groups whose gradients are orthogonal, since they touch disjoint parts.
+    @property
+    def num_examples(self) -> int:
+        """The length n of the example axis."""
+        first = self.terms[0]
+        return (first.values if isinstance(first, Materialized) else first.columns).shape[0]
+
+    @property
+    def num_outputs(self) -> int:
+        """The length k of the output axis."""
+        return max(num_outputs(term) for term in self.terms)
+
+    def num_vectors(self, *, trace: bool) -> int:
+        """Rows of the Gram: n, or n k where outputs are not traced."""
+        return self.num_examples * (1 if trace else self.num_outputs)
+
+
+def num_outputs(term: Term) -> int:
+    """The length k of a term's output axis."""
+    if isinstance(term, Materialized):
+        return term.values.shape[1]
+    if isinstance(term, Lookup):
+        return term.columns.shape[1]
+    return max(term.rows.shape[1], term.columns.shape[1])
+
+
+def sum_dtype(dtype: Any) -> Any:
+    """The dtype of sums of gradients: float32 for bfloat16, else their own."""
+    return jnp.promote_types(dtype, jnp.float32)
+
+
+def row_block_height(left: Group, right: Group | None) -> int:
+    """How many of a parameter's R rows are materialized at once, at least 1."""
+    n = max(left.num_examples, (right or left).num_examples)
+    per_gradient = row_block_size(n, left.num_outputs)
+    return max(1, min(left.num_rows, per_gradient // left.num_columns))
+
+
+def row_block_size(n: int, k: int) -> int:
+    """How many numbers of each of n examples' k gradients are materialized at once, at most."""
+    return max(LEAST_ROW_BLOCK, ROW_BLOCK_SIZE // (n * k))
+
+
+def row_block(term: Term, start: jax.Array | int, size: int, k: int) -> jax.Array:
+    """Rows ``start`` to ``start + size`` of a term with k outputs, (n, k, size, C)."""
+    if isinstance(term, Materialized):
+        values = lax.dynamic_slice_in_dim(term.values, start, size, axis=2)
+        return values.astype(sum_dtype(values.dtype))
+    if isinstance(term, Outer):
+        rows = lax.dynamic_slice_in_dim(term.rows, start, size, axis=3)
+        block = _batched_outer(rows, term.columns)
+        return jnp.broadcast_to(block, (block.shape[0], k, *block.shape[2:]))
+    c = term.columns.shape[3]
+    # beyond the block (and below zero) lies row `size`, which mode="drop" leaves out
+    row = term.ids - start
+    row = jnp.where((term.ids >= 0) & (row >= 0) & (row < size), row, size)
+
+    def per_example(row: jax.Array, columns: jax.Array) -> jax.Array:
+        zeros = jnp.zeros((k, size, c), sum_dtype(columns.dtype))
+        return zeros.at[:, row].add(columns.astype(zeros.dtype), mode="drop")
+
+    return jax.vmap(per_example)(row, term.columns)
+
+
+def materialize(term: Term, num_rows: int) -> jax.Array:
+    """A term as a matrix, (n, k, R, C)."""
+    return row_block(term, 0, num_rows, num_outputs(term))
+
+
+def _batched_outer(rows: jax.Array, columns: jax.Array) -> jax.Array:
+    """Sum over tokens of r (x) c, the output axis on whichever side has it."""
+    # in each case the product comes out in the wanted order: transposing it afterwards costs a
+    # third of the whole Gram
+    if rows.shape[1] == columns.shape[1] == 1:
+        return _einsum("ntr,ntc->nrc", rows[:, 0], columns[:, 0])[:, None]
+    if columns.shape[1] == 1:
+        return _einsum("natr,ntc->narc", rows, columns[:, 0])
+    rows = jnp.broadcast_to(rows, (rows.shape[0], columns.shape[1], *rows.shape[2:]))
+    return _einsum("natr,natc->narc", rows, columns)
+
+
+def _einsum(subscripts: str, a: jax.Array, b: jax.Array) -> jax.Array:
+    return jnp.einsum(subscripts, a, b, preferred_element_type=sum_dtype(a.dtype))
+
+
+def group_terms(terms: Sequence[PlacedTerm]) -> list[Group]:
+    """All terms of one parameter as groups, each in one layout.
+
+    The gradients of two groups are orthogonal, since they touch disjoint slices.  Terms that agree
+    on no layout are materialized.
     """
-    return [_group(part, box) for part, box in _connected(terms)]
+    return [_group(overlapping, hull) for overlapping, hull in _by_overlap(terms)]
 
 
-def _connected(terms: Sequence[Term]) -> list[tuple[list[Term], Box]]:
-    """Terms parted where they touch disjoint slices, each part with the hull of its boxes."""
-    parts: list[tuple[list[Term], Box]] = []
+def _by_overlap(terms: Sequence[PlacedTerm]) -> list[tuple[list[PlacedTerm], Box]]:
+    """Terms separated where they touch disjoint slices, each part with the hull of its boxes."""
+    parts: list[tuple[list[PlacedTerm], Box]] = []
     for term in terms:
-        joined, box = [term], term.box
-        apart = []
-        for others, other_box in parts:
-            if _overlap(box, other_box):
+        joined, hull, disjoint = [term], term.box, []
+        for others, box in parts:
+            if _overlap(hull, box):
                 joined = others + joined
-                box = tuple(
-                    (min(a, c), max(b, d))
-                    for (a, b), (c, d) in zip(box, other_box, strict=True)
-                )  # fmt: skip
+                hull = tuple(
+                    (min(a, c), max(b, d)) for (a, b), (c, d) in zip(hull, box, strict=True)
+                )
             else:
-                apart.append((others, other_box))
-        parts = [*apart, (joined, box)]
+                disjoint.append((others, box))
+        parts = [*disjoint, (joined, hull)]
     return parts
 
 
 def _overlap(a: Box, b: Box) -> bool:
-    return all(
-        max(p, r) < min(q, s) for (p, q), (r, s) in zip(a, b, strict=True)
-    )  # fmt: skip
+    return all(max(p, r) < min(q, s) for (p, q), (r, s) in zip(a, b, strict=True))
 
 
-def _group(terms: list[Term], box: Box) -> Group:
-    """Terms of one slice of a parameter, brought to one layout (rows, columns)."""
+def _group(terms: list[PlacedTerm], box: Box) -> Group:
     layout = _common_layout(terms, box)
     if layout is None:
-        formed = tuple(_formed(term, box) for term in terms)
-        return Group(formed, 1, formed[0].values.shape[3])
-    rows, columns = layout
-    lengths = [stop - start for start, stop in box]
-    num_rows, num_columns = (math.prod(lengths[axis] for axis in axes) for axes in layout)
-    arranged = tuple(_arranged(term, rows, columns, num_rows, num_columns) for term in terms)
-    return Group(arranged, num_rows, num_columns)
+        embedded = tuple(_embedded(term, box) for term in terms)
+        return Group(embedded, 1, embedded[0].values.shape[3])
+    num_rows, num_columns = (_size(box, axes) for axes in layout)
+    return Group(tuple(_in_layout(term, layout) for term in terms), num_rows, num_columns)
 
 
-def _common_layout(
-    terms: list[Term], box: Box
-) -> tuple[tuple[int, ...], tuple[int, ...]] | None:  # fmt: skip
-    """Axes to take as rows and columns so that every term keeps its form; None if none do."""
-    if any(term.box != box for term in terms):
+def _common_layout(terms: list[PlacedTerm], box: Box) -> Layout | None:
+    """Axes to take as rows and columns so that no term need be materialized; None if none do."""
+    if any(placed.box != box for placed in terms):
         return None
-    lookups = {t.split for t in terms if t.kind is UseKind.LOOKUP}
-    outers = {t.split for t in terms if t.kind is UseKind.OUTER}
+    lookups, outers = (
+        {(t.row_axes, t.column_axes) for t in terms if isinstance(t.term, form)}
+        for form in (Lookup, Outer)
+    )
     if not (lookups or outers):
-        return ((), tuple(axis for axis, (start, stop) in enumerate(box) if stop - start > 1))
+        return terms[0].row_axes, terms[0].column_axes
     if lookups:
         layout = min(lookups)
     else:
-        # the longer side is cut into pieces
+        # the longer side is materialized in blocks
         layout = max(
-            (pair for split in outers for pair in (split, split[::-1])),
-            key=lambda pair: math.prod(box[axis][1] - box[axis][0] for axis in pair[0]),
+            (pair for axes in outers for pair in (axes, axes[::-1])),
+            key=lambda pair: _size(box, pair[0]),
         )
     fits = lookups <= {layout} and outers <= {layout, layout[::-1]}
     return layout if fits else None
 
 
-def _arranged(
-    term: Term, rows: tuple, columns: tuple, num_rows: int, num_columns: int
-) -> contractions.Term:  # fmt: skip
-    if term.kind is UseKind.LOOKUP:
-        return Lookup(term.left, term.right)
-    if term.kind is UseKind.OUTER:
-        left = term.left[:, None]
-        if term.split == (rows, columns):
-            return Outer(left, term.right)
-        return Outer(term.right, left)
-    n, k = term.right.shape[:2]
-    # a whole term has the axes longer than one, ascending
-    order = {axis: 2 + i for i, axis in enumerate(sorted((*rows, *columns)))}
-    by_layout = term.right.transpose(0, 1, *(order[axis] for axis in (*rows, *columns)))
-    return Formed(by_layout.reshape(n, k, num_rows, num_columns))
+def _in_layout(placed: PlacedTerm, layout: Layout) -> Term:
+    term = placed.term
+    if (placed.row_axes, placed.column_axes) == layout:
+        return term
+    if isinstance(term, Outer):
+        return Outer(term.columns, term.rows)
+    assert isinstance(term, Materialized)
+    rows, columns = layout
+    by_axis = _transposed(placed, term.values, (*rows, *columns))
+    return Materialized(by_axis.reshape(*by_axis.shape[:2], _size(placed.box, rows), -1))
 
 
-def _formed(term: Term, hull: Box) -> Formed:
-    """Any term as a matrix of one row, embedded in the hull of its group's boxes."""
-    lengths = [stop - start for start, stop in term.box]
-    n, k = term.right.shape[:2]
-    if term.kind is UseKind.WHOLE:
-        values = term.right
-    else:
-        left_axes, right_axes = term.split
-        num_rows = math.prod(lengths[axis] for axis in left_axes)
-        simple = _arranged(term, left_axes, right_axes, num_rows, term.right.shape[3])
-        matrix = contractions.whole_term(jax.tree.map(jnp.asarray, simple), num_rows)
-        parted = matrix.reshape(n, k, *(lengths[axis] for axis in (*left_axes, *right_axes)))
-        order = np.argsort((*left_axes, *right_axes))
-        values = parted.transpose(0, 1, *(2 + int(i) for i in order))
-    values = values.reshape(n, k, *lengths)
-    margins = [(a - c, d - b) for (a, b), (c, d) in zip(term.box, hull, strict=True)]
-    return Formed(jnp.pad(values, [(0, 0), (0, 0), *margins]).reshape(n, k, 1, -1))
+def _embedded(placed: PlacedTerm, hull: Box) -> Materialized:
+    """Any term as matrices of one row, embedded in the hull of its group's boxes."""
+    matrix = materialize(jax.tree.map(jnp.asarray, placed.term), _size(placed.box, placed.row_axes))
+    by_axis = _transposed(placed, matrix, sorted((*placed.row_axes, *placed.column_axes)))
+    values = by_axis.reshape(*matrix.shape[:2], *(stop - start for start, stop in placed.box))
+    margins = [(a - c, d - b) for (a, b), (c, d) in zip(placed.box, hull, strict=True)]
+    padded = jnp.pad(values, [(0, 0), (0, 0), *margins])
+    return Materialized(padded.reshape(*matrix.shape[:2], 1, -1))
+
+
+def _transposed(placed: PlacedTerm, matrix: Any, axes: Sequence[int]) -> Any:
+    """A placed term's matrix (n, k, R, C) with the parameter's axes in another order."""
+    order = (*placed.row_axes, *placed.column_axes)
+    by_axis = matrix.reshape(*matrix.shape[:2], *_lengths(placed.box, order))
+    return by_axis.transpose(0, 1, *(2 + order.index(axis) for axis in axes))
+
+
+def _size(box: Box, axes: Sequence[int]) -> int:
+    return math.prod(_lengths(box, axes))
+
+
+def _lengths(box: Box, axes: Sequence[int]) -> list[int]:
+    return [box[axis][1] - box[axis][0] for axis in axes]

@@ -1,21 +1,21 @@
-r"""Stage: a stretch of a model's program, such as one layer.
+r"""Stages: segments of a model's program, such as one layer.
 
-The computation of one example is cut where a loop over layers (``scan``) steps,
+The computation of one example is partitioned where a loop over layers (``scan``) steps,
 
 .. math:: f = S_m \circ \dots \circ S_1 ,
 
 so that a kernel can be computed with one stage's activations in memory: values between stages are
-kept, what happens inside is computed again on the way back.  All steps of a loop are calls of ONE
+kept, those inside are recomputed in the backward sweep.  All steps of a loop are calls of ONE
 stage, compiled once whatever the depth.  A program without such a loop is a single stage.
 
 A parameter enters a stage whole or as one slice of a stacked parameter (``Slot``).
 
 Example:
     >>> import jax, jax.numpy as jnp
-    >>> from lensllm_jax.ntk.structured.stages import cut
     >>> def f(w, x):  # four layers
     ...     return jax.lax.scan(lambda h, w: (jnp.tanh(h @ w), None), x, w)[0]
-    >>> calls = cut(jax.make_jaxpr(f)(jnp.ones((4, 3, 3)), jnp.ones(3)), num_params=1).calls
+    >>> program = jax.make_jaxpr(f)(jnp.ones((4, 3, 3)), jnp.ones(3))
+    >>> calls = partition(program, num_params=1).calls
     >>> [len(call.slots) for call in calls], calls[1].stage is calls[3].stage
     ([1, 2, 2, 2, 2, 1], True)
 """
@@ -29,8 +29,17 @@ from typing import Any
 
 from jax.extend import core
 
-from lensllm_jax.ntk.structured import taps as tapping
-from lensllm_jax.ntk.structured.taps import Ref, Taps
+from lensllm_jax.ntk.structured.taps import (
+    TRANSPARENT_CALLS,
+    Ref,
+    Taps,
+    apply,
+    evaluate,
+    inner_program,
+    is_view,
+    opened,
+    scan_counts,
+)
 
 Key = tuple[int, int | None]  # a parameter, or a slice of a stacked one
 
@@ -55,26 +64,26 @@ class Slot:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Stage:
-    """A stretch of the program of one example; equal only to itself, so that it compiles once."""
+    """A segment of the program of one example; equal only to itself, so that it compiles once."""
 
     # operands (a ``Ref`` for each parameter) and taps to results
-    evaluate: Callable[[Sequence[Any], Taps], list[Any]]
-    num_bytes: int  # of all values that one example's evaluation makes
+    run: Callable[[Sequence[Any], Taps], list[Any]]
+    num_bytes: int  # of all values computed for one example
     num_flops: int  # of its matrix products
 
 
 @dataclasses.dataclass(frozen=True)
 class Call:
-    """A stage at its place in the program."""
+    """A stage with its operands in the program."""
 
     stage: Stage
     slots: tuple[Slot, ...]
-    results: tuple[int, ...]  # the values that it gives
+    results: tuple[int, ...]  # the values that it computes
 
 
 @dataclasses.dataclass(frozen=True)
 class Schedule:
-    """A program, cut."""
+    """A program as a sequence of calls of its stages."""
 
     calls: tuple[Call, ...]
     constants: tuple[Any, ...]
@@ -82,34 +91,37 @@ class Schedule:
     output: int  # the value that f returns
     active: frozenset[int]  # the values through which a parameter can reach the output
 
-    def first_uses(self) -> dict[Key, int]:
-        """The place among the calls where each parameter, or slice of one, enters first.
+    @property
+    def peak_stage_bytes(self) -> int:
+        """The values of the largest stage, of one example."""
+        return max(call.stage.num_bytes for call in self.calls)
 
-        Returns:
-            Places by parameter.
-        """
-        places: dict[Key, int] = {}
-        for place, call in enumerate(self.calls):
+    @property
+    def num_flops(self) -> int:
+        """Matrix products of one forward pass, of one example."""
+        return sum(call.stage.num_flops for call in self.calls)
+
+    def first_uses(self) -> dict[Key, int]:
+        """The index of the call that each parameter, or slice of one, enters first."""
+        first: dict[Key, int] = {}
+        for index, call in enumerate(self.calls):
             for slot in call.slots:
                 if slot.source is Source.PARAM:
-                    places.setdefault((slot.index, slot.step), place)
-        return places
+                    first.setdefault((slot.index, slot.step), index)
+        return first
 
 
-def cut(program: core.ClosedJaxpr, *, num_params: int) -> Schedule:
-    """Cuts a program at the steps of its loops over layers.
+def partition(program: core.ClosedJaxpr, *, num_params: int) -> Schedule:
+    """Partitions a program at the steps of its loops over layers.
 
     Args:
         program: from ``jax.make_jaxpr(f)(params, *inputs)`` for one example, with one output.
         num_params: how many of its arguments are parameters; they come first.
-
-    Returns:
-        The schedule.
     """
-    schedule = _Cutter(program, num_params, loops=True).schedule()
+    schedule = _Partitioner(program, num_params, loops=True).schedule()
     if _slices_and_wholes_meet(schedule):
-        # one group of gradient terms cannot hold a slice and the whole: written out, it can
-        schedule = _Cutter(program, num_params, loops=False).schedule()
+        # one group of gradient terms cannot hold a slice and the whole: unrolled, it can
+        schedule = _Partitioner(program, num_params, loops=False).schedule()
     return schedule
 
 
@@ -125,7 +137,7 @@ def _slices_and_wholes_meet(schedule: Schedule) -> bool:
 
 @dataclasses.dataclass(frozen=True)
 class _Instruction:
-    """One operation of a straight stretch; names are numbers that occur once in a program."""
+    """One operation outside of loops; names are numbers that occur once in a program."""
 
     apply: Callable[[Sequence[Any], Taps], Sequence[Any]]
     operands: tuple[int, ...]
@@ -145,14 +157,14 @@ class _Loop:
     num_state: int
 
 
-class _Cutter:
-    """Reads a program once, then deals it out in calls."""
+class _Partitioner:
+    """Reads a program once, then groups its operations into calls of stages."""
 
     def __init__(self, program: core.ClosedJaxpr, num_params: int, *, loops: bool):
         self.loops = loops
         self.count = 0
         self.known: dict[int, Slot] = {}  # parameters (perhaps cast) and constants, by name
-        self.views: dict[int, _Instruction] = {}  # parameters in another arrangement
+        self.views: dict[int, _Instruction] = {}  # rearranged parameters
         self.constants: list[Any] = []
         self.active: set[int] = set()
         self.parts: list[list[_Instruction] | _Loop] = [[]]
@@ -204,20 +216,20 @@ class _Cutter:
 
     def equation(self, equation: Any, operands: list[int]) -> Sequence[int]:
         name = equation.primitive.name
-        if name in tapping.TRANSPARENT_CALLS:
-            return self.read(*tapping.opened(equation.params["jaxpr"]), operands)
+        if name in TRANSPARENT_CALLS:
+            return self.read(*opened(equation.params["jaxpr"]), operands)
         if name == "scan" and (loop := self.loop(equation, operands)) is not None:
             self.parts.append(loop)
             self.active.update(loop.results)
             return loop.results
         results = tuple(self.new() for _ in equation.outvars)
         instruction = _Instruction(
-            functools.partial(tapping.apply, equation),
+            functools.partial(apply, equation),
             tuple(operands),
             results,
             *_costs([equation]),
         )
-        if tapping.is_view(equation) and len(operands) == 1 and self.from_params(operands[0]):
+        if is_view(equation) and len(operands) == 1 and self.from_params(operands[0]):
             (operand,), (result,) = operands, results
             self.views[result] = instruction
             if name == "convert_element_type" and operand in self.known:
@@ -228,15 +240,15 @@ class _Cutter:
         return results
 
     def loop(self, equation: Any, operands: list[int]) -> _Loop | None:
-        """The loop, if it steps through stacked parameters in a way that can be cut."""
+        """The loop, if it steps through stacked parameters and can be partitioned."""
         settings = equation.params
-        counts = tapping.scan_counts(settings)
-        if not self.loops or counts is None or settings["length"] > tapping.MAX_UNROLLED_STEPS:
+        counts = scan_counts(settings)
+        if not self.loops or counts is None:
             return None
         num_fixed, num_state = counts
         stacked = operands[num_fixed + num_state :]
         if (
-            len(equation.outvars) != num_state  # results of each step are wanted
+            len(equation.outvars) != num_state  # it stacks results of its steps
             or not any(self.from_params(name) for name in stacked)
             or any(name in self.views and name not in self.known for name in operands)
             or any(self.from_params(name) for name in operands[num_fixed : num_fixed + num_state])
@@ -255,9 +267,9 @@ class _Cutter:
         calls: list[Call] = []
         needed = {self.output}
         for part in reversed(self.parts):
-            made = [self.straight(part, needed)] if isinstance(part, list) else [*self.steps(part)]
-            calls = made + calls
-            needed |= {s.index for c in made for s in c.slots if s.source is Source.VALUE}
+            added = [self.segment(part, needed)] if isinstance(part, list) else [*self.steps(part)]
+            calls = added + calls
+            needed |= {s.index for c in added for s in c.slots if s.source is Source.VALUE}
         return Schedule(
             tuple(call for call in calls if call.results),
             tuple(self.constants),
@@ -270,48 +282,46 @@ class _Cutter:
         known = self.known.get(name, Slot(Source.VALUE, name))
         return dataclasses.replace(known, step=step)
 
-    def straight(self, part: list[_Instruction], needed: set[int]) -> Call:
-        made = {name for instruction in part for name in instruction.results}
-        results = tuple(sorted(made & needed))
-        instructions = [*self.arranged(part), *part]
+    def segment(self, part: list[_Instruction], needed: set[int]) -> Call:
+        computed = {name for instruction in part for name in instruction.results}
+        results = tuple(sorted(computed & needed))
+        instructions = [*self.views_in(part), *part]
         inside = {name for instruction in instructions for name in instruction.results}
         entering = tuple(
             dict.fromkeys(n for i in instructions for n in i.operands if n not in inside)
         )
 
-        def evaluate(operands: Sequence[Any], taps: Taps) -> list[Any]:
+        def run(operands: Sequence[Any], taps: Taps) -> list[Any]:
             values = dict(zip(entering, operands, strict=True))
             for one in instructions:
-                found = one.apply([values[name] for name in one.operands], taps)
-                values.update(zip(one.results, found, strict=True))
+                computed = one.apply([values[name] for name in one.operands], taps)
+                values.update(zip(one.results, computed, strict=True))
             return [taps.whole(values[name]) for name in results]
 
-        num_bytes, num_flops = (
-            sum(getattr(instruction, name) for instruction in part)
-            for name in ("num_bytes", "num_flops")
-        )
+        num_bytes = sum(instruction.num_bytes for instruction in part)
+        num_flops = sum(instruction.num_flops for instruction in part)
         slots = tuple(self.slot(name) for name in entering)
-        return Call(Stage(evaluate, num_bytes, num_flops), slots, results)
+        return Call(Stage(run, num_bytes, num_flops), slots, results)
 
-    def arranged(self, part: list[_Instruction]) -> list[_Instruction]:
-        """The views that a stretch uses: each stage makes its own, so that none goes between."""
-        found: dict[int, _Instruction] = {}
+    def views_in(self, part: list[_Instruction]) -> list[_Instruction]:
+        """The views that a segment uses: each stage computes its own, so that none is stored."""
+        views: dict[int, _Instruction] = {}
         open_names = [name for instruction in part for name in instruction.operands]
         while open_names:
             name = open_names.pop()
-            if name in self.views and name not in found:
-                found[name] = self.views[name]
+            if name in self.views and name not in views:
+                views[name] = self.views[name]
                 open_names += self.views[name].operands
-        return [found[name] for name in sorted(found)]  # made in the order of their names
+        return [views[name] for name in sorted(views)]  # in the order of the program
 
     def steps(self, loop: _Loop) -> Iterator[Call]:
         settings = loop.equation.params
-        jaxpr, consts = tapping.opened(settings["jaxpr"])
+        jaxpr, consts = opened(settings["jaxpr"])
 
-        def evaluate(operands: Sequence[Any], taps: Taps) -> list[Any]:
-            return [taps.whole(y) for y in tapping.evaluate(jaxpr, consts, operands, taps)]
+        def run(operands: Sequence[Any], taps: Taps) -> list[Any]:
+            return [taps.whole(y) for y in evaluate(jaxpr, consts, operands, taps)]
 
-        stage = Stage(evaluate, *_costs(jaxpr.eqns))
+        stage = Stage(run, *_costs(jaxpr.eqns))
         length, num_fixed = settings["length"], loop.num_fixed
         fixed, stacked = loop.operands[:num_fixed], loop.operands[num_fixed + loop.num_state :]
         state = loop.operands[num_fixed : num_fixed + loop.num_state]
@@ -334,18 +344,16 @@ def _unchanged(operands: Sequence[Any], taps: Taps) -> Sequence[Any]:
 
 
 def _costs(equations: Iterable[Any]) -> tuple[int, int]:
-    """Bytes of the values that equations make, and operations of their matrix products."""
+    """Bytes of the values of equations, and operations of their matrix products."""
     num_bytes = num_flops = 0
     for equation in equations:
-        inner = tapping.inner_program(equation)
+        inner = inner_program(equation)
         if inner is not None:
             repeats = equation.params.get("length", 1)
             inner_bytes, inner_flops = _costs(inner.eqns)
-            # a loop keeps what each of its steps made for the way back
-            num_bytes, num_flops = (
-                num_bytes + repeats * inner_bytes,
-                num_flops + repeats * inner_flops,
-            )
+            # a loop keeps the values of all its steps for its backward pass
+            num_bytes += repeats * inner_bytes
+            num_flops += repeats * inner_flops
             continue
         avals = [variable.aval for variable in equation.outvars]
         num_bytes += sum(math.prod(a.shape) * a.dtype.itemsize for a in avals)
@@ -357,16 +365,7 @@ def _costs(equations: Iterable[Any]) -> tuple[int, int]:
 
 
 def operand(slot: Slot, value: Any, position: int) -> Any:
-    """What a stage reads for a slot: a parameter stands as a reference.
-
-    Args:
-        slot: the slot.
-        value: the array, a slice of it taken already.
-        position: among the stage's parameters.
-
-    Returns:
-        The operand.
-    """
+    """A stage's operand: of a parameter, or a slice taken already, a reference by position."""
     if slot.source is not Source.PARAM:
         return value
     return Ref.of(value if slot.dtype is None else value.astype(slot.dtype), position)

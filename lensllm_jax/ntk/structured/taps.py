@@ -1,34 +1,34 @@
-r"""Use: one place where a parameter enters the computation of one example.
+r"""Taps: what enters each use of a parameter, and what a perturbation there changes.
 
 A parameter W acts through its uses.  At a use the program computes :math:`y = u(a, W)`; with
 :math:`\delta = \partial f / \partial y`, every use adds its own term to the gradient of f in W,
 
-* ``OUTER``, y = a W (``dot_general``): :math:`\sum_t a_t \otimes \delta_t`;
-* ``LOOKUP``, y = W[ids] (``gather`` of rows): :math:`\sum_t e_{\mathrm{ids}_t} \otimes \delta_t`;
-* ``WHOLE``, anything else: the term itself, :math:`\partial f / \partial W` through this one use.
+* ``Outer``, y = a W (``dot_general``): :math:`\sum_t a_t \otimes \delta_t`;
+* ``Lookup``, y = W[ids] (``gather`` of rows): :math:`\sum_t e_{\mathrm{ids}_t} \otimes \delta_t`;
+* ``Materialized``, anything else: :math:`\partial f / \partial W` through this use, whole.
 
-A tied table simply has several uses, and terms of one parameter are added before they are
-multiplied: cross terms cannot be forgotten.  Since WHOLE is always right, no function is out of
-reach; the first two kinds only make it cheap.
+A tied table has several uses, and terms of one parameter are added before they are multiplied:
+cross terms cannot be forgotten.  Since ``Materialized`` is always right, every function is in
+reach; the first two forms only make it cheap.
 
-``run`` evaluates a traced function with a tap at each use: it records a (or the ids) and adds a
+``evaluate`` runs a traced function with a tap at each use: it records a (or the ids) and adds a
 perturbation to y, whose gradient is delta.  It reads the program that JAX traced, so a model needs
-no hooks, whatever library it was written in.  Loops over layers (``scan``) are written out, so that
+no hooks, whatever library it was written in.  Loops over layers (``scan``) are unrolled, so that
 each layer's slice of a stacked parameter is a parameter of its own.
 
 Example:
     >>> import jax, jax.numpy as jnp
-    >>> from lensllm_jax.ntk.structured.taps import run
     >>> params = [jnp.ones((5, 3)), jnp.ones(5)]  # an embedding that is also the head, a bias
     >>> f = lambda p, ids: p[0][ids] @ p[0].T + p[1][None]
-    >>> program = jax.make_jaxpr(f)(params, jnp.array([1, 2]))
-    >>> _, taps = run(program, params, [jnp.array([1, 2])])
-    >>> [(tap.kind.value, tap.leaf, tap.split) for tap in taps]
-    [('lookup', 0, ((0,), (1,))), ('outer', 0, ((1,), (0,))), ('whole', 1, ((), (0,)))]
+    >>> program, ids, taps = jax.make_jaxpr(f)(params, jnp.array([1, 2])), jnp.array([1, 2]), Taps()
+    >>> refs = [Ref.of(value, leaf) for leaf, value in enumerate(params)]
+    >>> _ = evaluate(program.jaxpr, program.consts, [*refs, ids], taps)
+    >>> [(tap.form.__name__, tap.leaf) for tap in taps.taps]
+    [('Lookup', 0), ('Outer', 0), ('Materialized', 1)]
 """
 
 import dataclasses
-import enum
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -39,32 +39,44 @@ import numpy as np
 from jax import lax
 from jax.extend import core
 
-MAX_UNROLLED_STEPS = 256  # longer loops get one WHOLE use: compiling them written out takes minutes
+from lensllm_jax.ntk.structured.gradients import (
+    Box,
+    Lookup,
+    Materialized,
+    Outer,
+    PlacedTerm,
+    Term,
+)
+
+# Parameters of longer loops are materialized: unrolled, such loops compile for minutes.
+MAX_UNROLLED_STEPS = 256
 
 # Calls without a derivative rule of their own, named as JAX 0.10 to 0.12 name them.
 TRANSPARENT_CALLS = frozenset({"jit", "pjit", "closed_call", "core_call", "remat2", "checkpoint"})
 
 
-class UseKind(enum.Enum):
-    """How a parameter enters."""
-
-    OUTER = "outer"
-    LOOKUP = "lookup"
-    WHOLE = "whole"
-
-
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["factor"],
+    meta_fields=["form", "leaf", "box", "row_axes", "column_axes", "right_fn"],
+)
 @dataclasses.dataclass(frozen=True)
 class Tap:
-    """What one use leaves behind."""
+    """One use of a parameter, and its term once the cotangent of its result is known."""
 
-    kind: UseKind
+    factor: Any  # what enters: Outer a (1, t, R), Lookup ids (t,), Materialized None
+    form: type[Term]
     leaf: int  # which parameter
-    box: tuple[tuple[int, int], ...]  # the part of it that is used: (start, stop) an axis
-    split: tuple[tuple[int, ...], tuple[int, ...]]  # its axes: (left factor's, right factor's)
-    # place in ``Taps.lefts``; OUTER: a (t, left axes flattened), LOOKUP: ids (t,), WHOLE: none
-    left: int | None
-    # from delta, shaped like y, to (t, right axes flattened), or to the term itself for WHOLE
-    right_fn: Callable[[Any], Any]
+    box: Box  # the slice of it that is used
+    row_axes: tuple[int, ...]
+    column_axes: tuple[int, ...]
+    right_fn: Callable[[Any], Any]  # from delta, shaped like y, to (t, C); Materialized (1, C)
+
+    def term(self, deltas: Any) -> PlacedTerm:
+        """The term of n examples and k outputs, from a tap and cotangents (n, k, ...) of them."""
+        right = jax.vmap(jax.vmap(self.right_fn))(deltas)
+        arrays = (right,) if self.factor is None else (self.factor, right)
+        return PlacedTerm(self.form(*arrays), self.box, self.row_axes, self.column_axes)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,7 +85,7 @@ class Ref:
 
     value: Any
     leaf: int
-    box: tuple[tuple[int, int], ...]
+    box: Box
     # axes of the parameter that make up each axis of the value; those of length one, which
     # order nothing, are left out, so that () is an axis of length one
     axes: tuple[tuple[int, ...], ...]
@@ -94,39 +106,42 @@ class Ref:
 
     def by_axis(self, array: Any, order: Sequence[int], num_tokens: int) -> Any:
         """Features in the given order of axes to (t, features in the parameter's own order)."""
-        parted = array.reshape(num_tokens, *self.lengths(order))
+        separate = array.reshape(num_tokens, *self.lengths(order))
         sorting = (0, *(1 + int(i) for i in np.argsort(order)))
-        return parted.transpose(sorting).reshape(num_tokens, -1)
+        return separate.transpose(sorting).reshape(num_tokens, -1)
 
 
 class Taps:
-    """Collects taps, and adds the perturbation of each where there is one."""
+    """Collects taps, and adds the perturbation of each where there is one.
 
-    def __init__(self, perturbations: Sequence[Any] | None):
-        self.perturbations = perturbations
+    Attributes:
+        taps: the taps, in the program's order.
+        outputs: the y of each, unperturbed.
+    """
+
+    def __init__(self, perturbations: Sequence[Any] | None = None):
         self.taps: list[Tap] = []
-        self.shapes: list[jax.ShapeDtypeStruct] = []
-        self.lefts: list[Any] = []  # what OUTER and LOOKUP taps record, each once
-        self._left_of: dict[Any, tuple[int, Any]] = {}
+        self.outputs: list[Any] = []
+        self._perturbations = perturbations
+        self._factors: dict[Any, tuple[Any, Any]] = {}
 
     def add(self, y: Any, tap: Tap) -> Any:
-        """``y`` with its perturbation, once its tap is noted."""
+        """``y``, perturbed."""
         index = len(self.taps)
         self.taps.append(tap)
-        self.shapes.append(jax.ShapeDtypeStruct(y.shape, y.dtype))
-        return y if self.perturbations is None else y + self.perturbations[index]
+        self.outputs.append(y)
+        return y if self._perturbations is None else y + self._perturbations[index]
 
-    def left(self, source: Any, key: tuple, make: Callable[[], Any]) -> int:
-        """The place in ``lefts`` of what ``make`` gives; recorded once for a source and key.
+    def factor(self, source: Any, key: tuple, make: Callable[[], Any]) -> Any:
+        """What ``make`` gives, made once per source and key.
 
         Query, key and value of an attention layer all read the same states.
         """
         where = (id(source), key)
-        if where not in self._left_of:
-            # the source is kept, since the id of a value that is gone may be given again
-            self._left_of[where] = (len(self.lefts), source)
-            self.lefts.append(make())
-        return self._left_of[where][0]
+        if where not in self._factors:
+            # the source is kept, since the id of a freed value may be given again
+            self._factors[where] = (make(), source)
+        return self._factors[where][0]
 
     def whole(self, value: Any) -> Any:
         """A plain array in place of a reference: the use that needs no understanding."""
@@ -136,44 +151,17 @@ class Taps:
         by_axis = np.argsort(order)
 
         def right_fn(delta: Any) -> Any:
-            return delta.reshape(value.lengths(order)).transpose(by_axis)
+            return delta.reshape(value.lengths(order)).transpose(by_axis).reshape(1, -1)
 
-        split = ((), tuple(sorted(order)))
-        return self.add(
-            value.value, Tap(UseKind.WHOLE, value.leaf, value.box, split, None, right_fn)
-        )
-
-
-def run(
-    program: core.ClosedJaxpr, params: Sequence[Any], inputs: Sequence[Any]
-) -> tuple[list[Any], list[Tap]]:
-    """Evaluates a traced function with a tap at every use of a parameter.
-
-    Args:
-        program: from ``jax.make_jaxpr(f)(params, *inputs)``.
-        params: the leaves of the parameters, first among its arguments.
-        inputs: the leaves of its other arguments.
-
-    Returns:
-        The outputs and the taps.
-    """
-    taps = Taps(None)
-    refs = [Ref.of(value, leaf) for leaf, value in enumerate(params)]
-    outputs = evaluate(program.jaxpr, program.consts, [*refs, *inputs], taps)
-    return [taps.whole(out) for out in outputs], taps.taps
+        axes = ((), tuple(sorted(order)))
+        tap = Tap(None, Materialized, value.leaf, value.box, *axes, right_fn)
+        return self.add(value.value, tap)
 
 
 def evaluate(jaxpr: core.Jaxpr, consts: Sequence, arguments: Sequence, taps: Taps) -> list:
-    """Evaluates a program of which some arguments are parameters.
+    """Results of a program of which some arguments are parameters (``Ref``).
 
-    Args:
-        jaxpr: the program.
-        consts: its constants.
-        arguments: a ``Ref`` for each parameter, arrays for the rest.
-        taps: collects its uses of parameters.
-
-    Returns:
-        Its results; one that is a parameter itself stays a ``Ref``.
+    A result that is a parameter itself stays a ``Ref``.
     """
     values: dict[Any, Any] = dict(zip(jaxpr.constvars, consts, strict=True))
     values.update(zip(jaxpr.invars, arguments, strict=True))
@@ -194,7 +182,7 @@ def _bind(equation: Any, operands: Sequence) -> Sequence:
         for atom, operand in zip(equation.invars, operands, strict=True)
         if not isinstance(atom, core.Literal)
     }
-    origin = core.DebugInfo("lensllm_jax.ntk.structured.taps", equation.primitive.name, None, None)
+    origin = core.DebugInfo(__name__, equation.primitive.name, None, None)
     alone = core.Jaxpr(
         (), list(arguments), equation.outvars, [equation], equation.effects, debug_info=origin
     )
@@ -202,26 +190,15 @@ def _bind(equation: Any, operands: Sequence) -> Sequence:
 
 
 def apply(equation: Any, operands: Sequence[Any], taps: Taps) -> Sequence[Any]:
-    """Results of one equation, with a tap where a parameter enters it.
-
-    Args:
-        equation: the equation.
-        operands: a ``Ref`` for each parameter, arrays for the rest.
-        taps: collects its uses of parameters.
-
-    Returns:
-        Its results.
-    """
+    """Results of one equation on arrays and parameters (``Ref``), with a tap at each use."""
     operands = list(operands)
     if not any(isinstance(operand, Ref) for operand in operands):
         return _bind(equation, operands)
     name = equation.primitive.name
     if name in TRANSPARENT_CALLS:
         return evaluate(*opened(equation.params["jaxpr"]), operands, taps)
-    if name == "scan" and equation.params["length"] <= MAX_UNROLLED_STEPS:
-        counts = scan_counts(equation.params)
-        if counts is not None:
-            return _unrolled_scan(equation.params, *counts, operands, taps)
+    if name == "scan" and (counts := scan_counts(equation.params)) is not None:
+        return _unrolled_scan(equation.params, *counts, operands, taps)
     if name in _VIEWS and (view := _VIEWS[name](equation, operands)) is not None:
         return [view]
     if name in _RULES and (result := _RULES[name](equation, operands, taps)) is not None:
@@ -230,27 +207,13 @@ def apply(equation: Any, operands: Sequence[Any], taps: Taps) -> Sequence[Any]:
 
 
 def opened(program: Any) -> tuple[core.Jaxpr, Sequence]:
-    """A nested program and its constants, whether JAX keeps it open or closed.
-
-    Args:
-        program: the program.
-
-    Returns:
-        Both.
-    """
+    """A nested program and its constants, whether JAX keeps it open or closed."""
     closed = getattr(program, "jaxpr", program)
     return closed, getattr(program, "consts", ())
 
 
 def inner_program(equation: Any) -> core.Jaxpr | None:
-    """The program inside a call or a loop; ``None`` for a plain operation.
-
-    Args:
-        equation: the equation.
-
-    Returns:
-        The program.
-    """
+    """The program inside a call or a loop; ``None`` for a plain operation."""
     found = equation.params.get("jaxpr", equation.params.get("call_jaxpr"))
     return None if found is None else opened(found)[0]
 
@@ -258,24 +221,23 @@ def inner_program(equation: Any) -> core.Jaxpr | None:
 def scan_counts(settings: dict) -> tuple[int, int] | None:
     """How many operands of a loop are constants and how many its state.
 
-    Args:
-        settings: the parameters of a ``scan`` equation.
-
-    Returns:
-        Both counts; ``None`` if this JAX keeps them where we do not know.
+    ``None`` for a loop that is not unrolled: it is too long, or this version of JAX records the
+    counts in a way that we do not know.  Its parameters are materialized: exact, but expensive.
     """
+    if settings["length"] > MAX_UNROLLED_STEPS:
+        return None
     if "num_consts" in settings:  # JAX 0.10
         return settings["num_consts"], settings["num_carry"]
     if "ft_in" in settings:  # JAX 0.12
         consts, carry, _ = settings["ft_in"].unpack()
         return len(consts), len(carry)
-    return None  # then the loop is one WHOLE use of each parameter: exact, only dearer
+    return None
 
 
 def _unrolled_scan(
     settings: dict, num_consts: int, num_carry: int, operands: list, taps: Taps
 ) -> list:
-    """A loop over layers, written out."""
+    """A loop over layers, unrolled."""
     consts = operands[:num_consts]
     carry = operands[num_consts : num_consts + num_carry]
     # an axis merged of several cannot be stepped through as a view
@@ -309,7 +271,7 @@ def _shrunk(box: tuple, axis: int, start: int, stop: int) -> tuple:
     return (*box[:axis], (offset + start, offset + stop), *box[axis + 1 :])
 
 
-# Views: a parameter stays the same parameter, entry for entry, in another arrangement.
+# Views: the same parameter, entry for entry, in another arrangement.
 
 
 def _transposed(equation: Any, operands: list) -> Ref | None:
@@ -319,7 +281,7 @@ def _transposed(equation: Any, operands: list) -> Ref | None:
 
 
 def _reshaped(equation: Any, operands: list) -> Ref | None:
-    """Axes merged, parted where they had been merged, added or dropped at length one."""
+    """Axes merged, separated where they had been merged, added or dropped at length one."""
     if len(operands) != 1:  # a shape that is known at run time only
         return None
     (ref,) = operands
@@ -329,7 +291,7 @@ def _reshaped(equation: Any, operands: list) -> Ref | None:
 
 
 def _regrouped(ref: Ref, shape: tuple[int, ...]) -> tuple[tuple[int, ...], ...] | None:
-    """The axes of ``ref``, in their order, dealt out to a new shape; None if one would break."""
+    """The axes of ``ref``, in their order, grouped into a new shape; None if one would split."""
     left = [axis for axes in ref.axes for axis in axes]
     groups = []
     for length in shape:
@@ -377,18 +339,11 @@ _VIEWS: dict[str, Callable[[Any, list], Ref | None]] = {
 
 
 def is_view(equation: Any) -> bool:
-    """Whether an equation may only arrange a parameter anew.
-
-    Args:
-        equation: the equation.
-
-    Returns:
-        True if so.
-    """
+    """Whether an equation may only rearrange a parameter."""
     return equation.primitive.name in _VIEWS
 
 
-# Rules: the uses that are understood.
+# Rules: the uses with a cheap form.
 
 
 def _dot_general(equation: Any, operands: list, taps: Taps) -> Any:
@@ -401,29 +356,29 @@ def _dot_general(equation: Any, operands: list, taps: Taps) -> Any:
     contracted_w, contracted_a = contracted[side], contracted[1 - side]
     free_w = [i for i in range(ref.value.ndim) if i not in contracted_w]
     free_a = [i for i in range(a.ndim) if i not in contracted_a]
-    left_order = [axis for i in contracted_w for axis in ref.axes[i]]
-    right_order = [axis for i in free_w for axis in ref.axes[i]]
+    row_order = [axis for i in contracted_w for axis in ref.axes[i]]
+    column_order = [axis for i in free_w for axis in ref.axes[i]]
     num_tokens = math.prod(a.shape[i] for i in free_a)
 
     def right_fn(delta: Any) -> Any:
         # y has the free axes of the first operand, then those of the second
         if side == 0:
             delta = jnp.moveaxis(delta, range(len(free_w)), range(-len(free_w), 0))
-        return ref.by_axis(delta, right_order, num_tokens)
+        return ref.by_axis(delta, column_order, num_tokens)
 
-    left = taps.left(
+    factor = taps.factor(
         a,
-        (*free_a, -1, *contracted_a, *left_order),
-        lambda: ref.by_axis(a.transpose(*free_a, *contracted_a), left_order, num_tokens),
+        (*free_a, -1, *contracted_a, *row_order),
+        lambda: ref.by_axis(a.transpose(*free_a, *contracted_a), row_order, num_tokens)[None],
     )
     operands = [ref.value, a] if side == 0 else [a, ref.value]
-    split = (tuple(sorted(left_order)), tuple(sorted(right_order)))
-    tap = Tap(UseKind.OUTER, ref.leaf, ref.box, split, left, right_fn)
+    axes = (tuple(sorted(row_order)), tuple(sorted(column_order)))
+    tap = Tap(factor, Outer, ref.leaf, ref.box, *axes, right_fn)
     return taps.add(_bind(equation, operands)[0], tap)
 
 
 def _gather(equation: Any, operands: list, taps: Taps) -> Any:
-    """Y = W[ids]: whole rows of a table, and nothing cleverer."""
+    """Y = W[ids]: whole rows of a table and nothing else."""
     ref, indices = operands
     numbers, settings = equation.params["dimension_numbers"], equation.params
     if not isinstance(ref, Ref) or isinstance(indices, Ref):
@@ -454,9 +409,9 @@ def _gather(equation: Any, operands: list, taps: Taps) -> Any:
     def right_fn(delta: Any) -> Any:
         return ref.by_axis(delta, order, num_ids)
 
-    split = (tuple(ref.axes[0]), tuple(sorted(order)))
-    left = taps.left(indices, (num_rows, mode), ids)
-    return taps.add(y, Tap(UseKind.LOOKUP, ref.leaf, ref.box, split, left, right_fn))
+    axes = (tuple(ref.axes[0]), tuple(sorted(order)))
+    factor = taps.factor(indices, (num_rows, mode), ids)
+    return taps.add(y, Tap(factor, Lookup, ref.leaf, ref.box, *axes, right_fn))
 
 
 _RULES: dict[str, Callable[[Any, list, Taps], Any]] = {
