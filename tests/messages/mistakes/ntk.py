@@ -62,10 +62,10 @@ def of_broken_outputs():
         return of_candidate()
 
 
-def assembled_with_nan():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(gram, "assemble", lambda *_, **__: EYE * np.nan)
-        return kernel()
+def overflowing_sum():
+    """Each parameter's part of the kernel is finite, their sum is not."""
+    params = {"a": ONES, "b": ONES}
+    return kernel(f=lambda p, x: (x @ p["a"] + x @ p["b"]) * 1.7e19, params=params)
 
 
 def cost_without_an_account():
@@ -125,8 +125,8 @@ MISTAKES = [
     ("params", "hold floating arrays ... got int32", lambda tmp: kernel(params=np.ones(2, int))),
     (
         "theta (the computed kernel)",
-        "finite ... got nan at index (0, 0)",
-        lambda tmp: assembled_with_nan(),
+        "finite ... got inf at index (0, 0)",
+        lambda tmp: overflowing_sum(),
     ),
     (
         "the gradient in parameter",
