@@ -9,12 +9,11 @@ nested order, D the budget: the state before the head where the first target tok
 and which of the --num_words most common first words of those D targets is to come
 (lensllm_jax/measurement/features.py).
 
---output_dir receives selection.csv, with the columns of rank_curves, and scores.csv, a row a
+--output_dir receives selection.csv, with the columns of rank_curves, and scores.csv, a row per
 selector, budget and candidate.  PearCorr takes scores as they are: exponents should correlate
 positively with the losses, evidence negatively.  FLOPs: logme a forward pass of D examples, 2 N a
-token; nlp_metrics the singular values of every layer.  A candidate that is finished is not
-measured again.  Two minutes for the bundled pool on two busy cores; expected on pydoc: see
-docs/REPRODUCTION.md.
+token; nlp_metrics the singular values of every layer.  The same command resumes.  Two minutes for
+the bundled pool on two busy cores; expected on pydoc: see docs/REPRODUCTION.md.
 """
 
 import time
@@ -26,11 +25,12 @@ from absl import flags
 from jaxtyping import Float
 
 from experiments.common import cli, measuring
+from experiments.common.curves import check_budgets, digests, divisors_of
 from experiments.common.flags import define_budgets, define_curve
 from experiments.common.measurement_flags import measurement_flags
 from experiments.common.progress import Progress
-from experiments.common.run_folder import RunFolder, known, sha256_of
-from experiments.common.verdicts import show_verdicts, verdict_row
+from experiments.common.ranking_metrics import metrics_row, show_metrics
+from experiments.common.run_folder import RunFolder, known
 from lensllm_jax import checks
 from lensllm_jax.checkpoints.stored import stored_weights
 from lensllm_jax.checkpoints.zoo import folder_of
@@ -65,14 +65,13 @@ class Features(NamedTuple):
 
 def main(_: Sequence[str]) -> None:
     """Measures what is missing, ranks at every budget, writes the tables."""
-    divisors = [cli.divisor("budgets", text) for text in BUDGETS.value]
+    divisors = divisors_of(BUDGETS.value)
     if NUM_WORDS.value < 1:
         raise checks.UserError(f"`num_words` must be 1 or more, got {NUM_WORDS.value}")
     names, config = FLAGS.candidates(), FLAGS.config()
     table = read_loss_table(CURVES.value).select(names)
     target = int(table.sizes[-1])
-    for size in (target, *(target // divisor for divisor in divisors)):
-        table.column(size)
+    check_budgets(table, divisors)
     task = FLAGS.load_task(names)
     most = target // min(divisors)
     if most > len(task.train):
@@ -84,16 +83,16 @@ def main(_: Sequence[str]) -> None:
     recorded = measuring.task_settings(names, task, config)
     folder = RunFolder.open(FLAGS.output_dir, {
         **{key: recorded[key] for key in KEPT_SETTINGS},
-        "curves": {CURVES.value: sha256_of(CURVES.value)},
+        "curves": digests([CURVES.value]),
         "budgets": divisors,
         "num_words": NUM_WORDS.value,
     })  # fmt: skip
     features: dict[str, Features] = {}
     with Progress(total=float(len(names)), quiet=FLAGS.quiet) as progress:
         for name in names:
-            features[name] = remembered(name, task, config, most, folder)
+            features[name] = _remember_features(name, task, config, most, folder)
             progress.finish(1.0, f"{name}: features measured")
-    rankings = all_rankings(table, divisors, features, labelled(task, config, most))
+    rankings = all_rankings(table, divisors, features, _examples(task, config, most))
     costs = {key: cost(key[0], target // key[1], features, num_params) for key in rankings}
     rows = [row_of(table, key, ranking, *costs[key]) for key, ranking in rankings.items()]
     folder.write_rows("selection.csv", [known(row) for row in rows])
@@ -103,7 +102,7 @@ def main(_: Sequence[str]) -> None:
         for (selector, divisor), ranking in rankings.items()
         for name in names
     ])  # fmt: skip
-    show_verdicts(table.task, divisors, {
+    show_metrics(table.task, divisors, {
         selector: [(row["pearson"], row["relative_accuracy"]) for row in rows
                    if row["selector"] == selector]
         for selector in SELECTORS
@@ -111,41 +110,30 @@ def main(_: Sequence[str]) -> None:
     print(f"written to {folder.path}")
 
 
-def remembered(
+def _remember_features(
     name: str, task: Task, config: MeasurementConfig, count: int, folder: RunFolder
 ) -> Features:
-    """The features of a candidate, measured now if the folder does not hold them.
-
-    Args:
-        name: of the candidate.
-        task: the text.
-        config: the settings.
-        count: training examples.
-        folder: of the run.
-
-    Returns:
-        Features of the first ``count`` training examples.
-    """
+    """Those of the first ``count`` training examples, measured if the folder lacks them."""
     path = f"features/{measuring.slug_of(name)}"
     if not folder.has(f"{path}.json"):
         start = time.monotonic()
         candidate = measuring.load_checked(name, config)
         batch = Measurement(candidate, task, config=config).subset(count)
         folder.write_array(f"{path}.npy", first_target_states(candidate, batch))
-        spent = time.monotonic() - start
+        seconds = time.monotonic() - start
         tokens = batch["attention_mask"].sum(1).tolist()
-        folder.write_json(f"{path}.json", {"tokens": tokens, "seconds": spent})
-    kept = folder.read_json(f"{path}.json")
+        folder.write_json(f"{path}.json", {"tokens": tokens, "seconds": seconds})
+    stored = folder.read_json(f"{path}.json")
     states = np.load(folder.path / f"{path}.npy", allow_pickle=False)
-    return Features(states, kept["tokens"], kept["seconds"])
+    return Features(states, stored["tokens"], stored["seconds"])
 
 
-def weights_of(name: str) -> Iterator[tuple[str, np.ndarray]]:
+def _weights_of(name: str) -> Iterator[tuple[str, np.ndarray]]:
     """The stored tensors of a candidate, one at a time."""
     return stored_weights(folder_of(name))
 
 
-def labelled(task: Task, config: MeasurementConfig, count: int) -> list[Example]:
+def _examples(task: Task, config: MeasurementConfig, count: int) -> list[Example]:
     """The first ``count`` training examples of the nested order, whose targets give classes."""
     order = subset_order(len(task.train), seed=config.seed)[:count]
     return [task.train[i] for i in order]
@@ -155,29 +143,19 @@ def all_rankings(
     table: LossTable, divisors: Sequence[int], features: Mapping[str, Features],
     examples: Sequence[Example],
 ) -> dict[Key, Ranking]:  # fmt: skip
-    """The verdict of each selector at each budget.
-
-    Args:
-        table: losses of the pool.
-        divisors: of the largest size.
-        features: of every candidate.
-        examples: that the features are of.
-
-    Returns:
-        By selector and divisor.
-    """
+    """Each selector's ranking at each budget; ``features`` are those of ``examples``."""
     target = int(table.sizes[-1])
     budget: dict[str, Any] = {"budget_size": target // divisors[0], "target_size": target}
-    weights = Evidence(weights={name: weights_of(name) for name in table.names})
+    weights = Evidence(weights={name: _weights_of(name) for name in table.names})
     alone = rank(table, selector="nlp_metrics", evidence=weights, **budget)  # reads no data
     rankings: dict[Key, Ranking] = {("nlp_metrics", divisor): alone for divisor in divisors}
     for divisor in divisors:
         size = target // divisor
         classes = first_word_classes(examples[:size], num_words=NUM_WORDS.value)
-        read = {name: (one.states[:size], classes) for name, one in features.items()}
+        labelled = {name: (one.states[:size], classes) for name, one in features.items()}
         budget["budget_size"] = size
         rankings["logme", divisor] = rank(
-            table, selector="logme", evidence=Evidence(features=read), **budget
+            table, selector="logme", evidence=Evidence(features=labelled), **budget
         )
     return rankings
 
@@ -185,61 +163,31 @@ def all_rankings(
 def row_of(
     table: LossTable, key: Key, ranking: Ranking, flops: float, seconds: float
 ) -> dict[str, Any]:
-    """A row of selection.csv.
-
-    Args:
-        table: losses of the pool.
-        key: selector and divisor.
-        ranking: its verdict.
-        flops: that its scores cost.
-        seconds: that measuring took.
-
-    Returns:
-        What it cost and how good it was.
-    """
-    row = verdict_row(table, *key, ranking)
+    """A row of selection.csv; FLOPs and seconds are those of the features."""
+    row = metrics_row(table, *key, ranking)
     return {**row, "flops": flops, "seconds": row["seconds"] + seconds}
 
 
 def cost(
     selector: str, size: int, features: Mapping[str, Features], num_params: Mapping[str, int]
 ) -> tuple[float, float]:
-    """A forward pass of the examples, or every layer's singular values.
+    """FLOPs and seconds of the pool; ``rank`` counts its own seconds.
 
-    Args:
-        selector: logme or nlp_metrics.
-        size: training examples.
-        features: of every candidate.
-        num_params: of every candidate.
-
-    Returns:
-        FLOPs and seconds of all candidates together; ``rank`` counts its own seconds.
+    A forward pass of the examples (logme), or every layer's singular values (nlp_metrics).
     """
     if selector == "logme":  # a forward pass is a third of a training step
         tokens = {name: sum(one.tokens[:size]) for name, one in features.items()}
         flops = sum(
             training_flops(float(num_params[name]), float(count)) for name, count in tokens.items()
         )
-        spent = (one.seconds * size / len(one.tokens) for one in features.values())
-        return flops / 3.0, sum(spent)
-    layers = (matrix for name in features for _, matrix in weight_matrices(weights_of(name)))
-    return sum(singular_value_flops(*matrix.shape) for matrix in layers), 0.0
+        seconds = (one.seconds * size / len(one.tokens) for one in features.values())
+        return flops / 3.0, sum(seconds)
+    layers = (matrix for name in features for _, matrix in weight_matrices(_weights_of(name)))
+    return sum(_singular_value_flops(*matrix.shape) for matrix in layers), 0.0
 
 
-def singular_value_flops(rows: int, columns: int) -> float:
-    """Of the singular values of a matrix: 4 m n^2 - 4 n^3 / 3 (Golub and Van Loan, 8.6).
-
-    Args:
-        rows: of the matrix.
-        columns: of the matrix.
-
-    Returns:
-        FLOPs, to leading order.
-
-    Example:
-        >>> singular_value_flops(3, 3), singular_value_flops(6, 3) == singular_value_flops(3, 6)
-        (72.0, True)
-    """
+def _singular_value_flops(rows: int, columns: int) -> float:
+    """Of the singular values of a matrix, to leading order (Golub and Van Loan, 8.6)."""
     m, n = max(rows, columns), min(rows, columns)
     return 4.0 * m * n**2 - 4.0 * n**3 / 3.0
 

@@ -5,13 +5,13 @@ r"""How well each law fits measured curves, and how well it predicts what it nev
         --budgets=2,4,8 --output_dir=out/laws-pydoc
 
 In sample: the law is fitted to all sizes of a curve.  Held out: it is fitted to the sizes up to
-1/budget of the largest and judged on all larger ones.  Errors are root mean squares of raw losses,
-as in the paper's Table 2, in nats per token.  LensLLM is fitted without a kernel, F a bounded free
-number; the rectified law, fitted by the same optimiser, is its control, so the last columns hold
-the mean over candidates of (law - rectified) with its 90 % interval (Student's).
+1/budget of the largest and evaluated on all larger ones.  Errors are root mean squares of raw
+losses, as in the paper's Table 2, in nats per token.  LensLLM is fitted without a kernel, F a
+bounded free number; the rectified law, fitted by the same optimiser, is its control, so the last
+columns hold the mean over candidates of law minus rectified with its 90 % interval (Student's).
 
---output_dir receives law_errors.csv (a row a task, candidate, law and budget; budget 1 is in
-sample) and comparison.csv (a row a task, law and budget).  A law without a usable fit leaves its
+--output_dir receives law_errors.csv (a row per task, candidate, law and budget; budget 1 is in
+sample) and comparison.csv (a row per task, law and budget).  A law without a usable fit leaves its
 cell empty.  Seconds on 2 cores.  Expected: LensLLM equals the rectified law wherever its bound on F
 does not bind.
 """
@@ -23,8 +23,9 @@ import numpy as np
 import scipy.stats
 
 from experiments.common import cli, terminal
+from experiments.common.curves import check_budgets, digests, divisors_of
 from experiments.common.flags import define_budgets, define_curves, define_output_dir
-from experiments.common.run_folder import RunFolder, known, sha256_of
+from experiments.common.run_folder import RunFolder, known
 from lensllm_jax.metrics import root_mean_square_error
 from lensllm_jax.scaling.fit import fit_laws
 from lensllm_jax.scaling.laws import Law
@@ -40,15 +41,14 @@ LEVEL = 0.9
 
 def main(_: Sequence[str]) -> None:
     """Fits every law to every curve at every budget and writes the errors."""
-    budgets = [1, *(cli.divisor("budgets", text) for text in BUDGETS.value)]
+    budgets = [1, *divisors_of(BUDGETS.value)]
     tables = [read_loss_table(path) for path in CURVES.value]
     for table in tables:
-        for budget in budgets:
-            table.column(int(table.sizes[-1]) // budget)
-    curves = {path: sha256_of(path) for path in CURVES.value}
-    folder = RunFolder.open(OUTPUT_DIR.value, {"curves": curves, "budgets": budgets})
+        check_budgets(table, budgets)
+    settings = {"curves": digests(CURVES.value), "budgets": budgets}
+    folder = RunFolder.open(OUTPUT_DIR.value, settings)
     errors = {
-        (table.task, law, budget): curve_errors(table, law, budget)
+        (table.task, law, budget): _curve_errors(table, law, budget)
         for table in tables
         for law in LAWS
         for budget in budgets
@@ -57,32 +57,26 @@ def main(_: Sequence[str]) -> None:
     rows = [comparison(key, errors) for key in errors]
     folder.write_rows("comparison.csv", [known(row) for row in rows])
     for table in tables:
-        _print(table.task, budgets, rows)
+        _show(table.task, budgets, rows)
     print(f"written to {folder.path}")
 
 
-def curve_errors(table: LossTable, law: Law, budget: int) -> np.ndarray:
-    """Root mean square error of each candidate's curve, nats per token.
+def _curve_errors(table: LossTable, law: Law, budget: int) -> np.ndarray:
+    """Root mean square error per candidate, nats per token; NaN where no fit is usable.
 
-    Args:
-        table: measured losses; sizes that a candidate lacks are left out.
-        law: what to fit.
-        budget: fit up to 1/budget of the largest size and judge on the larger ones; 1 fits all
-            sizes and judges on those that the law reads.
-
-    Returns:
-        One a candidate; NaN where the law has no usable fit.
+    The law is fitted up to 1/budget of the largest size and evaluated on the larger sizes; with a
+    budget of 1 it is both fitted to and evaluated on all sizes that it can read.
     """
     sizes = table.sizes.astype(np.float64)
     read = ~np.isnan(table.losses)
     if law in (Law.POWER, Law.VANILLA):
         read &= sizes[None] > 0  # their loss at D = 0 is infinite
-    paid_for = read & (sizes <= sizes[-1] / budget)[None]
-    judged = read if budget == 1 else read & ~paid_for
-    fits = fit_laws(law, sizes, table.losses, weights=paid_for.astype(np.float64))
+    fitted = read & (sizes <= sizes[-1] / budget)[None]
+    evaluated = read if budget == 1 else read & ~fitted
+    fits = fit_laws(law, sizes, table.losses, weights=fitted.astype(np.float64))
     return np.array(
         [
-            root_mean_square_error(fits[i].predict(sizes[judged[i]]), losses[judged[i]])
+            root_mean_square_error(fits[i].predict(sizes[evaluated[i]]), losses[evaluated[i]])
             if fits[i].status.usable
             else np.nan
             for i, losses in enumerate(table.losses)
@@ -94,15 +88,7 @@ Key = tuple[str, Law, int]  # task, law, budget
 
 
 def comparison(key: Key, errors: Mapping[Key, np.ndarray]) -> dict[str, Any]:
-    """Mean error of a law over candidates, and its difference from the rectified law's.
-
-    Args:
-        key: which task, law and budget.
-        errors: of every key.
-
-    Returns:
-        One row; NaN where nothing is known.
-    """
+    """Mean error of a law over candidates minus the rectified law's; NaN where none is known."""
     task, law, budget = key
     difference = errors[key] - errors[task, Law.RECTIFIED, budget]
     difference = difference[np.isfinite(difference)]
@@ -127,20 +113,20 @@ def _rows(tables: Sequence[LossTable], errors: Mapping[Key, np.ndarray]) -> list
             "task": task, "candidate": name, "law": law.value, "budget_fraction": 1.0 / budget,
             "rmse": error,
         }
-        for (task, law, budget), found in errors.items()
-        for name, error in zip(names[task], found, strict=True)
+        for (task, law, budget), values in errors.items()
+        for name, error in zip(names[task], values, strict=True)
     ]  # fmt: skip
 
 
-def _print(task: str, budgets: Sequence[int], rows: Sequence[Mapping[str, Any]]) -> None:
-    shown = terminal.table(f"{task}: RMSE in nats per token (mean less the rectified law's)")
-    shown.add_column("law")
-    for budget in budgets:
-        shown.add_column("in sample" if budget == 1 else f"from 1/{budget}", justify="right")
+def _show(task: str, budgets: Sequence[int], rows: Sequence[Mapping[str, Any]]) -> None:
+    shown = terminal.table(
+        f"{task}: RMSE in nats per token (mean minus the rectified law's)",
+        left=["law"],
+        right=["in sample" if budget == 1 else f"from 1/{budget}" for budget in budgets],
+    )
     for law in LAWS:
-        mine = [row for row in rows if row["task"] == task and row["law"] == law.value]
-        cells = (_cell(row) for row in mine)
-        shown.add_row(law.value, *cells)
+        of_law = (row for row in rows if row["task"] == task and row["law"] == law.value)
+        shown.add_row(law.value, *map(_cell, of_law))
     terminal.show(shown)
 
 

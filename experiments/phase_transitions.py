@@ -4,18 +4,18 @@ r"""Figure 2: the pre-power and the power phase on measured curves, with the tra
         --output_dir=out/phases
     python -m experiments.phase_transitions --curves=flan.csv,gigaword.csv --output_dir=out/phases2
 
-Two answers a candidate.  *Segments*: two straight pieces of log L against log D, their meeting
+Two answers per candidate.  *Segments*: two straight pieces of log L against log D, their meeting
 point, its 90 % interval, and the F test of two pieces against one line.  *Law*: the rectified law
 fitted to all sizes, D* = D_l^(1/beta), where its slope is half of beta, with the 90 % range of 200
 bootstrap refits.  A curve may also flatten, or show one piece only; the table says which.
 
---output_dir receives phases.csv, which `make figures` draws.  Seconds a table on 2 cores.
+--output_dir receives phases.csv, which `make figures` draws.  Seconds per table on 2 cores.
 Expected: pydoc, 9 of 13 candidates TRANSITION, at 580 to 1,340 examples, with intervals about a
 factor 4 wide; FLAN, most candidates TRANSITION, near 10,000 to 80,000.
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,9 +23,10 @@ from absl import flags
 
 from experiments import transitions
 from experiments.common import cli
+from experiments.common.curves import digests
 from experiments.common.flags import define_curves, define_output_dir, define_quiet
 from experiments.common.progress import Progress
-from experiments.common.run_folder import RunFolder, sha256_of
+from experiments.common.run_folder import RunFolder
 from lensllm_jax import checks
 from lensllm_jax.scaling.fit import fit_laws
 from lensllm_jax.scaling.laws import Law
@@ -52,27 +53,14 @@ def main(_: Sequence[str]) -> None:
     tables = [read_loss_table(path) for path in CURVES.value]
     for table in tables:
         _check(table)
-    curves = {path: sha256_of(path) for path in CURVES.value}
-    folder = RunFolder.open(
-        OUTPUT_DIR.value, {"curves": curves, "num_resamples": NUM_RESAMPLES.value, "seed": 0}
-    )
-    rows = []
+    folder = RunFolder.open(OUTPUT_DIR.value, {
+        "curves": digests(CURVES.value),
+        "num_resamples": NUM_RESAMPLES.value,
+        "seed": 0,
+    })  # fmt: skip
     total = float(sum(len(table.names) for table in tables))
     with Progress(total=total, quiet=QUIET.value) as progress:
-        for table in tables:
-            fits = fit_laws(
-                Law.RECTIFIED,
-                table.sizes.astype(np.float64),
-                table.losses,
-                weights=(~np.isnan(table.losses)).astype(np.float64),
-            )
-            for i, name in enumerate(table.names):
-                segments = segmented_transition(
-                    table.sizes.astype(np.float64), table.losses[i], level=LEVEL
-                )
-                law = transitions.of_law(fits[i], num_resamples=NUM_RESAMPLES.value)
-                rows.append(_row(table.task, name, segments, law, fits[i]))
-                progress.finish(1.0, f"{table.task} {name}: {segments.phase.name}")
+        rows = [row for table in tables for row in _rows_of(table, progress)]
     folder.write_rows("phases.csv", rows)
     for table in tables:
         counts = Counter(row["phase"] for row in rows if row["task"] == table.task)
@@ -89,29 +77,34 @@ def _check(table: LossTable) -> None:
         )
 
 
+def _rows_of(table: LossTable, progress: Progress) -> Iterator[dict[str, Any]]:
+    sizes = table.sizes.astype(np.float64)
+    weights = (~np.isnan(table.losses)).astype(np.float64)
+    fits = fit_laws(Law.RECTIFIED, sizes, table.losses, weights=weights)
+    for i, name in enumerate(table.names):
+        segments = segmented_transition(sizes, table.losses[i], level=LEVEL)
+        law = transitions.of_law(fits[i], num_resamples=NUM_RESAMPLES.value)
+        yield _row(table.task, name, segments, law, fits[i])
+        progress.finish(1.0, f"{table.task} {name}: {segments.phase.name}")
+
+
 def _row(
     task: str, name: str, segments: SegmentedTransition, law: LawTransition, fit: LawFit
 ) -> dict[str, Any]:
-    return {
-        "task": task,
-        "candidate": name,
-        "phase": segments.phase.name,
-        **{
-            key: f"{value:.6g}"
-            for key, value in {
-                "size": segments.size,
-                "low": segments.low,
-                "high": segments.high,
-                "slope_before": segments.slope_before,
-                "slope_after": segments.slope_after,
-                "p_value": segments.p_value,
-                "law_size": law.size,
-                "law_low": law.low,
-                "law_high": law.high,
-                **{parameter: fit.params[parameter] for parameter in ("B", "D_l", "beta", "E")},
-            }.items()
-        },
+    numbers = {
+        "size": segments.size,
+        "low": segments.low,
+        "high": segments.high,
+        "slope_before": segments.slope_before,
+        "slope_after": segments.slope_after,
+        "p_value": segments.p_value,
+        "law_size": law.size,
+        "law_low": law.low,
+        "law_high": law.high,
+        **{parameter: fit.params[parameter] for parameter in ("B", "D_l", "beta", "E")},
     }
+    texts = {key: f"{value:.6g}" for key, value in numbers.items()}
+    return {"task": task, "candidate": name, "phase": segments.phase.name, **texts}
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ r"""Every selector on measured curves: how well each ranks, and picks, at each b
 
 A budget of 8 means sizes up to 1/8 of the table's largest, which is the target.  Writes
 selection.csv (task, budget_fraction, selector, pearson, relative_accuracy, flops, seconds),
-selected.csv (who was picked, how sure, what to measure next), ablation.csv (gamma x tau, on
+selected.csv (the selected candidate, how sure, what to measure next), ablation.csv (gamma x tau, on
 request), report.html, and for each task a figure of both metrics against budget and one of
 predicted against true loss.  Under a minute for two tables on two cores.  Expected: ats gives
 the published rows (FLAN PearCorr 90.9 73.1 65.5 61.1 52.2 50.5 45.6), pooled a mean of 73.1 on
@@ -24,6 +24,13 @@ from absl import flags
 from rich.console import Console
 
 from experiments.common import cli
+from experiments.common.curves import (
+    check_budgets,
+    digests,
+    divisors_of,
+    read_curves,
+    selectors_of,
+)
 from experiments.common.flags import (
     define_budgets,
     define_curves,
@@ -35,18 +42,18 @@ from experiments.common.flags import (
     define_tokens_per_example,
 )
 from experiments.common.progress import Progress
-from experiments.common.run_folder import RUN, RunFolder, known, sha256_of
-from experiments.common.verdicts import show_verdicts, verdict_row
+from experiments.common.ranking_metrics import metrics_row, show_metrics
+from experiments.common.run_folder import RUN, RunFolder, known
 from lensllm_jax import checks
 from lensllm_jax.report import figures
 from lensllm_jax.report.curves import curves_report
 from lensllm_jax.report.html import to_html
 from lensllm_jax.selection.flops import TrainingCost
 from lensllm_jax.selection.halving import Halving
-from lensllm_jax.selection.loss_table import LossTable, read_loss_table
+from lensllm_jax.selection.loss_table import LossTable
 from lensllm_jax.selection.rank import rank
 from lensllm_jax.selection.ranking import Ranking, RankingMetrics
-from lensllm_jax.selection.selectors import NEEDS, SELECTORS
+from lensllm_jax.selection.selectors import SELECTORS
 
 CURVES = define_curves()
 BUDGETS = define_budgets(8, 16, 32, 64, 128, 256, 512)
@@ -56,31 +63,28 @@ GAMMA = define_gamma()
 TAU = define_tau()
 TOKENS = define_tokens_per_example("Tokens per example, for the FLOPs.")
 EPOCHS = flags.DEFINE_float("epochs", 1.0, "Epochs of a fine-tune, for the FLOPs.")
-ROUNDS = flags.DEFINE_float("search_rounds", 1.0, "Fine-tunes a subset, for the FLOPs.")
+ROUNDS = flags.DEFINE_float("search_rounds", 1.0, "Fine-tunes per subset, for the FLOPs.")
 QUIET = define_quiet()
 ABLATION = flags.DEFINE_bool("ablation", False, "Also run gamma 3..5 x tau 1..5.")
 
 GAMMAS, TAUS = (3, 4, 5), (1.0, 2.0, 3.0, 4.0, 5.0)
 ABLATED = ("lensllm", "ats")
-FROM_TABLE = [name for name in SELECTORS if name not in NEEDS]
 
 Key = tuple[str, int, str]  # task, divisor, selector
 
 
 def main(_: Sequence[str]) -> None:
     """Reads the tables, ranks at every budget, writes the results."""
-    divisors = [cli.divisor("budgets", text) for text in BUDGETS.value]
-    names = FROM_TABLE if SELECTED.value == ["all"] else SELECTED.value
-    for name in names:
-        checks.one_of("selectors", name, FROM_TABLE)
+    divisors, names = divisors_of(BUDGETS.value), selectors_of(SELECTED.value)
     cost = TrainingCost(TOKENS.value, EPOCHS.value, ROUNDS.value)
-    tables = [read_loss_table(path) for path in CURVES.value]
-    _check_tables(tables, divisors)
+    tables = read_curves(CURVES.value)
+    for table in tables:
+        _check(table, divisors)
     folder = RunFolder.open(OUTPUT_DIR.value, _settings(names, divisors))
     settings = {"halving": Halving(gamma=GAMMA.value, tau=TAU.value), "cost": cost}
     rankings = _rank_all(tables, divisors, names, settings)
     _write(folder, "selection.csv", [_row(tables, k, r) for k, r in rankings.items()])
-    _write(folder, "selected.csv", [_picked(k, r) for k, r in rankings.items()])
+    _write(folder, "selected.csv", [_selected_row(k, r) for k, r in rankings.items()])
     folder.write_text("report.html", _page(tables, rankings, folder))
     for table in tables:
         _print_table(table, divisors, names, rankings)
@@ -93,7 +97,7 @@ def main(_: Sequence[str]) -> None:
 
 def _settings(names: Sequence[str], divisors: Sequence[int]) -> dict[str, Any]:
     return {
-        "curves": {path: sha256_of(path) for path in CURVES.value},
+        "curves": digests(CURVES.value),
         "selectors": list(names),
         "budgets": list(divisors),
         "gamma": GAMMA.value,
@@ -106,19 +110,12 @@ def _settings(names: Sequence[str], divisors: Sequence[int]) -> dict[str, Any]:
     }
 
 
-def _check_tables(tables: Sequence[LossTable], divisors: Sequence[int]) -> None:
-    tasks = [table.task for table in tables]
-    if len(set(tasks)) < len(tasks):
-        raise checks.UserError(f"`curves` must have different file names, got {tasks}")
-    for table in tables:
-        if len(table.names) < 2:
-            raise checks.UserError(
-                f"{table.task}: a ranking must have two or more candidates, got {table.names[0]!r}"
-            )
-        target = int(table.sizes[-1])
-        table.column(target)
-        for divisor in divisors:
-            table.column(target // divisor)
+def _check(table: LossTable, divisors: Sequence[int]) -> None:
+    if len(table.names) < 2:
+        raise checks.UserError(
+            f"{table.task}: a ranking must have two or more candidates, got {table.names[0]!r}"
+        )
+    check_budgets(table, divisors)
 
 
 def _rank_all(tables, divisors, names, settings) -> dict[Key, Ranking]:
@@ -136,7 +133,7 @@ def _rank_all(tables, divisors, names, settings) -> dict[Key, Ranking]:
 
 
 def _rank_or_skip(table, divisor, name, settings) -> Ranking | None:
-    """None if the table lacks what a selector needs that was not asked for by name."""
+    """None if the table lacks what the selector needs, unless --selectors names it."""
     target = int(table.sizes[-1])
     try:
         return rank(
@@ -156,10 +153,10 @@ def _metrics(table: LossTable, ranking: Ranking) -> RankingMetrics:
 
 def _row(tables: Sequence[LossTable], key: Key, ranking: Ranking) -> dict[str, Any]:
     task, divisor, name = key
-    return verdict_row(next(t for t in tables if t.task == task), name, divisor, ranking)
+    return metrics_row(next(t for t in tables if t.task == task), name, divisor, ranking)
 
 
-def _picked(key: Key, ranking: Ranking) -> dict[str, Any]:
+def _selected_row(key: Key, ranking: Ranking) -> dict[str, Any]:
     task, divisor, name = key
     first, second = ranking.order[:2]
     return {
@@ -195,7 +192,7 @@ def _ablation(tables, divisors, cost) -> list[dict[str, Any]]:
 
 
 def _write(folder: RunFolder, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Rows as a table; a number that is not known is an empty cell."""
+    """A table, in which a number that is not known is an empty cell."""
     if not rows:
         raise checks.UserError("`selectors` must leave one that the tables allow, got none")
     folder.write_rows(name, [known(row) for row in rows])
@@ -203,7 +200,7 @@ def _write(folder: RunFolder, name: str, rows: Sequence[Mapping[str, Any]]) -> N
 
 def _print_table(table: LossTable, divisors, names, rankings) -> None:
     whole = [n for n in names if all((table.task, d, n) in rankings for d in divisors)]
-    show_verdicts(table.task, divisors, {
+    show_metrics(table.task, divisors, {
         name: [_metrics(table, rankings[table.task, divisor, name]) for divisor in divisors]
         for name in whole
     })  # fmt: skip
@@ -211,37 +208,38 @@ def _print_table(table: LossTable, divisors, names, rankings) -> None:
 
 def _ranked_on(table: LossTable, rankings) -> list[str]:
     """Selectors with a ranking of the table, in the order in which they are drawn."""
-    found = {name for task, _, name in rankings if task == table.task}
-    return [name for name in SELECTORS if name in found]
+    names = {name for task, _, name in rankings if task == table.task}
+    return [name for name in SELECTORS if name in names]
 
 
 def _metrics_figure(table: LossTable, divisors, rankings) -> bytes:
     x_label = "budget (fraction of the full data)"
-    figure, every = figures.panels((x_label, "PearCorr (%)"), (x_label, "RelAcc (%)"), width=12.0)
+    figure, panels = figures.panels((x_label, "PearCorr (%)"), (x_label, "RelAcc (%)"), width=12.0)
     for name in _ranked_on(table, rankings):
-        known = [d for d in divisors if (table.task, d, name) in rankings]
-        values = [_metrics(table, rankings[table.task, d, name]) for d in known]
-        for axes, series in zip(every, zip(*values, strict=True), strict=True):
-            shares = [1.0 / d for d in known]
+        ranked = [d for d in divisors if (table.task, d, name) in rankings]
+        values = [_metrics(table, rankings[table.task, d, name]) for d in ranked]
+        for axes, series in zip(panels, zip(*values, strict=True), strict=True):
+            shares = [1.0 / d for d in ranked]
             axes.plot(shares, series, label=name, **figures.style_of_selector(name))
-    for axes in every:
+    for axes in panels:
         axes.set_xscale("log", base=2)
         axes.set_xticks([1.0 / d for d in divisors], [f"1/{d}" for d in divisors])
         axes.minorticks_off()
     figure.suptitle(f"{table.task}: target {table.sizes[-1]:,} examples")
-    return figures.png(figure, every[-1])
+    return figures.png(figure, panels[-1])
 
 
 def _predicted_figure(table: LossTable, rankings) -> bytes:
-    """Predicted against true loss at the largest budget, every selector that predicts."""
-    mine = {key: r for key, r in rankings.items() if key[0] == table.task and r.predicted}
+    """Predicted against true loss at the largest budget, of the selectors that predict one."""
+    predicting = {key: r for key, r in rankings.items() if key[0] == table.task and r.predicted}
     truth = table.column(int(table.sizes[-1]))
-    least = min((key[1] for key in mine), default=0)
+    least = min((key[1] for key in predicting), default=0)
     figure, axes = figures.axes_with(
         "true loss (nats per token)", "predicted loss (nats per token)"
     )
-    for name in _ranked_on(table, mine):
-        predicted = [mine[table.task, least, name].predicted[who] for who in table.names]
+    for name in _ranked_on(table, predicting):
+        by_name = predicting[table.task, least, name].predicted
+        predicted = [by_name[candidate] for candidate in table.names]
         style = {**figures.style_of_selector(name), "linestyle": "none"}
         axes.plot(truth, predicted, label=name, **style)
     axes.axline((truth.min(), truth.min()), slope=1.0, color="black", linewidth=0.8)

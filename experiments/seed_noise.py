@@ -13,9 +13,10 @@ is the variance of one measurement that moves ranks; what a subset does to every
 the mean of d, moves none.  The 90 % interval of sigma is that of normal d:
 :math:`2 (n - 1) \hat\sigma^2 / 2 \sigma^2 \sim \chi^2_{n - 1}`.
 
---output_dir receives noise.csv: a row a size with both, and with what a second seed of full tuning
-would reach as a selector: PearCorr of its losses with those of --curves, and the relative accuracy
-of its pick: no selector that reads small sizes can be expected to do better.  It takes a second.
+--output_dir receives noise.csv: a row per size with both, and with what a second seed of full
+tuning would reach as a selector: PearCorr of its losses with those of --curves, and the relative
+accuracy of its pick: no selector that reads small sizes can be expected to do better.  Takes a
+second.
 """
 
 import math
@@ -28,8 +29,9 @@ from jaxtyping import Float
 from scipy.stats import chi2
 
 from experiments.common import cli, terminal
+from experiments.common.curves import digests
 from experiments.common.flags import define_curve, define_output_dir
-from experiments.common.run_folder import RunFolder, known, sha256_of
+from experiments.common.run_folder import RunFolder, known
 from lensllm_jax import checks
 from lensllm_jax.metrics import pearson_correlation, relative_accuracy
 from lensllm_jax.selection.loss_table import LossTable, read_loss_table
@@ -45,31 +47,20 @@ Losses = Float[np.ndarray, " num_candidates"]
 def main(_: Sequence[str]) -> None:
     """Compares the two tables size by size."""
     tables = (read_loss_table(CURVES.value), read_loss_table(AGAIN.value))
-    names, sizes = shared(*tables)
+    names, sizes = _shared(*tables)
     first, second = (table.select(names) for table in tables)
     rows = [row_of(size, first.column(size), second.column(size)) for size in sizes]
     folder = RunFolder.open(OUTPUT_DIR.value, {
-        "files": {path.value: sha256_of(path.value) for path in (CURVES, AGAIN)},
+        "files": digests([CURVES.value, AGAIN.value]),
         "seed": None,  # nothing is random
     })  # fmt: skip
     folder.write_rows("noise.csv", [known(row) for row in rows])
-    show(rows)
+    _show(rows)
     print(f"written to {folder.path}")
 
 
-def shared(first: LossTable, second: LossTable) -> tuple[list[str], list[int]]:
-    """The candidates and sizes that two tables share.
-
-    Args:
-        first: measured losses.
-        second: measured losses.
-
-    Returns:
-        Names, in the first's order, and sizes.
-
-    Raises:
-        UserError: if they share fewer than three candidates, or no size.
-    """
+def _shared(first: LossTable, second: LossTable) -> tuple[list[str], list[int]]:
+    """Candidates, in the first's order, and sizes that both tables hold."""
     names = [name for name in first.names if name in second.names]
     sizes = [int(size) for size in first.sizes if size in second.sizes]
     if len(names) < 3 or not sizes:
@@ -81,16 +72,7 @@ def shared(first: LossTable, second: LossTable) -> tuple[list[str], list[int]]:
 
 
 def row_of(size: int, a: Losses, b: Losses) -> dict[str, Any]:
-    """How far two measurements of one size lie apart.
-
-    Args:
-        size: examples.
-        a: losses of one seed, a candidate each (nats per token).
-        b: of another.
-
-    Returns:
-        A row of noise.csv: nats per token, and percent.
-    """
+    """A row of noise.csv from the losses of two seeds at one size, nats per token."""
     difference = b - a
     n = len(difference)
     squares = float(np.sum((difference - difference.mean()) ** 2)) / 2
@@ -107,11 +89,9 @@ def row_of(size: int, a: Losses, b: Losses) -> dict[str, Any]:
     }
 
 
-def show(rows: Sequence[dict[str, Any]]) -> None:
-    """A table: sizes down."""
-    shown = terminal.table("Two seeds")
-    for name in ("size", "mean difference", "sd", "90 % low", "90 % high", "PearCorr", "RelAcc"):
-        shown.add_column(name, justify="right")
+def _show(rows: Sequence[dict[str, Any]]) -> None:
+    columns = ["size", "mean difference", "sd", "90 % low", "90 % high", "PearCorr", "RelAcc"]
+    shown = terminal.table("Two seeds", right=columns)
     for row in rows:
         shown.add_row(
             str(row["size"]),

@@ -1,4 +1,4 @@
-"""Command line manners shared by every binary.
+"""CLI conventions of every binary.
 
 Bad input ends in one line on stderr and exit code 2; an interruption says how to resume
 and exits with 130; ``--help`` shows the module's docstring, which holds the command.
@@ -22,35 +22,21 @@ INTERRUPTED = 130
 
 
 def names(text: str) -> tuple[str, ...]:
-    """The entries of a comma-separated flag.
-
-    Args:
-        text: what the user gave.
-
-    Returns:
-        The entries, stripped, empty ones dropped.
-    """
+    """The entries of a comma-separated flag, stripped, empty ones dropped."""
     return tuple(entry.strip() for entry in text.split(",") if entry.strip())
 
 
-def whole_numbers(name: str, given: str | Sequence[str]) -> tuple[int, ...]:
-    """The numbers of a comma-separated flag.
-
-    Args:
-        name: of the flag.
-        given: what the user gave: a text, or absl's entries of it.
-
-    Returns:
-        The numbers in their order; none where nothing was given.
+def whole_numbers(name: str, value: str | Sequence[str]) -> tuple[int, ...]:
+    """The numbers of a comma-separated flag, as text or as absl's entries of it.
 
     Raises:
         UserError: if an entry is empty or not a whole number, zero or above.
 
     Example:
-        >>> whole_numbers("sizes", "0, 200")
-        (0, 200)
+        >>> whole_numbers("sizes", "0, 200"), whole_numbers("sizes", "")
+        ((0, 200), ())
     """
-    entries = _entries(given)
+    entries = _entries(value)
     if not all(map(_is_whole, entries)):
         raise checks.UserError(
             f"`{name}` must be whole numbers, comma-separated, got {','.join(entries)!r}"
@@ -58,20 +44,9 @@ def whole_numbers(name: str, given: str | Sequence[str]) -> tuple[int, ...]:
     return tuple(map(int, entries))
 
 
-def numbers(name: str, given: str | Sequence[str]) -> tuple[float, ...]:
-    """As :func:`whole_numbers`, of any numbers.
-
-    Args:
-        name: of the flag.
-        given: what the user gave: a text, or absl's entries of it.
-
-    Returns:
-        The numbers in their order; none where nothing was given.
-
-    Raises:
-        UserError: if an entry is empty or no number.
-    """
-    entries = _entries(given)
+def numbers(name: str, value: str | Sequence[str]) -> tuple[float, ...]:
+    """As :func:`whole_numbers`, of any numbers."""
+    entries = _entries(value)
     try:
         return tuple(map(float, entries))
     except ValueError:
@@ -80,11 +55,11 @@ def numbers(name: str, given: str | Sequence[str]) -> tuple[float, ...]:
         ) from None
 
 
-def _entries(given: str | Sequence[str]) -> list[str]:
+def _entries(value: str | Sequence[str]) -> list[str]:
     """Stripped, empty ones kept: a comma too many is a slip, not a shorter list."""
-    if isinstance(given, str):
-        given = given.split(",") if given.strip() else []
-    return [entry.strip() for entry in given]
+    if isinstance(value, str):
+        value = value.split(",") if value.strip() else []
+    return [entry.strip() for entry in value]
 
 
 def _is_whole(entry: str) -> bool:
@@ -92,29 +67,14 @@ def _is_whole(entry: str) -> bool:
 
 
 def divisor(name: str, text: str) -> int:
-    """One entry of a flag that divides the whole data.
-
-    Args:
-        name: of the flag.
-        text: what the user gave.
-
-    Returns:
-        The number.
-
-    Raises:
-        UserError: if it is no whole number from 2 up.
-    """
+    """One entry of a flag of fractions 1/divisor: a whole number from 2 up."""
     if not _is_whole(text.strip()) or int(text) < 2:
         raise checks.UserError(f"`{name}` must be whole numbers from 2 up, got {text!r}")
     return int(text)
 
 
 def run(main: Callable[[Sequence[str]], int | None]) -> None:
-    """Runs a binary and exits with its code.
-
-    Args:
-        main: takes the arguments left over by the flags; returns an exit code or None.
-    """
+    """Runs a binary, whose ``main`` gets what the flags left over, and exits with its code."""
 
     def guarded(argv: Sequence[str]) -> int:
         logging.set_verbosity(logging.WARNING)  # JAX reports absent accelerators as INFO
@@ -145,10 +105,10 @@ def _parse(argv: Sequence[str]) -> list[str]:
     except flags.Error as error:
         sys.exit(_fail(str(error)))
     except SystemExit:
-        sys.exit(0 if _help_was_asked(argv) else BAD_INPUT)
+        sys.exit(0 if _is_help(argv) else BAD_INPUT)
 
 
-def _help_was_asked(argv: Sequence[str]) -> bool:
+def _is_help(argv: Sequence[str]) -> bool:
     return any(arg.lstrip("-").split("=")[0].startswith("help") for arg in argv[1:])
 
 

@@ -1,0 +1,48 @@
+"""Loss tables that --curves names, the budgets that divide them, the selectors that read them."""
+
+from collections.abc import Iterable, Sequence
+
+from experiments.common import cli
+from experiments.common.run_folder import sha256_of
+from lensllm_jax import checks
+from lensllm_jax.selection.loss_table import LossTable, read_loss_table
+from lensllm_jax.selection.selectors import NEEDS, SELECTORS
+
+TABLE_SELECTORS = tuple(name for name in SELECTORS if name not in NEEDS)  # need losses alone
+
+
+def read_curves(paths: Sequence[str]) -> list[LossTable]:
+    """The tables, each named after its file.
+
+    Raises:
+        UserError: if one is no loss table, or two have the same name.
+    """
+    tables = [read_loss_table(path) for path in paths]
+    tasks = [table.task for table in tables]
+    if len(set(tasks)) < len(tasks):
+        raise checks.UserError(f"`curves` must have different file names, got {tasks}")
+    return tables
+
+
+def divisors_of(texts: Sequence[str]) -> list[int]:
+    """The entries of --budgets."""
+    return [cli.divisor("budgets", text) for text in texts]
+
+
+def check_budgets(table: LossTable, divisors: Iterable[int]) -> None:
+    """Refuses a table that lacks a loss at its largest size, or at a budget's."""
+    target = int(table.sizes[-1])
+    for divisor in (1, *divisors):
+        table.column(target // divisor)
+
+
+def selectors_of(names: Sequence[str]) -> list[str]:
+    """The entries of --selectors; ``all`` are those that need nothing but a loss table."""
+    if list(names) == ["all"]:
+        return list(TABLE_SELECTORS)
+    return [checks.one_of("selectors", name, TABLE_SELECTORS) for name in names]
+
+
+def digests(paths: Iterable[str]) -> dict[str, str]:
+    """SHA-256 of each file, for the settings of a run that reads it."""
+    return {path: sha256_of(path) for path in paths}
