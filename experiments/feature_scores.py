@@ -128,7 +128,7 @@ def _remember_features(
     return Features(states, stored["tokens"], stored["seconds"])
 
 
-def _weights_of(name: str) -> Iterator[tuple[str, np.ndarray]]:
+def weights_of(name: str) -> Iterator[tuple[str, np.ndarray]]:
     """The stored tensors of a candidate, one at a time."""
     return stored_weights(folder_of(name))
 
@@ -146,7 +146,7 @@ def all_rankings(
     """Each selector's ranking at each budget; ``features`` are those of ``examples``."""
     target = int(table.sizes[-1])
     budget: dict[str, Any] = {"budget_size": target // divisors[0], "target_size": target}
-    weights = Evidence(weights={name: _weights_of(name) for name in table.names})
+    weights = Evidence(weights={name: weights_of(name) for name in table.names})
     alone = rank(table, selector="nlp_metrics", evidence=weights, **budget)  # reads no data
     rankings: dict[Key, Ranking] = {("nlp_metrics", divisor): alone for divisor in divisors}
     for divisor in divisors:
@@ -182,7 +182,7 @@ def cost(
         )
         seconds = (one.seconds * size / len(one.tokens) for one in features.values())
         return flops / 3.0, sum(seconds)
-    layers = (matrix for name in features for _, matrix in weight_matrices(_weights_of(name)))
+    layers = (matrix for name in features for _, matrix in weight_matrices(weights_of(name)))
     return sum(_singular_value_flops(*matrix.shape) for matrix in layers), 0.0
 
 

@@ -1,13 +1,13 @@
-r"""Table 2 and Figure 3 with F measured: Eq 10 beside the rectified law, and the released forms.
+r"""Table 2 and Figure 3 with F measured: Eq 10, the rectified law, and the released forms.
 
     python -m experiments.kernel_laws --tables=experiments/results --task=pydoc \
         --output_dir=out/kernel-laws
 
 In sample: a law is fitted to all sizes.  Held out: to the sizes up to 1/budget of the largest, and
-judged on all larger ones, no prediction being above the largest loss that was fitted.  Errors are
-root mean squares of raw losses in nats per token, as in the paper's Table 2.  F is measured at
-each size's own step, beyond the budget at steps in proportion to D (experiments/kernel_tables.py),
-over
+evaluated on all larger ones, no prediction being above the largest loss that was fitted.  Errors
+are root mean squares of raw losses in nats per token, as in the paper's Table 2.  F is measured at
+each size's own step, beyond the budget at steps in proportion to D
+(experiments/common/kernel_tables.py), over
 
 * form: the matrix exponential of Eq 9; the kernel's residual on test examples; the elementwise
   exponential and the scalar "kernel" of the released code;
@@ -17,23 +17,24 @@ over
   1 / lambda_max for the pool, chosen by the fit below the budget;
 * unit: F as it stands (three parameters) or up to one fitted factor (four, as the rectified law).
 
---output_dir receives errors.csv (a row a law and budget, a column a candidate) and
-differences.csv: a row a law and budget with the mean over candidates of (law - rectified), its
+--output_dir receives errors.csv (a row per law and budget, a column per candidate) and
+differences.csv: a row per law and budget with the mean over candidates of law minus rectified, its
 95 % bootstrap interval over candidates, and sign-flip p-values alone and over all held-out rows
-(experiments/paired.py).
-kernel_share is the FLOPs of the kernels over those of the fine-tunes paid for: the law with F
-costs that much more than its control.  About a minute on 2 cores.  Expected for pydoc: see
+(lensllm_jax/paired.py).
+kernel_share is the FLOPs of the kernels over those of the fine-tunes within the budget: the law
+with F costs that much more than its control.  About a minute on 2 cores.  Expected for pydoc: see
 docs/REPRODUCTION.md.
 """
 
 import dataclasses
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float
 
 from experiments.common import cli, terminal
+from experiments.common.curves import check_budgets, divisors_of
 from experiments.common.flags import (
     define_budgets,
     define_output_dir,
@@ -88,34 +89,30 @@ EMPTY = {"readout": "", "num_examples": "", "rate": "", "unit": ""}
 
 def main(_: Sequence[str]) -> None:
     """Fits every law at every budget and writes errors and differences."""
-    budgets = [1, *(cli.divisor("budgets", text) for text in BUDGETS.value)]
+    budgets = [1, *divisors_of(BUDGETS.value)]
     pool = read_pool(TABLES_FOLDER.value, TASK.value)
-    sizes = pool.table.sizes
-    pool.table.column(int(sizes[-1]))
-    for budget in budgets:
-        pool.table.column(int(sizes[-1]) // budget)
-    folder = RunFolder.open(
-        OUTPUT_DIR.value,
-        {
-            "task": TASK.value,
-            "budgets": budgets,
-            "tables": pool_digests(TABLES_FOLDER.value, TASK.value),
-        },
-    )
-    named = list(all_errors(pool, budgets))
-    control = {budget: errors for columns, budget, errors in named if columns["law"] == "rectified"}
-    folder.write_rows("errors.csv", list(_error_rows(pool, named)))
-    rows = difference_rows(pool, named, control)
+    check_budgets(pool.table, budgets)
+    tables = pool_digests(TABLES_FOLDER.value, TASK.value)
+    settings = {"task": TASK.value, "budgets": budgets, "tables": tables}
+    folder = RunFolder.open(OUTPUT_DIR.value, settings)
+    results = list(_all_results(pool, budgets))
+    folder.write_rows("errors.csv", list(_error_rows(pool, results)))
+    rows = difference_rows(pool, results)
     folder.write_rows("differences.csv", rows)
-    _print(rows, budgets)
+    _show(rows, budgets)
     print(f"written to {folder.path}")
 
 
-Named = tuple[dict[str, Any], int, Float[np.ndarray, " num_candidates"]]
+class Result(NamedTuple):
+    """Errors of one law fitted within one budget."""
+
+    columns: dict[str, Any]  # what names the law in a table
+    budget: int  # divisor of the largest size; 1 is in sample
+    errors: Float[np.ndarray, " num_candidates"]  # nats per token
 
 
 def variants(pool: Pool) -> Iterator[Variant]:
-    """Every way for F to enter that the tables allow."""
+    """All ways for F to enter that the tables allow."""
     ablated = ABLATED if ABLATED in pool.kernels else next(iter(pool.kernels))
     for free_scale in (False, True):
         for rate in Rate:
@@ -126,18 +123,19 @@ def variants(pool: Pool) -> Iterator[Variant]:
                 yield Variant(form, ablated, rate, free_scale)
 
 
-def all_errors(pool: Pool, budgets: Sequence[int]) -> Iterator[Named]:
-    """Errors of the controls and of every variant, at every budget."""
+def _all_results(pool: Pool, budgets: Sequence[int]) -> Iterator[Result]:
+    """The controls, then every variant, at every budget."""
     largest = int(pool.table.sizes[-1])
     for budget in budgets:
         for name, columns in CONTROLS.items():
             fits = control_fits(pool, name, largest // budget)
-            yield {**columns, **EMPTY}, budget, errors_of(pool, fits, None, budget)
+            yield Result({**columns, **EMPTY}, budget, errors_of(pool, fits, None, budget))
     chosen = list(variants(pool))
     for free_scale in (False, True):
         jobs = [(v, b) for v in chosen if v.free_scale == free_scale for b in budgets]
         for (variant, budget), fits, ntk_loss in fit_variants(pool, jobs):
-            yield variant.columns(), budget, errors_of(pool, fits, ntk_loss, budget)
+            errors = errors_of(pool, fits, ntk_loss, budget)
+            yield Result(variant.columns(), budget, errors)
 
 
 def control_fits(pool: Pool, name: str, budget_size: int) -> LawFits:
@@ -157,15 +155,14 @@ def control_fits(pool: Pool, name: str, budget_size: int) -> LawFits:
 def fit_variants(
     pool: Pool, jobs: Sequence[tuple[Variant, int]]
 ) -> Iterator[tuple[tuple[Variant, int], LawFits, np.ndarray]]:
-    """Eq 10 with F measured, fitted to what a budget pays for; all jobs in one compiled call.
+    """Eq 10 with F measured, fitted to the losses within a budget, all jobs in one compiled call.
 
     Args:
-        pool: the measurements.
-        jobs: how F enters, and the divisor of the largest size that is paid for; all with the
-            same ``free_scale``.
+        pool: losses, steps and kernels.
+        jobs: how F enters, and the divisor of the largest size; all with the same ``free_scale``.
 
     Yields:
-        The job, its fits, and F at every size as it was known then.
+        The job, its fits, and F at every size as known at that budget.
     """
     largest, count = int(pool.table.sizes[-1]), len(pool.table.names)
     tried = [
@@ -188,44 +185,38 @@ def fit_variants(
     squares = np.nan_to_num(fits.objective, nan=np.inf).reshape(len(tried), count).sum(1)
     for job in jobs:
         # one multiple for the pool: the least sum of squared log residuals below the budget
-        mine = [i for i, (which, _) in enumerate(tried) if which == job]
-        best = mine[int(np.argmin(squares[mine]))]
-        yield job, rows_of(fits, slice(best * count, (best + 1) * count)), ntk_loss[best]
+        of_job = [i for i, (which, _) in enumerate(tried) if which == job]
+        best = of_job[int(np.argmin(squares[of_job]))]
+        yield job, _rows_of(fits, slice(best * count, (best + 1) * count)), ntk_loss[best]
 
 
-def rows_of(fits: LawFits, rows: slice) -> LawFits:
+def _rows_of(fits: LawFits, rows: slice) -> LawFits:
     """Some curves of a batch of fits."""
-    cut = {
+    arrays = {
         name: value[rows]
         for name in ("losses", "weights", "theta", "objective", "statuses", "ntk_loss")
         if (value := getattr(fits, name)) is not None
     }
-    return dataclasses.replace(fits, **cut)
+    return dataclasses.replace(fits, **arrays)
 
 
 def errors_of(
     pool: Pool, fits: LawFits, ntk_loss: np.ndarray | None, budget: int
 ) -> Float[np.ndarray, " num_candidates"]:
-    """Root mean square error a candidate, nats per token; NaN where there is no usable fit.
+    """Root mean square error per candidate, nats per token; NaN where no fit is usable.
 
-    Args:
-        pool: what was measured.
-        fits: one a candidate.
-        ntk_loss: F at every size, where the law reads it.
-        budget: 1 judges on the sizes that were fitted, more on those beyond.
-
-    Returns:
-        One a candidate.
+    With a budget of 1, fits are evaluated on the sizes that were fitted, else on the larger ones.
+    ``ntk_loss`` is F at every size, where the law reads it.
     """
     sizes = pool.table.sizes
     predicted = fits.predict(sizes.astype(np.float64), ntk_loss=ntk_loss)
-    judged = (sizes > sizes[-1] // budget) if budget > 1 else np.ones(len(sizes), bool)
+    evaluated = (sizes > sizes[-1] // budget) if budget > 1 else np.ones(len(sizes), bool)
     if fits.law is Law.POWER:
-        judged = judged & (sizes > 0)  # its loss at D = 0 is infinite
-    losses, predicted = pool.table.losses[:, judged], predicted[:, judged]
+        evaluated = evaluated & (sizes > 0)  # its loss at D = 0 is infinite
+    losses, predicted = pool.table.losses[:, evaluated], predicted[:, evaluated]
     if budget > 1:
-        # F that vanishes between two sizes lets a law predict any number: no more is believed
-        # than the largest loss that was fitted
+        # F that vanishes between two sizes lets a law predict any number: predictions are capped
+        # at the largest loss that was fitted
         predicted = np.minimum(
             predicted, fits.losses.max(1, where=fits.weights > 0, initial=0.0)[:, None]
         )
@@ -233,67 +224,62 @@ def errors_of(
         return np.sqrt(np.nanmean((predicted - losses) ** 2, axis=1, where=~np.isnan(losses)))
 
 
-def _error_rows(pool: Pool, named: Sequence[Named]) -> Iterator[dict[str, Any]]:
-    for columns, budget, errors in named:
-        known = ("" if np.isnan(error) else f"{error:.4g}" for error in errors)
-        of_candidates = dict(zip(pool.table.names, known, strict=True))
-        yield {**columns, "budget_fraction": 1.0 / budget, **of_candidates}
+def _error_rows(pool: Pool, results: Sequence[Result]) -> Iterator[dict[str, Any]]:
+    for columns, budget, errors in results:
+        cells = ("" if np.isnan(error) else f"{error:.4g}" for error in errors)
+        by_name = dict(zip(pool.table.names, cells, strict=True))
+        yield {**columns, "budget_fraction": 1.0 / budget, **by_name}
 
 
-def difference_rows(
-    pool: Pool, named: Sequence[Named], control: dict[int, np.ndarray]
-) -> list[dict[str, Any]]:
-    """A row a law and budget: mean error, and its difference from the control's.
-
-    Args:
-        pool: whose candidates they are.
-        named: errors of every law at every budget.
-        control: errors of the rectified law by budget.
-
-    Returns:
-        Rows; without a difference where a candidate has no fit.
-    """
-    largest = int(pool.table.sizes[-1])
-    rows, differences = [], []
-    for columns, budget, errors in named:
-        key = (columns["readout"], columns["num_examples"])
-        share = 0.0
-        if key in pool.kernels:
-            with_test = columns["form"] == Form.TEST.value
-            share = pool.kernel_share(key, largest // budget, with_test=with_test)
-        rows.append(
-            {
-                **columns,
-                "budget_fraction": 1.0 / budget,
-                "kernel_share": f"{share:.3g}",
-                "mean_rmse": f"{errors.mean():.6g}" if np.all(np.isfinite(errors)) else "",
-            }
-        )
-        differences.append(errors - control[budget])
+def difference_rows(pool: Pool, results: Sequence[Result]) -> list[dict[str, Any]]:
+    """Rows of differences.csv; a law that fails for a candidate has a row without a difference."""
+    control = {r.budget: r.errors for r in results if r.columns["law"] == "rectified"}
+    rows = [_mean_row(pool, result) for result in results]
     # in-sample rows are their own family: no prediction stands behind them
     for held_out in (False, True):
-        chosen = [
-            i
-            for i, (row, difference) in enumerate(zip(rows, differences, strict=True))
-            if (row["budget_fraction"] < 1) == held_out and np.all(np.isfinite(difference))
-        ]
-        if not chosen:
-            continue
-        found = paired(np.array([differences[i] for i in chosen]))
-        for at, i in enumerate(chosen):
-            rows[i] |= {
-                "less_rectified": f"{found.mean[at]:.6g}",
-                "low": f"{found.low[at]:.6g}",
-                "high": f"{found.high[at]:.6g}",
-                "better": f"{found.better[at]:.3g}",
-                "p_value": f"{found.p_value[at]:.3g}",
-                "p_family": f"{found.p_family[at]:.3g}",
-            }
-    columns_of_all = {name: "" for row in rows for name in row}
-    return [{**columns_of_all, **row} for row in rows]
+        differences = {
+            i: difference
+            for i, (_, budget, errors) in enumerate(results)
+            if (budget > 1) == held_out
+            and np.all(np.isfinite(difference := errors - control[budget]))
+        }
+        if differences:
+            for i, columns in zip(differences, _paired_columns(differences), strict=True):
+                rows[i] |= columns
+    all_columns = {name: "" for row in rows for name in row}
+    return [{**all_columns, **row} for row in rows]
 
 
-def _print(rows: Sequence[dict[str, Any]], budgets: Sequence[int]) -> None:
+def _mean_row(pool: Pool, result: Result) -> dict[str, Any]:
+    columns, budget, errors = result
+    key, share = (columns["readout"], columns["num_examples"]), 0.0
+    if key in pool.kernels:
+        with_test = columns["form"] == Form.TEST.value
+        size = int(pool.table.sizes[-1]) // budget
+        share = pool.kernel_share(key, size, with_test=with_test)
+    return {
+        **columns,
+        "budget_fraction": 1.0 / budget,
+        "kernel_share": f"{share:.3g}",
+        "mean_rmse": f"{errors.mean():.6g}" if np.all(np.isfinite(errors)) else "",
+    }
+
+
+def _paired_columns(differences: Mapping[int, np.ndarray]) -> Iterator[dict[str, str]]:
+    """Of each comparison in a family of them."""
+    result = paired(np.array([*differences.values()]))
+    for at in range(len(differences)):
+        yield {
+            "less_rectified": f"{result.mean[at]:.6g}",
+            "low": f"{result.low[at]:.6g}",
+            "high": f"{result.high[at]:.6g}",
+            "better": f"{result.better[at]:.3g}",
+            "p_value": f"{result.p_value[at]:.3g}",
+            "p_family": f"{result.p_family[at]:.3g}",
+        }
+
+
+def _show(rows: Sequence[dict[str, Any]], budgets: Sequence[int]) -> None:
     """The controls, and the laws with F that come out best and worst on average."""
     by_law: dict[tuple, list[dict[str, Any]]] = {}
     for row in rows:
@@ -304,12 +290,14 @@ def _print(rows: Sequence[dict[str, Any]], budgets: Sequence[int]) -> None:
         held_out = [row for row in by_law[name] if row["budget_fraction"] < 1]
         return float(np.mean([float(row["less_rectified"] or "inf") for row in held_out]))
 
+    shown = terminal.table(
+        "RMSE in nats per token (mean minus the rectified law's)",
+        left=["law"],
+        right=["in sample" if budget == 1 else f"from 1/{budget}" for budget in budgets],
+    )
+    controls = [name for name in by_law if not name[2]]
     measured = sorted((name for name in by_law if name[2]), key=mean_difference)
-    shown = terminal.table("RMSE in nats per token (mean less the rectified law's)")
-    shown.add_column("law")
-    for budget in budgets:
-        shown.add_column("in sample" if budget == 1 else f"from 1/{budget}", justify="right")
-    for name in [*(n for n in by_law if not n[2]), *measured[:SHOWN], *measured[-SHOWN:]]:
+    for name in [*controls, *measured[:SHOWN], *measured[-SHOWN:]]:
         cells = [f"{row['mean_rmse']} ({row['less_rectified']})" for row in by_law[name]]
         shown.add_row(" ".join(str(part) for part in name if part), *cells)
     terminal.show(shown)

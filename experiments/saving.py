@@ -5,17 +5,17 @@ r"""FLOPs to reach a given PearCorr: what a selector saves against full tuning (
         --ledger=,experiments/results/pydoc_ledger.csv,experiments/results/sotu_ledger.csv \
         --output_dir=out/saving
 
-Every selector is asked at every budget that a table has, and pays for the fine-tunes that it asked
-for: what its --ledger says that they cost (one a table, in the order of --curves), or 6 N D tokens
-at --tokens_per_example and one pass, where the ledger is left empty (shares of full tuning do not
+Every selector ranks at every budget that a table has, at the cost of the fine-tunes that it reads:
+what the table's --ledger counted (one per table, in the order of --curves), or 6 N D tokens at
+--tokens_per_example and one pass, where the ledger is left empty (shares of full tuning do not
 depend on the two).  Full tuning is every candidate on the largest size; by definition its PearCorr
-and relative accuracy are 100.  Beside the selectors stands `upwards`: successive halving on the
-table (lensllm_jax.selection.orders), scored by its lines.
+and relative accuracy are 100.  `upwards` is successive halving on the table
+(lensllm_jax.selection.orders), scored by its lines.
 
 --output_dir receives
 
-* saving.csv: a row a task, selector and budget: FLOPs, percent of full tuning, both metrics, the
-  90 % interval of PearCorr, and PearCorr less that of `subtuning` at the budget that costs nearest
+* saving.csv: a row per task, selector and budget: FLOPs, percent of full tuning, both metrics, the
+  90 % interval of PearCorr, and PearCorr minus that of `subtuning` at the budget that costs nearest
   to the same, with its interval.  Intervals resample the candidates (paired bootstrap): they say
   whether another pool of this kind would show the same, not what another seed would.
 * saving_levels.csv: the cheapest budget at which a selector reaches a PearCorr and does not fall
@@ -24,7 +24,8 @@ table (lensllm_jax.selection.orders), scored by its lines.
 
 23 seconds of one core for four tables.  Expected: at 5 % of full tuning the best PearCorr is 70 on
 FLAN (`pooled`), 94 on Gigaword and, by the plain loss after 200 examples, 93 on pydoc, where no
-selector is told apart upwards from that loss; `upwards` finds the best candidate of FLAN for 5 %.
+selector is distinguishably better than that loss; `upwards` finds the best candidate of FLAN for
+5 %.
 """
 
 import csv
@@ -38,6 +39,7 @@ from absl import flags
 from jaxtyping import Float, Int
 
 from experiments.common import cli, paper_plots, terminal
+from experiments.common.curves import digests, read_curves, selectors_of
 from experiments.common.flags import (
     define_curves,
     define_keep,
@@ -45,18 +47,17 @@ from experiments.common.flags import (
     define_selectors,
     define_tokens_per_example,
 )
-from experiments.common.run_folder import RunFolder, read_rows, sha256_of
+from experiments.common.run_folder import RunFolder, read_rows
 from lensllm_jax import checks
 from lensllm_jax.metrics import pearson_correlation, relative_accuracy
 from lensllm_jax.selection.flops import TrainingCost
-from lensllm_jax.selection.loss_table import LossTable, read_loss_table
+from lensllm_jax.selection.loss_table import LossTable
 from lensllm_jax.selection.orders import DropRule, measure_upwards
 from lensllm_jax.selection.rank import rank
-from lensllm_jax.selection.selectors import NEEDS, SELECTORS
 
 CURVES = define_curves()
 LEDGER = flags.DEFINE_list(
-    "ledger", [], "What fine-tunes cost (CSV: candidate, size, flops), one a table; empty: 6 N D."
+    "ledger", [], "What fine-tunes cost (CSV: candidate, size, flops), one per table; empty: 6 N D."
 )
 SELECTED = define_selectors()
 LEVELS = flags.DEFINE_list(
@@ -69,7 +70,6 @@ TOKENS = define_tokens_per_example("Where no ledger counted them.")
 KEEP = define_keep()
 
 CONTROL, UPWARDS = "subtuning", "upwards"
-FROM_TABLE = [name for name in SELECTORS if name not in NEEDS]
 NUM_RESAMPLES, LEVEL, SEED = 2000, 0.9, 0
 
 Flops = Callable[[str, int], float]  # candidate, size -> what that fine-tune costs
@@ -83,30 +83,29 @@ class Point:
     task: str
     selector: str
     budget: int  # examples
-    flops: float  # that it asked for
+    flops: float  # of the fine-tunes that it reads
     scores: Scores  # as PearCorr takes them; NaN where it has none
     selected: str  # its pick
 
 
 def main(_: Sequence[str]) -> None:
-    """Asks every selector at every budget, and writes what it cost and how good it was."""
-    levels = [level_of(text) for text in LEVELS.value]
-    names = FROM_TABLE if SELECTED.value == ["all"] else [*SELECTED.value]
-    for name in names:
-        checks.one_of("selectors", name, FROM_TABLE)
+    """Ranks by every selector at every budget; writes what it cost and how good it was."""
+    levels = [_level(text) for text in LEVELS.value]
+    names = selectors_of(SELECTED.value)
     cost = TrainingCost(tokens_per_example=TOKENS.value)
-    tables = [read_loss_table(path) for path in CURVES.value]
-    check_tables(tables)
-    prices = {
-        table.task: price_of(table, read_ledger(path) if path else {}, cost)
-        for table, path in zip(tables, ledgers_of(tables), strict=True)
-    }
-    rule = DropRule(target_size=1, keep=KEEP.value)
-    folder = RunFolder.open(OUTPUT_DIR.value, settings(names, levels))
-    rows: list[dict[str, Any]] = []
+    tables = read_curves(CURVES.value)
     for table in tables:
-        points = points_of(table, names, prices[table.task], rule)
-        rows += rows_of(table, points, full_tuning(table, prices[table.task]))
+        _check(table)
+    prices = [
+        _price_of(table, _read_ledger(path) if path else {}, cost)
+        for table, path in zip(tables, _ledgers_of(tables), strict=True)
+    ]
+    rule = DropRule(target_size=1, keep=KEEP.value)
+    folder = RunFolder.open(OUTPUT_DIR.value, _settings(names, levels))
+    rows: list[dict[str, Any]] = []
+    for table, price in zip(tables, prices, strict=True):
+        points = _points_of(table, names, price, rule)
+        rows += _rows_of(table, points, _full_tuning(table, price))
     folder.write_rows("saving.csv", [_written(row) for row in rows])
     folder.write_bytes(
         "saving.png", paper_plots.saving_figure(read_rows(folder.path / "saving.csv"))
@@ -114,11 +113,11 @@ def main(_: Sequence[str]) -> None:
     reached = [row for table in tables for row in levels_of(table.task, rows, levels)]
     folder.write_rows("saving_levels.csv", [_written(row) for row in reached])
     for table in tables:
-        show(table.task, levels, reached)
+        _show(table.task, levels, reached)
     print(f"written to {folder.path}")
 
 
-def level_of(text: str) -> float:
+def _level(text: str) -> float:
     """A PearCorr to reach."""
     try:
         level = float(text)
@@ -129,10 +128,10 @@ def level_of(text: str) -> float:
     return level
 
 
-def settings(names: Sequence[str], levels: Sequence[float]) -> dict[str, Any]:
+def _settings(names: Sequence[str], levels: Sequence[float]) -> dict[str, Any]:
     """All that decides the results."""
     return {
-        "files": {path: sha256_of(path) for path in (*CURVES.value, *filter(None, LEDGER.value))},
+        "files": digests([*CURVES.value, *filter(None, LEDGER.value)]),
         "selectors": list(names),
         "levels": list(levels),
         "tokens_per_example": TOKENS.value,
@@ -141,43 +140,30 @@ def settings(names: Sequence[str], levels: Sequence[float]) -> dict[str, Any]:
     }
 
 
-def check_tables(tables: Sequence[LossTable]) -> None:
-    """Refuses what has no full tuning, no choice, or no budget below it."""
-    tasks = [table.task for table in tables]
-    if len(set(tasks)) < len(tasks):
-        raise checks.UserError(f"`curves` must have different file names, got {tasks}")
-    for table in tables:
-        if len(table.names) < 3 or len(budgets_of(table)) < 1:
-            raise checks.UserError(
-                f"{table.task} must hold three or more candidates and two or more sizes above 0, "
-                f"got {len(table.names)} and {len(budgets_of(table)) + 1}"
-            )
-        for size in (*budgets_of(table), int(table.sizes[-1])):
-            table.column(size)
+def _check(table: LossTable) -> None:
+    """Refuses a table without a choice, a budget below full tuning, or one of its losses."""
+    budgets = _budgets_of(table)
+    if len(table.names) < 3 or not budgets:
+        raise checks.UserError(
+            f"{table.task} must hold three or more candidates and two or more sizes above 0, "
+            f"got {len(table.names)} and {len(budgets) + 1}"
+        )
+    for size in (*budgets, int(table.sizes[-1])):
+        table.column(size)
 
 
-def ledgers_of(tables: Sequence[LossTable]) -> list[str]:
-    """The ledger of each table, empty where nobody counted."""
+def _ledgers_of(tables: Sequence[LossTable]) -> list[str]:
+    """The ledger of each table, empty where none was counted."""
     if LEDGER.value and len(LEDGER.value) != len(tables):
         raise checks.UserError(
-            f"`ledger` must name one a table, got {len(LEDGER.value)} for {len(tables)} tables: "
-            "leave a name empty where nobody counted, as in --ledger=,ledger.csv"
+            f"`ledger` must name one per table, got {len(LEDGER.value)} for {len(tables)} tables: "
+            "leave a name empty where none was counted, as in --ledger=,ledger.csv"
         )
     return LEDGER.value or [""] * len(tables)
 
 
-def read_ledger(path: str) -> dict[tuple[str, int], float]:
-    """What fine-tunes cost.
-
-    Args:
-        path: a CSV with the columns candidate, size (examples) and flops.
-
-    Returns:
-        (candidate, size) -> FLOPs.
-
-    Raises:
-        UserError: if it is no such file.
-    """
+def _read_ledger(path: str) -> dict[tuple[str, int], float]:
+    """(candidate, size) -> FLOPs, from a CSV with the columns candidate, size and flops."""
     try:
         with open(path, encoding="utf-8", newline="") as file:
             rows = list(csv.DictReader(file))
@@ -188,18 +174,10 @@ def read_ledger(path: str) -> dict[tuple[str, int], float]:
         ) from None
 
 
-def price_of(
+def _price_of(
     table: LossTable, counted: Mapping[tuple[str, int], float], cost: TrainingCost
 ) -> Flops:
-    """What a fine-tune of the table costs: counted for the whole table, or assumed for all of it.
-
-    Args:
-        table: measured losses.
-        counted: the ledger; may hold other candidates.
-        cost: tokens an example where the ledger holds none of these candidates.
-
-    Returns:
-        Candidate, size -> FLOPs.
+    """FLOPs of a fine-tune: counted by the ledger for the whole table, or assumed for all of it.
 
     Raises:
         UserError: if the ledger holds a part of the table, or a number of parameters is unknown.
@@ -219,22 +197,22 @@ def price_of(
     return lambda name, size: cost.flops(num_params[name], size)
 
 
-def budgets_of(table: LossTable) -> list[int]:
+def _budgets_of(table: LossTable) -> list[int]:
     """Sizes above 0 and below the largest."""
     return [int(size) for size in table.sizes[:-1] if size > 0]
 
 
-def full_tuning(table: LossTable, price: Flops) -> float:
+def _full_tuning(table: LossTable, price: Flops) -> float:
     """FLOPs of every candidate on the largest size."""
     return float(sum(price(name, int(table.sizes[-1])) for name in table.names))
 
 
-def points_of(table: LossTable, names: Sequence[str], price: Flops, rule: DropRule) -> list[Point]:
-    """Every selector that the table allows at every budget; one that lacks a column is left out."""
+def _points_of(table: LossTable, names: Sequence[str], price: Flops, rule: DropRule) -> list[Point]:
+    """Every selector at every budget, without those that lack a column of the table."""
     target = int(table.sizes[-1])
     points = []
     for selector in names:
-        for budget in budgets_of(table):
+        for budget in _budgets_of(table):
             try:
                 ranking = rank(table, budget_size=budget, target_size=target, selector=selector)
             except checks.UserError as error:
@@ -246,20 +224,13 @@ def points_of(table: LossTable, names: Sequence[str], price: Flops, rule: DropRu
             scores = np.array([ranking.scores[name] for name in table.names])
             points.append(Point(table.task, selector, budget, flops, scores, ranking.selected))
     rule = dataclasses.replace(rule, target_size=target)
-    return points + [upwards(table, budget, price, rule) for budget in budgets_of(table)]
+    return points + [upwards(table, budget, price, rule) for budget in _budgets_of(table)]
 
 
 def upwards(table: LossTable, budget: int, price: Flops, rule: DropRule) -> Point:
-    """Successive halving up to a budget, on losses that are there.
+    """Successive halving up to a budget (examples), replayed on measured losses.
 
-    Args:
-        table: measured losses.
-        budget: the largest size, examples.
-        price: of a fine-tune.
-        rule: who goes on.
-
-    Returns:
-        Scores by the line of each candidate's last sizes, by the loss where a line has too few.
+    Scores are by the line of each candidate's last sizes, or its last loss where these are too few.
     """
     seen: dict[str, dict[int, float]] = {name: {} for name in table.names}
 
@@ -267,19 +238,19 @@ def upwards(table: LossTable, budget: int, price: Flops, rule: DropRule) -> Poin
         seen[name][size] = float(table.column(size)[table.names.index(name)])
         return seen[name][size]
 
-    sizes = [size for size in budgets_of(table) if size <= budget]
+    sizes = [size for size in _budgets_of(table) if size <= budget]
     dropped = measure_upwards(table.names, sizes, look, rule)
     line = len(sizes) >= rule.gamma
     scores = {n: rule.predicted(row) if line else row[max(row)] for n, row in seen.items()}
-    going = [name for name in table.names if name not in dropped]
+    kept = [name for name in table.names if name not in dropped]
     flops = sum(price(name, size) for name, row in seen.items() for size in row)
     order = np.array([scores[name] for name in table.names])
-    selected = min(going, key=scores.__getitem__)
+    selected = min(kept, key=scores.__getitem__)
     return Point(table.task, UPWARDS, budget, flops, order, selected)
 
 
-def rows_of(table: LossTable, points: Sequence[Point], full: float) -> list[dict[str, Any]]:
-    """What each point cost and how good it was."""
+def _rows_of(table: LossTable, points: Sequence[Point], full: float) -> list[dict[str, Any]]:
+    """Rows of saving.csv; ``full`` is the cost of full tuning, FLOPs."""
     target = int(table.sizes[-1])
     truth = table.column(target)
     controls = [point for point in points if point.selector == CONTROL]
@@ -317,31 +288,22 @@ def intervals(
     if not whole:
         return row
     tails = 100 * (0.5 - 0.5 * LEVEL), 100 * (0.5 + 0.5 * LEVEL)
-    mine = resampled(point.scores, truth, draws)
-    row["pearson_low"], row["pearson_high"] = np.nanpercentile(mine, tails)
+    pearson = resampled(point.scores, truth, draws)
+    row["pearson_low"], row["pearson_high"] = np.nanpercentile(pearson, tails)
     if point.selector != CONTROL and point.flops > 0:
         nearest = min(controls, key=lambda control: abs(np.log(control.flops / point.flops)))
-        theirs = resampled(nearest.scores, truth, draws)
+        difference = pearson - resampled(nearest.scores, truth, draws)
         row["less_subtuning"] = pearson_correlation(point.scores, truth) - pearson_correlation(
             nearest.scores, truth
         )
-        row["less_low"], row["less_high"] = np.nanpercentile(mine - theirs, tails)
+        row["less_low"], row["less_high"] = np.nanpercentile(difference, tails)
     return row
 
 
 def resampled(
     scores: Scores, truth: Scores, draws: Int[np.ndarray, "r n"]
 ) -> Float[np.ndarray, " r"]:
-    """PearCorr of every resampled pool, percent; NaN where all drawn are one candidate.
-
-    Args:
-        scores: one a candidate.
-        truth: losses of full tuning.
-        draws: candidates of each resampled pool.
-
-    Returns:
-        One a pool.
-    """
+    """PearCorr of every resampled pool, percent; NaN where all drawn are one candidate."""
     a, b = scores[draws], truth[draws]
     a, b = a - a.mean(1, keepdims=True), b - b.mean(1, keepdims=True)
     with np.errstate(invalid="ignore"):
@@ -349,19 +311,7 @@ def resampled(
 
 
 def front(flops: Sequence[float], values: Sequence[float]) -> list[bool]:
-    """Whether nothing else is as good for fewer FLOPs, or better for as many.
-
-    Args:
-        flops: cost of each point.
-        values: how good it is; NaN is never on the front.
-
-    Returns:
-        One a point.
-
-    Example:
-        >>> front([1.0, 2.0, 2.0, 3.0], [5.0, 4.0, 6.0, 6.0])
-        [True, False, True, False]
-    """
+    """Whether no other point is as good for fewer FLOPs, or better for as many; NaN never is."""
     pairs = list(zip(flops, values, strict=True))
     return [
         not np.isnan(value)
@@ -373,38 +323,31 @@ def front(flops: Sequence[float], values: Sequence[float]) -> list[bool]:
 def levels_of(
     task: str, rows: Sequence[Mapping[str, Any]], levels: Sequence[float]
 ) -> list[dict[str, Any]]:
-    """The cheapest budget from which on each selector keeps each level.
-
-    Args:
-        task: whose rows.
-        rows: of saving.csv.
-        levels: PearCorr to reach.
-
-    Returns:
-        One row a level and selector.
-    """
-    found = []
+    """A row per level (PearCorr) and selector: the smallest budget that reaches it for good."""
+    of_task = [row for row in rows if row["task"] == task]
+    reached = []
     for level in levels:
-        for selector in dict.fromkeys(row["selector"] for row in rows if row["task"] == task):
-            mine = [r for r in rows if (r["task"], r["selector"]) == (task, selector)]
-            kept: Mapping[str, Any] | None = None
-            for row in sorted(mine, key=lambda row: -row["budget_fraction"]):
-                if not row["pearson"] >= level:  # NaN reaches nothing
-                    break
-                kept = row
-            found.append(
-                {
-                    "task": task,
-                    "pearson_reached": level,
-                    "selector": selector,
-                    "budget_fraction": "" if kept is None else kept["budget_fraction"],
-                    "flops": "" if kept is None else kept["flops"],
-                    "saving_percent": ""
-                    if kept is None
-                    else 100.0 - kept["percent_of_full_tuning"],
-                }
-            )
-    return found
+        for selector in dict.fromkeys(row["selector"] for row in of_task):
+            row = _smallest_reaching(level, [r for r in of_task if r["selector"] == selector])
+            reached.append({
+                "task": task,
+                "pearson_reached": level,
+                "selector": selector,
+                "budget_fraction": row["budget_fraction"] if row else "",
+                "flops": row["flops"] if row else "",
+                "saving_percent": 100.0 - row["percent_of_full_tuning"] if row else "",
+            })  # fmt: skip
+    return reached
+
+
+def _smallest_reaching(level: float, rows: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
+    """The smallest budget at which, and at all larger ones, PearCorr is at least ``level``."""
+    smallest: Mapping[str, Any] = {}
+    for row in sorted(rows, key=lambda row: -row["budget_fraction"]):
+        if not row["pearson"] >= level:  # NaN reaches nothing
+            break
+        smallest = row
+    return smallest
 
 
 def _written(row: Mapping[str, Any]) -> dict[str, Any]:
@@ -418,15 +361,16 @@ def _written(row: Mapping[str, Any]) -> dict[str, Any]:
     return {name: cell(value) for name, value in row.items()}
 
 
-def show(task: str, levels: Sequence[float], reached: Sequence[Mapping[str, Any]]) -> None:
+def _show(task: str, levels: Sequence[float], reached: Sequence[Mapping[str, Any]]) -> None:
     """Saving at each level, on the terminal."""
-    shown = terminal.table(f"{task}: saving against full tuning (%) at a PearCorr of")
-    shown.add_column("selector")
-    for level in levels:
-        shown.add_column(f"{level:g}", justify="right")
-    mine = [row for row in reached if row["task"] == task]
-    for selector in dict.fromkeys(row["selector"] for row in mine):
-        cells = [row["saving_percent"] for row in mine if row["selector"] == selector]
+    shown = terminal.table(
+        f"{task}: saving against full tuning (%) at a PearCorr of",
+        left=["selector"],
+        right=[f"{level:g}" for level in levels],
+    )
+    of_task = [row for row in reached if row["task"] == task]
+    for selector in dict.fromkeys(row["selector"] for row in of_task):
+        cells = [row["saving_percent"] for row in of_task if row["selector"] == selector]
         shown.add_row(selector, *("-" if cell == "" else f"{cell:.1f}" for cell in cells))
     terminal.show(shown)
 

@@ -1,4 +1,4 @@
-"""Eq 10 with F measured: told from the rectified law where they differ, and only there."""
+"""Eq 10 with F measured: distinguishable from the rectified law where they differ, only there."""
 
 import numpy as np
 
@@ -38,11 +38,12 @@ def test_losses_of_the_rectified_law_need_no_kernel(tmp_path):
     pool = toy_pool(tmp_path, 60.0 / (9.0 + SIZES**0.45) + FLOOR, laws.read_pool)
     true, _, rectified = errors(pool, 2)
     assert rectified.max() < 1e-5 < true.min()
-    named = [
-        ({"law": "rectified", "readout": "", "num_examples": ""}, 2, rectified),
-        ({"law": "lensllm", "form": "matrix", "readout": KEY[0], "num_examples": KEY[1]}, 2, true),
+    with_f = {"law": "lensllm", "form": "matrix", "readout": KEY[0], "num_examples": KEY[1]}
+    results = [
+        laws.Result({"law": "rectified", "readout": "", "num_examples": ""}, 2, rectified),
+        laws.Result(with_f, 2, true),
     ]
-    control, row = laws.difference_rows(pool, named, {2: rectified})
+    control, row = laws.difference_rows(pool, results)
     assert float(control["less_rectified"]) == 0.0
     assert float(row["low"]) > 0.0 == float(row["better"])
     assert row["p_value"] == f"{2 / 2**NUM_CANDIDATES:.3g}"  # worse for all of them

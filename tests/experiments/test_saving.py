@@ -85,7 +85,7 @@ def test_a_ledger_takes_the_place_of_assumed_tokens_and_must_be_whole(curves, tm
     whole = ledger(tmp_path / "ledger.csv", cells)
     points = found(curves, tmp_path / "out", f"--ledger={whole}")
     assert float(points["ats", 400]["flops"]) == 4 * 7.0 * 600
-    # beside a table whose fine-tunes nobody counted, each keeps its own price
+    # beside a table whose fine-tunes were not counted, each keeps its own price
     other = tmp_path / "other" / "other.csv"
     other.parent.mkdir()
     other.write_text(curves.read_text())
@@ -156,7 +156,7 @@ def test_intervals_levels_and_front():
         ("--levels=100", "`levels` must be numbers above 0"),
         ("--selectors=luck", "`selectors` must be one of"),
         ("--ledger=none.csv", "`ledger` must be a CSV"),
-        ("--ledger=,none.csv", "`ledger` must name one a table, got 2 for 1 tables"),
+        ("--ledger=,none.csv", "`ledger` must name one per table, got 2 for 1 tables"),
         ("--keep=2", "`keep` must be above 0"),
     ],
 )

@@ -272,7 +272,7 @@ MISTAKES = [
     ),
     (
         "ledger",
-        "name one a table ... got 2 for 1 tables",
+        "name one per table ... got 2 for 1 tables",
         lambda tmp: savings(tmp, LEDGER=["", "b.csv"]),
     ),
     ("ledger", "CSV ... got ledger.csv", lambda tmp: savings(tmp, ledger="a\n1\n")),
