@@ -12,19 +12,28 @@ import lensllm_jax as lens
 from lensllm_jax.checkpoints.zoo import FOLDER
 from tests.committed import RESULTS, table
 
-README = (Path(__file__).parent.parent / "README.md").read_text()
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
 
 
 def numbers(text):
     return np.array([float(x) for x in re.findall(r"-?\d+\.\d+", text)])
 
 
-def test_example_prints_what_stands_below_it():
-    code, shown = re.search(r"```python\n(.*?)```\n\n```\n(.*?)```", README, re.DOTALL).groups()
-    printed = io.StringIO()
-    with contextlib.redirect_stdout(printed):
-        exec(compile(code, "README.md", "exec"), {})
-    got, expected = numbers(printed.getvalue()), numbers(shown)
+def examples():
+    """The code of each example, and the numbers it prints, those shown below it."""
+    for code, shown in re.findall(r"```python\n(.*?)```\n\n```\n(.*?)```", README, re.DOTALL):
+        printed = io.StringIO()
+        with contextlib.redirect_stdout(printed):
+            exec(compile(code, "README.md", "exec"), {})
+        yield numbers(printed.getvalue()), numbers(shown)
+
+
+def test_examples_print_what_stands_below_them(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    (ranked, ranking), (got, expected) = examples()
+    assert len(ranking) == 9
+    assert np.array_equal(ranked, ranking)
     assert len(expected) == 18
     # float32 sums of a quarter million products, in another order on another processor
     assert np.abs(got - expected).max() / np.abs(expected).max() < 1e-4
@@ -32,8 +41,16 @@ def test_example_prints_what_stands_below_it():
     assert np.abs(theta - dense).max() / np.abs(dense).max() < 1e-5
 
 
+def test_losses_below_the_ranking_are_those_measured():
+    truth = lens.read_loss_table(RESULTS / "pydoc_losses.csv")
+    measured = dict(zip(truth.names, truth.column(6400), strict=True))
+    names = re.findall(r"^(zoo/[\w-]+): ", README, re.MULTILINE)
+    first, second, third = (f"{measured[name]:.2f}" for name in names)
+    assert f"at 6,400 are {first}, {second} and\n{third} nats per token" in README
+
+
 def test_every_binary_is_named():
-    for path in (Path(__file__).parent.parent / "experiments").glob("*.py"):
+    for path in (ROOT / "experiments").glob("*.py"):
         if "cli.run(main)" in path.read_text():
             assert f"`experiments.{path.stem}`" in README
 

@@ -35,18 +35,42 @@ def test_api_page_holds_what_public_functions_return():
     assert ours <= listed
 
 
+def described(function):
+    """A docstring, with that of the function whose arguments it refers to."""
+    text = inspect.getdoc(function)
+    other = re.search(r"arguments as :func:`(\w+)`", text)
+    return text + described(getattr(lens, other[1])) if other else text
+
+
+def undescribed(function):
+    """Parameters that neither have an entry under Args nor appear in the text."""
+    text = described(function)
+    names = inspect.signature(function).parameters
+    return [n for n in names if not re.search(rf"^ +\**{n}:|``\**{n}``", text, re.MULTILINE)]
+
+
 @pytest.mark.parametrize("name", PUBLIC)
 def test_docstring_says_what_goes_in_and_comes_out(name):
     """Sections of the API page; what a class holds stands under Attributes."""
-    said, it = inspect.getdoc(getattr(lens, name)), getattr(lens, name)
-    assert said.splitlines()[0].endswith(".")
-    if inspect.isclass(it):
-        assert "\nAttributes:\n" in said
+    public = getattr(lens, name)
+    assert inspect.getdoc(public).splitlines()[0].endswith(".")
+    if inspect.isclass(public):
+        assert "\nAttributes:\n" in inspect.getdoc(public)
         return
-    assert "\nReturns:\n" in said
-    if inspect.signature(it).parameters:
-        assert "\nArgs:\n" in said
-        assert "\nRaises:\n" in said
+    signature = inspect.signature(public)
+    assert signature.return_annotation is not signature.empty
+    assert not undescribed(public)
+    if signature.parameters:
+        assert "\nRaises:\n" in inspect.getdoc(public)
+
+
+def test_a_parameter_without_an_entry_is_caught():
+    def function(theta, steps):
+        """F of ``theta``."""
+
+    assert undescribed(function) == ["steps"]
+    function.__doc__ += " Other arguments as :func:`ntk_loss`."
+    assert undescribed(function) == []
 
 
 @dataclasses.dataclass
