@@ -27,7 +27,9 @@ from flax import traverse_util
 
 from lensllm_jax import checks, durable
 from lensllm_jax.checkpoints.config import CONFIG, read_config
-from lensllm_jax.checkpoints.tensors import SINGLE, TensorFiles
+from lensllm_jax.checkpoints.files import is_inside
+from lensllm_jax.checkpoints.folder import SINGLE
+from lensllm_jax.checkpoints.tensors import TensorFiles
 from lensllm_jax.checkpoints.tokenizer import TOKENIZER_FILES, read_tokenizer
 from lensllm_jax.checkpoints.weights import embedding_tensor, load_params, saved_tensors
 from lensllm_jax.models.encoder_decoder import EncoderDecoderConfig
@@ -113,17 +115,19 @@ class Candidate:
             dtype: type of the stored tensors.
 
         Raises:
-            UserError: if ``dtype`` is not a floating type, a value is not finite in it, or the
-                folder holds a sharded checkpoint, which would be read in place of this one.
+            UserError: if ``dtype`` is not a floating type, a value is not finite in it, or a
+                file of the tokenizer is a link out of the checkpoint.
         """
         from safetensors.numpy import save_file
 
         folder, stored = Path(folder), _floating(dtype)
-        if index := next(folder.glob("*.index.json"), None):
-            raise checks.UserError(
-                f"`folder` must not hold a sharded checkpoint, got one with {index.name}: save to "
-                "another folder"
-            )
+        tokenizer_files = [name for name in TOKENIZER_FILES if (self.folder / name).exists()]
+        for name in tokenizer_files:
+            if not is_inside(self.folder, self.folder / name):
+                raise checks.UserError(
+                    f"`{self.folder / name}` must be a file of the checkpoint, got a link out of "
+                    "it: put the file itself there"
+                )
         tree = self.params if params is None else params
         tensors = {
             name: _cast(name, values, stored)
@@ -133,9 +137,9 @@ class Candidate:
             save_file(tensors, whole, metadata={"format": "pt"})
         config = {**self.hf_config, "architectures": [self.family.architecture], "dtype": dtype}
         (folder / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
-        for file in TOKENIZER_FILES:
-            if (self.folder / file).exists() and not (folder / file).exists():
-                shutil.copy(self.folder / file, folder)
+        for name in tokenizer_files:
+            if not (folder / name).exists():
+                shutil.copy(self.folder / name, folder)
 
 
 def load_folder(

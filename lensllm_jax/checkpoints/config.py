@@ -10,7 +10,6 @@ Example:
     6
 """
 
-import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,6 +17,8 @@ from typing import Any, NamedTuple
 
 from lensllm_jax import checks
 from lensllm_jax.checkpoints.attributes import unknown_attributes
+from lensllm_jax.checkpoints.files import is_there, read_json
+from lensllm_jax.checkpoints.folder import contents
 from lensllm_jax.models.family import Family, ModelConfig
 from lensllm_jax.models.registry import FAMILIES
 
@@ -48,15 +49,15 @@ def read_config(folder: str | Path) -> CheckpointConfig:
         UserError: if there is no such file, or ``parse_config`` refuses what it says.
     """
     path = Path(folder) / CONFIG
-    if not path.is_file():
-        raise checks.UserError(f"`{folder}` must be a checkpoint folder with {CONFIG}, got none")
-    try:
-        stored = json.loads(path.read_text())
-    except ValueError as error:
-        raise checks.UserError(f"`{path}` must be JSON, got {error}") from error
+    if not is_there(path):
+        raise checks.UserError(
+            f"`{folder}` must be a checkpoint folder with {CONFIG}, got "
+            f"{contents(Path(folder)) or 'none'}"
+        )
+    stored = read_json(path)
     if not isinstance(stored, dict):
         raise checks.UserError(
-            f"`{path}` must hold attributes, `model_type` among them, got {stored!r}"
+            f"`{path}` must hold attributes, `model_type` among them, got {str(stored)[:80]}"
         )
     return parse_config(stored, name=str(path))
 

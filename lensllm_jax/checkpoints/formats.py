@@ -29,10 +29,9 @@ import ml_dtypes
 import numpy as np
 
 from lensllm_jax import checks
+from lensllm_jax.checkpoints.files import check_file
 
-BLOCK_BYTES = (
-    16 * 2**20
-)  # per read: small compared with a model, large compared with a disk's pages
+BLOCK_BYTES = 16 * 2**20  # per read: far less than a model, far more than a page of the disk
 
 # safetensors' name -> numpy's, of the types that a parameter can have
 _DTYPES: Mapping[str, Any] = {
@@ -80,9 +79,10 @@ def open_tensors(path: str | Path) -> Tensors:
     """The tensors of a .safetensors, .msgpack or .bin file, under PyTorch's names.
 
     Raises:
-        UserError: if the file does not read.
+        UserError: if the file does not read, or is none.
     """
     path = Path(path)
+    check_file(path)
     try:
         return _OPENERS[path.suffix](path)
     except checks.UserError:

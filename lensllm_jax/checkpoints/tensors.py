@@ -1,7 +1,6 @@
 r"""Tensors: the weight files of a checkpoint folder, opened one at a time.
 
-A folder holds one file, or several and an index that says which tensor lies where; of several
-formats the safest is read.
+A folder holds one file, or several and an index that says which tensor lies where.
 
 Example:
     >>> import numpy as np, tempfile
@@ -14,17 +13,16 @@ Example:
 """
 
 import dataclasses
-import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from lensllm_jax import checks
+from lensllm_jax.checkpoints.files import is_inside, is_there, read_json
+from lensllm_jax.checkpoints.folder import weight_files
 from lensllm_jax.checkpoints.formats import StoredTensor, Tensors, open_tensors
 
-SINGLE = "model.safetensors"
-INDEX = "model.safetensors.index.json"
-# the single file of each format; its index is called the same with ".index.json" after it
-FILES = (SINGLE, "flax_model.msgpack", "pytorch_model.bin")
+# what training wraps a model in, and leaves in the names of its tensors
+_WRAPPERS = ("_orig_mod.", "module.", "base_model.model.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,12 +33,14 @@ class TensorFiles:
         folder: the checkpoint.
         file_of: tensor name -> file name; what a file holds and the index does not name is
             added when that file is opened.
-        listing: the file that names the tensors: the only one, or the index of several.
+        listing: what names the tensors: the only file, the index of several, or all of them.
+        wrapper: what stands before every stored name, and in no key of ``file_of``.
     """
 
     folder: Path
     file_of: dict[str, str]
     listing: str = "the index"
+    wrapper: str = ""
 
     @classmethod
     def of_folder(cls, folder: str | Path) -> "TensorFiles":
@@ -50,19 +50,15 @@ class TensorFiles:
             UserError: if there are none, or the one that names the tensors does not read.
         """
         folder = Path(folder)
-        for single in FILES:
-            index = f"{single}.index.json"
-            if (folder / index).exists():
-                return cls(folder, _file_of(folder / index), index)
-            if (folder / single).exists():
-                names = open_tensors(folder / single)
-                return cls(folder, dict.fromkeys(names, single), single)
-        others = sorted(p.name for p in folder.glob("*") if p.suffix in (".bin", ".h5", ".pt"))
-        raise checks.UserError(
-            f"`{folder}` must hold {', '.join(FILES)}, or an index of several such files, got "
-            f"{'only ' + ', '.join(others) if others else 'no weights'}: save the model again "
-            "with safe_serialization=True"
-        )
+        files = weight_files(folder)
+        if files[0].suffix == ".json":
+            file_of, listing = _file_of(files[0]), files[0].name
+        else:
+            file_of = {name: path.name for path in files for name in open_tensors(path)}
+            listing = ", ".join(path.name for path in files)
+        wrapper = _wrapper(file_of)
+        file_of = {name.removeprefix(wrapper): file for name, file in file_of.items()}
+        return cls(folder, file_of, listing, wrapper)
 
     def open(
         self, names: set[str], problems: list[str] | None = None
@@ -97,13 +93,14 @@ class TensorFiles:
     def _opened(self, file_name: str, wanted: list[str]) -> tuple[Tensors, str | None]:
         """The tensors of a file, and what is wrong with it."""
         path = self.folder / file_name
-        if not path.exists():
+        if not is_there(path):
             what = f"no file {file_name}, where {self.listing} finds {_few(wanted)}"
             return {}, f"{what} (fetch it)"
         try:
-            tensors = open_tensors(path)
+            stored = open_tensors(path)
         except checks.UserError as error:
             return {}, f"no {_few(wanted)}: {error}"
+        tensors = {name.removeprefix(self.wrapper): t for name, t in stored.items()}
         absent = [name for name in wanted if name not in tensors]
         what = f"{file_name} without {_few(absent)}, which {self.listing} finds there"
         return tensors, f"{what} (fetch it again)" if absent else None
@@ -117,13 +114,34 @@ def _few(names: list[str], most: int = 3) -> str:
 
 def _file_of(index: Path) -> dict[str, str]:
     """Tensor name -> file name, as an index says."""
-    try:
-        weight_map = json.loads(index.read_text())["weight_map"]
-        return {_pytorch_name(name): str(file) for name, file in weight_map.items()}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    stored = read_json(index)
+    weight_map = stored.get("weight_map") if isinstance(stored, dict) else None
+    if not isinstance(weight_map, dict):
         raise checks.UserError(
-            f"`{index}` must be JSON with a `weight_map`, got {type(error).__name__}: {error}"
-        ) from error
+            f"`{index}` must be JSON with a `weight_map`, got {type(weight_map or stored).__name__}"
+        )
+    for file in set(map(str, weight_map.values())):
+        # a name that is too long for a file is none of a file
+        if (
+            len(file) > 255
+            or Path(file).name != file
+            or not is_inside(index.parent, index.parent / file)
+        ):
+            raise checks.UserError(
+                f"`{index}` must name files of its own folder, got {file[:80]!r}: fetch the "
+                "checkpoint again, from where you trust it"
+            )
+    return {_pytorch_name(name): str(file) for name, file in weight_map.items()}
+
+
+def _wrapper(names: Iterable[str]) -> str:
+    """What wrappers have put before all of these names."""
+    prefix = ""
+    while names and (
+        more := next((w for w in _WRAPPERS if all(n.startswith(prefix + w) for n in names)), "")
+    ):
+        prefix += more
+    return prefix
 
 
 def _pytorch_name(name: str) -> str:

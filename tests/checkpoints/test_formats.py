@@ -16,7 +16,7 @@ from lensllm_jax import checks
 from lensllm_jax.checkpoints import formats, weights
 from lensllm_jax.checkpoints.candidate import load_folder
 from lensllm_jax.checkpoints.config import CONFIG
-from lensllm_jax.checkpoints.tensors import INDEX, SINGLE
+from lensllm_jax.checkpoints.folder import INDEX, SINGLE
 from lensllm_jax.checkpoints.zoo import FOLDER
 from tests.models.encoder_decoders import ENCODER_DECODERS
 from tests.models.tiny import write_tiny_checkpoint

@@ -17,7 +17,8 @@ import lensllm_jax as lens
 from lensllm_jax import checks
 from lensllm_jax.checkpoints.candidate import CONFIG, load_folder
 from lensllm_jax.checkpoints.config import read_config
-from lensllm_jax.checkpoints.tensors import INDEX, SINGLE, TensorFiles
+from lensllm_jax.checkpoints.folder import INDEX, SINGLE
+from lensllm_jax.checkpoints.tensors import TensorFiles
 from lensllm_jax.checkpoints.weights import load_params
 from lensllm_jax.checkpoints.zoo import FOLDER
 from lensllm_jax.data.denoising import denoising_examples, span_corruption, text_infilling

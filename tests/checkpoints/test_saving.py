@@ -7,7 +7,7 @@ import pytest
 import lensllm_jax as lens
 from lensllm_jax import checks
 from lensllm_jax.checkpoints.candidate import load_folder
-from lensllm_jax.checkpoints.tensors import INDEX
+from lensllm_jax.checkpoints.folder import INDEX
 
 
 @pytest.fixture(scope="module")
@@ -53,9 +53,21 @@ def test_a_value_that_the_type_does_not_hold_is_named_and_nothing_is_written(can
     assert not (tmp_path / "narrow").exists()
 
 
-def test_a_sharded_checkpoint_is_not_hidden_behind(candidate, tmp_path):
-    """Its index would be read before the single file that saving writes."""
+def test_a_saved_candidate_is_what_loads_where_an_index_was(candidate, tmp_path):
     (tmp_path / INDEX).write_text("{}")
-    with pytest.raises(checks.UserError, match="another folder"):
-        candidate.save(tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == [INDEX]
+    candidate.save(tmp_path)
+    assert same(load_folder(tmp_path).params, candidate.params)
+
+
+def test_a_file_from_outside_the_checkpoint_is_not_copied(candidate, tmp_path):
+    candidate.save(tmp_path / "a")
+    (tmp_path / "secret").write_text("one two")
+    (tmp_path / "a" / "vocab.txt").symlink_to(tmp_path / "secret")
+    with pytest.raises(checks.UserError, match=r"vocab\.txt.*a link out of it"):
+        load_folder(tmp_path / "a").save(tmp_path / "b")
+    assert not (tmp_path / "b").exists()
+    (tmp_path / "a" / "vocab.txt").unlink()
+    (tmp_path / "a" / "here").write_text("one two")
+    (tmp_path / "a" / "vocab.txt").symlink_to("here")  # the control: a link within it
+    load_folder(tmp_path / "a").save(tmp_path / "b")
+    assert (tmp_path / "b" / "vocab.txt").read_text() == "one two"

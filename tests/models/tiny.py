@@ -11,7 +11,7 @@ from safetensors.numpy import save_file
 
 from lensllm_jax.checkpoints.candidate import load_folder
 from lensllm_jax.checkpoints.config import CONFIG, parse_config
-from lensllm_jax.checkpoints.tensors import SINGLE
+from lensllm_jax.checkpoints.folder import SINGLE
 from lensllm_jax.checkpoints.weights import checkpoint_tensors, parameter_shapes
 from tests.models.variants import weight
 

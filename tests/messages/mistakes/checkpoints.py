@@ -40,8 +40,9 @@ def configured(folder, **changes):
 def sharded(folder):
     """A copy whose index finds every tensor in a file that holds another one."""
     names = load_file(without(folder) / WEIGHTS)
-    save_file({"x": np.ones(1)}, folder / WEIGHTS)
-    return written(folder, INDEX, json.dumps({"weight_map": dict.fromkeys(names, WEIGHTS)}))
+    (folder / WEIGHTS).unlink()
+    save_file({"x": np.ones(1)}, folder / "a.safetensors")
+    return written(folder, INDEX, json.dumps({"weight_map": dict.fromkeys(names, "a.safetensors")}))
 
 
 def as_bin_without_pytorch(folder):
@@ -73,12 +74,29 @@ def saved(folder, **how):
     candidate.save(folder, **how)
 
 
+def linked(folder, file, target):
+    """A folder with a link."""
+    if not (folder / CONFIG).exists():
+        without(folder)
+    (folder / file).symlink_to(target)
+    return folder
+
+
+def revisions(top, *names):
+    """A model's top folder of the hub cache."""
+    for name in names:
+        (top / "snapshots" / name).mkdir(parents=True)
+    return top
+
+
+LFS_POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:4f\nsize 20\n"
+
 # (argument, key phrases, the mistake in an empty folder)
 MISTAKES = [
     ("candidate", "one of ... got 'zoo/gpt5'", lambda tmp: lens.load_candidate("zoo/gpt5")),
     (
         "candidate",
-        "one of ... hf download",
+        "a bundled one, a checkpoint folder ... hf download",
         lambda tmp: lens.load_candidate("nobody/has-this-model"),
     ),
     (
@@ -135,7 +153,7 @@ MISTAKES = [
     ),
     (
         "model.safetensors.index.json",
-        "JSON with a `weight_map` ... got TypeError",
+        "JSON with a `weight_map` ... got list",
         lambda tmp: tensors.TensorFiles.of_folder(written(tmp, INDEX, "[]")),
     ),
     (
@@ -149,7 +167,7 @@ MISTAKES = [
     ),
     (
         "DIR",
-        "hold the tensors ... got: model.safetensors without transformer",
+        "hold the tensors ... got: a.safetensors without transformer",
         lambda tmp: load_folder(sharded(tmp)),
     ),
     (
@@ -158,10 +176,52 @@ MISTAKES = [
         lambda tmp: saved(tmp, dtype="float16"),
     ),
     (
-        "folder",
-        "not hold a sharded ... got one with model.safetensors.index.json",
-        lambda tmp: saved(written(tmp, INDEX, "{}")),
+        "vocab.txt",
+        "file of the checkpoint ... got a link out of it",
+        lambda tmp: load_folder(linked(tmp, "vocab.txt", SMALLEST / CONFIG)).save(tmp / "copy"),
     ),
+    (
+        WEIGHTS,
+        "file ... got a link to gone, which is gone",
+        lambda tmp: load_folder(linked(without(tmp, WEIGHTS), WEIGHTS, "gone")),
+    ),
+    (
+        WEIGHTS,
+        "regular file ... got something else",
+        lambda tmp: load_folder(linked(without(tmp, WEIGHTS), WEIGHTS, "/dev/null")),
+    ),
+    (
+        WEIGHTS,
+        "hold the content itself ... got a git-lfs pointer",
+        lambda tmp: load_folder(written(without(tmp), WEIGHTS, LFS_POINTER)),
+    ),
+    (
+        "DIR",
+        "one variant ... got bf16, fp16",
+        lambda tmp: tensors.TensorFiles.of_folder(
+            written(written(tmp, "model.fp16.safetensors", ""), "model.bf16.safetensors", "")
+        ),
+    ),
+    (
+        "DIR",
+        "hold all 2 shards ... got no shard 2",
+        lambda tmp: tensors.TensorFiles.of_folder(
+            written(tmp, "model-00001-of-00002.safetensors", "")
+        ),
+    ),
+    (
+        INDEX,
+        "name files of its own folder ... got '../w'",
+        lambda tmp: tensors.TensorFiles.of_folder(
+            written(tmp, INDEX, '{"weight_map": {"w": "../w"}}')
+        ),
+    ),
+    (
+        "DIR",
+        "hold one revision ... got a, b: give one",
+        lambda tmp: zoo.folder_of(revisions(tmp, "a", "b")),
+    ),
+    ("candidate", "one of ... got './gone', nothing there", lambda tmp: zoo.folder_of("./gone")),
     (
         "spiece.model",
         "read by sentencepiece ... got no such library",
