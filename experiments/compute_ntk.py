@@ -23,12 +23,15 @@ import jax
 import numpy as np
 from absl import flags
 
-from experiments.common import cli, measuring
+from experiments.common import cli
 from experiments.common.measurement_flags import measurement_flags
 from experiments.common.progress import Progress
+from experiments.common.resume import remember_kernel, task_settings
 from experiments.common.run_folder import RUN, RunFolder
 from lensllm_jax import checks
+from lensllm_jax.checkpoints.zoo import load_candidate
 from lensllm_jax.measurement.measurement import Measurement, MeasurementConfig
+from lensllm_jax.measurement.pool import check_kernel_examples, describe_pool
 from lensllm_jax.ntk import store
 from lensllm_jax.report.html import to_html
 from lensllm_jax.report.kernel import kernel_report
@@ -55,23 +58,24 @@ def main(argv: Sequence[str]) -> None:
     if len(names) != 1:
         raise checks.UserError(f"`candidate` must be one, got {', '.join(names)}")
     config = dataclasses.replace(FLAGS.config(), kernel_block_size=KERNEL_BLOCK_SIZE.value)
-    task = FLAGS.load_task(names)
-    measuring.check_kernel_examples(task, config)
-    candidate = measuring.load_checked(names[0], config)
-    settings = measuring.task_settings(names, task, config)
-    folder = RunFolder.open(FLAGS.output_dir, settings)
+    (name,) = names
+    pool = describe_pool(names, max_length=config.max_length)
+    task = FLAGS.load_task(pool)
+    check_kernel_examples(task, config.num_kernel_examples)
+    folder = RunFolder.open(FLAGS.output_dir, task_settings(pool, task, config))
     with Progress(total=1.0, quiet=FLAGS.quiet) as progress:
-        measurement = Measurement(candidate, task, config=config)
         show_tiles(progress)
-        spectrum = measuring.remember_kernel(
-            measurement, folder, ".", progress, store=STORE_DIR.value
-        )
+        progress.at(0.0, f"{name}: kernel")
+        spectrum = remember_kernel(
+            folder, ".", lambda: Measurement(load_candidate(name), task, config=config),
+            store=STORE_DIR.value,
+        )  # fmt: skip
         largest = spectrum.eigenvalues.max()
         rest = progress.total - progress.done  # nothing, where tiles were counted
-        progress.finish(rest, f"{candidate.name}: largest eigenvalue {largest:.4g}")
+        progress.finish(rest, f"{name}: largest eigenvalue {largest:.4g}")
     theta = np.load(folder.path / "ntk.npy")
     run, summary = folder.read_json(RUN), folder.read_json("ntk.json")
-    report = kernel_report(candidate.name, theta, spectrum, run, summary)
+    report = kernel_report(name, theta, spectrum, run, summary)
     folder.write_text("report.html", to_html(report))
     print(folder.path / "ntk.npy")
 

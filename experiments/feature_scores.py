@@ -24,20 +24,22 @@ import numpy as np
 from absl import flags
 from jaxtyping import Float
 
-from experiments.common import cli, measuring
+from experiments.common import cli
 from experiments.common.curves import check_budgets, digests, divisors_of
 from experiments.common.flags import define_budgets, define_curve
 from experiments.common.measurement_flags import measurement_flags
 from experiments.common.progress import Progress
 from experiments.common.ranking_metrics import metrics_row, show_metrics
+from experiments.common.resume import slug_of, task_settings
 from experiments.common.run_folder import RunFolder, known
 from lensllm_jax import checks
 from lensllm_jax.checkpoints.stored import stored_weights
-from lensllm_jax.checkpoints.zoo import folder_of
+from lensllm_jax.checkpoints.zoo import folder_of, load_candidate
 from lensllm_jax.data.subsets import subset_order
 from lensllm_jax.data.task import Example, Task
 from lensllm_jax.measurement.features import first_target_states, first_word_classes
 from lensllm_jax.measurement.measurement import Measurement, MeasurementConfig
+from lensllm_jax.measurement.pool import describe_pool
 from lensllm_jax.selection.flops import training_flops
 from lensllm_jax.selection.loss_table import LossTable, read_loss_table
 from lensllm_jax.selection.problem import Evidence
@@ -72,15 +74,16 @@ def main(_: Sequence[str]) -> None:
     table = read_loss_table(CURVES.value).select(names)
     target = int(table.sizes[-1])
     check_budgets(table, divisors)
-    task = FLAGS.load_task(names)
+    pool = describe_pool(names, max_length=config.max_length)
+    task = FLAGS.load_task(pool)
     most = target // min(divisors)
     if most > len(task.train):
         raise checks.UserError(
             f"`budgets` must leave at most {len(task.train)} examples (the training examples of "
             f"{task.name}), got {most}"
         )
-    num_params = measuring.check_candidates(names, config)
-    recorded = measuring.task_settings(names, task, config)
+    num_params = {name: summary.num_params for name, summary in pool.items()}
+    recorded = task_settings(names, task, config)
     folder = RunFolder.open(FLAGS.output_dir, {
         **{key: recorded[key] for key in KEPT_SETTINGS},
         "curves": digests([CURVES.value]),
@@ -114,10 +117,10 @@ def _remember_features(
     name: str, task: Task, config: MeasurementConfig, count: int, folder: RunFolder
 ) -> Features:
     """Those of the first ``count`` training examples, measured if the folder lacks them."""
-    path = f"features/{measuring.slug_of(name)}"
+    path = f"features/{slug_of(name)}"
     if not folder.has(f"{path}.json"):
         start = time.monotonic()
-        candidate = measuring.load_checked(name, config)
+        candidate = load_candidate(name)
         batch = Measurement(candidate, task, config=config).subset(count)
         folder.write_array(f"{path}.npy", first_target_states(candidate, batch))
         seconds = time.monotonic() - start

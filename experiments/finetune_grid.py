@@ -31,20 +31,24 @@ import dataclasses
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from absl import flags
 
-from experiments.common import cli, executors, measuring, terminal
+from experiments.common import cli, executors, terminal
+from experiments.common.executors import ExecutorConfig
 from experiments.common.measurement_flags import measurement_flags
 from experiments.common.progress import Progress, remaining
+from experiments.common.resume import Cells, cell_path, task_notes, task_settings
 from experiments.common.run_folder import RunFolder
 from lensllm_jax import checks
+from lensllm_jax.checkpoints.summary import CandidateSummary
 from lensllm_jax.data.task import Task
-from lensllm_jax.measurement import jobs as cells
-from lensllm_jax.measurement.jobs import Done, Job, Search
+from lensllm_jax.finetune.search import SearchGrid
+from lensllm_jax.measurement.jobs import Cell, Job, JobResult, one_line
 from lensllm_jax.measurement.measurement import MeasurementConfig
+from lensllm_jax.measurement.pool import describe_pool, loss_table
 from lensllm_jax.selection.flops import training_flops
 from lensllm_jax.selection.loss_table import write_loss_table
 
@@ -59,7 +63,14 @@ LEARNING_RATES = flags.DEFINE_string(
 BATCH_SIZES = flags.DEFINE_string(
     "batch_sizes", "", "In place of --batch_size; of several each cell chooses one."
 )
-flags.adopt_module_key_flags(executors)  # --help shows theirs too
+EXECUTOR = flags.DEFINE_enum(
+    "executor", "serial", executors.KINDS,
+    "Where cells are measured: in this process, in processes of this machine, on a Ray cluster.",
+)  # fmt: skip
+PROCESSES = flags.DEFINE_integer("processes", 1, "Of --executor=local; they share the cores.")
+RAY_ADDRESS = flags.DEFINE_string("ray_address", "127.0.0.1:6379", "host:port of the Ray head.")
+RAY_THREADS = flags.DEFINE_integer("ray_threads", 1, "Cores of a cell under --executor=ray.")
+
 Number = TypeVar("Number", int, float)
 Losses = Mapping[int, Mapping[str, Mapping[int, float]]]  # seed -> candidate -> size -> loss
 
@@ -67,33 +78,34 @@ Losses = Mapping[int, Mapping[str, Mapping[int, float]]]  # seed -> candidate ->
 class Grid(NamedTuple):
     """What is to be measured."""
 
-    names: tuple[str, ...]  # of the candidates
+    pool: dict[str, CandidateSummary]
     sizes: tuple[int, ...]  # training examples, ascending
     seeds: tuple[int, ...]
-    search: Search
-    config: MeasurementConfig  # with the first seed, and the first of what is searched
+    search: SearchGrid  # one rate and one batch size where there is nothing to choose from
+    config: MeasurementConfig  # with the first seed, rate and batch size
     task: Task
 
-    @property
-    def settings(self) -> dict:
+    def settings(self, executor: ExecutorConfig) -> dict[str, Any]:
         """All that decides the results, as JSON values."""
-        recorded = measuring.task_settings(self.names, self.task, self.config)
-        recorded["sizes"] = list(self.sizes)
-        if len(self.seeds) > 1:
-            recorded["seed"] = list(self.seeds)
-        if self.search.num_trials:
-            recorded["learning_rate"] = list(self.search.rates)
-            recorded["batch_size"] = list(self.search.batch_sizes)
-        return {**recorded, **executors.settings()}
+        return {
+            **task_settings(self.pool, self.task, self.config),
+            "sizes": list(self.sizes),
+            "seed": list(self.seeds),
+            "learning_rate": list(self.search.rates),
+            "batch_size": list(self.search.batch_sizes),
+            "threads": executor.threads,
+        }
 
     def jobs(self, folder: RunFolder) -> list[Job]:
         """Every cell; that before fine-tuning is the same for all seeds."""
+        searched = len(self.search.rates) * len(self.search.batch_sizes) > 1
         return [
             Job(
-                name, size, dataclasses.replace(self.config, seed=seed), self.search,
+                name, summary.num_params, size, dataclasses.replace(self.config, seed=seed),
+                self.search if searched else None,
                 folder.path / self.path(name, size, seed), FLAGS.checkpoint_seconds,
             )
-            for name in self.names
+            for name, summary in self.pool.items()
             for seed in self.seeds
             for size in self.sizes
             if size > 0 or seed == self.seeds[0]
@@ -101,28 +113,25 @@ class Grid(NamedTuple):
 
     def path(self, name: str, size: int, seed: int) -> str:
         """Of a cell, in the run folder."""
-        among_seeds = seed if len(self.seeds) > 1 else None
-        return measuring.cell_path(name, size, among_seeds=among_seeds)
+        return cell_path(name, size, among_seeds=seed if len(self.seeds) > 1 else None)
 
 
 def main(argv: Sequence[str]) -> int:
     """Measures the grid; the exit code says whether all of it."""
     del argv
     start = time.monotonic()
+    executor = executor_of_flags()
     grid = grid_of_flags()
-    executors.check_flags()
-    num_params, families = measuring.check_pool(grid.names, grid.config)
-    notes = measuring.task_notes(grid.task)
-    folder = RunFolder.open(FLAGS.output_dir, grid.settings, **notes)
-    failures = measure(grid, folder, num_params)
-    for failure in failures:  # said before anything is written: the disk may be full
+    folder = RunFolder.open(FLAGS.output_dir, grid.settings(executor), **task_notes(grid.task))
+    failures = measure(grid, folder, executor)
+    for failure in failures:  # before anything is written: the disk may be full
         print("failed: {candidate}, {size} examples, seed {seed}: {reason}".format(**failure),
               file=sys.stderr)  # fmt: skip
     folder.write_rows("failures.csv", failures)
     losses = losses_of(grid, folder)
     if any(row for rows in losses.values() for row in rows.values()):
-        write_tables(grid, folder, losses, num_params, families)
-        rows = ledger_rows(grid, folder, num_params)
+        write_tables(grid, folder, losses)
+        rows = ledger_rows(grid, folder)
         folder.write_rows("ledger.csv", rows)
         if not FLAGS.quiet:
             show(grid, losses, rows)
@@ -132,36 +141,43 @@ def main(argv: Sequence[str]) -> int:
     return 1 if failures else 0
 
 
+def executor_of_flags() -> ExecutorConfig:
+    """Where cells are measured.
+
+    Raises:
+        UserError: naming the flag at fault.
+    """
+    executor = ExecutorConfig(EXECUTOR.value, PROCESSES.value, RAY_ADDRESS.value, RAY_THREADS.value)
+    executor.check()
+    return executor
+
+
 def grid_of_flags() -> Grid:
     """The grid that the flags describe.
 
-    Returns:
-        The grid.
-
     Raises:
-        UserError: naming the flag that no grid can have.
+        UserError: naming the flag at fault.
     """
     names, config = FLAGS.candidates(), FLAGS.config()
-    seeds = distinct("seeds", cli.whole_numbers("seeds", SEEDS.value)) or (config.seed,)
+    seeds = distinct("seeds", cli.whole_numbers("seeds", SEEDS.value))
+    rates = distinct("learning_rates", cli.numbers("learning_rates", LEARNING_RATES.value))
     batch_sizes = distinct("batch_sizes", cli.whole_numbers("batch_sizes", BATCH_SIZES.value))
-    search = Search(
-        distinct("learning_rates", cli.numbers("learning_rates", LEARNING_RATES.value))
-        or (config.learning_rate,),
-        batch_sizes or (config.batch_size,),
-    )
-    for rate in search.rates:
+    for rate in rates:
         checks.positive("learning_rates", rate)
-    for batch_size in search.batch_sizes:  # each must suit the micro-batches
+    for batch_size in batch_sizes:  # each must suit the micro-batches
         dataclasses.replace(config, batch_size=checks.positive("batch_sizes", batch_size))
+    seeds = seeds or (config.seed,)
+    search = SearchGrid(rates or (config.learning_rate,), batch_sizes or (config.batch_size,))
     first = dataclasses.replace(
         config, seed=seeds[0], learning_rate=search.rates[0], batch_size=search.batch_sizes[0]
     )
-    task = FLAGS.load_task(names)
-    return Grid(names, sizes_of(SIZES.value, task), seeds, search, first, task)
+    pool = describe_pool(names, max_length=config.max_length)
+    task = FLAGS.load_task(pool)
+    return Grid(pool, sizes_of(SIZES.value, task), seeds, search, first, task)
 
 
 def distinct(name: str, values: tuple[Number, ...]) -> tuple[Number, ...]:
-    """The values, if none is there twice."""
+    """The values, refused if one is there twice."""
     if len(set(values)) < len(values):
         raise checks.UserError(f"`{name}` must be distinct, got {values}")
     return values
@@ -180,44 +196,36 @@ def sizes_of(text: str, task: Task) -> tuple[int, ...]:
     return sizes
 
 
-def measure(grid: Grid, folder: RunFolder, num_params: Mapping[str, int]) -> list[dict]:
+def measure(grid: Grid, folder: RunFolder, executor: ExecutorConfig) -> list[dict[str, Any]]:
     """Fills the folder with the cells that it lacks.
-
-    Args:
-        grid: what is to be measured.
-        folder: of the run.
-        num_params: of each candidate.
 
     Returns:
         What failed, and why.
     """
     jobs, failures = grid.jobs(folder), []
-    work = {job.path: job.work(num_params[job.name]) for job in jobs}
-    with Progress(total=sum(work.values()), quiet=FLAGS.quiet) as progress:
-        missing = [job for job in jobs if not measuring.is_kept(job, progress, work[job.path])]
-
-        def on_progress(job, now):
-            measuring.tells(progress, work[job.path])(now)
-
-        for done in executors.run(missing, grid.task, folder, on_progress=on_progress):
-            reason = kept(done, folder, progress, work[done.job.path])
-            if reason:
-                failures.append({"candidate": done.job.name, "size": done.job.size,
-                                 "seed": done.job.config.seed, "reason": reason})  # fmt: skip
+    with Progress(total=sum(job.work for job in jobs), quiet=FLAGS.quiet) as progress:
+        cells = Cells(folder, progress)
+        unfinished = cells.unfinished(jobs)
+        for result in executors.run(
+            executor, unfinished, grid.task, folder, on_progress=cells.show
+        ):
+            if reason := failure_of(result, cells):
+                job = result.job
+                failures.append({"candidate": job.name, "size": job.size,
+                                 "seed": job.config.seed, "reason": reason})  # fmt: skip
+                progress.drop(job.work)
     return failures
 
 
-def kept(done: Done, folder: RunFolder, progress: Progress, work: float) -> str:
-    """Writes what was measured; returns why there is none."""
-    reason = done.reason
-    if done.cell is not None:
-        try:
-            measuring.keep(done.job, done.cell, folder, progress, work)
-            return ""
-        except OSError as error:  # a full disk
-            reason = cells.one_line(error)
-    progress.drop(work)
-    return reason
+def failure_of(result: JobResult, cells: Cells) -> str:
+    """Writes the cell of a job; returns why there is none, or nothing."""
+    if result.cell is None:
+        return result.reason
+    try:
+        cells.keep(result.job, result.cell)
+    except OSError as error:  # a full disk
+        return one_line(error)
+    return ""
 
 
 def losses_of(grid: Grid, folder: RunFolder) -> Losses:
@@ -229,7 +237,7 @@ def losses_of(grid: Grid, folder: RunFolder) -> Losses:
                 for size in grid.sizes
                 if folder.has(path := grid.path(name, size, seed))
             }
-            for name in grid.names
+            for name in grid.pool
         }
         for seed in grid.seeds
     }
@@ -243,50 +251,43 @@ def means(grid: Grid, losses: Losses) -> dict[str, dict[int, float]]:
             for size in grid.sizes
             if all(size in losses[seed][name] for seed in grid.seeds)
         }
-        for name in grid.names
+        for name in grid.pool
     }
 
 
-def write_tables(
-    grid: Grid, folder: RunFolder, losses: Losses, num_params: Mapping[str, int],
-    families: Mapping[str, str],
-) -> None:  # fmt: skip
-    """losses.csv, and a table a seed where there are several."""
+def write_tables(grid: Grid, folder: RunFolder, losses: Losses) -> None:
+    """losses.csv, and one table per seed where there are several."""
     tables: dict[str, Mapping[str, Mapping[int, float]]] = {"losses.csv": means(grid, losses)}
     if len(grid.seeds) > 1:
         tables |= {f"losses-seed-{seed}.csv": losses[seed] for seed in grid.seeds}
     for name, rows in tables.items():
         if any(rows.values()):
-            table = measuring.loss_table(grid.names, rows, num_params, families, grid.task)
-            write_loss_table(table, folder.path / name)
+            write_loss_table(loss_table(grid.pool, rows, grid.task), folder.path / name)
 
 
-def ledger_rows(grid: Grid, folder: RunFolder, num_params: Mapping[str, int]) -> list[dict]:
-    """One row a fine-tune: what it gave and what it took."""
+def ledger_rows(grid: Grid, folder: RunFolder) -> list[dict[str, Any]]:
+    """One row per fine-tune: its result and its cost."""
     return [
-        ledger_row(job, folder.read_json(grid.path(job.name, job.size, job.config.seed)),
-                   num_params[job.name])
+        ledger_row(job, folder.read_json(grid.path(job.name, job.size, job.config.seed)))
         for job in grid.jobs(folder)
         if job.size > 0 and job.path is not None and job.path.exists()
-    ]  # fmt: skip
+    ]
 
 
-def ledger_row(job: Job, cell: Mapping, num_params: int) -> dict:
-    """Of one fine-tune; a folder of an earlier version lacks some."""
+def ledger_row(job: Job, cell: Cell) -> dict[str, Any]:
+    """The row of one fine-tune."""
     search_tokens = cell.get("search", {}).get("num_tokens", 0)
     return {
         "candidate": job.name,
         "size": job.size,
-        "seed": job.config.seed,
-        "learning_rate": cell.get("learning_rate", job.config.learning_rate),
-        "batch_size": cell.get("batch_size", job.config.batch_size),
-        **{name: cell[name] for name in ("test_loss", "validation_loss", "best_step", "num_steps",
-                                         "stopped_early", "num_tokens", "seconds")},
-        "tokens_per_second": cell.get("tokens_per_second"),
-        "flops": int(training_flops(float(num_params), float(cell["num_tokens"]))),
+        **{name: cell[name] for name in ("seed", "learning_rate", "batch_size", "test_loss",
+                                         "validation_loss", "best_step", "num_steps",
+                                         "stopped_early", "num_tokens", "seconds",
+                                         "tokens_per_second")},
+        "flops": int(training_flops(float(job.num_params), float(cell["num_tokens"]))),
         "search_tokens": search_tokens,
-        "search_flops": int(training_flops(float(num_params), float(search_tokens))),
-        "data_order_sha256": cell.get("data_order_sha256"),
+        "search_flops": int(training_flops(float(job.num_params), float(search_tokens))),
+        "data_order_sha256": cell["data_order_sha256"],
     }  # fmt: skip
 
 
@@ -298,14 +299,14 @@ def show(grid: Grid, losses: Losses, ledger: Sequence[Mapping]) -> None:
     table = terminal.table()
     for column in ("candidate", *map(str, grid.sizes), "tokens", "tokens/s", "time"):
         table.add_column(column, justify="left" if column == "candidate" else "right")
-    for name in grid.names:
-        found = [[losses[s][name][size] for s in grid.seeds if size in losses[s][name]]
+    for name in grid.pool:
+        by_size = [[losses[s][name][size] for s in grid.seeds if size in losses[s][name]]
                  for size in grid.sizes]  # fmt: skip
         spent = [row for row in ledger if row["candidate"] == name]
         tokens, seconds = (sum(row[key] for row in spent) for key in ("num_tokens", "seconds"))
         speeds = [row["tokens_per_second"] for row in spent if row["tokens_per_second"]]
         table.add_row(
-            name, *(entry(values) for values in found), f"{tokens:,}",
+            name, *(entry(values) for values in by_size), f"{tokens:,}",
             f"{np.median(speeds):,.0f}" if speeds else "-", remaining(seconds),
         )  # fmt: skip
     terminal.show(title, table)

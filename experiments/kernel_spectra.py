@@ -28,14 +28,17 @@ import numpy as np
 import scipy.special
 from absl import flags
 
-from experiments.common import cli, measuring
+from experiments.common import cli
 from experiments.common.measurement_flags import measurement_flags
 from experiments.common.progress import Progress
+from experiments.common.resume import slug_of, task_settings
 from experiments.common.run_folder import RunFolder
 from lensllm_jax import checks
 from lensllm_jax.checkpoints.candidate import Candidate
+from lensllm_jax.checkpoints.zoo import load_candidate
 from lensllm_jax.data.task import Task
 from lensllm_jax.measurement.measurement import Measurement, MeasurementConfig
+from lensllm_jax.measurement.pool import describe_pool
 from lensllm_jax.ntk.candidate import CandidateNtk, candidate_ntk, estimate_ntk_cost
 from lensllm_jax.ntk.loss import flat_kernel, ntk_spectrum, ntk_test_residual
 from lensllm_jax.ntk.readout import Readout
@@ -63,11 +66,11 @@ def main(_: Sequence[str]) -> None:
     """Measures every candidate that is not finished, then writes the three tables."""
     names = FLAGS.candidates()
     config = FLAGS.config()
-    task = FLAGS.load_task(names)
+    pool = describe_pool(names, max_length=config.max_length)
+    task = FLAGS.load_task(pool)
     readouts = sample_sizes(task)
-    measuring.check_candidates(names, config)
     settings = {
-        **{k: measuring.task_settings(names, task, config)[k] for k in KEPT_SETTINGS},
+        **{k: task_settings(names, task, config)[k] for k in KEPT_SETTINGS},
         "sample_sizes": {readout.value: sizes for readout, sizes in readouts.items()},
         "num_test_examples": NUM_TEST_EXAMPLES.value,
         "num_labels": NUM_LABELS.value,
@@ -76,7 +79,7 @@ def main(_: Sequence[str]) -> None:
     pieces = []
     with Progress(total=float(len(names)), quiet=FLAGS.quiet) as progress:
         for name in names:
-            path = f"kernels/{measuring.slug_of(name)}.json"
+            path = f"kernels/{slug_of(name)}.json"
             progress.at(0.0, f"{name}: kernels")
             if not folder.has(path):
                 rows = list(_kernels(name, task, config, readouts))
@@ -86,7 +89,7 @@ def main(_: Sequence[str]) -> None:
                 progress.skip(1.0)
             pieces.append(folder.read_json(path))
     rows = [row for piece in pieces for row in piece["rows"]]
-    stem = measuring.slug_of(task.name)
+    stem = slug_of(task.name)
     folder.write_rows(f"{stem}_spectra.csv", [_spectrum_row(row) for row in rows])
     folder.write_rows(f"{stem}_flow.csv", [flow for row in rows for flow in _flow_rows(row)])
     folder.write_rows(f"{stem}_kernels.csv", [_kernel_row(row) for row in rows])
@@ -129,7 +132,7 @@ def _kernels(
     name: str, task: Task, config: MeasurementConfig, readouts: dict[Readout, list[int]]
 ) -> Iterator[dict[str, Any]]:
     """One row a read-out and sample size of one candidate."""
-    candidate = measuring.load_checked(name, config)
+    candidate = load_candidate(name)
     measurement = Measurement(candidate, task, config=config)
     # the test set in its own nested order, encoded as training examples are
     held_out = Measurement(candidate, dataclasses.replace(task, train=task.test), config=config)

@@ -28,26 +28,25 @@ On the bundled candidates and 2 cores, with a budget of 800: 5 minutes.
 """
 
 import dataclasses
-import functools
 import time
-from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Literal, TypeAlias
 
 from absl import flags
 
-from experiments.common import cli, measuring, terminal
+from experiments.common import cli, terminal
 from experiments.common.flags import define_gamma, define_keep, define_tau
 from experiments.common.measurement_flags import measurement_flags
 from experiments.common.progress import Progress, remaining
+from experiments.common.resume import CandidateRun, Cells, task_settings
 from experiments.common.run_folder import RUN, RunFolder
 from lensllm_jax import checks
-from lensllm_jax.checkpoints.zoo import load_candidate
+from lensllm_jax.checkpoints.summary import CandidateSummary
 from lensllm_jax.data.subsets import nested_sizes
 from lensllm_jax.data.task import Task
-from lensllm_jax.finetune.loop import Loop
-from lensllm_jax.linalg import NtkSpectrum
-from lensllm_jax.measurement import jobs as cells
-from lensllm_jax.measurement.measurement import Measurement, MeasurementConfig
+from lensllm_jax.measurement.jobs import Job, Measurer
+from lensllm_jax.measurement.measurement import MeasurementConfig
+from lensllm_jax.measurement.pool import check_kernel_examples, describe_pool, loss_table
 from lensllm_jax.report import figures
 from lensllm_jax.report.html import to_html
 from lensllm_jax.report.markdown import format_cell, to_markdown
@@ -78,21 +77,22 @@ SHOWN = (
 KEEP = define_keep()
 
 
+Pool: TypeAlias = dict[str, CandidateRun]
+
+
 def main(argv: Sequence[str]) -> None:
     """Measures, ranks and reports."""
     del argv
     start = time.monotonic()
-    names = FLAGS.candidates()
     config = FLAGS.config()
-    task = FLAGS.load_task(names)
+    summaries = describe_pool(FLAGS.candidates(), max_length=config.max_length)
+    task = FLAGS.load_task(summaries)
     sizes = affordable_sizes(task, config)
-    num_params = measuring.check_candidates(names, config)
-    folder = RunFolder.open(FLAGS.output_dir, settings(names, task, config))
-    work = measuring.total_work(num_params, sizes, config)
-    with Progress(total=work, quiet=FLAGS.quiet) as progress:
-        pool = Pool(task, config, num_params, folder, progress)
-        dropped = measure(names, sizes, pool)
-    selection = select(names, sizes, pool, dropped)
+    folder = RunFolder.open(FLAGS.output_dir, settings(summaries, task, config))
+    with Progress(total=total_work(summaries, sizes, config), quiet=FLAGS.quiet) as progress:
+        pool = candidate_runs(summaries, task, config, Cells(folder, progress))
+        dropped = measure(pool, sizes)
+    selection = select(pool, sizes, task, config, dropped)
     write_results(folder, selection, task)
     show(selection)
     if not FLAGS.quiet:
@@ -100,88 +100,12 @@ def main(argv: Sequence[str]) -> None:
         print(f"\n{folder.path}: done in {remaining(time.monotonic() - start)}")
 
 
-@dataclasses.dataclass
-class Measured:
-    """What was paid for one candidate.
-
-    Attributes:
-        family: Hugging Face's name of its kind.
-        losses: size -> test loss, nats per target token; 0 is before fine-tuning.
-        num_tokens: size -> tokens trained on.
-        spectrum: of its kernel, with the fine-tuning's rate; None before it is asked for.
-    """
-
-    family: str
-    losses: dict[int, float] = dataclasses.field(default_factory=dict)
-    num_tokens: dict[int, int] = dataclasses.field(default_factory=dict)
-    spectrum: NtkSpectrum | None = None
-
-
-class Pool:
-    """Measures candidates one piece at a time; finished pieces are read from the folder.
-
-    Attributes:
-        task: the text.
-        config: the settings.
-        num_params: of every candidate.
-        paid: candidate -> what was measured of it.
-    """
-
-    def __init__(
-        self, task: Task, config: MeasurementConfig, num_params: Mapping[str, int],
-        folder: RunFolder, progress: Progress,
-    ):  # fmt: skip
-        self.task, self.config, self.num_params = task, config, num_params
-        self.paid: dict[str, Measured] = {}
-        self._folder, self._progress = folder, progress
-        self._open: tuple[str, Measurement] | None = None
-        self._loops: dict[str, Loop] = {}
-
-    def _measurement(self, name: str) -> Measurement:
-        """Of one candidate at a time: the last one leaves memory first, but its compiled steps."""
-        if self._open is None or self._open[0] != name:
-            self._open = None
-            measurement = Measurement(load_candidate(name), self.task, config=self.config)
-            measurement.loop = self._loops.setdefault(name, measurement.loop)
-            self._open = name, measurement
-        measurement = self._open[1]
-        self.paid.setdefault(name, Measured(measurement.candidate.family.name))
-        return measurement
-
-    def kernel(self, name: str) -> None:
-        """The kernel's spectrum."""
-        path = f"kernels/{measuring.slug_of(name)}"
-        spectrum = measuring.remember_kernel(
-            self._measurement(name), self._folder, path, self._progress
-        )
-        self.paid[name].spectrum = spectrum
-
-    def zero_shot(self, name: str) -> None:
-        """The loss before fine-tuning."""
-        measurement = self._measurement(name)
-        loss = measuring.remember_zero_shot(measurement, self._folder, self._progress)
-        self.paid[name].losses[0] = loss
-
-    def loss(self, name: str, size: int) -> float:
-        """The loss after fine-tuning on ``size`` examples."""
-        cell = measuring.remember_cell(
-            self._measurement(name), size, self._folder, self._progress,
-            checkpoint_seconds=FLAGS.checkpoint_seconds,
-        )  # fmt: skip
-        paid = self.paid[name]
-        paid.losses[size], paid.num_tokens[size] = cell["test_loss"], cell["num_tokens"]
-        return paid.losses[size]
-
-    def finish(self, name: str, sizes: Sequence[int]) -> None:
-        """Takes what will not be asked for off the work that is left; no fine-tune follows."""
-        self._loops.pop(name, None)
-        for size in set(sizes) - set(self.paid[name].num_tokens):
-            work = cells.fine_tune_work(self.num_params[name], size, self.config)
-            self._progress.drop(work)
-
-
 def affordable_sizes(task: Task, config: MeasurementConfig) -> tuple[int, ...]:
-    """The doubling sizes within the budget, largest first; refuses what cannot be measured."""
+    """The doubling sizes within the budget, largest first.
+
+    Raises:
+        UserError: naming the flag at fault.
+    """
     available = len(task.train)
     if BUDGET_SIZE.value > available:
         raise checks.UserError(
@@ -198,8 +122,9 @@ def affordable_sizes(task: Task, config: MeasurementConfig) -> tuple[int, ...]:
             f"`target_size` must be above `budget_size` {BUDGET_SIZE.value}, "
             f"got {TARGET_SIZE.value}"
         )
-    measuring.check_kernel_examples(task, config)
-    halving(), drop_rule()  # refuse settings out of range
+    check_kernel_examples(task, config.num_kernel_examples)
+    for construct in (halving, drop_rule):
+        construct()  # raises UserError where gamma, tau or keep is out of range
     return nested_sizes(BUDGET_SIZE.value, SMALLEST_SIZE.value)[::-1]
 
 
@@ -213,123 +138,137 @@ def drop_rule() -> DropRule:
     return DropRule(target_size=TARGET_SIZE.value, keep=KEEP.value, gamma=GAMMA.value)
 
 
-def settings(names: Sequence[str], task: Task, config: MeasurementConfig) -> dict:
+def settings(names: Iterable[str], task: Task, config: MeasurementConfig) -> dict[str, Any]:
     """All that decides the results."""
-    decided = {
-        **measuring.task_settings(names, task, config),
+    return {
+        **task_settings(names, task, config),
         "budget_size": BUDGET_SIZE.value,
         "target_size": TARGET_SIZE.value,
         "smallest_size": SMALLEST_SIZE.value,
+        "order": ORDER.value,
         "gamma": GAMMA.value,
         "tau": TAU.value,
+        "keep": KEEP.value,
     }
-    if ORDER.value != Order.DOWNWARDS:  # folders from before there was a choice stay good
-        decided["order"] = ORDER.value
-    if ORDER.value == Order.UPWARDS or KEEP.value != DropRule.keep:  # orders.csv counts by it
-        decided["keep"] = KEEP.value
-    return decided
 
 
-def measure(names: Sequence[str], sizes: Sequence[int], pool: Pool) -> dict[str, Drop]:
-    """Everything that the order pays for.
+def total_work(
+    summaries: Mapping[str, CandidateSummary], sizes: Sequence[int], config: MeasurementConfig
+) -> float:
+    """Cost of fine-tuning the pool on every size, if patience never ends a fine-tune."""
+    jobs = (Job(s.name, s.num_params, size, config) for s in summaries.values() for size in sizes)
+    return sum(job.work for job in jobs)
+
+
+def candidate_runs(
+    summaries: Mapping[str, CandidateSummary], task: Task, config: MeasurementConfig, cells: Cells
+) -> Pool:
+    """The candidates of the run, of which nothing is measured yet."""
+    measurer = Measurer(task, revisits=ORDER.value == Order.UPWARDS)
+    seconds = FLAGS.checkpoint_seconds
+    return {
+        name: CandidateRun(summary, config, measurer, cells, checkpoint_seconds=seconds)
+        for name, summary in summaries.items()
+    }
+
+
+def measure(pool: Pool, sizes: Sequence[int]) -> dict[str, Drop]:
+    """Everything that the order needs.
 
     Args:
-        names: the pool.
-        sizes: that the budget allows, largest first.
-        pool: what measures.
+        pool: the candidates.
+        sizes: within the budget, largest first.
 
     Returns:
         Candidates that were dropped, and why.
     """
     if ORDER.value == Order.UPWARDS:
-        return measure_upwards(names, sizes, pool)
-    for name in names:
-        pool.kernel(name)
-        pool.zero_shot(name)
-        loss = functools.partial(pool.loss, name)
+        return measure_upwards(pool, sizes)
+    for candidate in pool.values():
+        candidate.compute_kernel()
+        candidate.measure_loss(0)
         if ORDER.value == Order.ALL:
             for size in sizes:
-                loss(size)
+                candidate.measure_loss(size)
         else:
-            orders.measure_downwards(sizes, loss, halving())
-        pool.finish(name, sizes)
+            orders.measure_downwards(sizes, candidate.measure_loss, halving())
+        candidate.finish(sizes)
     return {}
 
 
-def measure_upwards(names: Sequence[str], sizes: Sequence[int], pool: Pool) -> dict[str, Drop]:
-    """Successive halving; kernels only of those that reach the budget."""
+def measure_upwards(pool: Pool, sizes: Sequence[int]) -> dict[str, Drop]:
+    """Successive halving; kernels only of the candidates that reach the budget."""
 
     def loss(name: str, size: int) -> float:
-        if name not in pool.paid:
-            pool.zero_shot(name)
-        return pool.loss(name, size)
+        if not pool[name].losses:
+            pool[name].measure_loss(0)
+        return pool[name].measure_loss(size)
 
     def on_drop(name: str, drop: Drop) -> None:
-        pool.finish(name, sizes)
+        pool[name].finish(sizes)
 
-    dropped = orders.measure_upwards(names, sizes, loss, drop_rule(), on_drop=on_drop)
-    for name in names:
+    dropped = orders.measure_upwards(tuple(pool), sizes, loss, drop_rule(), on_drop=on_drop)
+    for name, candidate in pool.items():
         if name not in dropped:
-            pool.kernel(name)
+            candidate.compute_kernel()
     return dropped
 
 
 def select(
-    names: Sequence[str], sizes: Sequence[int], pool: Pool, dropped: dict[str, Drop]
-) -> Selection:
+    pool: Pool, sizes: Sequence[int], task: Task, config: MeasurementConfig,
+    dropped: Mapping[str, Drop],
+) -> Selection:  # fmt: skip
     """Ranks the pool from what was measured."""
-    paid = {name: pool.paid[name] for name in names}
-    table = measuring.loss_table(
-        names,
-        {name: one.losses for name, one in paid.items()},
-        pool.num_params,
-        {name: one.family for name, one in paid.items()},
-        pool.task,
-    )
-    ledger = ledger_of(pool, paid)
+    losses = {name: candidate.losses for name, candidate in pool.items()}
+    kernels = kernel_costs(pool, config)
+    ledger = ledger_of(pool, kernels)
     return Selection(
-        table=table,
+        table=loss_table({n: candidate.summary for n, candidate in pool.items()}, losses, task),
         target_size=TARGET_SIZE.value,
         halving=halving(),
-        spectra={n: one.spectrum for n, one in paid.items() if one.spectrum is not None},
+        spectra={n: c.spectrum for n, c in pool.items() if c.spectrum is not None},
         ledger=ledger,
         order=Order(ORDER.value),
         dropped=dropped,
-        costs=costs_of(sizes, pool, paid, ledger),
+        costs=costs_of(sizes, pool, kernels, ledger),
     )
 
 
-def flops_of_kernel(name: str, pool: Pool) -> float:
-    """What the kernel of a candidate costs."""
-    n = pool.config.num_kernel_examples
-    num_tokens = n * pool.config.max_length
-    return kernel_flops(pool.num_params[name], num_examples=n, num_tokens=num_tokens)
+def kernel_costs(pool: Pool, config: MeasurementConfig) -> dict[str, float]:
+    """FLOPs of each candidate's kernel, whether or not it was computed."""
+    n = config.num_kernel_examples
+    return {
+        name: kernel_flops(
+            candidate.summary.num_params, num_examples=n, num_tokens=n * config.max_length
+        )
+        for name, candidate in pool.items()
+    }
 
 
-def ledger_of(pool: Pool, paid: Mapping[str, Measured]) -> FlopsLedger:
+def ledger_of(pool: Pool, kernels: Mapping[str, float]) -> FlopsLedger:
     """What was spent on every candidate: its kernel, and its fine-tunes by their tokens."""
     ledger = FlopsLedger()
-    for name, one in paid.items():
-        if one.spectrum is not None:
-            ledger = ledger.kernel(name, flops=flops_of_kernel(name, pool))
-        for size, num_tokens in one.num_tokens.items():
+    for name, candidate in pool.items():
+        if candidate.spectrum is not None:
+            ledger = ledger.kernel(name, flops=kernels[name])
+        for size, num_tokens in candidate.num_tokens.items():
+            num_params = candidate.summary.num_params
             ledger = ledger.train(
-                name,
-                num_params=pool.num_params[name],
-                num_examples=size,
-                num_tokens=num_tokens,
+                name, num_params=num_params, num_examples=size, num_tokens=num_tokens
             )
     return ledger
 
 
 def costs_of(
-    sizes: Sequence[int], pool: Pool, paid: Mapping[str, Measured], ledger: FlopsLedger
+    sizes: Sequence[int], pool: Pool, kernels: Mapping[str, float], ledger: FlopsLedger
 ) -> tuple[OrderCost, ...]:
     """What every order costs on this pool."""
     replay = Replay(
-        losses={n: {s: x for s, x in one.losses.items() if s} for n, one in paid.items()},
-        flops=lambda n, size: fine_tune_flops(pool.num_params[n], size, paid[n].num_tokens),
-        kernel=lambda n: flops_of_kernel(n, pool),
+        losses={n: {s: x for s, x in c.losses.items() if s} for n, c in pool.items()},
+        flops=lambda name, size: fine_tune_flops(
+            pool[name].summary.num_params, size, pool[name].num_tokens
+        ),
+        kernel=kernels.__getitem__,
     )
     order, rule = Order(ORDER.value), drop_rule()
     return order_costs(order, ledger, replay, sizes, search=halving(), rule=rule)

@@ -31,15 +31,17 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
-from experiments.common import cli, measuring, terminal
+from experiments.common import cli, terminal
 from experiments.common.measurement_flags import measurement_flags
 from experiments.common.progress import Progress
+from experiments.common.resume import slug_of, task_settings
 from experiments.common.run_folder import RunFolder
 from experiments.transitions import of_law
 from lensllm_jax import checks, padding
 from lensllm_jax.checkpoints.zoo import load_candidate
 from lensllm_jax.finetune.objective import nats_and_count
 from lensllm_jax.measurement.measurement import Measurement
+from lensllm_jax.measurement.pool import describe_pool
 from lensllm_jax.report import theory as report
 from lensllm_jax.scaling.fit import fit_law
 from lensllm_jax.scaling.intervals import degrees_of_freedom
@@ -88,12 +90,13 @@ def main(argv: Sequence[str]) -> None:
     names = FLAGS.candidates()
     check_flags()
     config = FLAGS.config()
-    task = FLAGS.load_task(names)
+    pool = describe_pool(names, max_length=config.max_length)
+    task = FLAGS.load_task(pool)
     sizes = _sizes(len(task.train))
     for name in names:  # what one of them cannot do must not end the run of the others late
-        check_blocks(name, measuring.load_checked(name, config).params)
+        check_blocks(name, load_candidate(name).params)
     settings = {
-        **measuring.task_settings(names, task, config),
+        **task_settings(names, task, config),
         "sizes": sizes,
         "num_examples": NUM_EXAMPLES.value,
         "num_matvecs": NUM_MATVECS.value,
@@ -106,7 +109,7 @@ def main(argv: Sequence[str]) -> None:
     summaries = {}
     with Progress(total=float(len(sizes) * len(names)), quiet=FLAGS.quiet) as progress:
         for name in names:
-            own = RunFolder(folder.path / measuring.slug_of(name)) if len(names) > 1 else folder
+            own = RunFolder(folder.path / slug_of(name)) if len(names) > 1 else folder
             bench = Bench(Measurement(load_candidate(name), task, config=config))
             cells = [cell_of(bench, size, own, progress) for size in sizes]
             summaries[name] = write(own, cells)

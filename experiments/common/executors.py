@@ -1,10 +1,10 @@
-r"""Executors: where the cells of a grid are measured, on this machine or on a Ray cluster.
+r"""Executors: where the jobs of a grid are measured, on this machine or on a Ray cluster.
 
 ``serial`` is this process.  ``local`` keeps processes on this machine, each pinned to cores of
 its own before JAX starts its threads: processes times threads never exceed the cores.  ``ray``
-hands the jobs to an existing cluster, which gives those of a lost node to another; where nodes see
-the run folder, a cell goes on there from its checkpoint, and elsewhere it starts again.  The
-process that asked writes the results.
+submits the jobs to an existing cluster, which gives those of a lost node to another; where a node
+sees the run folder, a job resumes from its checkpoint, and elsewhere it starts again.  The process
+of the run writes the results.
 
 XLA splits its sums by its threads, and the last digits of a loss depend on how many there are.
 ``local`` fixes their number by the cores of a process, ``ray`` by the environment of a worker.
@@ -16,6 +16,7 @@ Example:
 
 import concurrent.futures
 import ctypes
+import dataclasses
 import functools
 import multiprocessing
 import multiprocessing.queues
@@ -26,92 +27,81 @@ from collections.abc import Callable, Iterator, Sequence, Set
 from pathlib import Path
 from typing import NamedTuple
 
-from absl import flags
-
 from experiments.common.run_folder import RUN, RunFolder, sha256_of
 from lensllm_jax import checks
 from lensllm_jax.data.task import Task
 from lensllm_jax.finetune.compute import CACHE_FOLDER, CACHE_SETTINGS
-from lensllm_jax.measurement import jobs as cells
-from lensllm_jax.measurement.jobs import Done, Job, Measurements, Told
+from lensllm_jax.measurement import jobs as measurement_jobs
+from lensllm_jax.measurement.jobs import Job, JobResult, Measurer, ProgressUpdate
 
-EXECUTOR = flags.DEFINE_enum(
-    "executor", "serial", ["serial", "local", "ray"],
-    "Where cells are measured: in this process, in processes of this machine, on a Ray cluster.",
-)  # fmt: skip
-PROCESSES = flags.DEFINE_integer("processes", 1, "Of --executor=local; they share the cores.")
-RAY_ADDRESS = flags.DEFINE_string("ray_address", "127.0.0.1:6379", "host:port of the Ray head.")
-RAY_THREADS = flags.DEFINE_integer("ray_threads", 1, "Cores of a cell under --executor=ray.")
-
+KINDS = ("serial", "local", "ray")
 CONNECT_SECONDS = 5.0
-RETRIES = 5  # of a cell whose node was lost
+RETRIES = 5  # of a job whose node was lost
 PR_SET_PDEATHSIG = 1  # Linux: the signal a process gets when its parent dies
 
 
-def check_flags() -> None:
-    """Refuses an executor that cannot run, before anything is written.
+@dataclasses.dataclass(frozen=True)
+class ExecutorConfig:
+    """Where jobs are measured."""
 
-    Raises:
-        UserError: naming the flag at fault.
-    """
-    checks.positive("ray_threads", RAY_THREADS.value)
-    if EXECUTOR.value == "local":
-        shares(os.sched_getaffinity(0), PROCESSES.value)
-    if EXECUTOR.value == "ray":
-        check_address(RAY_ADDRESS.value)
+    kind: str = "serial"
+    processes: int = 1  # of local; they share the cores
+    ray_address: str = "127.0.0.1:6379"  # of the Ray head
+    ray_threads: int = 1  # cores of a job on Ray
 
+    def check(self) -> None:
+        """Refuses an executor that cannot run, before anything is written.
 
-def settings() -> dict[str, int]:
-    """What --executor adds to the settings of a run.
+        Raises:
+            UserError: naming the flag at fault.
+        """
+        checks.positive("ray_threads", self.ray_threads)
+        if self.kind == "local":
+            shares(os.sched_getaffinity(0), self.processes)
+        if self.kind == "ray":
+            check_address(self.ray_address)
 
-    Returns:
-        The cores of a cell, where it is measured elsewhere.
-    """
-    if EXECUTOR.value == "local":
-        return {"threads": len(shares(os.sched_getaffinity(0), PROCESSES.value)[0])}
-    return {"threads": RAY_THREADS.value} if EXECUTOR.value == "ray" else {}
+    @property
+    def threads(self) -> int | None:
+        """Cores of a job, which decide the last digits of its loss; None: all of this process."""
+        if self.kind == "local":
+            return len(shares(os.sched_getaffinity(0), self.processes)[0])
+        return self.ray_threads if self.kind == "ray" else None
 
 
 def run(
-    jobs: Sequence[Job], task: Task, folder: RunFolder, *,
-    on_progress: Callable[[Job, Told], None],
-) -> Iterator[Done]:  # fmt: skip
-    """Measures cells where --executor says.
+    executor: ExecutorConfig, jobs: Sequence[Job], task: Task, folder: RunFolder, *,
+    on_progress: Callable[[Job, ProgressUpdate], None],
+) -> Iterator[JobResult]:  # fmt: skip
+    """Measures jobs.
 
     Args:
-        jobs: the cells, those of one candidate together.
+        executor: where.
+        jobs: those of one candidate together.
         task: the text.
-        folder: of the run, in which the jobs keep what is unfinished.
-        on_progress: called as a cell goes on in this process.
+        folder: of the run, in which the jobs keep their checkpoints.
+        on_progress: called after each evaluation of a job in this process.
 
     Yields:
-        Each cell as it ends.
+        The result of each job as it ends.
 
     Raises:
         UserError: if the executor cannot run.
     """
     if not jobs:
         return
-    if EXECUTOR.value == "local":
-        yield from run_local(jobs, task, processes=PROCESSES.value)
-    elif EXECUTOR.value == "ray":
-        mark, address = Mark.of(folder), RAY_ADDRESS.value
-        yield from run_ray(jobs, task, mark, address=address, threads=RAY_THREADS.value)
+    if executor.kind == "local":
+        yield from run_local(jobs, task, processes=executor.processes)
+    elif executor.kind == "ray":
+        yield from run_ray(jobs, task, FolderProbe.of(folder), executor)
     else:
-        measurements = Measurements(task)
+        measurer = Measurer(task)
         for job in jobs:
-            yield cells.attempt(job, measurements, on_progress=functools.partial(on_progress, job))
+            yield measurer.attempt(job, on_progress=functools.partial(on_progress, job))
 
 
 def shares(cores: Set[int], processes: int) -> tuple[tuple[int, ...], ...]:
-    """The cores of each process: equally many, none twice.
-
-    Args:
-        cores: that may be used.
-        processes: how many share them.
-
-    Returns:
-        Cores of each; those that do not divide are left idle.
+    """The cores of each process: equally many, none twice, and those that do not divide idle.
 
     Raises:
         UserError: if there are more processes than cores.
@@ -132,16 +122,11 @@ def _pin(waiting: "multiprocessing.queues.SimpleQueue[tuple[int, ...]]") -> None
     os.sched_setaffinity(0, waiting.get())
 
 
-def run_local(jobs: Sequence[Job], task: Task, *, processes: int) -> Iterator[Done]:
-    """Measures cells in processes of this machine.
-
-    Args:
-        jobs: the cells.
-        task: the text.
-        processes: how many at once, each with an equal share of the cores.
+def run_local(jobs: Sequence[Job], task: Task, *, processes: int) -> Iterator[JobResult]:
+    """Measures jobs in processes of this machine, each with an equal share of the cores.
 
     Yields:
-        Each cell as it ends.
+        The result of each job as it ends.
 
     Raises:
         UserError: if there are more processes than cores.
@@ -153,43 +138,36 @@ def run_local(jobs: Sequence[Job], task: Task, *, processes: int) -> Iterator[Do
     with concurrent.futures.ProcessPoolExecutor(
         processes, mp_context=context, initializer=_pin, initargs=(waiting,)
     ) as pool:
-        futures = {pool.submit(cells.attempt_here, job, task): job for job in jobs}
+        futures = {pool.submit(measurement_jobs.attempt_here, job, task): job for job in jobs}
         try:
             for future in concurrent.futures.as_completed(futures):
-                yield _done(future, futures[future])
-        except BaseException:  # Ctrl-C, or who asked has gone: cells would run on to their end
+                yield _result(future, futures[future])
+        except BaseException:  # Ctrl-C, or the generator is closed: jobs would run to their end
             for process in multiprocessing.active_children():
                 process.kill()
             raise
 
 
-def _done(future: "concurrent.futures.Future[Done]", job: Job) -> Done:
+def _result(future: "concurrent.futures.Future[JobResult]", job: Job) -> JobResult:
     try:
         return future.result()
     except concurrent.futures.process.BrokenProcessPool:
-        return Done(job, None, "a process was killed: the same command resumes")
+        return JobResult(job, None, "a process was killed: the same command resumes")
 
 
-class Mark(NamedTuple):
-    """The file by which another machine tells that it sees the run folder."""
+class FolderProbe(NamedTuple):
+    """The file by which another machine finds out whether it shares the run folder."""
 
     path: Path  # absolute
     sha256: str
 
     @classmethod
-    def of(cls, folder: RunFolder) -> "Mark":
-        """The settings of the run, which no other folder holds at this path.
-
-        Args:
-            folder: of the run.
-
-        Returns:
-            The mark.
-        """
+    def of(cls, folder: RunFolder) -> "FolderProbe":
+        """The settings of the run, which no other folder holds at this path."""
         path = folder.path.resolve() / RUN
         return cls(path, sha256_of(path))
 
-    def is_seen(self) -> bool:
+    def is_shared(self) -> bool:
         """Whether this machine has the file."""
         try:
             return sha256_of(self.path) == self.sha256
@@ -197,38 +175,30 @@ class Mark(NamedTuple):
             return False
 
 
-def attempt_on_node(job: Job, task: Task, mark: Mark) -> Done:
-    """``cells.attempt_here`` on a machine that may not see the run folder.
-
-    Args:
-        job: which; its checkpoint is used where the folder is seen, and left alone elsewhere.
-        task: the text.
-        mark: of the folder.
-
-    Returns:
-        See ``cells.attempt``.
-    """
-    return cells.attempt_here(job if mark.is_seen() else job._replace(path=None), task)
+def attempt_on_node(job: Job, task: Task, probe: FolderProbe) -> JobResult:
+    """``attempt_here`` on a machine that may not share the run folder, without checkpoints then."""
+    here = job if probe.is_shared() else job._replace(path=None)
+    return measurement_jobs.attempt_here(here, task)
 
 
 def run_ray(
-    jobs: Sequence[Job], task: Task, mark: Mark, *, address: str, threads: int
-) -> Iterator[Done]:
-    """Measures cells on an existing Ray cluster; those of a lost node end on another.
+    jobs: Sequence[Job], task: Task, probe: FolderProbe, executor: ExecutorConfig
+) -> Iterator[JobResult]:
+    """Measures jobs on an existing Ray cluster; those of a lost node end on another.
 
     Args:
-        jobs: the cells; nodes need share no disk, but go on from checkpoints where they do.
+        jobs: nodes need share no disk, but resume from checkpoints where they do.
         task: the text.
-        mark: of the run folder.
-        address: host:port of the head.
-        threads: cores of a cell.
+        probe: of the run folder.
+        executor: address of the cluster, and cores of a job.
 
     Yields:
-        Each cell as it ends.
+        The result of each job as it ends.
 
     Raises:
         UserError: if Ray is not installed or the cluster does not answer.
     """
+    address, threads = executor.ray_address, executor.ray_threads
     check_address(address)
     try:
         import ray
@@ -249,16 +219,16 @@ def run_ray(
         )(attempt_on_node)
         shared = ray.put(task)
         waiting = {
-            remote.remote(job._replace(path=job.path and job.path.resolve()), shared, mark): job
+            remote.remote(job._replace(path=job.path and job.path.resolve()), shared, probe): job
             for job in jobs
-        }  # fmt: skip
+        }
         while waiting:
             (ready, *_), _ = ray.wait(list(waiting), num_returns=1)
             job = waiting.pop(ready)
             try:
                 yield ray.get(ready)._replace(job=job)
             except ray.exceptions.RayError as error:
-                yield Done(job, None, cells.one_line(error))
+                yield JobResult(job, None, measurement_jobs.one_line(error))
     finally:
         ray.shutdown()
 
@@ -273,10 +243,7 @@ def _environment(threads: int) -> dict[str, str]:
 
 
 def check_address(address: str) -> None:
-    """Refuses an address where nothing listens, within seconds.
-
-    Args:
-        address: host:port.
+    """Refuses an address (host:port) where nothing listens, within seconds.
 
     Raises:
         UserError: if it has another form or does not answer.

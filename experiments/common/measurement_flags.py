@@ -5,7 +5,7 @@ two binaries in one process share them.
 """
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 from absl import flags
@@ -13,15 +13,15 @@ from absl import flags
 from experiments.common import cli
 from experiments.common.flags import define_output_dir, define_quiet
 from lensllm_jax import checks
-from lensllm_jax.checkpoints.config import read_config
-from lensllm_jax.checkpoints.zoo import folder_of, list_zoo, load_candidate
+from lensllm_jax.checkpoints.summary import CandidateSummary
+from lensllm_jax.checkpoints.zoo import list_zoo
 from lensllm_jax.data.catalogue import load_task
 from lensllm_jax.data.lengths import with_mean_length
-from lensllm_jax.data.prefixes import with_prompts
 from lensllm_jax.data.task import Task
 from lensllm_jax.finetune.compute import ComputeConfig, keep_compiled
 from lensllm_jax.finetune.loop import ALL_STEPS
 from lensllm_jax.measurement.measurement import MeasurementConfig
+from lensllm_jax.measurement.pool import shared_task
 from lensllm_jax.ntk.gram import NtkMethod
 from lensllm_jax.ntk.readout import Readout
 
@@ -68,13 +68,13 @@ class MeasurementFlags:
         """
         return self._pool.candidates()
 
-    def load_task(self, names: Sequence[str]) -> Task:
-        """The task as the candidates ``names`` can be compared on it.
+    def load_task(self, pool: Mapping[str, CandidateSummary]) -> Task:
+        """The task as the candidates of the pool can be compared on it.
 
         Raises:
-            UserError: if there is no such task, field or candidate.
+            UserError: if there is no such task or field.
         """
-        return self._pool.load_task(names)
+        return self._pool.load_task(pool)
 
     def config(self) -> MeasurementConfig:
         """The settings of every measurement; from here on JAX keeps what it compiles.
@@ -132,8 +132,7 @@ class _PoolFlags:
             raise checks.UserError(f"`candidates` must be one or more distinct names, got {text!r}")
         return names
 
-    def load_task(self, names: Sequence[str]) -> Task:
-        """With prompts everywhere if a candidate is an encoder-decoder."""
+    def load_task(self, pool: Mapping[str, CandidateSummary]) -> Task:
         folder = self._task_folder.value
         task = load_task(
             self._task.value, prompt_field=self._prompt_field.value,
@@ -142,9 +141,8 @@ class _PoolFlags:
         mean = self._mean_length.value
         if mean is not None:
             checks.positive("mean_length", mean)
-            task = with_mean_length(task, load_candidate(names[0]).tokenizer, mean=mean)
-        configs = (read_config(folder_of(name)).config for name in names)
-        return with_prompts(task) if any(c.is_encoder_decoder for c in configs) else task
+            task = with_mean_length(task, next(iter(pool.values())).tokenizer, mean=mean)
+        return shared_task(task, pool)
 
 
 class _SettingsFlags:

@@ -1,12 +1,14 @@
-r"""Cell: one number of a grid, a candidate's test loss on one subset, and what it cost.
+r"""Job: one point of one learning curve that is to be measured, in whatever process.
 
-A cell depends on nothing but its job, so that any process may measure it, in any order.  Where
-learning rates or batch sizes are searched, all of them train on the subset first, the lowest
+A job can be pickled and depends on nothing but its fields, so that jobs may be measured anywhere
+and in any order.  Its result is a cell: the test loss in nats per target token, and what it took.
+Where learning rates or batch sizes are searched, all of them train on the subset first, the lowest
 validation loss chooses, and the cell is the fine-tune with that choice.
 
 Example:
-    >>> Search((1e-3,), (32, 64)).num_trials, Search((1e-3,), (32,)).num_trials
-    (2, 0)
+    >>> job = Job("zoo/gpt2-xs", 239360, 100, MeasurementConfig(max_epochs=5))
+    >>> str(job), job.work  # parameters x examples x passes
+    ('zoo/gpt2-xs: 100 examples', 119680000.0)
 """
 
 import copyreg
@@ -17,7 +19,7 @@ import time
 import types
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 
@@ -25,203 +27,170 @@ from lensllm_jax import checks, durable
 from lensllm_jax.checkpoints.candidate import Candidate
 from lensllm_jax.checkpoints.zoo import load_candidate
 from lensllm_jax.data.task import Task
-from lensllm_jax.finetune.fine_tune import Progress as Step
+from lensllm_jax.finetune.fine_tune import Progress
 from lensllm_jax.finetune.loop import Loop
 from lensllm_jax.finetune.resume import Checkpoint
-from lensllm_jax.finetune.search import SearchGrid, SearchProgress, search_rates
+from lensllm_jax.finetune.search import SearchGrid, SearchProgress
 from lensllm_jax.measurement.measurement import Measurement, MeasurementConfig
 
-# what ends one cell and not the run; the last is an accelerator without memory left
+# what ends one job and not the run; the last is an accelerator without memory left
 FAILURES = (FloatingPointError, OSError, checks.UserError, jax.errors.JaxRuntimeError)
-# how the names of files end that lie beside a cell until it is finished: a fine-tune under way, a
-# search under way, and what a search found
+# suffixes of the files beside a cell until it is finished: the checkpoint of its fine-tune, that
+# of its search, and the result of the search
 UNFINISHED, SEARCHING, SEARCHED = ".safetensors", ".search.safetensors", ".searched"
+
+Cell: TypeAlias = dict[str, Any]  # JSON values
 
 
 def _read_only(content: Mapping) -> types.MappingProxyType:
     return types.MappingProxyType(content)
 
 
-# a task holds a read-only mapping, which pickle does not know how to send
+# a task holds a read-only mapping, which pickle cannot send
 copyreg.pickle(types.MappingProxyType, lambda mapping: (_read_only, (dict(mapping),)))
-
-
-class Search(NamedTuple):
-    """The settings that each cell chooses from, by its validation loss."""
-
-    rates: tuple[float, ...] = ()  # per step, after warm-up
-    batch_sizes: tuple[int, ...] = ()  # examples
-
-    @property
-    def num_trials(self) -> int:
-        """Fine-tunes of a search; none where there is nothing to choose from."""
-        trials = len(self.rates) * len(self.batch_sizes)
-        return trials if trials > 1 else 0
-
-
-NO_SEARCH = Search()
-
-
-def fine_tune_work(num_params: float, size: int, config: MeasurementConfig) -> float:
-    """Cost of a fine-tune in parameters times examples, if patience never ends it."""
-    return num_params * size * config.max_epochs
 
 
 class Job(NamedTuple):
     """One cell that is to be measured."""
 
     name: str  # of the candidate
+    num_params: int  # of the candidate
     size: int  # training examples; 0 is before fine-tuning
     config: MeasurementConfig  # the settings, with the cell's seed
-    search: Search = NO_SEARCH  # settings that replace those of config
-    path: Path | None = None  # of the cell; what is unfinished lies beside it
-    every_seconds: float = 60.0  # between two checkpoints
+    search: SearchGrid | None = None  # settings to choose from, which replace those of config
+    path: Path | None = None  # of the cell; checkpoints lie beside it
+    checkpoint_seconds: float = 60.0  # between two checkpoints
+
+    @property
+    def num_trials(self) -> int:
+        """Fine-tunes of the search."""
+        return 0 if self.search is None else math.prod(map(len, self.search))
+
+    @property
+    def work(self) -> float:
+        """Cost in parameters times examples, if patience never ends a fine-tune."""
+        return self.num_params * self.size * self.config.max_epochs * (1.0 + self.num_trials)
+
+    @property
+    def search_share(self) -> float:
+        """Share of the work that the search is."""
+        return 1 - 1 / (1 + self.num_trials)
 
     def checkpoint(self, suffix: str = UNFINISHED) -> Checkpoint | None:
-        """What keeps an unfinished fine-tune, or an unfinished search.
-
-        Args:
-            suffix: how its name ends.
-
-        Returns:
-            The checkpoint, if anything is kept.
-        """
+        """Keeps an unfinished fine-tune or search, if the job has a path."""
         if self.path is None:
             return None
-        return Checkpoint(self.path.with_suffix(suffix), every_seconds=self.every_seconds)
+        return Checkpoint(self.path.with_suffix(suffix), every_seconds=self.checkpoint_seconds)
 
     def discard(self) -> None:
-        """Removes what was kept of it while it was unfinished."""
+        """Removes what was kept of the job while it was unfinished."""
         if self.path is not None:
             for suffix in (UNFINISHED, SEARCHING, SEARCHED):
                 self.path.with_suffix(suffix).unlink(missing_ok=True)
-
-    def work(self, num_params: float) -> float:
-        """Cost in parameters times examples, if patience never ends a fine-tune.
-
-        Args:
-            num_params: of the candidate.
-
-        Returns:
-            The cost, with that of the search.
-        """
-        once = fine_tune_work(num_params, self.size, self.config)
-        return once * (1 + self.search.num_trials)
 
     def __str__(self) -> str:
         seed = f", seed {self.config.seed}" if self.config.seed else ""
         return f"{self.name}: {self.size} examples{seed}"
 
 
-class Done(NamedTuple):
-    """What became of a job."""
+class JobResult(NamedTuple):
+    """The cell of a job, or why it failed."""
 
     job: Job
-    cell: dict[str, Any] | None  # None if it failed
+    cell: Cell | None  # None if it failed
     reason: str = ""  # of the failure, one line
 
 
-class Told(NamedTuple):
-    """Where a cell is."""
+class ProgressUpdate(NamedTuple):
+    """How far a job is."""
 
     share: float  # of its work
-    doing: str  # for people
+    message: str
 
 
-class Measurements:
-    """Measurements of one candidate at a time; its steps are compiled once for all seeds.
+OnProgress: TypeAlias = Callable[[ProgressUpdate], None]
+
+
+def ignore_progress(update: ProgressUpdate) -> None:
+    """Shows nothing."""
+
+
+class Measurer:
+    """Measures candidates on one task, with the weights of one of them in memory at a time.
 
     Attributes:
         task: the text.
+        revisits: whether candidates are measured again after others: their compiled steps are
+            then kept until ``forget``, and else dropped with their weights.
     """
 
-    def __init__(self, task: Task):
-        self.task = task
-        self._candidate: tuple[str, Candidate] | None = None
-        self._loops: dict[tuple, Loop] = {}
+    def __init__(self, task: Task, *, revisits: bool = False):
+        self.task, self.revisits = task, revisits
+        self._candidate: Candidate | None = None
+        self._loops: dict[str, dict[tuple, Loop]] = {}  # by candidate, then by settings
 
-    @classmethod
-    def holding(cls, measurement: Measurement) -> "Measurements":
-        """Those of a candidate that is there already.
-
-        Args:
-            measurement: one of them.
-
-        Returns:
-            Measurements that share its compiled steps.
-        """
-        held = cls(measurement.task)
-        held._candidate = measurement.candidate.name, measurement.candidate
-        held._loops[_compiled_for(measurement.config)] = measurement.loop
-        return held
-
-    def of(self, name: str, config: MeasurementConfig) -> Measurement:
-        """A candidate with its settings.
-
-        Args:
-            name: of the candidate.
-            config: the settings.
-
-        Returns:
-            The measurement.
-        """
-        if self._candidate is None or self._candidate[0] != name:
-            self._candidate, self._loops = None, {}  # the last one leaves memory first
-            self._candidate = name, load_candidate(name)
-        measurement = Measurement(self._candidate[1], self.task, config=config)
-        key = _compiled_for(config)
-        if key in self._loops:
-            measurement.loop = self._loops[key]
-        self._loops[key] = measurement.loop
+    def measurement(self, name: str, config: MeasurementConfig) -> Measurement:
+        """The candidate, loaded now unless it is in memory, with these settings."""
+        if self._candidate is None or self._candidate.name != name:
+            self._candidate = None  # the last one leaves memory first
+            if not self.revisits:
+                self._loops.clear()
+            self._candidate = load_candidate(name)
+        loops, settings = self._loops.setdefault(name, {}), (config.optimizer(), config.compute)
+        measurement = Measurement(
+            self._candidate, self.task, config=config, loop=loops.get(settings)
+        )
+        loops[settings] = measurement.loop
         return measurement
 
+    def forget(self, name: str) -> None:
+        """Drops a candidate's compiled steps: no job of it follows."""
+        self._loops.pop(name, None)
 
-def _compiled_for(config: MeasurementConfig) -> tuple:
-    return config.optimizer(), config.compute
+    def measure(self, job: Job, *, on_progress: OnProgress = ignore_progress) -> Cell:
+        """The cell of a job; a killed one resumes from its checkpoints.
+
+        Args:
+            job: which.
+            on_progress: called after each evaluation.
+
+        Raises:
+            FloatingPointError: if a loss is not finite.
+            UserError: if the job cannot be done.
+            OSError: if a checkpoint cannot be written.
+        """
+        measurement = self.measurement(job.name, job.config)
+        if job.size == 0:
+            return {"test_loss": measurement.zero_shot()}
+        if job.search is None:
+            return _fine_tuned(job, measurement, on_progress)
+        search = _searched(job, job.search, measurement, on_progress)
+        config = dataclasses.replace(
+            job.config, learning_rate=search["learning_rate"], batch_size=search["batch_size"]
+        )
+        measurement = self.measurement(job.name, config)
+        return {**_fine_tuned(job, measurement, on_progress), "search": search}
+
+    def attempt(self, job: Job, *, on_progress: OnProgress = ignore_progress) -> JobResult:
+        """As :meth:`measure`, with any of ``FAILURES`` as a reason."""
+        try:
+            return JobResult(job, self.measure(job, on_progress=on_progress))
+        except FAILURES as error:
+            return JobResult(job, None, one_line(error))
 
 
-def measure(
-    job: Job, measurements: Measurements, *, on_progress: Callable[[Told], None] | None = None
-) -> dict[str, Any]:
-    """The content of a cell.
+def _fine_tuned(job: Job, measurement: Measurement, on_progress: OnProgress) -> Cell:
+    """The cell of a fine-tune with the settings of ``measurement``."""
+    start, checkpoint, speed = time.monotonic(), job.checkpoint(), None
 
-    Args:
-        job: which.
-        measurements: what measures it.
-        on_progress: called after each evaluation of the fine-tune, and as a search goes on.
-
-    Returns:
-        JSON values: the test loss, nats per target token, and what it took.
-
-    Raises:
-        FloatingPointError: if a loss is not finite.
-        UserError: if the job cannot be done.
-        OSError: if a disk does not take a checkpoint.
-    """
-    measurement = measurements.of(job.name, job.config)
-    if job.size == 0:
-        return {"test_loss": measurement.zero_shot()}
-    config, extra, speed = job.config, {}, None
-    before = 1 - 1 / (1 + job.search.num_trials)  # share of the search
-
-    def heard_search(now: SearchProgress) -> None:
-        if on_progress is not None:
-            on_progress(Told(before * now.share, f"{job}, search, {_pace(now)}"))
-
-    def heard(now: Step) -> None:
+    def after_evaluation(now: Progress) -> None:
         nonlocal speed
         speed = round(now.tokens_per_second, 1)
-        if on_progress is not None:
-            share = before + (1 - before) * now.step / now.max_steps
-            on_progress(Told(share, f"{job}, {_pace(now)}"))
+        share = job.search_share + (1 - job.search_share) * now.step / now.max_steps
+        on_progress(ProgressUpdate(share, f"{job}, {_pace(now)}"))
 
-    if job.search.num_trials:
-        extra["search"] = _searched(job, measurement, heard_search)
-        chosen = {name: extra["search"][name] for name in ("learning_rate", "batch_size")}
-        config = dataclasses.replace(config, **chosen)
-        measurement = measurements.of(job.name, config)
-    start, checkpoint = time.monotonic(), job.checkpoint()
-    tuned = measurement.fine_tune(job.size, on_progress=heard, checkpoint=checkpoint)
+    tuned = measurement.fine_tune(job.size, on_progress=after_evaluation, checkpoint=checkpoint)
+    config = measurement.config
     return {
         **tuned.result._asdict(),
         "seconds": _seconds(start, checkpoint),
@@ -229,106 +198,70 @@ def measure(
         "learning_rate": config.learning_rate,
         "batch_size": config.batch_size,
         "seed": config.seed,
-        **extra,
     }
-
-
-def _seconds(start: float, checkpoint: Checkpoint | None) -> float:
-    """Since ``start``, and those of the processes whose work was gone on with."""
-    earlier = 0.0 if checkpoint is None else checkpoint.earlier_seconds
-    return round(earlier + time.monotonic() - start, 3)
-
-
-def _pace(now: Step | SearchProgress) -> str:
-    return f"validation loss {now.validation_loss:.4f}, {now.tokens_per_second:,.0f} tokens/s"
 
 
 def _searched(
-    job: Job, measurement: Measurement, on_progress: Callable[[SearchProgress], None]
-) -> dict[str, Any]:
-    """The search of a cell; a killed cell goes on with it, or does not search again."""
-    kept = job.path and job.path.with_suffix(SEARCHED)
-    if kept and kept.exists():
+    job: Job, grid: SearchGrid, measurement: Measurement, on_progress: OnProgress
+) -> Cell:
+    """The search of a job; a killed job resumes it, or reads its result."""
+    finished = job.path and job.path.with_suffix(SEARCHED)
+    if finished and finished.exists():
         try:
-            return json.loads(kept.read_text())
+            return json.loads(finished.read_text())
         except ValueError as error:
             raise checks.UserError(
-                f"`search` must be a whole file, got {kept}, damaged ({error}): delete it to "
+                f"`search` must be a whole file, got {finished}, damaged ({error}): delete it to "
                 "search again"
             ) from error
     start, checkpoint = time.monotonic(), job.checkpoint(SEARCHING)
-    found = search_rates(
-        measurement.loop, measurement.candidate.params, measurement.splits(job.size),
-        SearchGrid(job.search.rates, job.search.batch_sizes),
-        config=job.config.fine_tuning(), on_progress=on_progress, checkpoint=checkpoint,
+
+    def after_evaluation(now: SearchProgress) -> None:
+        share = job.search_share * now.share
+        on_progress(ProgressUpdate(share, f"{job}, search, {_pace(now)}"))
+
+    result = measurement.search(
+        job.size, grid, on_progress=after_evaluation, checkpoint=checkpoint
     )  # fmt: skip
     search = {
-        "learning_rate": found.learning_rate,
-        "batch_size": found.batch_size,
-        "learning_rates": list(found.rates),
-        "batch_sizes": list(found.batch_sizes),
-        # one row a batch size; None where it diverged, JSON has no infinity
+        "learning_rate": result.learning_rate,
+        "batch_size": result.batch_size,
+        "learning_rates": list(result.rates),
+        "batch_sizes": list(result.batch_sizes),
+        # one row per batch size; None where it diverged, JSON has no infinity
         "validation_losses": [
-            [float(loss) if math.isfinite(loss) else None for loss in row] for row in found.losses
+            [float(loss) if math.isfinite(loss) else None for loss in row] for row in result.losses
         ],
-        "num_tokens": found.num_tokens,
+        "num_tokens": result.num_tokens,
         "seconds": _seconds(start, checkpoint),
     }
-    if kept and checkpoint:
-        durable.replace(kept, json.dumps(search, allow_nan=False).encode())
+    if finished and checkpoint:
+        durable.replace(finished, json.dumps(search, allow_nan=False).encode())
         checkpoint.discard()
     return search
 
 
-def attempt(
-    job: Job, measurements: Measurements, *, on_progress: Callable[[Told], None] | None = None
-) -> Done:
-    """Measures a cell, or says why not.
-
-    Args:
-        job: which.
-        measurements: what measures it.
-        on_progress: see ``measure``.
-
-    Returns:
-        Its result, or the reason why there is none.
-    """
-    try:
-        return Done(job, measure(job, measurements, on_progress=on_progress))
-    except FAILURES as error:
-        return Done(job, None, one_line(error))
+def _seconds(start: float, checkpoint: Checkpoint | None) -> float:
+    """Since ``start``, and those of earlier processes up to the checkpoint that was resumed."""
+    earlier = 0.0 if checkpoint is None else checkpoint.earlier_seconds
+    return round(earlier + time.monotonic() - start, 3)
 
 
-_latest: dict[str, Measurements] = {}  # of this process, by the task's fingerprint
+def _pace(now: Progress | SearchProgress) -> str:
+    return f"validation loss {now.validation_loss:.4f}, {now.tokens_per_second:,.0f} tokens/s"
 
 
-def attempt_here(job: Job, task: Task) -> Done:
-    """``attempt`` in a process that others send jobs to.
+_latest: dict[str, Measurer] = {}  # of this process, by the task's fingerprint
 
-    Args:
-        job: which.
-        task: the text.
 
-    Returns:
-        See ``attempt``.
-    """
+def attempt_here(job: Job, task: Task) -> JobResult:
+    """``Measurer.attempt`` in a worker process, which gets jobs of any candidate."""
     if task.fingerprint not in _latest:
         _latest.clear()
-        _latest[task.fingerprint] = Measurements(task)
-    return attempt(job, _latest[task.fingerprint])
+        _latest[task.fingerprint] = Measurer(task)
+    return _latest[task.fingerprint].attempt(job)
 
 
 def one_line(error: BaseException) -> str:
-    r"""What an error says, in one line.
-
-    Args:
-        error: any.
-
-    Returns:
-        Its text.
-
-    Example:
-        >>> one_line(OSError("no\nspace"))
-        'no space'
-    """
+    """The message of an error without line breaks."""
     return " ".join(str(error).split())

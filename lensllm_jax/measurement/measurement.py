@@ -1,8 +1,8 @@
-r"""Measurement: what is paid for one candidate on one task.
+r"""Measurement: the losses and the kernel of one candidate on one task.
 
-Three quantities: the loss before any fine-tuning, the loss after fine-tuning on the first D
-examples, and the kernel at the pretrained weights on the first n of them.  All use the same
-nested order of examples, so that every smaller subset is a prefix of every larger one.
+The loss before fine-tuning, the loss after fine-tuning on the first D examples, and the kernel at
+the pretrained weights on the first n of them.  All use one nested order of the training examples:
+every smaller subset is a prefix of every larger one.
 
 Example:
     >>> import lensllm_jax as lens
@@ -19,7 +19,7 @@ Example:
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -40,6 +40,7 @@ from lensllm_jax.finetune.fine_tune import (
 )
 from lensllm_jax.finetune.loop import Loop, OptimizerConfig
 from lensllm_jax.finetune.resume import Checkpoint
+from lensllm_jax.finetune.search import SearchGrid, SearchProgress, SearchResult, search_rates
 from lensllm_jax.linalg import NtkSpectrum
 from lensllm_jax.ntk.candidate import CandidateNtk, candidate_ntk
 from lensllm_jax.ntk.loss import ntk_spectrum
@@ -48,51 +49,31 @@ from lensllm_jax.typing import Batch
 
 @dataclasses.dataclass(frozen=True)
 class MeasurementConfig:
-    """Settings of fine-tunes and kernels, the same for every candidate of a run.
+    """Settings of fine-tunes and kernels, the same for every candidate of a run."""
 
-    Attributes:
-        learning_rate: of AdamW, after warm-up.
-        weight_decay: of matrices.
-        batch_size: examples a step.
-        max_length: tokens of an example, prompt and target; longer prompts are cut.  Of an
-            encoder-decoder, tokens of either.
-        max_epochs: passes over a subset at most.
-        patience: evaluations without a new best after which a fine-tune stops.
-        num_validation_examples: how many decide when to stop.
-        num_kernel_examples: n of the kernel.
-        readout: which output of the model the kernel is of.
-        method: how the kernel is computed.
-        kernel_block_size: examples of a side in memory at once.
-        seed: of the nested order and of the order within passes.
-        warmup_steps: steps over which the learning rate rises.
-        decay_steps: where its cosine decay ends, in steps, or "all" of a fine-tune; None: no decay.
-        clip_norm: largest global gradient norm.
-        buckets: lengths to which training batches are cut (tokens).
-        compute: how a step is computed.
-    """
-
-    learning_rate: float = 1e-3
-    weight_decay: float = 0.01
-    batch_size: int = 32
-    max_length: int = 64
-    max_epochs: int = 5
-    patience: int = 2
-    num_validation_examples: int = 256
-    num_kernel_examples: int = 64
-    readout: str = "target_logprob"
-    method: str = "jacobian_contraction"
-    kernel_block_size: int = 32
-    seed: int = 0
-    warmup_steps: int = 10
-    decay_steps: int | str | None = None
-    clip_norm: float = 1.0
-    buckets: tuple[int, ...] = ()
+    learning_rate: float = 1e-3  # of AdamW, per step, after warm-up
+    weight_decay: float = 0.01  # of matrices
+    batch_size: int = 32  # examples per step
+    max_length: int = 64  # tokens of prompt and target; of an encoder-decoder, of either
+    max_epochs: int = 5  # passes over a subset at most
+    patience: int = 2  # evaluations without a new best after which a fine-tune stops
+    num_validation_examples: int = 256  # decide when to stop
+    num_kernel_examples: int = 64  # n of the kernel
+    readout: str = "target_logprob"  # output of the model that the kernel is of
+    method: str = "structured"  # by which the kernel is computed
+    kernel_block_size: int = 32  # examples of a tile's side
+    seed: int = 0  # of the nested order, and of the order within passes
+    warmup_steps: int = 10  # over which the learning rate rises
+    decay_steps: int | str | None = None  # where its cosine decay ends; "all" of a fine-tune
+    clip_norm: float = 1.0  # largest global gradient norm
+    buckets: tuple[int, ...] = ()  # lengths that training batches are cut to, tokens
     compute: ComputeConfig = dataclasses.field(default_factory=ComputeConfig)
 
     def __post_init__(self):
         for name in ("max_length", "num_kernel_examples", "num_validation_examples"):
             checks.positive(name, getattr(self, name))
-        self.fine_tuning(), self.optimizer()  # their own checks
+        for part in (self.fine_tuning, self.optimizer):
+            part()  # raises UserError here, not in the first fine-tune
         if self.batch_size % self.compute.num_micro_batches:
             raise checks.UserError(
                 f"`num_micro_batches` must divide the batch size {self.batch_size}, got "
@@ -100,14 +81,14 @@ class MeasurementConfig:
             )
 
     def fine_tuning(self) -> FineTuneConfig:
-        """When a fine-tune looks and stops."""
+        """When a fine-tune evaluates and stops."""
         return FineTuneConfig(
             batch_size=self.batch_size, max_epochs=self.max_epochs, patience=self.patience,
             seed=self.seed, buckets=self.buckets,
         )  # fmt: skip
 
     def optimizer(self) -> OptimizerConfig:
-        """The optimiser of a fine-tune."""
+        """The optimizer of a fine-tune."""
         return OptimizerConfig(
             learning_rate=self.learning_rate, weight_decay=self.weight_decay,
             warmup_steps=self.warmup_steps, decay_steps=self.decay_steps, clip_norm=self.clip_norm,
@@ -115,7 +96,7 @@ class MeasurementConfig:
 
 
 class Measurement:
-    """One candidate on one task; each part is computed when first asked for.
+    """One candidate on one task; each part is computed when first needed.
 
     Attributes:
         candidate: the model.
@@ -123,17 +104,18 @@ class Measurement:
         config: the settings.
     """
 
-    def __init__(self, candidate: Candidate, task: Task, *, config: MeasurementConfig):
+    def __init__(
+        self, candidate: Candidate, task: Task, *, config: MeasurementConfig,
+        loop: Loop | None = None,
+    ):  # fmt: skip
         self.candidate, self.task, self.config = candidate, task, config
+        if loop is not None:  # already compiled, by an earlier measurement
+            self.loop = loop
 
     @functools.cached_property
     def loop(self) -> Loop:
-        """The candidate's compiled steps."""
+        """Compiled steps with these settings."""
         return loop_for(self.candidate, self.config.optimizer(), compute=self.config.compute)
-
-    @functools.cached_property
-    def _order(self) -> np.ndarray:
-        return subset_order(len(self.task.train), seed=self.config.seed)
 
     @functools.cached_property
     def _validation(self) -> Batch:
@@ -143,27 +125,25 @@ class Measurement:
     def _test(self) -> Batch:
         return self._encode(self.task.test)
 
+    @functools.cached_property
+    def _order(self) -> np.ndarray:
+        return subset_order(len(self.task.train), seed=self.config.seed)
+
     def subset(self, size: int) -> Batch:
-        """The first ``size`` training examples of the nested order, as token batches.
-
-        Args:
-            size: how many, at most all.
-
-        Returns:
-            Arrays (size, max_length).
+        """Token batches (size, max_length) of the first training examples of the nested order.
 
         Raises:
-            UserError: if there are fewer.
+            UserError: if the task has fewer than ``size``.
         """
         if size > len(self.task.train):
             raise checks.UserError(
                 f"`size` must be at most {len(self.task.train)} (the training examples of "
                 f"{self.task.name}), got {size}"
             )
-        return self._encode(self.task.train[i] for i in self._order[:size])
+        return self._encode([self.task.train[i] for i in self._order[:size]])
 
     def splits(self, size: int) -> Splits:
-        """The subset of ``size`` examples, validation and test, as token arrays."""
+        """The subset of ``size`` examples, validation and test, as token batches."""
         return Splits(self.subset(size), self._validation, self._test)
 
     def zero_shot(self) -> float:
@@ -174,33 +154,28 @@ class Measurement:
         self, size: int, *, on_progress: Callable[[Progress], None] | None = None,
         checkpoint: Checkpoint | None = None,
     ) -> FineTuned:  # fmt: skip
-        """The point of the learning curve at ``size``, with its weights.
-
-        Args:
-            size: training examples.
-            on_progress: called after each evaluation.
-            checkpoint: where to keep what is done so far; see ``finetune.fine_tune``.
-
-        Returns:
-            Test loss and what it took, and the weights at the best step.
-        """
+        """The point of the learning curve at ``size`` training examples, with its weights."""
         return fine_tune(
-            self.loop,
-            self.candidate.params,
-            self.splits(size),
-            config=self.config.fine_tuning(),
-            on_progress=on_progress,
-            checkpoint=checkpoint,
-        )
+            self.loop, self.candidate.params, self.splits(size), config=self.config.fine_tuning(),
+            on_progress=on_progress, checkpoint=checkpoint,
+        )  # fmt: skip
+
+    def search(
+        self, size: int, grid: SearchGrid, *,
+        on_progress: Callable[[SearchProgress], None] | None = None,
+        checkpoint: Checkpoint | None = None,
+    ) -> SearchResult:  # fmt: skip
+        """Every rate and batch size on ``size`` examples, compared by validation loss."""
+        return search_rates(
+            self.loop, self.candidate.params, self.splits(size), grid,
+            config=self.config.fine_tuning(), on_progress=on_progress, checkpoint=checkpoint,
+        )  # fmt: skip
 
     def kernel(self, *, store: str | Path | None = None) -> CandidateNtk:
         """The exact kernel at the pretrained weights on the first examples of the order.
 
         Args:
-            store: folder that keeps each finished tile, so that a killed run goes on.
-
-        Returns:
-            The kernel with all that the NTK loss needs.
+            store: folder of finished tiles, from which a killed run resumes.
         """
         return candidate_ntk(
             self.candidate,
@@ -211,8 +186,7 @@ class Measurement:
             store=store,
         )
 
-    def _encode(self, examples) -> Batch:
-        texts: tuple[Example, ...] = tuple(examples)
+    def _encode(self, texts: Sequence[Example]) -> Batch:
         tokenizer, max_length = self.candidate.tokenizer, self.config.max_length
         if not self.candidate.is_encoder_decoder:
             encoded = encode_causal(texts, tokenizer, max_length=max_length)

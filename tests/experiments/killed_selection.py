@@ -18,14 +18,19 @@ import numpy as np
 from absl import flags
 
 from experiments import select_model
-from experiments.common import measuring
+from lensllm_jax.checkpoints.summary import CandidateSummary
 from lensllm_jax.data.catalogue import load_task
-from lensllm_jax.linalg import NtkSpectrum
+from lensllm_jax.finetune.fine_tune import FineTuned, FineTuneResult
+from lensllm_jax.measurement import jobs
+from lensllm_jax.measurement.measurement import Measurement
+from lensllm_jax.ntk.method import NtkMethod
+from lensllm_jax.ntk.readout import Readout
 from tests import lives
 
 SLOPES = {"a": 0.30, "b": 0.25, "c": 0.20, "d": 0.10}
 SPOILT = ("b", 16)  # Algorithm 1 stops here: off the line through the larger sizes
 TEXT = "\n".join(f"the {i} kings of the land" for i in range(300))
+CONFIG = types.SimpleNamespace(module=lambda **_: None, is_encoder_decoder=False)
 
 
 class Life:
@@ -36,52 +41,48 @@ class Life:
     calls = 0
 
 
-def fake_zero_shot(measurement, folder, progress):
-    path = measuring.cell_path(measurement.candidate.name, 0)
-    return folder.remember(path, lambda: {"test_loss": 9.0})["test_loss"]
-
-
-def fake_cell(measurement, size, folder, progress, **_):
-    """A loss by formula, noted; kept like a measured one."""
+def fake_fine_tune(measurement, size, **_):
+    """A loss by formula, noted."""
     name = measurement.candidate.name
-
-    def make():
-        Life.calls += 1
-        if Life.deadly and Life.calls % 2 == 0:
-            os.kill(os.getpid(), signal.SIGKILL)
-        with open(Life.log, "a") as file:
-            file.write(json.dumps([name, size]) + "\n")
-        off = 1.5 if (name, size) == SPOILT else 1.0
-        wiggle = 1 + 1e-3 * (size % 3)
-        return {"test_loss": 8.0 * off * wiggle * size ** -SLOPES[name], "num_tokens": 10 * size}
-
-    return folder.remember(measuring.cell_path(name, size), make)
+    Life.calls += 1
+    if Life.deadly and Life.calls % 2 == 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+    with open(Life.log, "a") as file:
+        file.write(json.dumps([name, size]) + "\n")
+    off = 1.5 if (name, size) == SPOILT else 1.0
+    wiggle = 1 + 1e-3 * (size % 3)
+    loss = 8.0 * off * wiggle * size ** -SLOPES[name]
+    return FineTuned(FineTuneResult(loss, loss, 1, 1, 10 * size, False, ""), None)
 
 
-def fake_kernel(measurement, folder, path, progress):
-    folder.remember(f"{path}/ntk.json", lambda: {"n": 3})
-    return NtkSpectrum(np.array([4.0, 1.0, 0.1]), np.array([9.0, 1.0, 1.0]), learning_rate=0.01)
+def fake_kernel(measurement, **_):
+    """A kernel of three eigenvalues."""
+    outputs = np.array([[3.0], [1.0], [1.0]])
+    return types.SimpleNamespace(
+        theta=np.diag([4.0, 1.0, 0.1]), outputs=outputs, targets=0 * outputs,
+        residual=outputs[:, 0],
+        num_examples=3, readout=Readout.LOSS, method=NtkMethod.STRUCTURED,
+    )  # fmt: skip
 
 
 def fake_candidate(name):
-    number = 1000 * (1 + list(SLOPES).index(name))
-    family = types.SimpleNamespace(name="toy")
-    config = types.SimpleNamespace(module=lambda **_: None)
-    return types.SimpleNamespace(
-        name=name, num_params=number, family=family, config=config, is_encoder_decoder=False
-    )
+    return types.SimpleNamespace(name=name, config=CONFIG, is_encoder_decoder=False)
+
+
+def fake_pool(names, *, max_length):
+    return {
+        name: CandidateSummary(name, "toy", 1000 * number, CONFIG, None)
+        for number, name in enumerate(names, start=1)
+    }
 
 
 def install():
     """Puts the formula in the place of models."""
-    select_model.load_candidate = fake_candidate
-    measuring.remember_kernel = fake_kernel
-    measuring.remember_zero_shot, measuring.remember_cell = fake_zero_shot, fake_cell
+    jobs.load_candidate, select_model.describe_pool = fake_candidate, fake_pool
+    Measurement.fine_tune, Measurement.kernel = fake_fine_tune, fake_kernel
+    Measurement.zero_shot = lambda measurement: 9.0
     select_model.FLAGS.candidates = lambda: tuple(SLOPES)
-    measuring.check_candidates = lambda names, config: {
-        name: fake_candidate(name).num_params for name in names
-    }
-    select_model.FLAGS.load_task = lambda names: load_task(flags.FLAGS.task)
+    select_model.FLAGS.load_task = lambda pool: load_task(flags.FLAGS.task)
 
 
 def live(root: Path, folder: str, order: str, log: str, *, deadly: bool) -> int:

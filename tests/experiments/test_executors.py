@@ -13,7 +13,7 @@ import pytest
 from experiments.common import executors
 from experiments.common.run_folder import RUN, RunFolder
 from lensllm_jax.checks import UserError
-from lensllm_jax.measurement import jobs as cells
+from lensllm_jax.measurement import jobs
 from lensllm_jax.measurement.measurement import MeasurementConfig
 
 ROOT = Path(__file__).parent.parent.parent
@@ -64,18 +64,18 @@ def test_an_unreachable_cluster_is_one_line(address, tmp_path):
 
 
 def test_a_node_uses_checkpoints_where_it_sees_the_run_folder(tmp_path, monkeypatch):
-    seen = []
-    monkeypatch.setattr(cells, "attempt_here", lambda job, task: seen.append(job.path))
+    paths = []
+    monkeypatch.setattr(jobs, "attempt_here", lambda job, task: paths.append(job.path))
     folder = RunFolder.open(tmp_path / "out", {"seed": 0})
     monkeypatch.chdir(tmp_path)
-    mark = executors.Mark.of(RunFolder(Path("out")))  # by whatever name
-    job = cells.Job("zoo/gpt2-xs", 8, MeasurementConfig(), path=folder.path / "cells" / "8.json")
-    executors.attempt_on_node(job, None, mark)
+    probe = executors.FolderProbe.of(RunFolder(Path("out")))  # by whatever name
+    job = jobs.Job("zoo/gpt2-xs", 1, 8, MeasurementConfig(), path=folder.path / "cells" / "8.json")
+    executors.attempt_on_node(job, None, probe)
     (folder.path / RUN).write_text("{}")  # a folder of another run at the same place
-    executors.attempt_on_node(job, None, mark)
+    executors.attempt_on_node(job, None, probe)
     (folder.path / RUN).unlink()
-    executors.attempt_on_node(job, None, mark)
-    assert seen == [job.path, None, None]
+    executors.attempt_on_node(job, None, probe)
+    assert paths == [job.path, None, None]
 
 
 @pytest.mark.slow

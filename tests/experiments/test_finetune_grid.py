@@ -15,20 +15,18 @@ from absl.testing import flagsaver
 
 import lensllm_jax as lens
 from experiments import finetune_grid as grid
-from experiments.common import executors, measuring
+from experiments.common.resume import task_settings
 from lensllm_jax import checks, durable
+from lensllm_jax.checkpoints.summary import describe_candidate
 from lensllm_jax.finetune.compute import ComputeConfig
-from lensllm_jax.measurement import jobs as cells
+from lensllm_jax.measurement import jobs
+from lensllm_jax.measurement.jobs import Job, Measurer
+from lensllm_jax.measurement.measurement import Measurement, MeasurementConfig
 from tests.data.test_hub import gigaword_copy
 
 FLAGS = {
     "candidates": "zoo/gpt2-xs", "sizes": "0,8,16", "max_epochs": 2, "batch_size": 4,
     "max_length": 24,
-}  # fmt: skip
-ALWAYS_RECORDED = {
-    "batch_size", "candidates", "kernel_block_size", "learning_rate", "max_epochs", "max_length",
-    "method", "num_kernel_examples", "num_validation_examples", "patience", "readout", "seed",
-    "sizes", "task", "task_sha256", "weight_decay",
 }  # fmt: skip
 
 
@@ -80,9 +78,12 @@ def searched(task, tmp_path_factory):
     return folder
 
 
-def test_default_flags_record_what_they_always_recorded(plain):
-    """So that folders from before the later flags are gone on with."""
-    assert set(json.loads((plain / "run.json").read_text())["settings"]) == ALWAYS_RECORDED
+def test_a_folder_records_every_setting(plain):
+    settings = json.loads((plain / "run.json").read_text())["settings"]
+    fields = {field.name for field in dataclasses.fields(MeasurementConfig)}
+    assert set(settings) == fields | {"candidates", "task", "task_sha256", "sizes", "threads"}
+    assert (settings["seed"], settings["batch_size"], settings["threads"]) == ([0], [4], None)
+    assert settings["compute"] == dataclasses.asdict(ComputeConfig())
 
 
 def test_copies_between_splits_are_left_out_and_counted(plain):
@@ -142,16 +143,16 @@ def test_a_killed_cell_does_not_search_again(searched, task, tmp_path, monkeypat
     before, ours = (folder / "losses.csv").read_bytes(), folder / "cells/zoo--gpt2-xs/seed-1/8.json"
     search = json.loads(ours.read_text())["search"]
     ours.unlink()
-    ours.with_suffix(cells.SEARCHED).write_text(json.dumps(search))
+    ours.with_suffix(jobs.SEARCHED).write_text(json.dumps(search))
 
     def again(*_, **__):
         raise AssertionError("searched twice")
 
-    monkeypatch.setattr(cells, "search_rates", again)
+    monkeypatch.setattr(Measurement, "search", again)
     chosen = {"learning_rates": "1e-5,1e-3", "batch_sizes": "4,8", "seeds": "0,1"}
     assert run(task, folder, quiet=True, sizes="0,8", **chosen) == 0
     assert (folder / "losses.csv").read_bytes() == before
-    assert not ours.with_suffix(cells.SEARCHED).exists()
+    assert not ours.with_suffix(jobs.SEARCHED).exists()
     ours.unlink()
     with pytest.raises(AssertionError, match="searched twice"):  # control: without what was kept
         run(task, folder, quiet=True, sizes="0,8", **chosen)
@@ -159,11 +160,9 @@ def test_a_killed_cell_does_not_search_again(searched, task, tmp_path, monkeypat
 
 def test_seconds_of_a_killed_cell_are_those_of_both_lives(task, tmp_path, monkeypatch):
     """The clock leaps by 1e6 s in the first life, which dies after the checkpoint that follows."""
-    measurements = cells.Measurements(lens.load_task(task))
-    config = dataclasses.replace(
-        measuring.DEFAULTS, max_length=24, batch_size=4, max_epochs=4, patience=9
-    )
-    job = cells.Job("zoo/gpt2-xs", 16, config, path=tmp_path / "16.json", every_seconds=0)
+    measurer = Measurer(lens.load_task(task))
+    config = MeasurementConfig(max_length=24, batch_size=4, max_epochs=4, patience=9)
+    job = Job("zoo/gpt2-xs", 1, 16, config, path=tmp_path / "16.json", checkpoint_seconds=0)
     monotonic, leaps, heard = time.monotonic, [], []
     monkeypatch.setattr(time, "monotonic", lambda: monotonic() + sum(leaps))
 
@@ -174,9 +173,9 @@ def test_seconds_of_a_killed_cell_are_those_of_both_lives(task, tmp_path, monkey
         leaps.append(1e6)
 
     with pytest.raises(KeyboardInterrupt):
-        cells.measure(job, measurements, on_progress=until_killed)
-    resumed = cells.measure(job, measurements)
-    whole = cells.measure(job._replace(path=None), measurements)
+        measurer.measure(job, on_progress=until_killed)
+    resumed = measurer.measure(job)
+    whole = measurer.measure(job._replace(path=None))
     assert whole["seconds"] < 1e6 <= resumed["seconds"] < 1.5e6  # once, not twice
     for cell in (resumed, whole):  # durations alone may differ
         del cell["seconds"], cell["tokens_per_second"]
@@ -194,24 +193,23 @@ def test_flags_reach_the_loop(task, tmp_path):
         config = grid.FLAGS.config()
     compute = ComputeConfig(dtype="bfloat16", remat=True, num_micro_batches=2)
     assert config.compute == compute
-    measurement = cells.Measurements(lens.load_task(task)).of("zoo/gpt2-xs", config)
+    measurement = Measurer(lens.load_task(task)).measurement("zoo/gpt2-xs", config)
     assert measurement.loop.num_micro_batches == 2
     optimizer = measurement.loop.config
     assert (optimizer.warmup_steps, optimizer.decay_steps, optimizer.clip_norm) == (3, "all", 0.5)
     assert config.fine_tuning().buckets == (8, 16)
-    recorded = measuring.task_settings(("a",), lens.load_task(task), config)
-    assert set(measuring.LATER) <= set(recorded)
-    other = dataclasses.replace(config, clip_norm=1.0)
-    assert "clip_norm" not in measuring.task_settings(("a",), lens.load_task(task), other)
+    recorded = task_settings(("a",), lens.load_task(task), config)
+    assert recorded["clip_norm"] == 0.5
+    assert recorded["compute"]["dtype"] == "bfloat16"
 
 
 def test_seeds_share_what_was_compiled(task):
-    measurements = cells.Measurements(lens.load_task(task))
-    config = measuring.DEFAULTS
-    first = measurements.of("zoo/gpt2-xs", config)
-    assert measurements.of("zoo/gpt2-xs", dataclasses.replace(config, seed=1)).loop is first.loop
+    measurer, config = Measurer(lens.load_task(task)), MeasurementConfig()
+    first = measurer.measurement("zoo/gpt2-xs", config)
+    other = measurer.measurement("zoo/gpt2-xs", dataclasses.replace(config, seed=1))
+    assert other.loop is first.loop
     rate = dataclasses.replace(config, learning_rate=1e-4)
-    assert measurements.of("zoo/gpt2-xs", rate).loop is not first.loop
+    assert measurer.measurement("zoo/gpt2-xs", rate).loop is not first.loop
 
 
 def test_a_cell_whose_loss_is_not_finite_fails_alone(task, tmp_path, capsys):
@@ -247,9 +245,9 @@ def test_a_candidate_too_large_for_the_device_fails_alone(task, monkeypatch):
     def full(*_, **__):
         raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory\nallocating")
 
-    monkeypatch.setattr(cells, "measure", full)
-    done = cells.attempt(cells.Job("zoo/gpt2-xs", 8, measuring.DEFAULTS), None)
-    assert (done.cell, done.reason) == (None, "RESOURCE_EXHAUSTED: Out of memory allocating")
+    monkeypatch.setattr(Measurer, "measure", full)
+    result = Measurer(lens.load_task(task)).attempt(Job("zoo/gpt2-xs", 1, 8, MeasurementConfig()))
+    assert (result.cell, result.reason) == (None, "RESOURCE_EXHAUSTED: Out of memory allocating")
 
 
 def test_a_line_a_cell_and_a_table_at_the_end(task, plain, tmp_path, capsys):
@@ -311,7 +309,7 @@ def test_the_average_length_is_cut_before_anything_is_measured(task, tmp_path):
     settings = {"mean_length": 7, "output_dir": tmp_path, "task": task}
     with flagsaver.flagsaver():
         flags.FLAGS(["finetune_grid", *(f"--{name}={value}" for name, value in settings.items())])
-        cut = grid.FLAGS.load_task(("zoo/gpt2-xs",))
+        cut = grid.FLAGS.load_task({"zoo/gpt2-xs": describe_candidate("zoo/gpt2-xs")})
     assert cut.fingerprint != lens.load_task(task).fingerprint
     assert sum(count for why, count in cut.removed.items() if why.endswith("mean_length")) > 0
 
@@ -323,15 +321,14 @@ def test_a_copy_of_a_hub_task_is_read_where_a_flag_says(tmp_path, monkeypatch):
         flags.FLAGS(
             ["grid", "--output_dir=a", *(f"--{n}={value}" for n, value in settings.items())]
         )
-        task = grid.FLAGS.load_task(("zoo/gpt2-xs",))
+        task = grid.FLAGS.load_task({"zoo/gpt2-xs": describe_candidate("zoo/gpt2-xs")})
     assert all(example.prompt.endswith("\nSummary:") for example in task.train)
 
 
 def test_workers_fail_alone_too(task):
     """What a process of an executor hands back of a job that cannot be done."""
     loaded = lens.load_task(task)
-    config = dataclasses.replace(measuring.DEFAULTS, max_length=24)
-    done = cells.attempt_here(cells.Job("zoo/gpt2-xs", 10**6, config), loaded)
-    assert done.cell is None
-    assert "`size` must be at most" in done.reason
-    assert executors.settings() == {}
+    job = Job("zoo/gpt2-xs", 1, 10**6, MeasurementConfig(max_length=24))
+    result = jobs.attempt_here(job, loaded)
+    assert result.cell is None
+    assert "`size` must be at most" in result.reason

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from experiments import finetune_grid, select_model
-from experiments.common import measuring
+from experiments.common import resume
 from lensllm_jax import durable
 from lensllm_jax.finetune.fine_tune import FineTuned, FineTuneResult
 from lensllm_jax.linalg import NtkSpectrum
@@ -48,7 +48,7 @@ def fine_tune(measurement, size, **_):
     return FineTuned(FineTuneResult(9.0 / size, 9.0 / size, 1, 1, 10 * size, True, ""), None)
 
 
-def kernel(measurement, folder, path, progress):
+def kernel(folder, path, load):
     """A spectrum of nothing."""
     return NtkSpectrum(np.ones(2), np.ones(2), learning_rate=0.01)
 
@@ -56,7 +56,7 @@ def kernel(measurement, folder, path, progress):
 # the program, and the processes that an executor of it starts; never who imports this module
 if __name__ in ("__main__", "__mp_main__"):
     Measurement.fine_tune, Measurement.zero_shot = fine_tune, lambda measurement: 9.0
-    measuring.remember_kernel = kernel
+    resume.remember_kernel = kernel
 
 
 def live(root: Path, name: str, asked: Path, said: Path, last: int) -> int:

@@ -63,13 +63,11 @@ def affordable(**flags):
 
 def of_mean_length(mean, folder):
     task = str(written(folder / "task.txt", "\n".join(f"the {i} kings" for i in range(60))))
-    return binary("finetune_grid", MEAN_LENGTH=mean, TASK=task).FLAGS.load_task(["zoo/gpt2-xs"])
+    return binary("finetune_grid", MEAN_LENGTH=mean, TASK=task).FLAGS.load_task({})
 
 
 def threads(number):
-    module = load("finetune_grid").module.executors
-    module.RAY_THREADS.value = number
-    return module.check_flags()
+    return binary("finetune_grid", RAY_THREADS=number).executor_of_flags()
 
 
 def grid_sizes(text):
@@ -111,8 +109,8 @@ def ray_that_is_not_installed():
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(sys.modules, "ray", None)
         patch.setattr(executors, "check_address", lambda address: None)
-        mark = executors.Mark(Path("run.json"), "")
-        return next(executors.run_ray([], TASK, mark, address="localhost:1", threads=1))
+        probe = executors.FolderProbe(Path("run.json"), "")
+        return next(executors.run_ray([], TASK, probe, executors.ExecutorConfig("ray")))
 
 
 # (argument, key phrases, the mistake in an empty folder)
@@ -155,13 +153,6 @@ MISTAKES = [
         lambda tmp: binary("select_model", DECAY_STEPS="late").FLAGS.config(),
     ),
     ("mean_length", "positive ... got -1.0", lambda tmp: of_mean_length(-1.0, tmp)),
-    (
-        "max_length",
-        "at least 2 ... got 1",
-        lambda tmp: binary("select_model").measuring.load_checked(
-            "zoo/gpt2-xs", MeasurementConfig(max_length=1)
-        ),
-    ),
     ("sizes", "whole numbers ... got '200,many'", lambda tmp: grid_sizes("200,many")),
     ("sizes", "at most 1 ... got 200", lambda tmp: grid_sizes("200")),
     (
@@ -182,13 +173,6 @@ MISTAKES = [
     ),
     ("target_size", "above `budget_size` 1 ... got 1", lambda tmp: affordable(TARGET_SIZE=1)),
     ("num_kernel_examples", "at most 1 ... got 64", lambda tmp: affordable()),
-    (
-        "max_length",
-        "at most 128 ... got 4096",
-        lambda tmp: binary("select_model").measuring.load_checked(
-            "zoo/gpt2-xs", MeasurementConfig(max_length=4096)
-        ),
-    ),
     ("steps", "zero or positive ... got -1", lambda tmp: binary("pretrain_zoo", STEPS=-1).main([])),
     (
         "candidates",

@@ -8,6 +8,7 @@ from lensllm_jax.data.task import Example, Task
 from lensllm_jax.finetune.compute import ComputeConfig
 from lensllm_jax.measurement import features, jobs
 from lensllm_jax.measurement.measurement import Measurement, MeasurementConfig
+from lensllm_jax.measurement.pool import check_kernel_examples, describe_pool
 
 TASK = Task("toy", "", (Example("", "a"),), (Example("", "b"),), (Example("", "c"),), {}, "")
 
@@ -21,11 +22,18 @@ def damaged_search(folder):
     """A cell whose search was cut off while it was written."""
     job = types.SimpleNamespace(path=folder / "200.json")
     job.path.with_suffix(jobs.SEARCHED).write_text("{")
-    return jobs._searched(job, None, print)
+    return jobs._searched(job, None, None, print)
+
+
+def pool(max_length):
+    return describe_pool(["zoo/gpt2-xs"], max_length=max_length)
 
 
 # (argument, key phrases, the mistake in an empty folder)
 MISTAKES = [
+    ("max_length", "at least 2 ... got 1", lambda tmp: pool(1)),
+    ("max_length", "at most 128 ... got 4096", lambda tmp: pool(4096)),
+    ("num_kernel_examples", "at most 1 ... got 64", lambda tmp: check_kernel_examples(TASK, 64)),
     ("max_length", "positive ... got 0", lambda tmp: MeasurementConfig(max_length=0)),
     (
         "num_micro_batches",

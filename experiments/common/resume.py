@@ -1,0 +1,203 @@
+"""Resume: what an earlier, killed run of the same settings finished is read, not measured again.
+
+A cell is the test loss of a candidate on one subset, ``cells/<candidate>/<size>.json``; beside it
+lie the checkpoints of an unfinished one.  A kernel is ``ntk.npy`` with ``ntk.json``, which is
+written last.
+
+Example:
+    >>> cell_path("zoo/gpt2-xs", 200), cell_path("zoo/gpt2-xs", 200, among_seeds=1)
+    ('cells/zoo--gpt2-xs/200.json', 'cells/zoo--gpt2-xs/seed-1/200.json')
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import numpy as np
+
+from experiments.common.progress import Progress
+from experiments.common.run_folder import RunFolder
+from lensllm_jax.checkpoints.summary import CandidateSummary
+from lensllm_jax.data.task import Task
+from lensllm_jax.linalg import NtkSpectrum
+from lensllm_jax.measurement.jobs import Cell, Job, Measurer, ProgressUpdate
+from lensllm_jax.measurement.measurement import Measurement, MeasurementConfig, spectrum_for_law
+from lensllm_jax.ntk.candidate import CandidateNtk
+from lensllm_jax.ntk.loss import kernel_report
+
+
+def slug_of(name: str) -> str:
+    """A candidate's name as a file name."""
+    return name.strip("/").replace("/", "--")
+
+
+def cell_path(name: str, size: int, *, among_seeds: int | None = None) -> str:
+    """Where the run folder keeps a cell.
+
+    Args:
+        name: of the candidate.
+        size: training examples; 0 is before fine-tuning.
+        among_seeds: the seed, where the run has several; no cell of size 0 depends on it.
+    """
+    seed = "" if among_seeds is None or size == 0 else f"seed-{among_seeds}/"
+    return f"cells/{slug_of(name)}/{seed}{size}.json"
+
+
+def task_settings(names: Iterable[str], task: Task, config: MeasurementConfig) -> dict[str, Any]:
+    """What decides the measurements of a pool on a task, as JSON values."""
+    return {
+        "candidates": list(names),
+        "task": task.name,
+        "task_sha256": task.fingerprint,
+        **dataclasses.asdict(config),
+    }
+
+
+def task_notes(task: Task) -> dict[str, Any]:
+    """What a reader wants to know of a task, for run.json."""
+    return {
+        "examples": {name: len(getattr(task, name)) for name in ("train", "validation", "test")},
+        "left_out": dict(task.removed),  # by reason: empty, repeated between splits, ...
+    }
+
+
+@dataclasses.dataclass(frozen=True)
+class Cells:
+    """The cells of a run folder, and the progress of the run."""
+
+    folder: RunFolder
+    progress: Progress  # in the unit of ``Job.work``
+
+    def unfinished(self, jobs: Iterable[Job]) -> list[Job]:
+        """The jobs that no earlier run finished."""
+        return [job for job in jobs if not self._skip_finished(job)]
+
+    def _skip_finished(self, job: Job) -> bool:
+        if job.path is None or not job.path.exists():
+            return False
+        job.discard()  # a run was killed after the cell was written and before this
+        self.progress.skip(job.work)
+        return True
+
+    def show(self, job: Job, update: ProgressUpdate) -> None:
+        """Shows how far a job is."""
+        self.progress.at(job.work * update.share, update.message)
+
+    def keep(self, job: Job, cell: Cell) -> None:
+        """Writes a finished cell and removes its checkpoints."""
+        assert job.path is not None
+        self.folder.write_json(str(job.path.relative_to(self.folder.path)), cell)
+        job.discard()
+        speed = cell.get("tokens_per_second")
+        message = f"{job}, test loss {cell['test_loss']:.4f}"
+        self.progress.finish(
+            job.work, message if speed is None else f"{message}, {speed:,.0f} tokens/s"
+        )
+
+    def measured(self, job: Job, measurer: Measurer) -> Cell:
+        """The cell of a job, measured now in this process unless it is finished."""
+        if not self._skip_finished(job):
+            self.keep(job, measurer.measure(job, on_progress=functools.partial(self.show, job)))
+        assert job.path is not None
+        return self.folder.read_json(str(job.path.relative_to(self.folder.path)))
+
+
+class CandidateRun:
+    """One candidate of a run: each piece of it is read from the run folder, or measured and kept.
+
+    Attributes:
+        summary: the candidate without its weights, which are loaded once a piece needs them.
+        losses: size -> test loss, nats per target token; 0 is before fine-tuning.
+        num_tokens: size -> tokens trained on.
+        spectrum: of its kernel, with the learning rate of fine-tuning; None if not computed.
+    """
+
+    def __init__(
+        self, summary: CandidateSummary, config: MeasurementConfig, measurer: Measurer,
+        cells: Cells, *, checkpoint_seconds: float,
+    ):  # fmt: skip
+        self.summary = summary
+        self.losses: dict[int, float] = {}
+        self.num_tokens: dict[int, int] = {}
+        self.spectrum: NtkSpectrum | None = None
+        self._config, self._measurer, self._cells = config, measurer, cells
+        self._checkpoint_seconds = checkpoint_seconds
+
+    def job(self, size: int) -> Job:
+        """The job of a fine-tune on ``size`` examples; of size 0, of the loss before any."""
+        name, num_params = self.summary.name, self.summary.num_params
+        path = self._cells.folder.path / cell_path(name, size)
+        return Job(
+            name, num_params, size, self._config,
+            path=path, checkpoint_seconds=self._checkpoint_seconds,
+        )  # fmt: skip
+
+    def measure_loss(self, size: int) -> float:
+        """The test loss after fine-tuning on ``size`` examples, nats per target token."""
+        cell = self._cells.measured(self.job(size), self._measurer)
+        self.losses[size] = cell["test_loss"]
+        if size > 0:
+            self.num_tokens[size] = cell["num_tokens"]
+        return self.losses[size]
+
+    def compute_kernel(self) -> None:
+        """The spectrum of the kernel at the pretrained weights."""
+        name, folder, progress = self.summary.name, self._cells.folder, self._cells.progress
+        progress.at(0.0, f"{name}: kernel")
+        self.spectrum = remember_kernel(
+            folder, f"kernels/{slug_of(name)}",
+            lambda: self._measurer.measurement(name, self._config),
+        )  # fmt: skip
+
+    def finish(self, sizes: Iterable[int]) -> None:
+        """Takes those of ``sizes`` that are not measured off the work; no fine-tune follows."""
+        self._measurer.forget(self.summary.name)
+        for size in set(sizes) - set(self.losses):
+            self._cells.progress.drop(self.job(size).work)
+
+
+def remember_kernel(
+    folder: RunFolder, path: str, load: Callable[[], Measurement], *, store: str | None = None
+) -> NtkSpectrum:
+    """The spectrum of a kernel, computed now unless the folder holds it.
+
+    Args:
+        folder: of the run.
+        path: of the kernel's folder within it.
+        load: called if the kernel is to be computed.
+        store: folder of finished tiles, from which a killed run resumes.
+    """
+    if not folder.has(f"{path}/ntk.json"):
+        measurement = load()
+        kernel = measurement.kernel(store=store)
+        folder.write_array(f"{path}/ntk.npy", kernel.theta)
+        folder.write_json(f"{path}/ntk.json", _kernel_summary(measurement, kernel))
+    stored = folder.read_json(f"{path}/ntk.json")["spectrum"]
+    return NtkSpectrum(
+        np.array(stored["eigenvalues"]), np.array(stored["projections"]), stored["learning_rate"]
+    )
+
+
+def _kernel_summary(measurement: Measurement, kernel: CandidateNtk) -> dict[str, Any]:
+    """What ntk.npy is, and all that F needs."""
+    spectrum = spectrum_for_law(kernel, learning_rate=measurement.config.learning_rate)
+    return {
+        "candidate": measurement.candidate.name,
+        "task": measurement.task.name,
+        "examples": f"the first {kernel.num_examples} training examples in the nested order",
+        "num_examples": kernel.num_examples,
+        "max_length_tokens": measurement.config.max_length,
+        "readout": kernel.readout.value,
+        "method": kernel.method.value,
+        "normalisation": "none: Theta_ij is the inner product of two gradients",
+        "outputs": kernel.outputs.tolist(),
+        "targets": kernel.targets.tolist(),
+        "report": dataclasses.asdict(kernel_report(kernel.theta)),
+        "spectrum": {
+            "eigenvalues": spectrum.eigenvalues.tolist(),
+            "projections": spectrum.squared_projections.tolist(),
+            "learning_rate": spectrum.learning_rate,
+            "formula": "F(t) = sum_j projections_j exp(-2 learning_rate eigenvalues_j t)",
+        },
+    }
