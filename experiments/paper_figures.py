@@ -17,7 +17,7 @@ from experiments.common import cli, paper_plots
 from experiments.common.flags import define_output_dir, define_tables
 from experiments.common.run_folder import read_rows
 from lensllm_jax import checks, durable
-from lensllm_jax.report.figures import kernel_spectra
+from lensllm_jax.report.figures import draw_kernel_spectra, png
 from lensllm_jax.scaling.laws import Law
 from lensllm_jax.selection.loss_table import read_loss_table
 
@@ -107,13 +107,12 @@ def _by_task(rows: Rows) -> dict[str, Rows]:
 
 
 def _spectra(rows: Rows) -> bytes:
-    return kernel_spectra(
-        {
-            row["candidate"].removeprefix("zoo/"): np.array(row["eigenvalues"].split(), float)
-            for row in rows
-            if (row["readout"], row["num_examples"]) == SPECTRUM
-        }
-    )
+    eigenvalues = {
+        row["candidate"].removeprefix("zoo/"): np.array(row["eigenvalues"].split(), float)
+        for row in rows
+        if (row["readout"], row["num_examples"]) == SPECTRUM
+    }
+    return png(*draw_kernel_spectra(eigenvalues))
 
 
 def _kernel_laws(rows: Rows, task: str) -> bytes:

@@ -279,10 +279,10 @@ def write_results(folder: RunFolder, selection: Selection, task: Task) -> None:
     write_loss_table(selection.table, folder.path / "losses.csv")
     folder.write_rows("ranking.csv", [_numbers(row) for row in selection.rows()])
     folder.write_rows("orders.csv", [dataclasses.asdict(cost) for cost in selection.costs])
-    folder.write_bytes("loss_curves.png", figures.loss_curves(
-        selection.table, selection.laws, target_size=selection.target_size))  # fmt: skip
+    folder.write_bytes("loss_curves.png", figures.png(*figures.draw_loss_curves(
+        selection.table, selection.laws, target_size=selection.target_size)))  # fmt: skip
     spectra = {name: s.eigenvalues for name, s in selection.spectra.items()}
-    folder.write_bytes("kernel_spectra.png", figures.kernel_spectra(spectra))
+    folder.write_bytes("kernel_spectra.png", figures.png(*figures.draw_kernel_spectra(spectra)))
     report = selection_report(selection, task, folder.read_json(RUN))
     folder.write_text("report.md", to_markdown(report))
     folder.write_text("report.html", to_html(report))

@@ -1,15 +1,13 @@
 """Figures: one style for all, colour-blind safe, axes with units.
 
-No palette has a colour for every selector that all kinds of colour vision tell apart: selectors
-of a family (:data:`FAMILIES`) share one, and within it each has a dash and a marker of its own.
-Candidates take the colours in turn, then again with the next dash and marker.  Kernels are drawn
-in a map that rises in lightness.
+No palette has a colour for every selector that is distinguishable in all kinds of colour vision:
+selectors of a family (:data:`FAMILIES`) share one, and within it each has a dash and a marker of
+its own.  Candidates take the colours in turn, then again with the next dash and marker.  Kernels
+are drawn in a map that rises in lightness.
 
 Example:
-    >>> import numpy as np
-    >>> from lensllm_jax.report.figures import kernel_spectra
-    >>> png = kernel_spectra({"a": np.array([1.0, 0.1]), "b": np.array([2.0, 0.5])})
-    >>> png[1:4]
+    >>> drawn = draw_kernel_spectra({"a": np.array([1.0, 0.1]), "b": np.array([2.0, 0.5])})
+    >>> png(*drawn)[1:4]
     b'PNG'
 """
 
@@ -29,7 +27,7 @@ from matplotlib.ticker import MaxNLocator, NullFormatter
 from lensllm_jax.selection.loss_table import LossTable
 from lensllm_jax.selection.rank import SELECTORS
 
-# Okabe and Ito, "Color Universal Design" (2008): told apart by every common kind of colour vision
+# Okabe and Ito, "Color Universal Design" (2008): distinguishable in all common colour vision
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#000000")
 LINES = ("-", "--", ":", "-.")
 MARKERS = "os^D"
@@ -37,7 +35,7 @@ HEAT = "cividis"  # rises in lightness, and reads alike in every colour vision
 
 # what a selector goes by -> colour; selector -> marker, of its own over all families
 FAMILIES: dict[str, tuple[str, dict[str, str]]] = {
-    "a law with an offset, a curve at a time": ("#0072B2", {"lensllm": "o", "rectified": "s"}),
+    "a law with an offset, by candidate": ("#0072B2", {"lensllm": "o", "rectified": "s"}),
     "a law shared by the pool": ("#56B4E9", {"pooled": "*"}),
     "a law without an offset": ("#009E73", {"vanilla": "^", "power": "v"}),
     "a straight line of log loss": ("#D55E00", {"ats": "D", "upwards": "d"}),
@@ -49,14 +47,7 @@ SPARE = ">8+x|_1234"  # markers of selectors that no family names: they join the
 
 
 def colour_of(index: int) -> dict[str, Any]:
-    """Colour and dash of the ``index``-th candidate, the same in every figure.
-
-    Args:
-        index: position of the candidate.
-
-    Returns:
-        Keyword arguments of matplotlib's ``plot``.
-    """
+    """``plot`` arguments: colour and dash of the ``index``-th candidate in all figures."""
     return {"color": COLOURS[index % len(COLOURS)], "linestyle": _again(LINES, index)}
 
 
@@ -66,15 +57,9 @@ def _again(looks: Sequence[str], index: int) -> str:
 
 
 def style_of_selector(name: str) -> dict[str, Any]:
-    """Colour, dash and hollow marker of a selector, the same in every figure.
+    """``plot`` arguments of a selector, or of the order ``upwards``, in all figures.
 
     Lines that coincide stay visible, as the markers are hollow and differ.
-
-    Args:
-        name: a key of ``SELECTORS``, or the order ``upwards``.
-
-    Returns:
-        Keyword arguments of matplotlib's ``plot``.
     """
     colour, dash, marker = _looks()[name]
     return {
@@ -100,26 +85,6 @@ def _looks() -> dict[str, tuple[str, str, str]]:
     }
 
 
-def loss_curves(
-    table: LossTable,
-    laws: Mapping[str, Callable[[Float[np.ndarray, " s"]], Float[np.ndarray, " s"]]],
-    *,
-    target_size: int,
-) -> bytes:
-    """The drawing of :func:`draw_loss_curves`.
-
-    Args:
-        table: measured losses.
-        laws: candidate -> predicted losses at sizes; a candidate without a usable fit is
-            left out.
-        target_size: how far the laws are drawn, examples.
-
-    Returns:
-        A PNG.
-    """
-    return png(*draw_loss_curves(table, laws, target_size=target_size))
-
-
 def draw_loss_curves(
     table: LossTable,
     laws: Mapping[str, Callable[[Float[np.ndarray, " s"]], Float[np.ndarray, " s"]]],
@@ -131,13 +96,9 @@ def draw_loss_curves(
 
     Args:
         table: measured losses.
-        laws: candidate -> predicted losses at sizes; a candidate without a usable fit is
-            left out.
-        target_size: how far the laws are drawn, examples.
+        laws: candidate -> predicted losses at sizes; those without a usable fit are left out.
+        target_size: up to which the laws are drawn, examples.
         intervals: candidate -> lower and upper loss at the target, drawn as a bar.
-
-    Returns:
-        The figure and its axes.
     """
     figure, axes = axes_with("training examples D", "test loss (nats per token)")
     positive = table.sizes[table.sizes > 0]
@@ -150,9 +111,9 @@ def draw_loss_curves(
             at_target = laws[name](np.array([float(target_size)]))
             axes.plot([target_size], at_target, "*", markersize=11, color=style["color"])
         if intervals and name in intervals:
-            # beside each other and the stars, not on top of them
-            beside = target_size * 1.15 * 1.06**i
-            axes.vlines(beside, *intervals[name], color=style["color"], linewidth=2, alpha=0.8)
+            # next to each other and the stars, not on top of them
+            position = target_size * 1.15 * 1.06**i
+            axes.vlines(position, *intervals[name], color=style["color"], linewidth=2, alpha=0.8)
     axes.set_xscale("symlog", linthresh=float(positive[0]))
     ticks = sorted({0, *positive.tolist(), target_size})
     axes.set_xticks(ticks, [f"{size:g}" for size in ticks])
@@ -164,27 +125,8 @@ def draw_loss_curves(
     return figure, axes
 
 
-def kernel_spectra(eigenvalues: Mapping[str, Float[np.ndarray, " n"]]) -> bytes:
-    """The drawing of :func:`draw_kernel_spectra`.
-
-    Args:
-        eigenvalues: candidate -> eigenvalues in any order.
-
-    Returns:
-        A PNG.
-    """
-    return png(*draw_kernel_spectra(eigenvalues))
-
-
 def draw_kernel_spectra(eigenvalues: Mapping[str, Float[np.ndarray, " n"]]) -> tuple[Figure, Axes]:
-    """Eigenvalues of each candidate's kernel, largest first.
-
-    Args:
-        eigenvalues: candidate -> eigenvalues in any order.
-
-    Returns:
-        The figure and its axes.
-    """
+    """Eigenvalues (in any order) of each candidate's kernel, largest first."""
     figure, axes = axes_with("index j", r"eigenvalue $\lambda_j$ of $\Theta$ (squared output)")
     for i, (name, values) in enumerate(eigenvalues.items()):
         axes.plot(np.arange(1, len(values) + 1), np.sort(values)[::-1], label=name, **colour_of(i))
@@ -197,105 +139,59 @@ def draw_kernel_spectra(eigenvalues: Mapping[str, Float[np.ndarray, " n"]]) -> t
 
 
 def axes_with(x_label: str, y_label: str) -> tuple[Figure, Axes]:
-    """An empty figure in the style of all.
-
-    Args:
-        x_label: with its unit.
-        y_label: with its unit.
-
-    Returns:
-        The figure and its axes.
-    """
+    """An empty figure; labels hold their units."""
     figure, (axes,) = panels((x_label, y_label))
     return figure, axes
 
 
 def panels(*labels: tuple[str, str], width: float = 7.5) -> tuple[Figure, tuple[Axes, ...]]:
-    """Empty panels beside each other, in the style of all.
-
-    Args:
-        *labels: of each panel, the x label and the y label, with their units.
-        width: of the figure, inches.
-
-    Returns:
-        The figure and the axes of each panel.
-    """
+    """Empty panels in a row, by their x and y labels; ``width`` is the figure's, in inches."""
     count = len(labels)
-    figure, every = small_panels(count, num_columns=count, width=width / count, height=4.8)
-    for axes, (x_label, y_label) in zip(every, labels, strict=True):
+    figure, all_axes = small_panels(count, num_columns=count, width=width / count, height=4.8)
+    for axes, (x_label, y_label) in zip(all_axes, labels, strict=True):
         axes.set_xlabel(x_label)
         axes.set_ylabel(y_label)
-    return figure, tuple(every)
+    return figure, tuple(all_axes)
 
 
 def small_panels(
     count: int, *, num_columns: int, width: float, height: float
 ) -> tuple[Figure, list[Axes]]:
-    """Panels of one size in rows, in the style of all.
-
-    Args:
-        count: how many.
-        num_columns: in a row.
-        width: of one panel, inches.
-        height: of one panel, inches.
-
-    Returns:
-        The figure and its panels.
-    """
+    """Empty panels of one size (inches) in rows of ``num_columns``."""
     num_columns = min(num_columns, count)
     num_rows = -(-count // num_columns)
     figure = Figure(figsize=(width * num_columns, height * num_rows), layout="constrained")
     FigureCanvasAgg(figure)
-    every = [figure.add_subplot(num_rows, num_columns, i + 1) for i in range(count)]
-    for axes in every:
-        plain(axes)
-    return figure, every
-
-
-def plain(axes: Axes) -> None:
-    """Puts empty axes in the style of all: a faint grid behind, no frame above and beside."""
-    axes.grid(alpha=0.25)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
+    all_axes = [figure.add_subplot(num_rows, num_columns, i + 1) for i in range(count)]
+    for axes in all_axes:
+        axes.grid(alpha=0.25)
+        axes.set_axisbelow(True)
+        axes.spines[["top", "right"]].set_visible(False)
+    return figure, all_axes
 
 
 def draw_kernels(kernels: Mapping[str, Float[np.ndarray, "n n"]]) -> tuple[Figure, Axes]:
-    """Heat maps of kernels on one scale of colour.
-
-    Args:
-        kernels: title -> kernel of the same examples.
-
-    Returns:
-        The figure and its last axes.
-    """
+    """Heat maps of kernels of the same examples, by title, on one colour scale."""
     labels = [("example i", "example j")] * len(kernels)
-    figure, every = panels(*labels, width=1.5 + 4.0 * len(kernels))
+    figure, all_axes = panels(*labels, width=1.5 + 4.0 * len(kernels))
     low = min(float(theta.min()) for theta in kernels.values())
     high = max(float(theta.max()) for theta in kernels.values())
-    for axes, (title, theta) in zip(every, kernels.items(), strict=True):
+    for axes, (title, theta) in zip(all_axes, kernels.items(), strict=True):
         image = axes.imshow(theta, cmap=HEAT, vmin=low, vmax=high)
         axes.set_title(title)
         axes.grid(visible=False)
-    figure.colorbar(image, ax=every, label=r"$\Theta_{ij}$ (squared output)", shrink=0.8)
-    return figure, every[-1]
+    figure.colorbar(image, ax=all_axes, label=r"$\Theta_{ij}$ (squared output)", shrink=0.8)
+    return figure, all_axes[-1]
 
 
 def png(figure: Figure, axes: Axes) -> bytes:
-    """The figure, its legend beside it, as a PNG; the same input gives the same bytes.
-
-    Args:
-        figure: drawn.
-        axes: those of it whose legend is shown.
-
-    Returns:
-        A PNG.
-    """
+    """A PNG with the legend of ``axes``; the same input gives the same bytes."""
     _legend(axes)
     return as_png(figure)
 
 
 def as_png(figure: Figure) -> bytes:
-    """The figure as it stands, as a PNG; the same input gives the same bytes."""
+    """A PNG without a legend; the same input gives the same bytes."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=150, metadata={"Software": None})
     return buffer.getvalue()
@@ -311,16 +207,9 @@ INK = ("#000000", "#b0b0b0")
 
 
 def svg(figure: Figure, axes: Axes) -> str:
-    """The figure, its legend beside it, as SVG for a page; the same input gives the same text.
+    """An ``<svg>`` element with the legend of ``axes``; the same input gives the same text.
 
-    Text stays text, in the page's font and colour, so that it reads in dark mode.
-
-    Args:
-        figure: drawn.
-        axes: of it.
-
-    Returns:
-        An ``<svg>`` element.
+    Text stays text, in the page's font and colour, so that it is legible in dark mode.
     """
     _legend(axes)
     buffer = io.StringIO()

@@ -1,6 +1,6 @@
-r"""A table of measured test losses: one row a candidate, one column a training-set size.
+r"""A table of measured test losses: one row per candidate, one column per training-set size.
 
-The file is CSV: a header ``config name,0,200,400,...,size,family``, then one row a candidate.
+The file is CSV: a header ``config name,0,200,400,...,size,family``, then one row per candidate.
 Columns headed by whole numbers are training-set sizes in examples (0 is zero-shot); ``size`` is
 the number of parameters, ``family`` a name.  ``size`` and ``family`` may be missing.  Losses are
 nats per token.  An empty cell is a loss not measured yet; anything that is not a positive finite
@@ -86,28 +86,18 @@ class LossTable:
         return values
 
     def by_name(self, size: int) -> dict[str, float]:
-        """Losses of every candidate at one size.
-
-        Args:
-            size: a measured size.
-
-        Returns:
-            Candidate -> nats per token.
-
-        Raises:
-            UserError: as ``column``.
-        """
+        """Candidate -> loss at ``size``; errors as ``column``."""
         return dict(zip(self.names, self.column(size).tolist(), strict=True))
 
     def up_to(self, budget_size: int) -> "LossTable":
-        """The part of the table that a budget pays for: sizes up to ``budget_size``."""
-        kept = self.sizes <= budget_size
-        if not kept.any():
+        """The part of the table within a budget: sizes up to ``budget_size``."""
+        within = self.sizes <= budget_size
+        if not within.any():
             raise checks.UserError(
                 f"`budget_size` must be at least the smallest size {self.sizes[0]}, "
                 f"got {budget_size}"
             )
-        return dataclasses.replace(self, sizes=self.sizes[kept], losses=self.losses[:, kept])
+        return dataclasses.replace(self, sizes=self.sizes[within], losses=self.losses[:, within])
 
     def select(self, names: Sequence[str]) -> "LossTable":
         """The rows called ``names``, in that order."""
@@ -135,14 +125,14 @@ def read_loss_table(path: str | os.PathLike[str], *, task: str | None = None) ->
     """Reads a loss table from a CSV file.
 
     Args:
-        path: the file.
-        task: its task's name; default the file's stem.
+        path: of the file.
+        task: name of the task; default the file's stem.
 
     Returns:
         The table.
 
     Raises:
-        UserError: naming file, row and column of whatever is not a loss table.
+        UserError: with file, row and column, if it is not a loss table.
     """
     path = Path(path)
     try:
@@ -157,18 +147,7 @@ def read_loss_table(path: str | os.PathLike[str], *, task: str | None = None) ->
 
 
 def parse_loss_table(file: Iterable[str], *, task: str = "task") -> LossTable:
-    """Reads a loss table from open text; see :func:`read_loss_table`.
-
-    Args:
-        file: lines of CSV text, for example an open file.
-        task: its task's name.
-
-    Returns:
-        The table.
-
-    Raises:
-        UserError: naming the row and column at fault.
-    """
+    """Reads a loss table from lines of CSV; see :func:`read_loss_table`."""
     try:
         rows = [row for row in csv.reader(file, strict=True) if any(cell.strip() for cell in row)]
     except csv.Error as error:
@@ -254,11 +233,9 @@ def _number(row: list[str], column: int, header: list[str], name: str) -> float:
 
 
 def write_loss_table(table: LossTable, path: str | os.PathLike[str]) -> None:
-    """Writes ``table`` in the format that :func:`read_loss_table` reads, whole or not at all.
+    """Writes ``table`` as :func:`read_loss_table` reads it; NaN becomes an empty cell.
 
-    Args:
-        table: what to write; NaN becomes an empty cell.
-        path: the file; replaced if it exists.
+    The file appears whole or not at all; one that exists is replaced.
     """
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
