@@ -7,6 +7,8 @@ Example:
     b'PNG'
 """
 
+import collections
+import itertools
 from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
@@ -29,19 +31,14 @@ METRICS = {"pearson": "PearCorr (%)", "relative_accuracy": "RelAcc (%)"}
 def phases_figure(table: LossTable, rows: Rows) -> bytes:
     """Figure 2: each measured curve, its two pieces, their meeting point, and the fitted law.
 
-    Args:
-        table: measured losses.
-        rows: of phases.csv, of this task.
-
-    Returns:
-        A PNG.
+    ``rows`` are those of phases.csv of the table's task.
     """
     by_name = {row["candidate"]: row for row in rows}
-    figure, every = small_panels(len(table.names), num_columns=NUM_COLUMNS, width=2.5, height=2.3)
+    figure, panels = small_panels(len(table.names), num_columns=NUM_COLUMNS, width=2.5, height=2.3)
     sizes = table.sizes[table.sizes > 0].astype(np.float64)
     grid = np.geomspace(sizes[0], sizes[-1], 100)
     for i, (axes, name, losses) in enumerate(
-        zip(every, table.names, table.losses[:, table.sizes > 0], strict=True)
+        zip(panels, table.names, table.losses[:, table.sizes > 0], strict=True)
     ):
         row = by_name[name]
         value = {key: float(row[key]) for key in row if key not in ("task", "candidate", "phase")}
@@ -55,9 +52,9 @@ def phases_figure(table: LossTable, rows: Rows) -> bytes:
         axes.set_title(f"{name.removeprefix('zoo/')}: {PHASES[row['phase']]}", fontsize=9)
         if i % NUM_COLUMNS == 0:
             axes.set_ylabel("test loss (nats/token)")
-        if i + NUM_COLUMNS >= len(every):
+        if i + NUM_COLUMNS >= len(panels):
             axes.set_xlabel("training examples D")
-    _legend_below(figure, every)
+    _legend_below(figure, panels)
     figure.suptitle(
         f"{table.task.removesuffix('_losses')}: pre-power and power phase on measured curves"
     )
@@ -95,22 +92,19 @@ def _plain_ticks(axes: Axes, sizes: np.ndarray, losses: np.ndarray) -> None:
 
 
 def errors_figure(rows: Rows, *, laws: Sequence[str]) -> bytes:
-    """Figure 3: mean error of each law, in sample and held out, one panel a task.
+    """Figure 3: mean error of each law, in sample and held out, one panel per task.
 
     Args:
         rows: of comparison.csv of ``law_errors``: task, law, budget_fraction, mean_rmse.
-        laws: which, in the order of the legend.
-
-    Returns:
-        A PNG.
+        laws: in the order of the legend.
     """
     tasks = _ordered(row["task"] for row in rows)
-    figure, every = small_panels(len(tasks), num_columns=3, width=3.6, height=3.4)
-    for axes, task in zip(every, tasks, strict=True):
+    figure, panels = small_panels(len(tasks), num_columns=3, width=3.6, height=3.4)
+    for axes, task in zip(panels, tasks, strict=True):
         fractions = _fractions(rows, task)
         for i, law in enumerate(laws):
             known = _against_budget(rows, "mean_rmse", task=task, law=law)
-            # a law looks like the selector that goes by it; around those that it coincides with
+            # a law looks like its selector; larger than those that it may coincide with
             style = {**style_of_selector(law), "markersize": 6 + 2 * i}
             positions = [fractions.index(fraction) for fraction, _ in known]
             axes.plot(positions, [error for _, error in known], label=law, **style)
@@ -121,8 +115,8 @@ def errors_figure(rows: Rows, *, laws: Sequence[str]) -> bytes:
         axes.margins(0.08)
         _plain_losses(axes)
         axes.set_title(task)
-    every[0].set_ylabel("mean RMSE (nats/token)")
-    _legend_below(figure, every)
+    panels[0].set_ylabel("mean RMSE (nats/token)")
+    _legend_below(figure, panels)
     return as_png(figure)
 
 
@@ -134,19 +128,16 @@ def _plain_losses(axes: Axes) -> None:
 
 
 def metrics_figure(rows: Rows, *, metric: str, selectors: Sequence[str]) -> bytes:
-    """Table 3 as lines: a metric of each selector against the budget, one panel a task.
+    """Table 3 as lines: a metric of each selector against the budget, one panel per task.
 
     Args:
         rows: of selection.csv of ``rank_curves``.
         metric: a key of ``METRICS``.
-        selectors: which, in the order of the legend.
-
-    Returns:
-        A PNG.
+        selectors: in the order of the legend.
     """
     tasks = _ordered(row["task"] for row in rows)
-    figure, every = small_panels(len(tasks), num_columns=3, width=3.8, height=3.6)
-    for axes, task in zip(every, tasks, strict=True):
+    figure, panels = small_panels(len(tasks), num_columns=3, width=3.8, height=3.6)
+    for axes, task in zip(panels, tasks, strict=True):
         for selector in selectors:
             known = _against_budget(rows, metric, task=task, selector=selector)
             if known:
@@ -157,44 +148,37 @@ def metrics_figure(rows: Rows, *, metric: str, selectors: Sequence[str]) -> byte
         axes.xaxis.set_minor_locator(NullLocator())
         axes.set_xlabel("budget (part of the full data)")
         axes.set_title(task)
-    every[0].set_ylabel(METRICS[metric])
-    _legend_below(figure, every)
+    panels[0].set_ylabel(METRICS[metric])
+    _legend_below(figure, panels)
     return as_png(figure)
 
 
 def saving_figure(rows: Rows) -> bytes:
     """Figure 4: both metrics against FLOPs in percent of full tuning, with the Pareto front.
 
-    Args:
-        rows: of saving.csv.
-
-    Returns:
-        A PNG; selectors that pay nothing have no place on its logarithmic axis.
+    ``rows`` are those of saving.csv; selectors without cost have no place on a logarithmic axis.
     """
     rows = [row for row in rows if float(row["flops"]) > 0]
     tasks = _ordered(row["task"] for row in rows)
-    figure, every = small_panels(
+    figure, panels = small_panels(
         len(METRICS) * len(tasks), num_columns=len(tasks), width=3.8, height=3.4
     )
-    panels = iter(every)
-    for metric, label in METRICS.items():
-        for task in tasks:
-            axes = next(panels)
-            _draw_costs(axes, [row for row in rows if row["task"] == task and row[metric]], metric)
-            axes.set_xscale("log")
-            axes.xaxis.set_major_formatter("{x:g}")
-            if metric == next(iter(METRICS)):
-                axes.set_title(task)
-            else:
-                axes.set_xlabel("FLOPs (% of full tuning)")
-            if task == tasks[0]:
-                axes.set_ylabel(label)
-    _legend_below(figure, every)
+    for axes, (metric, task) in zip(panels, itertools.product(METRICS, tasks), strict=True):
+        _draw_costs(axes, [row for row in rows if row["task"] == task and row[metric]], metric)
+        axes.set_xscale("log")
+        axes.xaxis.set_major_formatter("{x:g}")
+        if metric == next(iter(METRICS)):
+            axes.set_title(task)
+        else:
+            axes.set_xlabel("FLOPs (% of full tuning)")
+        if task == tasks[0]:
+            axes.set_ylabel(METRICS[metric])
+    _legend_below(figure, panels)
     return as_png(figure)
 
 
 def _draw_costs(axes: Axes, rows: Rows, metric: str) -> None:
-    """What each selector reached for its FLOPs, before the front of all of them."""
+    """What each selector reached for its FLOPs, on top of the front of all of them."""
     front = sorted(_cost(row, metric) for row in rows if row[f"pareto_{metric}"] == "True")
     front.append((100.0, 100.0))  # full tuning, by definition
     axes.step(*zip(*front, strict=True), where="post", color="0.8", linewidth=6,
@@ -210,48 +194,32 @@ def _cost(row: Mapping[str, str], metric: str) -> tuple[float, float]:
     return float(row["percent_of_full_tuning"]), float(row[metric])
 
 
-def _legend_below(figure: Figure, every: Sequence[Axes], title: str | None = None) -> None:
+def _legend_below(figure: Figure, panels: Sequence[Axes], title: str | None = None) -> None:
     """One legend of all panels."""
-    found: dict[str, Artist] = {}
-    for axes in every:
+    handles: dict[str, Artist] = {}
+    for axes in panels:
         for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
-            found.setdefault(label, handle)
-    figure.legend(found.values(), found.keys(), title=title, loc="outside lower center",
-                  ncols=min(len(found), 5), frameon=False)  # fmt: skip
+            handles.setdefault(label, handle)
+    figure.legend(handles.values(), handles.keys(), title=title, loc="outside lower center",
+                  ncols=min(len(handles), 5), frameon=False)  # fmt: skip
 
 
 def ablation_figure(rows: Rows, *, selector: str) -> bytes:
-    """Tables 5 to 7: mean PearCorr over budgets for each gamma and tau, one panel a task.
+    """Tables 5 to 7: mean PearCorr over budgets for each gamma and tau, one panel per task.
 
-    Args:
-        rows: of ablation.csv of ``rank_curves``.
-        selector: whose.
-
-    Returns:
-        A PNG.
+    ``rows`` are those of ablation.csv of ``rank_curves``.
     """
     rows = [row for row in rows if row["selector"] == selector and row["pearson"]]
     tasks = _ordered(row["task"] for row in rows)
     gammas = sorted({int(row["gamma"]) for row in rows})
     taus = sorted({float(row["tau"]) for row in rows})
-    figure, every = small_panels(len(tasks), num_columns=3, width=4.6, height=2.8)
-    for axes, task in zip(every, tasks, strict=True):
-        mean = np.array(
-            [
-                [
-                    np.mean(
-                        [
-                            float(row["pearson"])
-                            for row in rows
-                            if (row["task"], int(row["gamma"]), float(row["tau"]))
-                            == (task, gamma, tau)
-                        ]
-                    )
-                    for tau in taus
-                ]
-                for gamma in gammas
-            ]
-        )
+    by_setting: dict[tuple[str, int, float], list[float]] = collections.defaultdict(list)
+    for row in rows:
+        setting = row["task"], int(row["gamma"]), float(row["tau"])
+        by_setting[setting].append(float(row["pearson"]))
+    figure, panels = small_panels(len(tasks), num_columns=3, width=4.6, height=2.8)
+    for axes, task in zip(panels, tasks, strict=True):
+        mean = np.array([[np.mean(by_setting[task, g, tau]) for tau in taus] for g in gammas])
         image = axes.imshow(mean, cmap=HEAT, aspect="auto")
         middle = 0.5 * (mean.min() + mean.max())
         for (i, j), value in np.ndenumerate(mean):
@@ -274,25 +242,22 @@ def differences_figure(
 
     Args:
         rows: with mean, low, high and budget_fraction.
-        groups: label -> which rows.
+        groups: label -> indices of rows.
         x_label: with its unit.
         title: of the figure.
-
-    Returns:
-        A PNG.
     """
-    figure, every = small_panels(len(groups), num_columns=3, width=3.7, height=4.4)
+    figure, panels = small_panels(len(groups), num_columns=3, width=3.7, height=4.4)
     budgets = sorted({float(row["budget_fraction"]) for row in rows}, reverse=True)
-    for axes, (label, chosen) in zip(every, groups.items(), strict=True):
-        ranked = sorted((rows[i] for i in chosen), key=lambda row: float(row["mean"]))
+    for axes, (label, indices) in zip(panels, groups.items(), strict=True):
+        ranked = sorted((rows[i] for i in indices), key=lambda row: float(row["mean"]))
         for i, budget in enumerate(budgets):
-            mine = [
+            points = [
                 (at, *(float(row[k]) for k in ("mean", "low", "high")))
                 for at, row in enumerate(ranked)
                 if float(row["budget_fraction"]) == budget
             ]
-            if mine:
-                at, mean, low, high = map(np.array, zip(*mine, strict=True))
+            if points:
+                at, mean, low, high = map(np.array, zip(*points, strict=True))
                 colour, marker = colour_of(i)["color"], "os^D"[i % 4]
                 axes.hlines(at, low, high, color=colour, linewidth=1, alpha=0.6)
                 axes.plot(mean, at, marker, color=colour, markersize=4, label=f"1/{1 / budget:.0f}")
@@ -305,9 +270,9 @@ def differences_figure(
         axes.set_yticks([])
         axes.set_xlabel(x_label)
         axes.set_title(f"{label} ({len(ranked)})", fontsize=10)
-    for axes in every[::3]:
+    for axes in panels[::3]:
         axes.set_ylabel("comparisons, sorted")
-    _legend_below(figure, every, title="predicted from")
+    _legend_below(figure, panels, title="predicted from")
     figure.suptitle(title)
     return as_png(figure)
 

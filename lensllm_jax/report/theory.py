@@ -1,4 +1,4 @@
-r"""Figures of the theory: the bound beside the losses, and what should fall as a power of n.
+r"""Figures of the theory: the bound next to the losses, and what should fall as a power of n.
 
 Example:
     >>> rows = [{"size": n, "training_loss": 1.0, "test_loss": 2.0, "empirical_term": 1.1,
@@ -30,17 +30,13 @@ QUANTITIES = {
     "gradient_variance": "variance of the gradient",
     "squared_displacement": r"$\Sigma\,\|v_i\|^2$",
 }
-INK = COLOURS[-1]  # of the losses, which are no terms
+INK = COLOURS[-1]  # of the losses
 
 
 def bound_figure(rows: Sequence[Mapping[str, Any]]) -> bytes:
-    """Theorem 2 against n: its terms on top of each other beside the losses, and each alone.
+    """Theorem 2 against n: its terms stacked, with the losses, and each alone; a PNG.
 
-    Args:
-        rows: of theory.csv; with a remainder where its constant was assumed.
-
-    Returns:
-        A PNG.
+    ``rows`` are those of theory.csv, with a remainder where its constant was assumed.
     """
     x_label = "training examples n"
     figure, (stacked, alone) = panels(
@@ -69,14 +65,9 @@ def bound_figure(rows: Sequence[Mapping[str, Any]]) -> bytes:
 
 
 def decay_figure(rows: Sequence[Mapping[str, Any]], decays: Mapping[str, Any]) -> bytes:
-    """Measured quantities against n, each with its error, and their fitted powers.
+    """Measured quantities against n, each with its error, and their fitted powers; a PNG.
 
-    Args:
-        rows: of theory.csv.
-        decays: by column, the fit and its interval where there is one.
-
-    Returns:
-        A PNG.
+    ``rows`` are those of theory.csv, ``decays`` by column the fit and its interval.
     """
     labels = ("training examples n", "relative to the smallest n (no unit)")
     figure, (axes,) = panels(labels, width=9.5)
@@ -88,7 +79,7 @@ def decay_figure(rows: Sequence[Mapping[str, Any]], decays: Mapping[str, Any]) -
         values = np.array([row[name] for row in rows])
         style = colour_of(i)
         axes.errorbar(
-            sizes * 1.02 ** (i - 1.5),  # beside each other, not on top of each other
+            sizes * 1.02 ** (i - 1.5),  # next to each other, not on top of each other
             values / values[0], _errors(rows, name) / values[0], fmt="o", capsize=3.0,
             color=style["color"], label=f"{QUANTITIES.get(name, name)}: {_power(decay)}",
         )  # fmt: skip
@@ -112,7 +103,7 @@ def _errors(rows: Sequence[Mapping[str, Any]], name: str) -> Float[np.ndarray, "
 
 
 def _power(decay: Mapping[str, Any]) -> str:
-    """The fitted power of n and its interval, as on the axes: positive where values grow."""
+    """The fitted power of n and its interval; positive where values grow."""
     # 0.0 is added so that -0.001 reads 0.00
     power, low, high = (0.0 - round(decay[key], 2) for key in ("exponent", "high", "low"))
     ends = f"{low:.2f} to {high:.2f}" if math.isfinite(low) else "two sizes: no interval"
