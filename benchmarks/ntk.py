@@ -133,8 +133,7 @@ def problem(shape: Shape) -> tuple[Any, Any, dict]:
     import jax
     import numpy as np
 
-    from lensllm_jax.ntk.candidate import ReadoutFn
-    from lensllm_jax.ntk.readout import Readout
+    from lensllm_jax.ntk.readout import Readout, ReadoutFn
 
     config = model_config(shape)
     model = config.module()

@@ -19,9 +19,9 @@ from lensllm_jax import checks
 from lensllm_jax.checkpoints.zoo import load_candidate
 from lensllm_jax.data.catalogue import load_task
 from lensllm_jax.data.encoding import encode_causal
-from lensllm_jax.ntk.candidate import ReadoutFn, peak_bytes
+from lensllm_jax.ntk.candidate import peak_bytes
 from lensllm_jax.ntk.operator import ntk_loss_matrix_free
-from lensllm_jax.ntk.readout import Readout
+from lensllm_jax.ntk.readout import Readout, ReadoutFn
 
 CANDIDATE = flags.DEFINE_string("candidate", "zoo/gpt2-xs", "A bundled name or a folder.")
 TASK = flags.DEFINE_string("task", "pydoc", "Where the texts come from.")

@@ -1,6 +1,6 @@
 r"""Read-out: from a language model's logits to the few outputs whose kernel is taken.
 
-A kernel over all logits would have :math:`(s v)^2` entries a pair of examples.  Each read-out
+A kernel over all logits would have :math:`(s v)^2` entries per pair of examples.  Each read-out
 here is a pure function of ONE example's logits and labels, differentiable in the logits, and
 comes with its target y, so that the residual :math:`f_0 - y` of the NTK loss is defined:
 
@@ -20,7 +20,6 @@ at their label already (``shift=False``).
 
 Example:
     >>> import jax, jax.numpy as jnp
-    >>> from lensllm_jax.ntk.readout import target_logprob
     >>> logits = jnp.zeros((3, 5))  # uniform over five tokens
     >>> labels = jnp.array([-100, 4, 2])
     >>> float(target_logprob(logits, labels, shift=True))  # -log 5
@@ -40,7 +39,7 @@ from jaxtyping import Float, Int
 
 from lensllm_jax import checks
 from lensllm_jax.language_modelling import align, target_logprobs
-from lensllm_jax.typing import IGNORE, Array
+from lensllm_jax.typing import IGNORE, ApplyFn, Array, Batch, Params
 
 
 class Readout(enum.StrEnum):
@@ -79,22 +78,14 @@ class Projection:
         checks.one_of("distribution", self.distribution, list(Distribution))
 
     def directions(self, num_targets: int, vocabulary: int, dtype: DTypeLike) -> jax.Array:
-        r"""The directions R / sqrt(k), (t, k, v).
+        r"""The directions R / sqrt(k), (t, k, v), drawn anew each time: cheaper than to store.
 
         Those of the i-th target depend on i, v and the settings alone, so that padding changes
         nothing.
-
-        Args:
-            num_targets: t.
-            vocabulary: v.
-            dtype: of the entries.
-
-        Returns:
-            The directions, drawn anew each time: they are cheaper to draw than to keep.
         """
         shape = (self.num_projections, vocabulary)
 
-        def of_target(i: jax.Array) -> jax.Array:
+        def per_target(i: jax.Array) -> jax.Array:
             # raw bits: typed keys have no place in a program that is differentiated part by part
             key = jnp.stack([jnp.uint32(self.seed), i])
             bits = random.threefry_2x32(key, jnp.arange(math.prod(shape), dtype=jnp.uint32))
@@ -104,7 +95,7 @@ class Projection:
             uniform = ((bits >> 9).astype(dtype) + 0.5) * 2.0**-23
             return jax.scipy.special.ndtri(uniform).reshape(shape)
 
-        directions = jax.vmap(of_target)(jnp.arange(num_targets, dtype=jnp.uint32))
+        directions = jax.vmap(per_target)(jnp.arange(num_targets, dtype=jnp.uint32))
         return directions / np.sqrt(self.num_projections).astype(dtype)
 
 
@@ -116,13 +107,7 @@ def target_logprob(
     .. math:: \frac{1}{|T|} \sum_{i \in T} \log \mathrm{softmax}(z_i)_{y_i},
               \qquad T = \{i : y_i \ne -100\}
 
-    Args:
-        logits: one example's logits.
-        labels: its labels, at least one of them a token.
-        shift: whether logits at position i predict label i + 1.
-
-    Returns:
-        A scalar, zero or below; NaN where no label is a token.
+    NaN where no label is a token.  ``shift``: logits at position i predict label i + 1.
 
     Example:
         >>> float(target_logprob(jnp.zeros((1, 2)), jnp.array([1]), shift=False))
@@ -133,22 +118,7 @@ def target_logprob(
 
 
 def loss(logits: Float[Array, "s v"], labels: Int[Array, " s"], *, shift: bool) -> Float[Array, ""]:
-    """Mean loss of the target tokens, in nats per token; y = 0.
-
-    It is minus ``target_logprob``: the kernel is the same, the residual changes sign.
-
-    Args:
-        logits: one example's logits.
-        labels: its labels, at least one of them a token.
-        shift: whether logits at position i predict label i + 1.
-
-    Returns:
-        A scalar, zero or above; NaN where no label is a token.
-
-    Example:
-        >>> float(loss(jnp.zeros((1, 2)), jnp.array([1]), shift=False))
-        0.6931...
-    """
+    """Minus ``target_logprob``: the kernel is the same, the residual changes sign."""
     return -target_logprob(logits, labels, shift=shift)
 
 
@@ -160,15 +130,6 @@ def label_logits(
     shift: bool,
 ) -> Float[Array, " k"]:
     """Logits of the label tokens where the first target token is predicted; y is one-hot.
-
-    Args:
-        logits: one example's logits.
-        labels: its labels; the first that is a token says where.
-        label_tokens: the tokens that name the classes.
-        shift: whether logits at position i predict label i + 1.
-
-    Returns:
-        One logit a class.
 
     Example:
         >>> logits = jnp.array([[0.0, 1.0, 2.0], [3.0, 4.0, 5.0]])
@@ -183,17 +144,10 @@ def label_logits(
 def one_hot_targets(
     labels: Int[Array, "b s"], label_tokens: Int[Array, " k"], *, shift: bool
 ) -> Float[np.ndarray, "b k"]:
-    """The targets y of ``label_logits``.
+    """The targets y of ``label_logits``: 1 at the class of the first target token.
 
-    Args:
-        labels: labels of each example.
-        label_tokens: the tokens that name the classes.
-        shift: whether logits at position i predict label i + 1; then the first label, which
-            nothing predicts, does not count.
-
-    Returns:
-        One row an example: 1 at its class; all zeros where its first target token is none
-        of the classes.
+    All zeros where that token is none of the classes.  Under ``shift`` the first label, which
+    nothing predicts, does not count.
 
     Example:
         >>> one_hot_targets(np.array([[-100, 7]]), np.array([5, 7]), shift=True)
@@ -215,17 +169,7 @@ def projected_logits(
 
     with i counting the targets of an example and one R for all examples, so that the sum over
     outputs :math:`\sum_a \Theta_{aa}` has the expectation :math:`\sum_{ij} \nabla z_{ij}^\top
-    \nabla z_{ij}'`: the trace of the kernel over all logits, target beside target (Hutchinson
-    1990).
-
-    Args:
-        logits: one example's logits.
-        labels: its labels; those that are tokens say where.
-        projection: which projections.
-        shift: whether logits at position i predict label i + 1.
-
-    Returns:
-        One output a projection.
+    \nabla z_{ij}'`: the trace of the kernel over all logits, target by target (Hutchinson 1990).
 
     Example:
         >>> two = Projection(num_projections=2)
@@ -245,24 +189,54 @@ def projected_logits(
 def projected_targets(
     labels: Int[Array, "b s"], vocabulary: int, projection: Projection, *, shift: bool
 ) -> Float[np.ndarray, "b k"]:
-    """The targets y of ``projected_logits``: the projections of one-hot codes.
+    """The targets y of ``projected_logits``: the projections of one-hot codes."""
 
-    Args:
-        labels: labels of each example.
-        vocabulary: v.
-        projection: which projections.
-        shift: whether logits at position i predict label i + 1.
-
-    Returns:
-        One row an example.
-
-    Example:
-        >>> projected_targets(np.array([[-100, 1]]), 5, Projection(4), shift=True).shape
-        (1, 4)
-    """
-
-    def of_one(labels: Array) -> Array:
+    def per_example(labels: Array) -> Array:
         codes = jax.nn.one_hot(jnp.roll(labels, -1) if shift else labels, vocabulary)
         return projected_logits(codes, labels, projection, shift=shift)
 
-    return np.asarray(jax.lax.map(of_one, jnp.asarray(labels)))
+    return np.asarray(jax.lax.map(per_example, jnp.asarray(labels)))
+
+
+@dataclasses.dataclass(frozen=True)
+class ReadoutFn:
+    """``f(params, batch) -> (n,) | (n, k)``: a read-out after a model.
+
+    Equal fields make equal functions, so that they share a compiled program.
+    """
+
+    apply_fn: ApplyFn  # params, batch -> logits
+    readout: Readout
+    shift: bool  # logits at position i predict label i + 1
+    label_tokens: tuple[int, ...] = ()  # of label_logits
+    projection: Projection | None = None  # of projected_logits, which has one by default
+
+    def __post_init__(self):
+        if self.readout is Readout.PROJECTED_LOGITS and self.projection is None:
+            object.__setattr__(self, "projection", Projection())  # the way of frozen dataclasses
+
+    def __call__(self, params: Params, batch: Batch) -> Array:
+        """The outputs of each example of ``batch``."""
+        logits = self.apply_fn(params, batch)
+        return jax.vmap(self.per_example)(logits, batch["labels"])
+
+    def per_example(self, logits: Array, labels: Array) -> Array:
+        """The outputs of one example from its logits (s, v) and labels (s,)."""
+        if self.readout is Readout.LABEL_LOGITS:
+            tokens = jnp.asarray(self.label_tokens)
+            return label_logits(logits, labels, tokens, shift=self.shift)
+        if self.projection is not None:
+            return projected_logits(logits, labels, self.projection, shift=self.shift)
+        scalar = {Readout.LOSS: loss, Readout.TARGET_LOGPROB: target_logprob}
+        return scalar[self.readout](logits, labels, shift=self.shift)
+
+    def targets(self, batch: Batch, vocabulary: int, dtype: np.dtype) -> Float[np.ndarray, "n k"]:
+        """The y of each example; ``vocabulary`` counts the logits of a position."""
+        labels = np.asarray(batch["labels"])
+        if self.projection is not None:
+            projected = projected_targets(labels, vocabulary, self.projection, shift=self.shift)
+            return projected.astype(dtype)
+        if self.readout is Readout.LABEL_LOGITS:
+            tokens = np.asarray(self.label_tokens)
+            return one_hot_targets(labels, tokens, shift=self.shift).astype(dtype)
+        return np.zeros((len(labels), 1), dtype)

@@ -3,7 +3,7 @@ r"""Tile store: a kernel in a folder, safe against being killed at any moment.
 A tile is a rectangle :math:`\Theta(X_{rows}, X_{columns})`, one file each; of a symmetric kernel
 only the tiles on and above the diagonal exist.  A file appears whole or not at all (written aside,
 flushed to the disk, renamed) and carries the SHA-256 of its bytes in its name, so that a
-damaged one is noticed and computed again.  The folder belongs to one kernel: ``settings.json``
+damaged one is recognised and computed again.  The folder belongs to one kernel: ``settings.json``
 holds what decides every bit of it, and anything else is refused by the name of what differs.
 
 Several processes share the work through the folder alone: tile i belongs to process i mod p of
@@ -43,7 +43,7 @@ from lensllm_jax.typing import ApplyFn, Array, Params
 logger = logging.getLogger(__name__)
 
 SETTINGS = "settings.json"
-SECONDS_BETWEEN_LOOKS = 0.2
+POLL_SECONDS = 0.2
 PATIENCE_SECONDS = 3600.0  # how long no other process may finish a tile
 _TILE = re.compile(r"tile_(\d+)_(\d+)_([0-9a-f]{64})\.npy")
 
@@ -51,35 +51,28 @@ Rectangle: TypeAlias = tuple[slice, slice]  # rows and columns, such as ``gram.T
 
 
 class TileProgress(NamedTuple):
-    """How far this process is."""
+    """Progress of this process."""
 
     done: int  # tiles of this process that are in the folder
     total: int  # tiles of this process
-    computed: bool  # whether the last one was computed now (else found)
+    computed: bool  # whether the last one was computed by this run
 
 
 @dataclasses.dataclass(frozen=True)
 class TileStore:
-    """A folder that belongs to one kernel.
-
-    Attributes:
-        path: where it is.
-    """
+    """A folder that belongs to one kernel."""
 
     path: Path
-    # names of the files of each tile when the folder was last looked through
+    # names of the files of each tile when the folder was last scanned
     _files: dict[str, list[str]] = dataclasses.field(default_factory=dict, repr=False)
 
     @classmethod
     def open(cls, path: str | Path, settings: Mapping[str, Any]) -> "TileStore":
-        """Opens a new folder, or goes on in one of the same kernel.
+        """Opens a new folder, or resumes one of the same kernel.
 
         Args:
             path: where it is or will be.
             settings: what decides the kernel, as JSON values; see ``kernel_settings``.
-
-        Returns:
-            The store.
 
         Raises:
             UserError: if the path is a file, or holds another kernel or other files.
@@ -96,7 +89,7 @@ class TileStore:
         """Computes the missing tiles of this process and waits for those of the others.
 
         Each tile is an INFO record of this module's logger, with its ``TileProgress`` as the
-        attribute ``tile``: a program far from here can show how far it is.
+        attribute ``tile``, for a program that shows progress.
 
         Args:
             tiles: all tiles of the kernel, in the same order in every process.
@@ -108,32 +101,26 @@ class TileStore:
             TimeoutError: if the other processes stopped; what is stored stays.
         """
         tiles = list(tiles)
-        self._look()
-        mine = tiles[jax.process_index() :: jax.process_count()]
-        for done, tile in enumerate(mine, start=1):
+        self._scan()
+        own = tiles[jax.process_index() :: jax.process_count()]
+        for done, tile in enumerate(own, start=1):
             missing = self._load(tile) is None
             if missing:
                 self._drop(tile)
                 self._write(tile, np.asarray(tile_fn(tile)))
-            progress = TileProgress(done, len(mine), computed=missing)
+            progress = TileProgress(done, len(own), computed=missing)
             logger.info("tile %d of %d, %s", *progress[:2], _stem(tile), extra={"tile": progress})
         self._wait(tiles, patience_seconds)
 
     def read(self, tile: Rectangle) -> np.ndarray:
-        """A stored tile.
-
-        Args:
-            tile: which.
-
-        Returns:
-            Its values, bit for bit as they were computed.
+        """A stored tile, bit for bit as it was computed.
 
         Raises:
             UserError: if it is not in the folder, or damaged.
         """
         values = self._load(tile)
         if values is None:  # another process may have written it since
-            self._look()
+            self._scan()
             values = self._load(tile)
         if values is None:
             raise checks.UserError(
@@ -151,7 +138,7 @@ class TileStore:
         return None
 
     def _drop(self, tile: Rectangle) -> None:
-        """Deletes damaged files of a tile; its process alone does, so that none races."""
+        """Deletes damaged files of a tile; only the process that owns it does."""
         for name in self._files.pop(_stem(tile), ()):
             logger.warning(
                 "%s is damaged (its SHA-256 is not that of its name): computed again",
@@ -167,8 +154,8 @@ class TileStore:
         durable.replace(self.path / name, buffer.getvalue())
         self._files[_stem(tile)] = [name]
 
-    def _look(self) -> None:
-        """Learns which files the folder holds; once for many tiles, for it may hold many."""
+    def _scan(self) -> None:
+        """Lists the folder, once for many tiles, for it may hold many files."""
         self._files.clear()
         for file in self.path.iterdir():
             if named := _TILE.fullmatch(file.name):
@@ -176,18 +163,18 @@ class TileStore:
 
     def _wait(self, tiles: list[Rectangle], patience_seconds: float) -> None:
         """Returns once a file of every tile is there."""
-        wanted, fewest, since = {_stem(tile) for tile in tiles}, len(tiles) + 1, 0.0
-        while missing := wanted - self._files.keys():
+        stems, fewest, since = {_stem(tile) for tile in tiles}, len(tiles) + 1, 0.0
+        while missing := stems - self._files.keys():
             if len(missing) < fewest:
                 fewest, since = len(missing), time.monotonic()
             if time.monotonic() - since > patience_seconds:
                 raise TimeoutError(
                     f"{len(missing)} tiles of other processes, such as {min(missing)}, did not "
                     f"appear in {self.path} for {patience_seconds:g} s: see what stopped them and "
-                    "run the same again, it goes on from here"
+                    "run the same again, it resumes"
                 )
-            time.sleep(SECONDS_BETWEEN_LOOKS)
-            self._look()
+            time.sleep(POLL_SECONDS)
+            self._scan()
 
 
 def kernel_settings(
@@ -197,14 +184,11 @@ def kernel_settings(
 
     Args:
         f: the function; it enters through its program, constants included, and where it is a
-            dataclass by the names of its fields too, so that a refusal can name one.
+            dataclass by the names of its fields too, so that an error can name one.
         params: its parameters.
         x1: examples of the rows.
         x2: examples of the columns, or ``None``.
         **settings: method, block size, read-out and whatever else decides the result.
-
-    Returns:
-        Fingerprints and settings, by the names that a refusal uses.
     """
     # its text names every constant; a jaxpr's leaves the values of arrays out
     program = jax.jit(lambda params, x: f(params, x)).lower(params, x1).as_text()

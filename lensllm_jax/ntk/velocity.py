@@ -1,23 +1,21 @@
 r"""Kernel velocity: how far, and how fast, the kernel moves while a model is fine-tuned.
 
-The NTK loss takes the kernel as frozen.  Whether it is, two numbers say of the kernels
-:math:`\Theta_0` and :math:`\Theta_t` of the same examples, both with the Frobenius norm and inner
-product over all of their entries:
+The NTK loss assumes a constant kernel.  Two numbers compare the kernels :math:`\Theta_0` and
+:math:`\Theta_t` of the same examples, with the Frobenius norm and inner product over all entries:
 
 .. math:: \rho = \frac{\|\Theta_t - \Theta_0\|}{\|\Theta_0\|}, \qquad
           A = \frac{\langle \Theta_t, \Theta_0 \rangle}{\|\Theta_t\| \, \|\Theta_0\|} .
 
 :math:`\rho` sees growth; the alignment :math:`A` sees change of direction alone.  The velocity is
-the kernel distance :math:`1 - A` of two moments over the steps between them (Fort et al. 2020,
+the kernel distance :math:`1 - A` of two states over the steps between them (Fort et al. 2020,
 arXiv 2010.15110, section 3).  Centred alignment is A of :math:`H \Theta H` with
 :math:`H = I - 1 1^\top / n`, which leaves out what the gradients of all examples have in common
 (Cortes et al. 2012, arXiv 1203.0550).
 
 Example:
     >>> import numpy as np
-    >>> from lensllm_jax.ntk.velocity import kernel_alignment, relative_change
     >>> theta = np.diag([1.0, 2.0])
-    >>> relative_change(3 * theta, theta), kernel_alignment(3 * theta, theta)  # it grew, no more
+    >>> relative_change(3 * theta, theta), kernel_alignment(3 * theta, theta)  # growth alone
     (2.0, 1.0)
 """
 
@@ -44,36 +42,22 @@ class KernelVelocity(NamedTuple):
 
 
 def relative_change(theta: Array, theta_0: Array) -> float:
-    r""":math:`\|\Theta_t - \Theta_0\|_F / \|\Theta_0\|_F`.
-
-    Args:
-        theta: the later kernel, (n, m) or (n, m, k, k).
-        theta_0: the earlier one, of the same shape.
-
-    Returns:
-        Zero or above.
+    r""":math:`\rho`, zero or above, of two kernels (n, m) or (n, m, k, k).
 
     Raises:
         UserError: if the shapes differ, an entry is not finite, or ``theta_0`` is zero.
-
-    Example:
-        >>> relative_change(np.eye(2), 2 * np.eye(2))
-        0.5
     """
     later, earlier = _pair(theta, theta_0)
     return float(np.linalg.norm(later - earlier) / np.linalg.norm(earlier))
 
 
 def kernel_alignment(theta: Array, theta_0: Array, *, centred: bool = False) -> float:
-    r"""The cosine :math:`\langle \Theta_t, \Theta_0 \rangle_F / (\|\Theta_t\| \|\Theta_0\|)`.
+    r""":math:`A`, from -1 to 1, of two kernels (n, m) or (n, m, k, k).
 
     Args:
-        theta: the later kernel, (n, m) or (n, m, k, k).
-        theta_0: the earlier one, of the same shape.
-        centred: of the kernels whose features have mean zero over examples, of each output.
-
-    Returns:
-        From -1 to 1; of two kernels of a side each, from 0 to 1.
+        theta: the later kernel.
+        theta_0: the earlier one.
+        centred: remove the mean of the features over examples, of each output.
 
     Raises:
         UserError: if the shapes differ, an entry is not finite, or a kernel is zero (or, to
@@ -104,14 +88,14 @@ def kernel_velocity(
     Args:
         f: ``f(params, x)`` with outputs (n,) or (n, k).
         params_sequence: two or more states, in order; a generator may load one at a time, since
-            only three kernels are held.
+            only three kernels are in memory.
         x: the examples, the same at every state.
-        steps: the optimiser step of each state, ascending.
+        steps: the optimizer step of each state, ascending.
         method: as for ``empirical_ntk``.
         block_size: as for ``empirical_ntk``.
 
     Returns:
-        Change against the first state, and velocity between neighbours.
+        Change since the first state, and velocity between neighbours.
 
     Raises:
         UserError: if steps do not ascend or do not fit the states; and as ``empirical_ntk``.

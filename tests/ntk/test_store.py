@@ -18,9 +18,8 @@ import pytest
 
 from lensllm_jax.checks import UserError
 from lensllm_jax.fingerprint import fingerprint
-from lensllm_jax.ntk.candidate import ReadoutFn
 from lensllm_jax.ntk.gram import assemble, tiles
-from lensllm_jax.ntk.readout import Readout
+from lensllm_jax.ntk.readout import Readout, ReadoutFn
 from lensllm_jax.ntk.store import SETTINGS, TileStore, kernel_settings
 from tests.ntk import cases, stored_kernel
 

@@ -140,3 +140,24 @@ def test_bfloat16_activations_add_up_in_float32():
     assert rounded.dtype == np.float32
     # bfloat16 keeps 8 bits: 2^-8 a rounding, a few of them in a row
     assert 1e-5 < relative_difference(rounded, exact) < 0.1
+
+
+@pytest.mark.parametrize("chunk_size", [4, 1])
+def test_terms_that_read_the_same_states_share_one_array(chunk_size):
+    def f(p, x):
+        q, k = x @ p["q"], x @ p["k"]
+        return jnp.tanh(q * k + (2 * x) @ p["v"]).sum((1, 2))
+
+    params = {name: normal(i, 3, 5) for i, name in enumerate("qkv")}
+    x = normal(3, 4, 2, 3)
+    program = sweeps.trace_program(f, params, x)
+    leaves = jax.tree.leaves(params)
+    block = sweeps.forward_sweep(program, leaves, [x], chunks.Plan(4, chunk_size, None))
+    ((keys, (side,)),) = sweeps.backward_sweep(program, leaves, [block])
+    states = {
+        program.names[leaf]: placed.term.rows
+        for (leaf, _), (placed,) in zip(keys, side, strict=True)
+    }
+    assert states["['q']"] is states["['k']"]
+    assert states["['q']"] is not states["['v']"]  # which reads others
+    assert_close(states["['q']"][:, 0], x)
