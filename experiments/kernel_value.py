@@ -3,23 +3,24 @@ r"""Does the kernel help?  What it adds to a prediction that does without it, at
     python -m experiments.kernel_value --tables=experiments/results --task=pydoc \
         --output_dir=out/kernel-value
 
-Each way of using the kernel is judged against the *same* method without it, candidate by candidate,
+Each way of using the kernel is compared with the *same* method without it, candidate by candidate,
 by the absolute error of the loss predicted at the largest size from 1/budget of it:
 
 * prior: log D_l of the rectified law is drawn around mu + kappa log F; mu, kappa, the spread and
   the noise are fitted to the other candidates' measurements below the same budget.  Control: the
   same prior with kappa = 0.  Prediction: the posterior mean of the log loss.
 * covariates: the log error of a base prediction (rectified, pooled), regressed by ridge on
-  quantities of the kernel (trace and largest eigenvalue an example, decay of F and of the kernel's
+  quantities of the kernel (trace and largest eigenvalue per example, decay of F and of the kernel's
   test residual at the step of the budget, fall of that residual from the smallest n to the
   largest).  The other candidates' full curves are known: a history that one pays for once.
   Controls: their mean error alone; ridge on quantities of the curve.
 
 Everything is leave-one-candidate-out: no number of a candidate beyond the budget enters its own
-prediction.  --output_dir receives predictions.csv (a row a method and candidate) and value.csv: a
-row a method and budget with the mean of |error| - |control's error|, its 95 % bootstrap interval,
-and sign-flip p-values alone and over all rows (experiments/paired.py).  kernel_share is what the
-kernels cost over the fine-tunes paid for: the method with a kernel costs that much more.
+prediction.  --output_dir receives predictions.csv (a row per method and candidate) and value.csv: a
+row per method and budget with the mean of |error| - |control's error|, its 95 % bootstrap interval,
+and sign-flip p-values alone and over all rows (lensllm_jax/paired.py).  kernel_share is the cost of
+the kernels over that of the fine-tunes within the budget: a method with a kernel costs that much
+more.
 F enters Eq 10 itself in experiments/kernel_laws.py.  About a minute on 2 cores.  Expected for
 pydoc: see docs/REPRODUCTION.md.
 """
@@ -34,6 +35,7 @@ import scipy.special
 from jaxtyping import Float
 
 from experiments.common import cli, terminal
+from experiments.common.curves import check_budgets, divisors_of
 from experiments.common.flags import (
     define_budgets,
     define_output_dir,
@@ -57,6 +59,10 @@ LOG_OFFSETS = np.linspace(-6.0, 14.0, 61)  # log D_l: from no pre-power phase to
 PENALTIES = (0.3, 1.0, 3.0, 10.0, 30.0, 100.0)  # of ridge, features of unit variance
 PRIOR_RATES = (Rate.ADAMW, Rate.FASTEST)
 BASES = ("rectified", "pooled")
+PAIRED = {  # field of a comparison -> column of value.csv
+    "mean": "less_control", "low": "low", "high": "high", "better": "better",
+    "p_value": "p_value", "p_family": "p_family",
+}  # fmt: skip
 
 Vector = Float[np.ndarray, " num_candidates"]
 
@@ -76,12 +82,10 @@ class Prediction:
 
 def main(_: Sequence[str]) -> None:
     """Predicts with and without the kernel and writes the comparison."""
-    budgets = [cli.divisor("budgets", text) for text in BUDGETS.value]
+    budgets = divisors_of(BUDGETS.value)
     pool = read_pool(TABLES_FOLDER.value, TASK.value)
-    largest = int(pool.table.sizes[-1])
-    truth = np.log(pool.table.column(largest))
-    for budget in budgets:
-        pool.table.column(largest // budget)
+    check_budgets(pool.table, budgets)
+    truth = np.log(pool.table.column(int(pool.table.sizes[-1])))
     tables = pool_digests(TABLES_FOLDER.value, TASK.value)
     settings = {"task": TASK.value, "budgets": budgets, "tables": tables}
     folder = RunFolder.open(OUTPUT_DIR.value, settings)
@@ -89,35 +93,27 @@ def main(_: Sequence[str]) -> None:
     folder.write_rows("predictions.csv", list(_prediction_rows(pool, predictions)))
     rows = value_rows(pool, predictions, truth)
     folder.write_rows("value.csv", rows)
-    _print(rows)
+    _show(rows)
     print(f"written to {folder.path}")
 
 
 def priors(pool: Pool, budget: int) -> Iterator[Prediction]:
-    """The rectified law under a common prior of D_l, and under one that knows F.
-
-    Args:
-        pool: what was measured.
-        budget: divisor of the largest size.
-
-    Yields:
-        The control, then one prediction a kernel.
-    """
+    """The rectified law under a common prior of D_l (the control), then under priors given F."""
     size = int(pool.table.sizes[-1]) // budget
     squares, log_losses = profile(pool, size)
-    spare = pool.within_budget(size).sum(1) - 3  # B, beta, E
+    degrees_of_freedom = pool.within_budget(size).sum(1) - 3  # B, beta, E
     at_budget = int(np.flatnonzero(pool.table.sizes == size)[0])
 
     def predict(feature: Vector) -> Vector:
         spread = feature.std()
         z = (feature - feature.mean()) / spread if spread > 0 else np.zeros_like(feature)
-        found = []
+        predicted = []
         for i in range(len(z)):
             others = np.arange(len(z)) != i
-            prior = fit_prior(squares[others], spare[others], z[others])
+            prior = fit_prior(squares[others], degrees_of_freedom[others], z[others])
             weights = prior.posterior(squares[i], z[i])
-            found.append(float(weights @ log_losses[i]))
-        return np.array(found)
+            predicted.append(float(weights @ log_losses[i]))
+        return np.array(predicted)
 
     yield Prediction("prior", "", "", budget, predict(np.zeros(len(squares))))
     for rate in PRIOR_RATES:
@@ -125,33 +121,29 @@ def priors(pool: Pool, budget: int) -> Iterator[Prediction]:
             for key in pool.kernels:
                 f = pool.ntk_loss(form, key, rate, budget_size=size)[:, at_budget]
                 uses = f"log F, {form.value}, eta {rate.value}"
-                found = predict(np.log(f))
-                yield Prediction("prior", uses, "", budget, found, key, form is Form.TEST)
+                predicted = predict(np.log(f))
+                yield Prediction("prior", uses, "", budget, predicted, key, form is Form.TEST)
 
 
 def profile(
     pool: Pool, budget_size: int
 ) -> tuple[Float[np.ndarray, "num_candidates c"], Float[np.ndarray, "num_candidates c"]]:
-    """Least squares of the rectified law, and what it predicts, at each held value of log D_l.
-
-    Args:
-        pool: what was measured.
-        budget_size: largest size that a fit reads, examples.
+    """The rectified law fitted up to ``budget_size`` with log D_l fixed at each of LOG_OFFSETS.
 
     Returns:
-        Sums of squared log residuals, and log losses at the largest size.
+        Sums of squared log residuals, and predicted log losses at the largest size.
     """
     count, width = len(pool.table.names), len(LOG_OFFSETS)
     sizes = pool.table.sizes.astype(np.float64)
-    held = np.repeat(np.tile(np.exp(LOG_OFFSETS), count)[:, None], len(sizes), axis=1)
+    fixed = np.repeat(np.tile(np.exp(LOG_OFFSETS), count)[:, None], len(sizes), axis=1)
     fits = fit_laws(
         Law.LENSLLM,
         sizes,
         np.repeat(pool.table.losses, width, axis=0),
-        ntk_loss=held,
+        ntk_loss=fixed,
         weights=np.repeat(pool.within_budget(budget_size), width, axis=0),
     )
-    predicted = fits.predict(sizes[-1:], ntk_loss=held[:, -1:])
+    predicted = fits.predict(sizes[-1:], ntk_loss=fixed[:, -1:])
     return fits.objective.reshape(count, width), np.log(predicted).reshape(count, width)
 
 
@@ -179,64 +171,63 @@ class Prior:
 
 
 def fit_prior(
-    squares: Float[np.ndarray, "n c"], spare: Float[np.ndarray, " n"], z: Float[np.ndarray, " n"]
+    squares: Float[np.ndarray, "n c"],
+    degrees_of_freedom: Float[np.ndarray, " n"],
+    z: Float[np.ndarray, " n"],
 ) -> Prior:
     """The prior that makes the candidates' measurements most likely (empirical Bayes).
 
     Args:
-        squares: of log residuals at each held log D_l.
-        spare: sizes less the parameters that the profile has fitted.
-        z: what the mean of log D_l depends on; all 0 for a common prior.
-
-    Returns:
-        The prior.
+        squares: sums of squared log residuals at each fixed log D_l.
+        degrees_of_freedom: sizes minus the parameters that the profile has fitted.
+        z: the mean of log D_l is linear in it; all 0 for a common prior.
     """
     usable = np.all(np.isfinite(squares), axis=1)
-    squares, spare, z = squares[usable], spare[usable], z[usable]
+    squares, num_residuals, z = squares[usable], degrees_of_freedom[usable].sum(), z[usable]
 
     def minus_log_evidence(at: np.ndarray) -> tuple[float, np.ndarray]:
-        prior = Prior(*at)
-        joint = prior.log_joint(squares, z)
-        log_norm = spare.sum() * prior.log_noise + len(z) * prior.log_spread
-        largest = joint.max(axis=1, keepdims=True)
-        weights = np.exp(joint - largest)
-        total = weights.sum(axis=1, keepdims=True)
-        value = log_norm - (np.log(total) + largest).sum()
-        weights /= total
-        off = LOG_OFFSETS[None] - prior.mean - prior.slope * z[:, None]
-        precision = np.exp(-2 * prior.log_spread)
-        gradient = [
-            spare.sum() - (weights * squares).sum() * np.exp(-2 * prior.log_noise),
-            -(weights * off).sum() * precision,
-            len(z) - (weights * off**2).sum() * precision,
-            -(weights * off * z[:, None]).sum() * precision,
-        ]
-        return float(value), np.array(gradient)
+        return _minus_log_evidence(Prior(*at), squares, num_residuals, z)
 
     # noise of 0.01 % to 30 %; a spread no finer than the grid, none wider than it
     step = float(LOG_OFFSETS[1] - LOG_OFFSETS[0])
     bounds = [(np.log(1e-4), np.log(0.3)), (LOG_OFFSETS[0], LOG_OFFSETS[-1])]
     bounds += [(np.log(step), np.log(20.0)), (-5.0, 5.0) if np.any(z) else (0.0, 0.0)]
     starts = [(np.log(0.01), mean, np.log(2.0), 0.0) for mean in (0.0, 4.0, 8.0)]
-    found = [
+    results = [
         scipy.optimize.minimize(
             minus_log_evidence, start, jac=True, bounds=bounds, method="L-BFGS-B"
         )
         for start in starts
     ]
-    return Prior(*map(float, min(found, key=lambda result: result.fun).x))
+    return Prior(*map(float, min(results, key=lambda result: result.fun).x))
+
+
+def _minus_log_evidence(
+    prior: Prior, squares: np.ndarray, num_residuals: float, z: np.ndarray
+) -> tuple[float, np.ndarray]:
+    """Its value, and its gradient with respect to the fields of the prior."""
+    joint = prior.log_joint(squares, z)
+    log_norm = num_residuals * prior.log_noise + len(z) * prior.log_spread
+    largest = joint.max(axis=1, keepdims=True)
+    weights = np.exp(joint - largest)
+    total = weights.sum(axis=1, keepdims=True)
+    value = log_norm - (np.log(total) + largest).sum()
+    weights /= total
+    off = LOG_OFFSETS[None] - prior.mean - prior.slope * z[:, None]
+    precision = np.exp(-2 * prior.log_spread)
+    gradient = [
+        num_residuals - (weights * squares).sum() * np.exp(-2 * prior.log_noise),
+        -(weights * off).sum() * precision,
+        len(z) - (weights * off**2).sum() * precision,
+        -(weights * off * z[:, None]).sum() * precision,
+    ]
+    return float(value), np.array(gradient)
 
 
 def covariates(pool: Pool, budget: int, truth: Vector) -> Iterator[Prediction]:
     """Base predictions, corrected by what the other candidates' full curves teach.
 
-    Args:
-        pool: what was measured.
-        budget: divisor of the largest size.
-        truth: log losses at the largest size; a candidate's own is never read for it.
-
-    Yields:
-        Controls, then one prediction a set of features.
+    ``truth`` are log losses at the largest size; a candidate's own does not enter its prediction.
     """
     size = int(pool.table.sizes[-1]) // budget
     curve = curve_features(pool, size)
@@ -262,7 +253,7 @@ def covariates(pool: Pool, budget: int, truth: Vector) -> Iterator[Prediction]:
 
 
 def curve_features(pool: Pool, budget_size: int) -> Float[np.ndarray, "num_candidates 3"]:
-    """Fall of the log loss so far, its last slope an octave, and the log loss at the budget."""
+    """Fall of the log loss so far, its last slope per octave, and the log loss at the budget."""
     logs = np.log(pool.table.up_to(budget_size).losses)
     return np.column_stack([logs[:, 0] - logs[:, -1], logs[:, -2] - logs[:, -1], logs[:, -1]])
 
@@ -270,7 +261,7 @@ def curve_features(pool: Pool, budget_size: int) -> Float[np.ndarray, "num_candi
 def kernel_features(
     pool: Pool, key: tuple[str, int], budget_size: int
 ) -> Float[np.ndarray, "num_candidates 5"]:
-    """Trace and largest eigenvalue an example, decays at the budget's step, fall with n; logs."""
+    """Trace and largest eigenvalue per example, decays at the budget's step, fall with n; logs."""
     at = int(np.flatnonzero(pool.table.sizes == budget_size)[0])
 
     def decay(form: Form, which: tuple[str, int]) -> Vector:
@@ -291,26 +282,19 @@ def kernel_features(
 
 
 def left_out_ridge(features: Float[np.ndarray, "n f"], errors: Vector) -> Vector:
-    """Each candidate's error as ridge on the others predicts it.
-
-    Args:
-        features: none, or some columns; standardised by the others' mean and deviation.
-        errors: of the base prediction.
-
-    Returns:
-        One a candidate; with no features the others' mean.
+    """Each candidate's error as ridge on the others predicts it; without features, their mean.
 
     Example:
         >>> left_out_ridge(np.zeros((3, 0)), np.array([1.0, 2.0, 6.0]))
         array([4. , 3.5, 1.5])
     """
     rows = np.arange(len(errors))
-    found = []
+    predicted = []
     for i in rows:
         x, y = features[rows != i], errors[rows != i]
         inner = [np.sum((_ridge_predictions(x, y, penalty) - y) ** 2) for penalty in PENALTIES]
-        found.append(_ridge(x, y, features[i], PENALTIES[int(np.argmin(inner))]))
-    return np.array(found)
+        predicted.append(_ridge(x, y, features[i], PENALTIES[int(np.argmin(inner))]))
+    return np.array(predicted)
 
 
 def _ridge_predictions(x: np.ndarray, y: np.ndarray, penalty: float) -> np.ndarray:
@@ -347,67 +331,64 @@ def _columns(p: Prediction) -> dict[str, Any]:
 def value_rows(
     pool: Pool, predictions: Sequence[Prediction], truth: Vector
 ) -> list[dict[str, Any]]:
-    """A row a method and budget: its error, and the difference from its control's.
-
-    Args:
-        pool: whose candidates they are.
-        predictions: with their controls.
-        truth: log losses at the largest size.
-
-    Returns:
-        Rows; a control has no difference.
-    """
-    largest = int(pool.table.sizes[-1])
+    """Rows of value.csv; a control has no difference."""
     errors = [np.abs(np.exp(p.log_losses) - np.exp(truth)) for p in predictions]
     of_control = {
         (p.method, p.uses, p.budget): error
         for p, error in zip(predictions, errors, strict=True)
         if p.key is None
     }
-    with_kernel = [i for i, p in enumerate(predictions) if p.key is not None]
     differences = [
-        errors[i] - of_control[predictions[i].method, predictions[i].control, predictions[i].budget]
-        for i in with_kernel
+        error - of_control[p.method, p.control, p.budget]
+        for p, error in zip(predictions, errors, strict=True)
+        if p.key is not None
     ]
-    found = paired(np.array(differences))
-    rows = []
-    for i, (p, error) in enumerate(zip(predictions, errors, strict=True)):
-        share = 0.0
-        if p.key:
-            share = pool.kernel_share(p.key, largest // p.budget, with_test=p.with_test)
-        row = {
+    compared = iter(_paired_columns(np.array(differences)))
+    return [
+        {
             **_columns(p),
-            "kernel_share": f"{share:.3g}",
+            "kernel_share": f"{_kernel_share(pool, p):.3g}",
             "mean_error": f"{error.mean():.6g}",
             "pearson": f"{pearson_correlation(np.exp(p.log_losses), np.exp(truth)):.4g}",
-            **dict.fromkeys(("less_control", "low", "high", "better", "p_value", "p_family"), ""),
+            **(dict.fromkeys(PAIRED.values(), "") if p.key is None else next(compared)),
         }
-        if p.key:
-            at = with_kernel.index(i)
-            columns = ("mean", "low", "high", "better", "p_value", "p_family")
-            values = {name: f"{getattr(found, name)[at]:.4g}" for name in columns}
-            row |= {("less_control" if name == "mean" else name): v for name, v in values.items()}
-        rows.append(row)
-    return rows
+        for p, error in zip(predictions, errors, strict=True)
+    ]
 
 
-def _print(rows: Sequence[dict[str, Any]]) -> None:
+def _kernel_share(pool: Pool, p: Prediction) -> float:
+    if p.key is None:
+        return 0.0
+    size = int(pool.table.sizes[-1]) // p.budget
+    return pool.kernel_share(p.key, size, with_test=p.with_test)
+
+
+def _paired_columns(differences: np.ndarray) -> Iterator[dict[str, str]]:
+    """Of each prediction with a kernel."""
+    result = paired(differences)
+    for i in range(len(differences)):
+        yield {column: f"{getattr(result, name)[i]:.4g}" for name, column in PAIRED.items()}
+
+
+def _show(rows: Sequence[dict[str, Any]]) -> None:
     """Per method: how often the kernel helped, and whether one comparison stands alone."""
     groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for row in rows:
         groups.setdefault((row["method"], row["uses"]), []).append(row)
-    shown = terminal.table("|error| in nats per token at the largest size; difference from control")
-    for name in ("method", "uses", "rows", "mean |error|", "difference", "helped", "p < 0.05"):
-        shown.add_column(name, justify="left" if name in ("method", "uses") else "right")
-    for (method, uses), mine in groups.items():
-        mean = float(np.mean([float(row["mean_error"]) for row in mine]))
-        compared = [row for row in mine if row["less_control"]]
+    shown = terminal.table(
+        "|error| in nats per token at the largest size; difference from control",
+        left=["method", "uses"],
+        right=["rows", "mean |error|", "difference", "helped", "p < 0.05"],
+    )
+    for (method, uses), group in groups.items():
+        mean = float(np.mean([float(row["mean_error"]) for row in group]))
+        compared = [row for row in group if row["less_control"]]
         cells = ["", "", ""]
         if compared:
             values = np.array([float(row["less_control"]) for row in compared])
             sure = sum(float(row["p_value"]) < 0.05 for row in compared)
             cells = [f"{values.mean():+.4f}", f"{(values < 0).sum()}", f"{sure}"]
-        shown.add_row(method, uses or "(control)", str(len(mine)), f"{mean:.4f}", *cells)
+        shown.add_row(method, uses or "(control)", str(len(group)), f"{mean:.4f}", *cells)
     terminal.show(shown)
     compared = [row for row in rows if row["less_control"]]
     best = min(compared, key=lambda row: float(row["p_family"]))
