@@ -3,8 +3,8 @@ r"""Measures the kernels of a pool once, and keeps the few numbers that the laws
     python -m experiments.kernel_spectra --candidates=zoo --task=pydoc --output_dir=out/kernels
 
 At pretrained weights, on the first n training examples of the nested order and the first
---num_test_examples of the test set, one structured kernel a candidate and read-out; a smaller n is
-a leading block of it.  Read-outs: target_logprob (loss has the same kernel and the residual of
+--num_test_examples of the test set, one structured kernel per candidate and read-out; a smaller n
+is a leading block of it.  Read-outs: target_logprob (loss has the same kernel and the residual of
 opposite sign, hence the same F) and label_logits, the logits of the --num_labels most common first
 target tokens.  --output_dir receives
 
@@ -14,7 +14,7 @@ target tokens.  --output_dir receives
 * <task>_kernels.csv: trace, largest eigenvalue, |mean gradient|^2 (the released code's scalar
   "kernel"), and FLOPs of the kernel alone and with the test columns.
 
-A candidate that is finished is not measured again.  About 11 min for the bundled pool on two
+The same command resumes.  About 11 min for the bundled pool on two
 busy cores.  Expected on pydoc: F(0), the sum of the projections, of target_logprob and n = 64 is
 1,600 to 3,900 nats^2, and 6,600 for zoo/mt5-xs.
 """
@@ -76,19 +76,18 @@ def main(_: Sequence[str]) -> None:
         "num_labels": NUM_LABELS.value,
     }
     folder = RunFolder.open(FLAGS.output_dir, settings)
-    pieces = []
+    rows: list[dict[str, Any]] = []
     with Progress(total=float(len(names)), quiet=FLAGS.quiet) as progress:
         for name in names:
             path = f"kernels/{slug_of(name)}.json"
             progress.at(0.0, f"{name}: kernels")
             if not folder.has(path):
-                rows = list(_kernels(name, task, config, readouts))
-                folder.write_json(path, {"rows": rows})
+                measured = list(_kernels(name, task, config, readouts))
+                folder.write_json(path, {"rows": measured})
                 progress.finish(1.0, f"{name}: kernels measured")
             else:
                 progress.skip(1.0)
-            pieces.append(folder.read_json(path))
-    rows = [row for piece in pieces for row in piece["rows"]]
+            rows += folder.read_json(path)["rows"]
     stem = slug_of(task.name)
     folder.write_rows(f"{stem}_spectra.csv", [_spectrum_row(row) for row in rows])
     folder.write_rows(f"{stem}_flow.csv", [flow for row in rows for flow in _flow_rows(row)])
@@ -97,16 +96,10 @@ def main(_: Sequence[str]) -> None:
 
 
 def sample_sizes(task: Task) -> dict[Readout, list[int]]:
-    """The numbers of examples that the flags ask for, by read-out.
-
-    Args:
-        task: which must have as many.
-
-    Returns:
-        Ascending; empty where a read-out is left out.
+    """Numbers of examples by read-out, ascending; none where a read-out is left out.
 
     Raises:
-        UserError: if a flag asks for what cannot be.
+        UserError: naming the flag at fault.
     """
     checks.positive("num_test_examples", NUM_TEST_EXAMPLES.value)
     checks.positive("num_labels", NUM_LABELS.value)
@@ -131,7 +124,7 @@ def _ascending(name: str, texts: Sequence[str], task: Task) -> list[int]:
 def _kernels(
     name: str, task: Task, config: MeasurementConfig, readouts: dict[Readout, list[int]]
 ) -> Iterator[dict[str, Any]]:
-    """One row a read-out and sample size of one candidate."""
+    """One row per read-out and sample size of one candidate."""
     candidate = load_candidate(name)
     measurement = Measurement(candidate, task, config=config)
     # the test set in its own nested order, encoded as training examples are
@@ -163,15 +156,9 @@ def _kernels(
 
 
 def common_first_tokens(batch: Batch, count: int, *, shift: bool) -> tuple[int, ...]:
-    """The most common first target tokens of a batch.
+    """The most common first target tokens of a batch, the most common first, ties by token.
 
-    Args:
-        batch: with ``labels``.
-        count: how many.
-        shift: whether logits at a position predict the next label.
-
-    Returns:
-        Tokens, the most common first, ties by token.
+    ``shift``: whether the logits at a position predict the next label.
 
     Example:
         >>> labels = np.array([[-100, 7], [-100, 7], [-100, 5], [-100, 9]])
@@ -185,19 +172,11 @@ def common_first_tokens(batch: Batch, count: int, *, shift: bool) -> tuple[int, 
 
 
 def quantities(kernel: CandidateNtk, n: int, *, num_train: int) -> dict[str, Any]:
-    r"""What is kept of the kernel on its first n training rows; test rows follow ``num_train``.
+    r"""A summary of the kernel on its first n training rows; test rows follow ``num_train``.
 
     .. math::
         \tfrac1m |r_t(x)|^2, \qquad
         \log \sum_i \Big(\sum_j e^{-\eta t \Theta_{ij}} r_j\Big)^2 \text{ (elementwise)}
-
-    Args:
-        kernel: of training rows, then test rows.
-        n: how many training rows count.
-        num_train: how many there are.
-
-    Returns:
-        JSON values.
     """
     rows, test = slice(0, n), slice(num_train, kernel.num_examples)
     theta, residual = kernel.theta[rows, rows], kernel.residual[rows]
@@ -224,19 +203,9 @@ def quantities(kernel: CandidateNtk, n: int, *, num_train: int) -> dict[str, Any
 
 
 def elementwise_log_loss(theta: np.ndarray, residual: np.ndarray, times: np.ndarray) -> np.ndarray:
-    r"""Logarithm of F with the exponential taken entry by entry, which is no matrix exponential.
+    r"""Logarithm of F with the exponential taken entry by entry, at each time :math:`\eta t`.
 
-    Args:
-        theta: the kernel, (n, n).
-        residual: :math:`f_0 - y`, (n,).
-        times: :math:`\eta t`.
-
-    Returns:
-        One a time; in logarithms, because negative entries of the kernel overflow.
-
-    Example:
-        >>> np.exp(elementwise_log_loss(np.eye(2), np.ones(2), np.zeros(1)))  # entries of 1
-        array([8.])
+    Logarithms, because negative entries of the kernel overflow.
     """
     logs = []
     for time in times:
@@ -282,9 +251,8 @@ def _flow_rows(row: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 def _kernel_row(row: dict[str, Any]) -> dict[str, Any]:
-    kept = ("trace", "mean_gradient_squared", "flops", "flops_with_test")
-    largest = row["eigenvalues"][-1]
-    values = {"largest_eigenvalue": largest, **{k: row[k] for k in kept}}
+    columns = ("trace", "mean_gradient_squared", "flops", "flops_with_test")
+    values = {"largest_eigenvalue": row["eigenvalues"][-1], **{k: row[k] for k in columns}}
     return {**_key(row), **{k: f"{v:.6g}" for k, v in values.items()}}
 
 

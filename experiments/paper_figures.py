@@ -3,7 +3,7 @@
     python -m experiments.paper_figures --tables=experiments/results --output_dir=out/figures
 
 or `make figures`.  Nothing is measured, fitted or drawn at random here: the same tables give the
-same bytes.  --output_dir receives one PNG a figure; one that is there is made again.  Under a
+same bytes.  --output_dir receives one PNG per figure; one that is there is made again.  Under a
 minute on 2 cores.  Expected: Figures 2 to 4, Tables 3 and 5 to 7, and three of each task's kernels.
 """
 
@@ -51,14 +51,7 @@ def main(_: Sequence[str]) -> None:
 
 
 def figures_of(tables: Path) -> Iterator[tuple[str, Callable[[], bytes]]]:
-    """The name of each figure that the folder's tables allow, and what draws it.
-
-    Args:
-        tables: the folder.
-
-    Yields:
-        Names and functions; nothing is drawn before one is called.
-    """
+    """The name of each figure that the folder's tables allow, and a function that draws it."""
     for path in sorted(tables.glob("phases_*.csv")):
         for task, rows in _by_task(read_rows(path)).items():
             losses = tables / f"{task}.csv"
@@ -100,10 +93,10 @@ def _short(task: str) -> str:
 
 
 def _by_task(rows: Rows) -> dict[str, Rows]:
-    found: dict[str, Rows] = {}
+    by_task: dict[str, Rows] = {}
     for row in rows:
-        found.setdefault(row["task"], []).append(row)
-    return found
+        by_task.setdefault(row["task"], []).append(row)
+    return by_task
 
 
 def _spectra(rows: Rows) -> bytes:
@@ -117,32 +110,32 @@ def _spectra(rows: Rows) -> bytes:
 
 def _kernel_laws(rows: Rows, task: str) -> bytes:
     """Held-out differences of the laws with F measured, by what stands in the place of F."""
-    kept = [
+    compared = [
         {**row, "mean": row["less_rectified"]}
         for row in rows
         if float(row["budget_fraction"]) < 1 and row["less_rectified"] and row["readout"]
     ]
-    groups = _grouped(kept, lambda row: f"{row['form']}, F {UNITS[row['unit']]}")
+    groups = _grouped(compared, lambda row: f"{row['form']}, F {UNITS[row['unit']]}")
     return paper_plots.differences_figure(
-        kept,
+        compared,
         groups=groups,
-        x_label="RMSE less rectified's (nats/token)",
+        x_label="RMSE minus rectified's (nats/token)",
         title=f"{task}: Eq 10 with F measured, held out (left of 0: F helps)",
     )
 
 
 def _kernel_value(rows: Rows, task: str) -> bytes:
     """Differences that the kernel makes to a method that does without it."""
-    kept = [{**row, "mean": row["less_control"]} for row in rows if row["less_control"]]
+    compared = [{**row, "mean": row["less_control"]} for row in rows if row["less_control"]]
     groups = _grouped(
-        kept,
+        compared,
         lambda row: "prior of D_l from F" if row["method"] == "prior"
         else f"{row['uses']} on {row['method'].removeprefix('covariates of ')}",
     )  # fmt: skip
     return paper_plots.differences_figure(
-        kept,
+        compared,
         groups=groups,
-        x_label="|error| less control's (nats/token)",
+        x_label="|error| minus control's (nats/token)",
         title=f"{task}: what the kernel adds to a prediction without it (left of 0: it helps)",
     )
 

@@ -1,6 +1,6 @@
 r"""F from committed tables: kernels of a pool, measured once, as numbers that a law can read.
 
-X is the same n examples for every training-set size D, so that F(0) = |f0 - y|^2 is one number a
+X is the same n examples for every training-set size D, so that F(0) = |f0 - y|^2 is one number per
 candidate; a sum over the D examples of each subset would be 0 at D = 0 and Eq 10 infinite there.
 The time of a size is the step at which its fine-tune was best; sizes beyond the budget have none
 yet and take the last one's in proportion to D, as steps at a fixed number of passes are.  Eta is
@@ -76,15 +76,7 @@ class Kernel:
         return float(self.eigenvalues.max())
 
     def loss(self, form: Form, time: Float[np.ndarray, " m"]) -> Float[np.ndarray, " m"]:
-        """F, or what stands in its place.
-
-        Args:
-            form: which.
-            time: eta t; 0 or more.
-
-        Returns:
-            One positive number a time.
-        """
+        """F, or what stands in its place, at each ``time`` eta t >= 0; positive."""
         if form is Form.MATRIX:
             value = np.exp(-2.0 * np.multiply.outer(time, self.eigenvalues)) @ self.projections
         elif form is Form.SCALAR:
@@ -108,7 +100,7 @@ class Pool:
     steps: Float[np.ndarray, "num_candidates num_sizes"]  # of the best checkpoint; 0 at D = 0
     learning_rate: float  # of every fine-tune
     fine_tune_flops: Float[np.ndarray, "num_candidates num_sizes"]
-    kernels: dict[tuple[str, int], tuple[Kernel, ...]]  # read-out, n -> one a candidate
+    kernels: dict[tuple[str, int], tuple[Kernel, ...]]  # read-out, n -> one per candidate
 
     def within_budget(self, budget_size: int) -> Float[np.ndarray, "num_candidates num_sizes"]:
         """Weight 1 for losses that a budget measures, 0 for the rest."""
@@ -137,11 +129,11 @@ class Pool:
             form: what stands in the place of F.
             key: read-out and n.
             rate: what eta is.
-            budget_size: the largest size paid for, examples.
+            budget_size: the largest size within the budget, examples.
             multiple: of 1 / lambda_max, for ``Rate.FITTED``.
 
         Returns:
-            Positive numbers, the square of the read-out's unit.
+            Positive numbers, in the square of the read-out's unit.
         """
         steps = self.known_steps(budget_size)
         rows = []
@@ -158,20 +150,13 @@ class Pool:
     def kernel_share(
         self, key: tuple[str, int], budget_size: int, *, with_test: bool = False
     ) -> float:
-        """FLOPs of the pool's kernels over those of its fine-tunes up to a budget.
+        """FLOPs of the pool's kernels over those of its fine-tunes up to ``budget_size``.
 
-        Args:
-            key: read-out and n.
-            budget_size: the largest size paid for, examples.
-            with_test: whether the kernel's columns of the test examples are read too.
-
-        Returns:
-            A share.
+        ``key`` is read-out and n; ``with_test`` counts the columns of the test examples too.
         """
-        paid = self.fine_tune_flops[:, self.table.sizes <= budget_size].sum()
-        kernels = self.kernels[key]
-        spent = sum(kernel.flops_with_test if with_test else kernel.flops for kernel in kernels)
-        return spent / float(paid)
+        fine_tunes = self.fine_tune_flops[:, self.table.sizes <= budget_size].sum()
+        kernels = sum(k.flops_with_test if with_test else k.flops for k in self.kernels[key])
+        return kernels / float(fine_tunes)
 
 
 def pool_digests(folder: str | Path, task: str) -> dict[str, str]:
@@ -182,15 +167,8 @@ def pool_digests(folder: str | Path, task: str) -> dict[str, str]:
 def read_pool(folder: str | Path, task: str) -> Pool:
     """The tables <task>_losses, _ledger, _spectra, _flow and _kernels (CSV) of a folder.
 
-    Args:
-        folder: where they are.
-        task: what their names start with.
-
-    Returns:
-        The pool; its fine-tunes all have one learning rate.
-
     Raises:
-        UserError: naming the table and what it lacks.
+        UserError: naming the table and what it lacks, or if learning rates differ.
     """
     stem = Path(folder) / task
     table = read_loss_table(f"{stem}_losses.csv", task=task)
@@ -215,14 +193,14 @@ def _read_kernels(stem: Path, names: Sequence[str]) -> dict[tuple[str, int], tup
     for row in read_rows(f"{stem}_flow.csv"):
         flow.setdefault(_key(row), []).append(row)
     summary = {_key(row): row for row in read_rows(f"{stem}_kernels.csv")}
-    found = {}
+    kernels = {}
     for row in read_rows(f"{stem}_spectra.csv"):
         key = _key(row)
         columns = {
             name: np.array([float(at[name]) for at in flow[key]])
             for name in ("scaled_time", "test_mean_square", "elementwise_log_loss")
         }
-        found[key] = Kernel(
+        kernels[key] = Kernel(
             eigenvalues=np.array(row["eigenvalues"].split(), np.float64),
             projections=np.array(row["projections"].split(), np.float64),
             mean_gradient_squared=float(summary[key]["mean_gradient_squared"]),
@@ -233,15 +211,15 @@ def _read_kernels(stem: Path, names: Sequence[str]) -> dict[tuple[str, int], tup
             flops=float(summary[key]["flops"]),
             flops_with_test=float(summary[key]["flops_with_test"]),
         )
-    kinds = sorted({key[1:] for key in found}, key=lambda kind: (kind[0] == "label_logits", kind))
+    kinds = sorted({key[1:] for key in kernels}, key=lambda kind: (kind[0] == "label_logits", kind))
     for kind in kinds:
         for name in names:
-            if (name, *kind) not in found:
+            if (name, *kind) not in kernels:
                 raise checks.UserError(
                     f"{stem}_spectra.csv must hold a kernel of every candidate, got none of "
                     f"{name} for {kind[0]}, n = {kind[1]}"
                 )
-    return {kind: tuple(found[(name, *kind)] for name in names) for kind in kinds}
+    return {kind: tuple(kernels[(name, *kind)] for name in names) for kind in kinds}
 
 
 def _key(row: dict[str, str]) -> tuple[str, str, int]:

@@ -251,16 +251,7 @@ def differences_figure(
     for axes, (label, indices) in zip(panels, groups.items(), strict=True):
         ranked = sorted((rows[i] for i in indices), key=lambda row: float(row["mean"]))
         for i, budget in enumerate(budgets):
-            points = [
-                (at, *(float(row[k]) for k in ("mean", "low", "high")))
-                for at, row in enumerate(ranked)
-                if float(row["budget_fraction"]) == budget
-            ]
-            if points:
-                at, mean, low, high = map(np.array, zip(*points, strict=True))
-                colour, marker = colour_of(i)["color"], "os^D"[i % 4]
-                axes.hlines(at, low, high, color=colour, linewidth=1, alpha=0.6)
-                axes.plot(mean, at, marker, color=colour, markersize=4, label=f"1/{1 / budget:.0f}")
+            _draw_intervals(axes, ranked, budget, color=colour_of(i)["color"], marker="os^D"[i % 4])
         axes.axvline(0.0, color=DATA, linewidth=0.8)
         axes.set_xscale("symlog", linthresh=0.01)
         left, right = axes.get_xlim()
@@ -275,6 +266,19 @@ def differences_figure(
     _legend_below(figure, panels, title="predicted from")
     figure.suptitle(title)
     return as_png(figure)
+
+
+def _draw_intervals(axes: Axes, ranked: Rows, budget: float, *, color: str, marker: str) -> None:
+    """The differences of one budget, each at its rank among those of all budgets."""
+    points = [
+        (rank, *(float(row[k]) for k in ("mean", "low", "high")))
+        for rank, row in enumerate(ranked)
+        if float(row["budget_fraction"]) == budget
+    ]
+    if points:
+        rank, mean, low, high = map(np.array, zip(*points, strict=True))
+        axes.hlines(rank, low, high, color=color, linewidth=1, alpha=0.6)
+        axes.plot(mean, rank, marker, color=color, markersize=4, label=f"1/{1 / budget:.0f}")
 
 
 def _fractions(rows: Rows, task: str) -> list[float]:
