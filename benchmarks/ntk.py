@@ -4,12 +4,12 @@ Command (minutes on 2 cores: 4 for the default rows, 25 with --rows=all):
 
     python -m benchmarks.ntk --output=out/ntk.csv
 
-Each measurement runs in a process of its own: ``ntk_cost`` foretells (the columns ``said_seconds``
+Each measurement runs in a process of its own: ``ntk_cost`` estimates (the columns ``said_seconds``
 and ``said_gb``), the kernel is computed once to compile, then ``--repeats`` times; the table gives
-the median of the seconds and the largest resident memory of the process above what it held before
-all that (the bare process: Python, JAX, the weights and the batch).
+the median of the seconds and the largest resident memory of the process above that of the bare
+process (Python, JAX, the weights and the batch).
 
-The floor of a row is the least arithmetic that the exact kernel needs by the structured route
+The floor of a row is the least arithmetic that the exact kernel needs by the structured method
 (``lensllm_jax.ntk.cost.least_flops``: a forward pass, a backward pass to the states only, and for
 each matrix the cheaper contraction of half a symmetric kernel), over the median rate of a 2048 x
 2048 float32 matrix product, just before and just after (``gflops_matmul``; the best of those calls
@@ -62,33 +62,26 @@ ROWS: dict[str, list[Shape]] = {
     "label logits": [SMALL._replace(readout="label_logits", k=8, n=n) for n in (16, 32)],
     "gpt2": [GPT2],
 }
-# A Jacobian of more bytes than this is not tried: what is held at the peak would not fit.
+# A Jacobian of more bytes than this is skipped: the peak would not fit.
 MOST_JACOBIAN_BYTES = 5e9
-# Nor are more products with a vector, one a pair of outputs: they would take minutes each.
+# So are more products with a vector, one per pair of outputs: they would take minutes each.
 MOST_PAIRS = 32**2
 
 
-class Measured(NamedTuple):
-    """One measurement."""
+class Measurement(NamedTuple):
+    """One kernel, estimated and computed."""
 
     seconds: list[float]
-    first_seconds: float  # the first run, which compiles what the trial has not
+    first_seconds: float  # the first run, which compiles what the probes did not
     peak_bytes: int  # of the process, above the bare process
     bare_bytes: int
-    said_seconds: float
-    said_bytes: int
+    estimated_seconds: float
+    estimated_bytes: int
     theta_sum: float
 
 
 def model_config(shape: Shape) -> Any:
-    """The model of a row.
-
-    Args:
-        shape: the row.
-
-    Returns:
-        A decoder's or an encoder-decoder's config.
-    """
+    """The config of a row's decoder or encoder-decoder."""
     from lensllm_jax.models.decoder import DecoderConfig
     from lensllm_jax.models.families import bart, t5
 
@@ -122,14 +115,7 @@ def model_config(shape: Shape) -> Any:
 
 
 def problem(shape: Shape) -> tuple[Any, Any, dict]:
-    """A model with random weights and a batch of random tokens.
-
-    Args:
-        shape: what to make.
-
-    Returns:
-        f, its parameters and the batch.
-    """
+    """The read-out of a model with random weights, its parameters, a batch of random tokens."""
     import jax
     import numpy as np
 
@@ -154,17 +140,8 @@ def problem(shape: Shape) -> tuple[Any, Any, dict]:
     return f, init(jax.random.key(0)), batch
 
 
-def measure(shape: Shape, method: str, repeats: int) -> Measured:
-    """Times one kernel in this process.
-
-    Args:
-        shape: the problem.
-        method: the algorithm.
-        repeats: timed runs after the first.
-
-    Returns:
-        What was seen.
-    """
+def measure(shape: Shape, method: str, repeats: int) -> Measurement:
+    """Times one kernel in this process, ``repeats`` times after the first."""
     import jax
 
     from lensllm_jax.ntk.candidate import peak_bytes
@@ -174,62 +151,40 @@ def measure(shape: Shape, method: str, repeats: int) -> Measured:
     f, params, batch = problem(shape)
     jax.block_until_ready(params)
     bare = resident_bytes()
-    said = ntk_cost(f, params, batch, method=method)
+    cost = ntk_cost(f, params, batch, method=method)
     seconds = []
     for _ in range(repeats + 1):
         start = time.perf_counter()
         theta = empirical_ntk(f, params, batch, method=method)
         seconds.append(time.perf_counter() - start)
     peak = peak_bytes()
-    return Measured(
-        seconds[1:], seconds[0], peak - bare, bare, said.seconds, said.bytes, float(theta.sum())
+    return Measurement(
+        seconds[1:], seconds[0], peak - bare, bare, cost.seconds, cost.bytes, float(theta.sum())
     )
 
 
 def resident_bytes() -> int:
-    """Memory that this process needs now, by Linux's account.
+    """Bytes that this process needs now, by Linux's account.
 
-    What it has freed goes back first: making the weights leaves a heap that a kernel would use
-    without being seen to.
-
-    Returns:
-        Bytes.
+    Freed memory goes back first: making the weights leaves a heap that a kernel would use unseen.
     """
     ctypes.CDLL(None).malloc_trim(0)
     pages = int(pathlib.Path("/proc/self/statm").read_text().split()[1])
     return pages * resource.getpagesize()
 
 
-def measured_apart(shape: Shape, method: str, repeats: int) -> Measured:
-    """The same, in a process of its own.
-
-    Args:
-        shape: the problem.
-        method: the algorithm.
-        repeats: timed runs after the first.
-
-    Returns:
-        What that process saw.
-    """
+def measure_in_subprocess(shape: Shape, method: str, repeats: int) -> Measurement:
+    """``measure`` in a process of its own."""
     command = [
         sys.executable, "-m", "benchmarks.ntk", f"--repeats={repeats}",
         f"--measure={json.dumps([method, shape])}",
     ]  # fmt: skip
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-    return Measured(**json.loads(done.stdout.splitlines()[-1]))
+    return Measurement(**json.loads(done.stdout.splitlines()[-1]))
 
 
 def table(rows: list[Shape], methods: list[str], repeats: int) -> list[dict]:
-    """All measurements, printed as they come.
-
-    Args:
-        rows: problems.
-        methods: algorithms.
-        repeats: timed runs of each.
-
-    Returns:
-        One record a measurement.
-    """
+    """All measurements, printed as they come: one record per measurement."""
     import jax
 
     from lensllm_jax.ntk.cost import least_flops
@@ -241,53 +196,69 @@ def table(rows: list[Shape], methods: list[str], repeats: int) -> list[dict]:
         least = least_flops(f, params, batch)
         num_params = sum(leaf.size for leaf in jax.tree.leaves(params))
         for method in methods:
-            jacobian_bytes = 4 * shape.n * shape.k * num_params
-            if method == "jacobian_contraction" and jacobian_bytes > MOST_JACOBIAN_BYTES:
-                print(f"{method} left out: its Jacobian alone is {jacobian_bytes / 1e9:.0f} GB")
-                continue
-            pairs = (shape.n * shape.k) ** 2
-            if method == "ntk_vector_products" and pairs > MOST_PAIRS:
-                print(f"{method} left out: {pairs} pairs of outputs, a product each")
+            if reason := reason_to_skip(shape, method, num_params):
+                print(f"{method} skipped: {reason}")
                 continue
             rates = matmul_rates(2048)
-            seen = measured_apart(shape, method, repeats)
+            measured = measure_in_subprocess(shape, method, repeats)
             rates += matmul_rates(2048)
-            seconds, rate = statistics.median(seen.seconds), statistics.median(rates)
-            floor = least / rate
-            record = {
-                **shape._asdict(), "method": method, "seconds": round(seconds, 3),
-                "first_seconds": round(seen.first_seconds, 2),
-                "peak_gb": round(seen.peak_bytes / 1e9, 3),
-                "bare_gb": round(seen.bare_bytes / 1e9, 3),
-                "said_seconds": round(seen.said_seconds, 3),
-                "said_gb": round(seen.said_bytes / 1e9, 3),
-                "floor_seconds": round(floor, 3), "times_floor": round(seconds / floor, 2),
-                "gflops_matmul": round(rate / 1e9), "gflops_best": round(max(rates) / 1e9),
-                "theta_sum": seen.theta_sum,
-            }  # fmt: skip
-            print(
-                f"{shape.family:<4} {num_params / 1e6:5.1f} M s={shape.s:<3} "
-                f"n={shape.n:<4} k={shape.k} {method:<21} {seconds:8.2f} s "
-                f"({seconds / floor:5.2f} x floor) {record['peak_gb']:7.2f} GB "
-                f"(said {seen.said_seconds:.2f} s {seen.said_bytes / 1e9:.2f} GB) "
-                f"first {seen.first_seconds:.1f} s",
-                flush=True,
-            )
-            records.append(record)
+            records.append(record(shape, method, measured, least, rates))
+            print(line(shape, method, num_params, measured, records[-1]), flush=True)
     return records
 
 
+def reason_to_skip(shape: Shape, method: str, num_params: int) -> str | None:
+    """Why a row is out of reach of a method; None if it is not."""
+    jacobian_bytes = 4 * shape.n * shape.k * num_params
+    if method == "jacobian_contraction" and jacobian_bytes > MOST_JACOBIAN_BYTES:
+        return f"its Jacobian alone is {jacobian_bytes / 1e9:.0f} GB"
+    pairs = (shape.n * shape.k) ** 2
+    if method == "ntk_vector_products" and pairs > MOST_PAIRS:
+        return f"{pairs} pairs of outputs, a product each"
+    return None
+
+
+def record(
+    shape: Shape, method: str, measured: Measurement, least: float, rates: list[float]
+) -> dict:
+    """One row of the table."""
+    seconds, rate = statistics.median(measured.seconds), statistics.median(rates)
+    floor = least / rate
+    return {
+        **shape._asdict(), "method": method, "seconds": round(seconds, 3),
+        "first_seconds": round(measured.first_seconds, 2),
+        "peak_gb": round(measured.peak_bytes / 1e9, 3),
+        "bare_gb": round(measured.bare_bytes / 1e9, 3),
+        "said_seconds": round(measured.estimated_seconds, 3),
+        "said_gb": round(measured.estimated_bytes / 1e9, 3),
+        "floor_seconds": round(floor, 3), "times_floor": round(seconds / floor, 2),
+        "gflops_matmul": round(rate / 1e9), "gflops_best": round(max(rates) / 1e9),
+        "theta_sum": measured.theta_sum,
+    }  # fmt: skip
+
+
+def line(shape: Shape, method: str, num_params: int, measured: Measurement, row: dict) -> str:
+    """The same for a reader."""
+    return (
+        f"{shape.family:<4} {num_params / 1e6:5.1f} M s={shape.s:<3} "
+        f"n={shape.n:<4} k={shape.k} {method:<21} {row['seconds']:8.2f} s "
+        f"({row['times_floor']:5.2f} x floor) {row['peak_gb']:7.2f} GB "
+        f"(estimated {measured.estimated_seconds:.2f} s {measured.estimated_bytes / 1e9:.2f} GB) "
+        f"first {measured.first_seconds:.1f} s"
+    )
+
+
 def main(argv: list[str]) -> None:
-    """Prints the table, or one measurement as JSON for the process that asked for it."""
+    """Prints the table, or one measurement as JSON for the parent process."""
     del argv
     if _MEASURE.value is not None:
         method, shape = json.loads(_MEASURE.value)
         print(json.dumps(measure(Shape(*shape), method, _REPEATS.value)._asdict()))
         return
-    wanted = list(ROWS) if _ROWS.value == "all" else [_ROWS.value]
-    if unknown := set(wanted) - set(ROWS):
+    names = list(ROWS) if _ROWS.value == "all" else [_ROWS.value]
+    if unknown := set(names) - set(ROWS):
         sys.exit(f"error: `rows` must be one of {', '.join(ROWS)} or all, got {unknown.pop()}")
-    rows = list(dict.fromkeys(shape for name in wanted for shape in ROWS[name]))
+    rows = list(dict.fromkeys(shape for name in names for shape in ROWS[name]))
     records = table(rows, _METHODS.value, _REPEATS.value)
     if _OUTPUT.value:
         path = pathlib.Path(_OUTPUT.value)

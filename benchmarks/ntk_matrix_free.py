@@ -3,7 +3,7 @@
     python -m benchmarks.ntk_matrix_free --num_examples=20000
 
 The examples are the first words of the records of a task, at most --max_length tokens each, the
-candidate a bundled one; a record may stand more than once where the task has fewer.  Memory is the
+candidate a bundled one; records repeat where the task has fewer.  Memory is the
 largest resident set of this process, Python, JAX and the compiler included.  A dense kernel of
 20,000 examples would alone be 1.6 GB, and its eigenvectors twice that in float64.
 """
@@ -15,7 +15,7 @@ import numpy as np
 from absl import flags
 
 from experiments.common import cli
-from lensllm_jax import checks
+from lensllm_jax import checks, padding
 from lensllm_jax.checkpoints.zoo import load_candidate
 from lensllm_jax.data.catalogue import load_task
 from lensllm_jax.data.encoding import encode_causal
@@ -34,9 +34,8 @@ STEPS = flags.DEFINE_list("steps", ["1", "10", "100", "1000"], "Times at which F
 
 
 def outputs_of(f, params, batch) -> np.ndarray:
-    compiled, starts = jax.jit(f), range(0, len(batch["labels"]), BLOCK_SIZE.value)
-    blocks = ({k: v[i : i + BLOCK_SIZE.value] for k, v in batch.items()} for i in starts)
-    return np.concatenate([np.asarray(compiled(params, block)) for block in blocks])
+    compiled = jax.jit(f)
+    return padding.map_blocks(lambda block: compiled(params, block), batch, BLOCK_SIZE.value)
 
 
 def main(_) -> None:

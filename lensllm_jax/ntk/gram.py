@@ -294,7 +294,7 @@ def tiles(n: int, m: int, *, block_size: int, symmetric: bool) -> Iterator[Tile]
             )
 
 
-def num_examples(name: str, x: Any) -> int:
+def check_examples(name: str, x: Any) -> int:
     """The common length of the leading axes of the pytree that the caller calls ``name``.
 
     Raises:
@@ -316,7 +316,7 @@ def num_outputs(f: ApplyFn, params: Params, x: Any) -> int | None:
     Raises:
         UserError: if ``f`` gives another shape or no floating array.
     """
-    n = num_examples("x1", x)
+    n = check_examples("x1", x)
     out = jax.eval_shape(f, params, x)
     fits = isinstance(out, jax.ShapeDtypeStruct) and len(out.shape) in (1, 2) and out.shape[0] == n
     if not fits or not np.issubdtype(out.dtype, np.floating):
@@ -329,8 +329,8 @@ def num_outputs(f: ApplyFn, params: Params, x: Any) -> int | None:
 
 def _check_inputs(f: ApplyFn, params: Params, x1: Any, x2: Any) -> tuple[int, int]:
     """The numbers n and m of examples, once all inputs fit each other."""
-    n = num_examples("x1", x1)
-    m = n if x2 is None else num_examples("x2", x2)
+    n = check_examples("x1", x1)
+    m = n if x2 is None else check_examples("x2", x2)
     check_params(params)
     structures = [str(jax.tree.structure(x)) for x in (x1, x2)]
     if x2 is not None and len(set(structures)) > 1:

@@ -40,7 +40,7 @@ from jaxtyping import Float, Inexact
 from lensllm_jax import checks, linalg, padding
 from lensllm_jax.linalg import NtkSpectrum, Steps
 from lensllm_jax.ntk import gram
-from lensllm_jax.ntk.gram import num_examples, num_outputs
+from lensllm_jax.ntk.gram import check_examples, num_outputs
 from lensllm_jax.typing import ApplyFn, Array, Params
 
 BLOCK_SIZE = 64  # examples in memory at once: enough for the matrix products to be large
@@ -173,7 +173,7 @@ class _Blocks:
 
     @classmethod
     def of(cls, name: str, f: ApplyFn, params: Params, x: Any, block_size: int) -> "_Blocks":
-        n = num_examples(name, x)
+        n = check_examples(name, x)
         k = num_outputs(f, params, x)
         block = min(int(block_size), n)
         out = jax.eval_shape(f, params, x)
