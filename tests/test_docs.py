@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-DOCS = Path(__file__).parent.parent / "docs"
+TESTS = Path(__file__).parent
+DOCS = TESTS.parent / "docs"
 OPTIONS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 WITH_CODE = sorted(path for path in DOCS.glob("*.md") if "```python" in path.read_text())
 
@@ -30,3 +31,22 @@ def test_code_prints_what_stands_below_it(path):
 
 def test_a_page_that_lies_is_caught():
     assert "Expected:\n    3" in failures("```python\n>>> 1 + 1\n3\n\n```\n", "a lie")
+
+
+def unnamed(page):
+    """Modules and goldens that tests share and a page does not name in its first columns."""
+    first = "".join(re.findall(r"^\| `.*?\|", page, re.MULTILINE))
+    listed_apart = {TESTS / "messages" / "mistakes", TESTS / "goldens"}
+    helpers = [path for path in TESTS.rglob("*.py") if path.parent not in listed_apart]
+    shared = {str(p.relative_to(TESTS)) for p in helpers if not re.match("test_|__init__", p.name)}
+    goldens = [
+        p.name for p in (TESTS / "goldens").iterdir() if p.suffix in (".npz", ".csv", ".json")
+    ]
+    shared |= {re.sub(r"^logits_.*\.", "logits_<model type>.", name) for name in goldens}
+    return shared - {"conftest.py"} - set(re.findall(r"`([^`]+)`", first))
+
+
+def test_the_page_of_the_tests_names_what_they_share():
+    page = (TESTS / "README.md").read_text()
+    assert not unnamed(page)
+    assert unnamed(page.replace("`oracles.py`", "")) == {"oracles.py"}
