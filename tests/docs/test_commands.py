@@ -14,7 +14,7 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").g
 TARGETS = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
 MODULE = re.compile(r"python -m ((?:experiments|benchmarks)\.\w+)((?:\s+--[^\s`]+)*)")
 BY_ABSL = {"help", "helpfull"}
-NOT_OURS = {"pip", "git", "hf"}
+NOT_OURS = {"pip", "git", "hf", "pre-commit"}
 OF_THE_SHELL = {"for", "done"}  # what stands between them is looked at line by line
 
 
