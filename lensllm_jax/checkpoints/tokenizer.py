@@ -8,12 +8,14 @@ Example:
 """
 
 import importlib.util
-from collections.abc import Mapping
+import inspect
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from lensllm_jax import checks
 from lensllm_jax.checkpoints.config import transformers
+from lensllm_jax.checkpoints.files import read_json
 
 # the first that is there is read
 VOCABULARIES = ("tokenizer.json", "vocab.json", "spiece.model", "tokenizer.model", "vocab.txt")
@@ -23,6 +25,9 @@ TOKENIZER_FILES = (
     *VOCABULARIES, "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
     "merges.txt", "chat_template.jinja",
 )  # fmt: skip
+
+
+_ROLES = tuple(f"{role}_token" for role in "bos eos unk sep pad cls mask".split())
 
 
 def read_tokenizer(
@@ -40,9 +45,9 @@ def read_tokenizer(
         table: name of its tensor.
 
     Raises:
-        UserError: if there is none, it does not read or needs a library that is not here, it
-            has more tokens than the embedding has rows, or neither it nor the config knows an
-            end token.
+        UserError: if there is none, it does not read or needs a library that is not here, a
+            token that texts may contain has no row of the embedding, or neither it nor the
+            config knows an end token.
     """
     advice = "save it there with tokenizer.save_pretrained(folder)"
     # transformers invents an empty tokenizer where it finds none
@@ -59,17 +64,29 @@ def read_tokenizer(
             "(pip install sentencepiece)"
         )
     try:
-        tokenizer = transformers().AutoTokenizer.from_pretrained(folder)
-    except Exception as error:  # the libraries behind it raise classes of their own
+        if file.name == VOCABULARIES[0]:
+            tokenizer = _as_it_stands(file, attributes)
+        else:
+            tokenizer = transformers().AutoTokenizer.from_pretrained(
+                folder, trust_remote_code=False
+            )
+    except (KeyboardInterrupt, SystemExit, checks.UserError):
+        raise
+    except BaseException as error:  # the libraries raise classes of their own, a panic of Rust too
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise checks.UserError(
             f"`{folder}` must hold a tokenizer to read text, got one that does not load "
-            f"({str(error).splitlines()[0]}): {advice}"
+            f"({reason}): {advice}"
         ) from error
-    if len(tokenizer) - len(_without_row(tokenizer, vocab_size)) > vocab_size:
+    beyond = ids_beyond(tokenizer, vocab_size)
+    special = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
+    special -= {getattr(tokenizer, f"{role}_token") for role in ("bos", "eos", "unk")}
+    # a special token that no text contains, as Gemma 3's for an image, needs no row
+    if unreadable := sorted(beyond.keys() - special, key=beyond.__getitem__):
         raise checks.UserError(
             f"`{file}` must have at most {vocab_size} tokens (rows of the embedding, tensor "
-            f"{table}), got {len(tokenizer)}: put the tokenizer there that the weights were "
-            "trained with"
+            f"{table}), got {len(tokenizer)}, {unreadable[0]!r} with id {beyond[unreadable[0]]} "
+            "among them: put the tokenizer there that the weights were trained with"
         )
     for name in ("eos_token", "pad_token"):
         token = attributes.get(f"{name}_id")
@@ -82,20 +99,84 @@ def read_tokenizer(
             f"tokenizer of `{folder}` must have an end token (eos_token), got none there and none "
             "in config.json: set it, and save the tokenizer again"
         )
-    if tokenizer.pad_token is None:
+    # padding is masked, and any row will do; a token beyond the table has none
+    if tokenizer.pad_token is None or tokenizer.pad_token_id >= vocab_size:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
 
 
-def _without_row(tokenizer: Any, vocab_size: int) -> list[int]:
-    """Special tokens beyond the embedding that no text contains, as Gemma 3's for an image.
+def _as_it_stands(file: Path, attributes: Mapping[str, Any]) -> Any:
+    """The tokenizer of a tokenizer.json, whatever class saved it.
 
-    One that ends, begins or pads a text must have a row; any other that a text does spell out is
-    looked up as NaN, which stops a run.
+    Some classes of transformers rebuild it from its vocabulary with a pre-tokenizer and a
+    normalizer of their own, and then divide text into other tokens.  Only what the file lacks,
+    the roles of its special tokens, is taken from the files beside it, or else from the class.
     """
-    used = {getattr(tokenizer, f"{role}_token_id") for role in ("bos", "eos", "pad", "unk")}
-    return [
-        number
-        for number, token in tokenizer.added_tokens_decoder.items()
-        if number >= vocab_size and token.special and number not in used
-    ]
+    import tokenizers
+
+    exact = tokenizers.Tokenizer.from_file(str(file))
+    settings: dict[str, Any] = {}
+    for name in ("special_tokens_map.json", "tokenizer_config.json"):
+        if (file.parent / name).exists():
+            settings |= read_json(file.parent / name)
+    roles = _class_roles(settings.get("tokenizer_class"), attributes, exact)
+    roles |= {role: _token(settings[role]) for role in _ROLES if role in settings}
+    added = {
+        int(number): _token(token)
+        for number, token in settings.get("added_tokens_decoder", {}).items()
+    }
+    template = file.parent / "chat_template.jinja"
+    return transformers().PreTrainedTokenizerFast(
+        tokenizer_object=exact,
+        added_tokens_decoder=added,
+        chat_template=template.read_text(encoding="utf-8")
+        if template.exists()
+        else settings.get("chat_template"),
+        **roles,
+    )
+
+
+def _class_roles(name: str | None, attributes: Mapping[str, Any], exact: Any) -> dict[str, Any]:
+    """Special tokens that a class of tokenizers has by default, of those in the vocabulary."""
+    from transformers.models.auto import tokenization_auto as auto
+
+    name = name or auto.TOKENIZER_MAPPING_NAMES.get(attributes.get("model_type", ""))
+    tokenizer_class = auto.tokenizer_class_from_name(name) if isinstance(name, str) else None
+    if tokenizer_class is None:
+        return {}
+    parameters = inspect.signature(tokenizer_class.__init__).parameters
+    defaults = {role: str(parameters[role].default) for role in _ROLES if role in parameters}
+    return {role: token for role, token in defaults.items() if exact.token_to_id(token) is not None}
+
+
+def _token(stored: Any) -> Any:
+    """A special token, as a string or with how text around it is stripped."""
+    import tokenizers
+
+    if not isinstance(stored, Mapping):
+        return stored
+    return tokenizers.AddedToken(**{k: v for k, v in stored.items() if k != "__type"})
+
+
+def ids_beyond(tokenizer: Any, vocab_size: int) -> dict[str, int]:
+    """Tokens without a row of the embedding, and their ids."""
+    return {token: i for token, i in tokenizer.get_vocab().items() if i >= vocab_size}
+
+
+def check_texts(name: str, texts: Iterable[str], tokenizer: Any, *, vocab_size: int) -> None:
+    """Checks that every token of some texts has a row of a candidate's embedding.
+
+    Raises:
+        UserError: naming the first token that has none.
+    """
+    beyond = ids_beyond(tokenizer, vocab_size)
+    if not beyond:
+        return
+    for text in texts:
+        for i in tokenizer(text)["input_ids"]:
+            if i >= vocab_size and i != tokenizer.pad_token_id:
+                raise checks.UserError(
+                    f"`task` must hold texts whose tokens {name} knows, got "
+                    f"{tokenizer.convert_ids_to_tokens(i)!r} with id {i}, where its embedding has "
+                    f"{vocab_size} rows: take the token out of the texts, or resize the embedding"
+                )

@@ -12,6 +12,7 @@ import numpy as np
 
 from lensllm_jax import checks
 from lensllm_jax.checkpoints.summary import CandidateSummary, describe_candidate
+from lensllm_jax.checkpoints.tokenizer import check_texts
 from lensllm_jax.data.prefixes import with_prompts
 from lensllm_jax.data.task import Task
 from lensllm_jax.selection.loss_table import LossTable
@@ -45,7 +46,15 @@ def describe_pool(names: Sequence[str], *, max_length: int) -> dict[str, Candida
 
 
 def shared_task(task: Task, pool: Mapping[str, CandidateSummary]) -> Task:
-    """``task`` as all of the pool can read it: with prompts if one is an encoder-decoder."""
+    """``task`` as all of the pool can read it: with prompts if one is an encoder-decoder.
+
+    Raises:
+        UserError: if a text holds a token for which a candidate's embedding has no row.
+    """
+    for name, summary in pool.items():
+        examples = (*task.train, *task.validation, *task.test)
+        texts = (text for example in examples for text in (example.prompt, example.target))
+        check_texts(name, texts, summary.tokenizer, vocab_size=summary.config.vocab_size)
     needs_prompts = any(summary.config.is_encoder_decoder for summary in pool.values())
     return with_prompts(task) if needs_prompts else task
 

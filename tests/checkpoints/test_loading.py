@@ -4,13 +4,11 @@ import dataclasses
 import functools
 import json
 import shutil
-import sys
 
 import huggingface_hub
 import jax
 import numpy as np
 import pytest
-import tokenizers
 from safetensors.numpy import load_file, save_file
 
 import lensllm_jax as lens
@@ -250,97 +248,6 @@ def test_config_that_is_no_config_is_refused(folder):
     assert "model_type" in refusal(folder)
     (folder / CONFIG).unlink()
     assert "must be a checkpoint folder" in refusal(folder)
-
-
-def test_tokenizer_is_read_late_and_must_fit_the_embedding(folder):
-    (folder / "tokenizer.json").unlink()
-    (folder / "tokenizer_config.json").unlink()
-    candidate = load_folder(folder)
-    with pytest.raises(checks.UserError, match="must hold a tokenizer"):
-        _ = candidate.tokenizer
-    shutil.copy(FOLDER / SMALLEST / "tokenizer.json", folder)
-    shutil.copy(FOLDER / SMALLEST / "tokenizer_config.json", folder)
-    change_config(folder, vocab_size=100)
-    change_tensors(
-        folder,
-        lambda t: t.update({"transformer.wte.weight": t["transformer.wte.weight"][:100]}),
-    )
-    with pytest.raises(checks.UserError) as caught:
-        _ = load_folder(folder).tokenizer
-    for part in (f"`{folder / 'tokenizer.json'}`", "100 tokens", "transformer.wte.weight", "2048"):
-        assert part in str(caught.value)
-
-
-def add_token(folder, **settings):
-    """One token more than the embedding has rows; a folder read anew."""
-    path = str(folder / "tokenizer.json")
-    tokens = tokenizers.Tokenizer.from_file(path)
-    tokens.add_tokens([tokenizers.AddedToken("<image>", **settings)])
-    tokens.save(path)
-    return load_folder(folder)
-
-
-def test_a_special_token_that_no_text_asks_for_may_lack_a_row(folder):
-    candidate = add_token(folder, special=True)  # as Gemma 3 has one for images
-    rows = candidate.config.vocab_size
-    assert len(candidate.tokenizer) == rows + 1
-    ids = np.array([[5, rows]], np.int32)  # a text that spells it out all the same
-    batch = {"input_ids": ids, "attention_mask": np.ones_like(ids)}
-    logits = np.asarray(candidate.apply_fn(candidate.params, batch))
-    assert np.isnan(logits[0, 1]).all()
-    rewrite(folder / "tokenizer_config.json", pad_token="<image>")  # the control: one in use
-    with pytest.raises(checks.UserError, match=r"at most 2048 .*got 2049"):
-        _ = load_folder(folder).tokenizer
-
-
-def test_a_word_that_lacks_a_row_is_refused(folder):
-    with pytest.raises(checks.UserError, match=r"at most 2048 .*got 2049"):
-        _ = add_token(folder, special=False).tokenizer
-
-
-def test_a_sentencepiece_file_without_its_library_says_what_to_install(folder, monkeypatch):
-    (folder / "tokenizer.json").unlink()
-    (folder / "spiece.model").write_bytes(b"")
-    monkeypatch.setitem(sys.modules, "sentencepiece", None)
-    with pytest.raises(checks.UserError, match=r"spiece\.model.*pip install sentencepiece"):
-        _ = load_folder(folder).tokenizer
-
-
-@pytest.mark.parametrize("name", ["t5-xs", "mt5-xs", "bart-xs"])
-def test_encoder_decoders_have_the_special_tokens_of_their_families(name):
-    candidate = lens.load_candidate(f"zoo/{name}")
-    tokens = candidate.tokenizer
-    roles = {"eos_token": "</s>", "pad_token": "<pad>"}
-    hidden = [f"<extra_id_{i}>" for i in range(16)]
-    if name == "bart-xs":
-        roles |= {"bos_token": "<s>", "mask_token": "<mask>"}
-        hidden = ["<mask>"]
-    assert {role: getattr(tokens, role) for role in roles} == roles
-    start = tokens.eos_token_id if name == "bart-xs" else tokens.pad_token_id
-    assert candidate.decoder_start_token_id == start
-    for token in (*roles.values(), *hidden):  # one token each, within the embedding
-        (number,) = tokens(token, add_special_tokens=False)["input_ids"]
-        assert number < candidate.config.vocab_size
-
-
-def rewrite(path, **changes):
-    content = json.loads(path.read_text())
-    content = {k: v for k, v in {**content, **changes}.items() if v is not None}
-    path.write_text(json.dumps(content))
-
-
-def test_a_tokenizer_without_special_tokens_gets_those_of_the_config(folder):
-    rewrite(folder / "tokenizer_config.json", eos_token=None, pad_token=None)
-    (folder / "special_tokens_map.json").unlink(missing_ok=True)
-    change_config(folder, eos_token_id=[5, 6], pad_token_id=7)
-    tokenizer = load_folder(folder).tokenizer
-    assert (tokenizer.eos_token_id, tokenizer.pad_token_id) == (5, 7)
-    change_config(folder, eos_token_id=5, pad_token_id=None)
-    tokenizer = load_folder(folder).tokenizer
-    assert (tokenizer.eos_token_id, tokenizer.pad_token_id) == (5, 5)
-    change_config(folder, eos_token_id=50256)  # beyond its vocabulary
-    with pytest.raises(checks.UserError, match="must have an end token"):
-        _ = load_folder(folder).tokenizer
 
 
 def test_unknown_candidates_say_what_to_do():

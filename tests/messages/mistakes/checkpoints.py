@@ -248,6 +248,13 @@ MISTAKES = [
         lambda tmp: tokenizer.read_tokenizer(SMALLEST, {}, vocab_size=100, table="wte.weight"),
     ),
     (
+        "task",
+        "hold texts ... got 'in' with id",
+        lambda tmp: tokenizer.check_texts(
+            "a", ["in the"], load_folder(SMALLEST).tokenizer, vocab_size=3
+        ),
+    ),
+    (
         "tokenizer of `DIR`",
         "have an end token ... got none there and none",
         lambda tmp: load_folder(other_end(tmp)).tokenizer,

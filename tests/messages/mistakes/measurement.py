@@ -1,5 +1,6 @@
 """Mistakes with the measurements of one candidate on one task."""
 
+import dataclasses
 import types
 
 import numpy as np
@@ -8,7 +9,7 @@ from lensllm_jax.data.task import Example, Task
 from lensllm_jax.finetune.compute import ComputeConfig
 from lensllm_jax.measurement import features, jobs
 from lensllm_jax.measurement.measurement import Measurement, MeasurementConfig
-from lensllm_jax.measurement.pool import check_kernel_examples, describe_pool
+from lensllm_jax.measurement.pool import check_kernel_examples, describe_pool, shared_task
 
 TASK = Task("toy", "", (Example("", "a"),), (Example("", "b"),), (Example("", "c"),), {}, "")
 
@@ -29,11 +30,20 @@ def pool(max_length):
     return describe_pool(["zoo/gpt2-xs"], max_length=max_length)
 
 
+def beyond_the_embedding():
+    """A task whose texts hold a token for which a candidate has no row."""
+    summary = pool(16)["zoo/gpt2-xs"]
+    summary.tokenizer.add_tokens(["<new>"])
+    task = dataclasses.replace(TASK, test=(Example("", "a <new>"),))
+    return shared_task(task, {"zoo/gpt2-xs": summary})
+
+
 # (argument, key phrases, the mistake in an empty folder)
 MISTAKES = [
     ("max_length", "at least 2 ... got 1", lambda tmp: pool(1)),
     ("max_length", "at most 128 ... got 4096", lambda tmp: pool(4096)),
     ("num_kernel_examples", "at most 1 ... got 64", lambda tmp: check_kernel_examples(TASK, 64)),
+    ("task", "hold texts ... got '<new>' with id 2048", lambda tmp: beyond_the_embedding()),
     ("max_length", "positive ... got 0", lambda tmp: MeasurementConfig(max_length=0)),
     (
         "num_micro_batches",
