@@ -1,4 +1,4 @@
-r"""Ranks a pool of pretrained language models for one task, paying for a part of the tuning.
+r"""Ranks a pool of pretrained language models for one task at a part of the cost of full tuning.
 
     python -m experiments.select_model --candidates=zoo --task=pydoc \
         --budget_size=1600 --target_size=6400 --output_dir=out/pydoc
@@ -14,23 +14,23 @@ before fine-tuning, then the losses after it, in one of three orders.
 * --order=all: every size of every candidate.
 
 The law L(D) = B / (F(Theta, t) + D^beta) + E (Eq 10) through the losses that Algorithm 1 accepts is
-extrapolated to --target_size.  The rectified law, fitted by the same optimiser, stands beside it
-as the control.  The cost of every order is stated beside full tuning: measured for the one that
-was run, counted from the same losses for the others.
+extrapolated to --target_size.  The rectified law, fitted by the same optimizer, is the
+control.  The cost of every order is compared with full tuning: measured for the order that was run,
+counted from the same losses for the others.
 
 --output_dir receives ranking.csv, losses.csv (the public table format), orders.csv (FLOPs),
 kernels/<name>/ntk.npy with ntk.json, report.html, report.md, loss_curves.png and
 kernel_spectra.png; run.json holds settings, versions and seed; cells/ what is finished.  The same
-command goes on where a killed run was cut off and ends with the same files; only cells/ holds
-durations.
+command resumes a killed run and ends with the same files; only cells/ holds durations.
 
 On the bundled candidates and 2 cores, with a budget of 800: 5 minutes.
 """
 
 import dataclasses
+import itertools
 import time
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Literal, TypeAlias
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 from absl import flags
 
@@ -69,15 +69,42 @@ ORDER = flags.DEFINE_enum(
     "order", Order.DOWNWARDS.value, [order.value for order in Order],
     "Sizes from the budget down (Algorithm 1), from the smallest up (successive halving), or all.",
 )  # fmt: skip
-# of ranking.csv, as many as 80 characters hold
+KEEP = define_keep()
+# columns of ranking.csv on the terminal, as many as 80 characters hold
 SHOWN = (
     "rank", "candidate", "predicted_loss", "low_90", "high_90", "p_beats_next", "rectified_loss",
     "budget_loss", "dropped_at",
 )  # fmt: skip
-KEEP = define_keep()
-
 
 Pool: TypeAlias = dict[str, CandidateRun]
+
+
+class Plan(NamedTuple):
+    """Which sizes are measured, in which order, and at which size candidates are compared."""
+
+    budget_size: int  # examples
+    smallest_size: int  # examples
+    order: Order
+    halving: Halving  # of the downward order, before its first loss
+    rule: DropRule  # of the upward order, with the target size
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """The doubling sizes within the budget, largest first."""
+        return nested_sizes(self.budget_size, self.smallest_size)[::-1]
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """As JSON values."""
+        return {
+            "budget_size": self.budget_size,
+            "target_size": self.rule.target_size,
+            "smallest_size": self.smallest_size,
+            "order": self.order.value,
+            "gamma": self.halving.gamma,
+            "tau": self.halving.tau,
+            "keep": self.rule.keep,
+        }
 
 
 def main(argv: Sequence[str]) -> None:
@@ -87,116 +114,76 @@ def main(argv: Sequence[str]) -> None:
     config = FLAGS.config()
     summaries = describe_pool(FLAGS.candidates(), max_length=config.max_length)
     task = FLAGS.load_task(summaries)
-    sizes = affordable_sizes(task, config)
-    folder = RunFolder.open(FLAGS.output_dir, settings(summaries, task, config))
-    with Progress(total=total_work(summaries, sizes, config), quiet=FLAGS.quiet) as progress:
-        pool = candidate_runs(summaries, task, config, Cells(folder, progress))
-        dropped = measure(pool, sizes)
-    selection = select(pool, sizes, task, config, dropped)
-    write_results(folder, selection, task)
+    plan = plan_of_flags(task)
+    check_kernel_examples(task, config.num_kernel_examples)
+    settings = {**task_settings(summaries, task, config), **plan.settings}
+    folder = RunFolder.open(FLAGS.output_dir, settings)
+    with Progress(total=_total_work(summaries, plan, config), quiet=FLAGS.quiet) as progress:
+        measurer = Measurer(task, revisits=plan.order is Order.UPWARDS)
+        cells, seconds = Cells(folder, progress), FLAGS.checkpoint_seconds
+        pool = {
+            name: CandidateRun(summary, config, measurer, cells, checkpoint_seconds=seconds)
+            for name, summary in summaries.items()
+        }
+        dropped = _measure(pool, plan)
+    selection = _select(pool, plan, task, config, dropped)
+    _write_results(folder, selection, task)
     show(selection)
     if not FLAGS.quiet:
-        show_costs(selection)
+        _show_costs(selection)
         print(f"\n{folder.path}: done in {remaining(time.monotonic() - start)}")
 
 
-def affordable_sizes(task: Task, config: MeasurementConfig) -> tuple[int, ...]:
-    """The doubling sizes within the budget, largest first.
+def plan_of_flags(task: Task) -> Plan:
+    """The plan that the flags describe.
 
     Raises:
         UserError: naming the flag at fault.
     """
-    available = len(task.train)
-    if BUDGET_SIZE.value > available:
+    available, budget = len(task.train), BUDGET_SIZE.value
+    if budget > available:
         raise checks.UserError(
             f"`budget_size` must be at most {available} (the training examples of {task.name}), "
-            f"got {BUDGET_SIZE.value}"
+            f"got {budget}"
         )
-    if BUDGET_SIZE.value < SMALLEST_SIZE.value:
+    if budget < SMALLEST_SIZE.value:
         raise checks.UserError(
-            f"`budget_size` must be at least `smallest_size` {SMALLEST_SIZE.value}, "
-            f"got {BUDGET_SIZE.value}"
+            f"`budget_size` must be at least `smallest_size` {SMALLEST_SIZE.value}, got {budget}"
         )
-    if TARGET_SIZE.value <= BUDGET_SIZE.value:
+    if TARGET_SIZE.value <= budget:
         raise checks.UserError(
-            f"`target_size` must be above `budget_size` {BUDGET_SIZE.value}, "
-            f"got {TARGET_SIZE.value}"
+            f"`target_size` must be above `budget_size` {budget}, got {TARGET_SIZE.value}"
         )
-    check_kernel_examples(task, config.num_kernel_examples)
-    for construct in (halving, drop_rule):
-        construct()  # raises UserError where gamma, tau or keep is out of range
-    return nested_sizes(BUDGET_SIZE.value, SMALLEST_SIZE.value)[::-1]
+    halving = Halving(gamma=GAMMA.value, tau=TAU.value)
+    rule = DropRule(target_size=TARGET_SIZE.value, keep=KEEP.value, gamma=GAMMA.value)
+    return Plan(budget, SMALLEST_SIZE.value, Order(ORDER.value), halving, rule)
 
 
-def halving() -> Halving:
-    """Algorithm 1 at its start."""
-    return Halving(gamma=GAMMA.value, tau=TAU.value)
-
-
-def drop_rule() -> DropRule:
-    """Which candidates continue, upwards."""
-    return DropRule(target_size=TARGET_SIZE.value, keep=KEEP.value, gamma=GAMMA.value)
-
-
-def settings(names: Iterable[str], task: Task, config: MeasurementConfig) -> dict[str, Any]:
-    """All that decides the results."""
-    return {
-        **task_settings(names, task, config),
-        "budget_size": BUDGET_SIZE.value,
-        "target_size": TARGET_SIZE.value,
-        "smallest_size": SMALLEST_SIZE.value,
-        "order": ORDER.value,
-        "gamma": GAMMA.value,
-        "tau": TAU.value,
-        "keep": KEEP.value,
-    }
-
-
-def total_work(
-    summaries: Mapping[str, CandidateSummary], sizes: Sequence[int], config: MeasurementConfig
+def _total_work(
+    summaries: Mapping[str, CandidateSummary], plan: Plan, config: MeasurementConfig
 ) -> float:
     """Cost of fine-tuning the pool on every size, if patience never ends a fine-tune."""
-    jobs = (Job(s.name, s.num_params, size, config) for s in summaries.values() for size in sizes)
-    return sum(job.work for job in jobs)
+    pairs = itertools.product(summaries.values(), plan.sizes)
+    return sum(Job(one.name, one.num_params, size, config).work for one, size in pairs)
 
 
-def candidate_runs(
-    summaries: Mapping[str, CandidateSummary], task: Task, config: MeasurementConfig, cells: Cells
-) -> Pool:
-    """The candidates of the run, of which nothing is measured yet."""
-    measurer = Measurer(task, revisits=ORDER.value == Order.UPWARDS)
-    seconds = FLAGS.checkpoint_seconds
-    return {
-        name: CandidateRun(summary, config, measurer, cells, checkpoint_seconds=seconds)
-        for name, summary in summaries.items()
-    }
-
-
-def measure(pool: Pool, sizes: Sequence[int]) -> dict[str, Drop]:
-    """Everything that the order needs.
-
-    Args:
-        pool: the candidates.
-        sizes: within the budget, largest first.
-
-    Returns:
-        Candidates that were dropped, and why.
-    """
-    if ORDER.value == Order.UPWARDS:
-        return measure_upwards(pool, sizes)
+def _measure(pool: Pool, plan: Plan) -> dict[str, Drop]:
+    """Measures all that the order needs; returns the candidates that were dropped, and why."""
+    if plan.order is Order.UPWARDS:
+        return _measure_upwards(pool, plan)
     for candidate in pool.values():
         candidate.compute_kernel()
         candidate.measure_loss(0)
-        if ORDER.value == Order.ALL:
-            for size in sizes:
+        if plan.order is Order.ALL:
+            for size in plan.sizes:
                 candidate.measure_loss(size)
         else:
-            orders.measure_downwards(sizes, candidate.measure_loss, halving())
-        candidate.finish(sizes)
+            orders.measure_downwards(plan.sizes, candidate.measure_loss, plan.halving)
+        candidate.finish(plan.sizes)
     return {}
 
 
-def measure_upwards(pool: Pool, sizes: Sequence[int]) -> dict[str, Drop]:
+def _measure_upwards(pool: Pool, plan: Plan) -> dict[str, Drop]:
     """Successive halving; kernels only of the candidates that reach the budget."""
 
     def loss(name: str, size: int) -> float:
@@ -205,47 +192,47 @@ def measure_upwards(pool: Pool, sizes: Sequence[int]) -> dict[str, Drop]:
         return pool[name].measure_loss(size)
 
     def on_drop(name: str, drop: Drop) -> None:
-        pool[name].finish(sizes)
+        pool[name].finish(plan.sizes)
 
-    dropped = orders.measure_upwards(tuple(pool), sizes, loss, drop_rule(), on_drop=on_drop)
+    dropped = orders.measure_upwards(tuple(pool), plan.sizes, loss, plan.rule, on_drop=on_drop)
     for name, candidate in pool.items():
         if name not in dropped:
             candidate.compute_kernel()
     return dropped
 
 
-def select(
-    pool: Pool, sizes: Sequence[int], task: Task, config: MeasurementConfig,
-    dropped: Mapping[str, Drop],
-) -> Selection:  # fmt: skip
+def _select(
+    pool: Pool, plan: Plan, task: Task, config: MeasurementConfig, dropped: Mapping[str, Drop]
+) -> Selection:
     """Ranks the pool from what was measured."""
+    summaries = {name: candidate.summary for name, candidate in pool.items()}
     losses = {name: candidate.losses for name, candidate in pool.items()}
-    kernels = kernel_costs(pool, config)
-    ledger = ledger_of(pool, kernels)
+    kernels = _kernel_costs(summaries, config)
+    ledger = _ledger(pool, kernels)
     return Selection(
-        table=loss_table({n: candidate.summary for n, candidate in pool.items()}, losses, task),
-        target_size=TARGET_SIZE.value,
-        halving=halving(),
+        table=loss_table(summaries, losses, task),
+        target_size=plan.rule.target_size,
+        halving=plan.halving,
         spectra={n: c.spectrum for n, c in pool.items() if c.spectrum is not None},
         ledger=ledger,
-        order=Order(ORDER.value),
+        order=plan.order,
         dropped=dropped,
-        costs=costs_of(sizes, pool, kernels, ledger),
+        costs=_costs(pool, plan, kernels, ledger),
     )
 
 
-def kernel_costs(pool: Pool, config: MeasurementConfig) -> dict[str, float]:
+def _kernel_costs(
+    summaries: Mapping[str, CandidateSummary], config: MeasurementConfig
+) -> dict[str, float]:
     """FLOPs of each candidate's kernel, whether or not it was computed."""
     n = config.num_kernel_examples
     return {
-        name: kernel_flops(
-            candidate.summary.num_params, num_examples=n, num_tokens=n * config.max_length
-        )
-        for name, candidate in pool.items()
+        name: kernel_flops(one.num_params, num_examples=n, num_tokens=n * config.max_length)
+        for name, one in summaries.items()
     }
 
 
-def ledger_of(pool: Pool, kernels: Mapping[str, float]) -> FlopsLedger:
+def _ledger(pool: Pool, kernels: Mapping[str, float]) -> FlopsLedger:
     """What was spent on every candidate: its kernel, and its fine-tunes by their tokens."""
     ledger = FlopsLedger()
     for name, candidate in pool.items():
@@ -259,22 +246,20 @@ def ledger_of(pool: Pool, kernels: Mapping[str, float]) -> FlopsLedger:
     return ledger
 
 
-def costs_of(
-    sizes: Sequence[int], pool: Pool, kernels: Mapping[str, float], ledger: FlopsLedger
+def _costs(
+    pool: Pool, plan: Plan, kernels: Mapping[str, float], ledger: FlopsLedger
 ) -> tuple[OrderCost, ...]:
     """What every order costs on this pool."""
-    replay = Replay(
-        losses={n: {s: x for s, x in c.losses.items() if s} for n, c in pool.items()},
-        flops=lambda name, size: fine_tune_flops(
-            pool[name].summary.num_params, size, pool[name].num_tokens
-        ),
-        kernel=kernels.__getitem__,
-    )
-    order, rule = Order(ORDER.value), drop_rule()
-    return order_costs(order, ledger, replay, sizes, search=halving(), rule=rule)
+
+    def flops(name: str, size: int) -> float:
+        return fine_tune_flops(pool[name].summary.num_params, size, pool[name].num_tokens)
+
+    losses = {n: {s: x for s, x in c.losses.items() if s > 0} for n, c in pool.items()}
+    replay = Replay(losses=losses, flops=flops, kernel=kernels.__getitem__)
+    return order_costs(plan.order, ledger, replay, plan.sizes, search=plan.halving, rule=plan.rule)
 
 
-def write_results(folder: RunFolder, selection: Selection, task: Task) -> None:
+def _write_results(folder: RunFolder, selection: Selection, task: Task) -> None:
     """The files that a person reads."""
     write_loss_table(selection.table, folder.path / "losses.csv")
     folder.write_rows("ranking.csv", [_numbers(row) for row in selection.rows()])
@@ -289,7 +274,7 @@ def write_results(folder: RunFolder, selection: Selection, task: Task) -> None:
 
 
 def _numbers(row: Mapping[str, Any]) -> dict[str, Any]:
-    """A row for a table of numbers: a probability as it is, not as far as it can be told."""
+    """A row for a table of numbers: a probability unrounded."""
     return {k: float(v) if isinstance(v, float) else v for k, v in row.items()}
 
 
@@ -305,7 +290,7 @@ def show(selection: Selection) -> None:
         print(selection.ranking.advice)
 
 
-def show_costs(selection: Selection) -> None:
+def _show_costs(selection: Selection) -> None:
     """What every order costs, on the terminal."""
     title = f"order {selection.order.value}: what it cost, and what the others would have"
     _print(title, selection.cost_rows(), texts=("order", "known"))

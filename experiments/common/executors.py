@@ -91,7 +91,7 @@ def run(
     if not jobs:
         return
     if executor.kind == "local":
-        yield from run_local(jobs, task, processes=executor.processes)
+        yield from _run_local(jobs, task, processes=executor.processes)
     elif executor.kind == "ray":
         yield from run_ray(jobs, task, FolderProbe.of(folder), executor)
     else:
@@ -122,7 +122,7 @@ def _pin(waiting: "multiprocessing.queues.SimpleQueue[tuple[int, ...]]") -> None
     os.sched_setaffinity(0, waiting.get())
 
 
-def run_local(jobs: Sequence[Job], task: Task, *, processes: int) -> Iterator[JobResult]:
+def _run_local(jobs: Sequence[Job], task: Task, *, processes: int) -> Iterator[JobResult]:
     """Measures jobs in processes of this machine, each with an equal share of the cores.
 
     Yields:

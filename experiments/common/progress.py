@@ -1,7 +1,7 @@
 """Progress: a bar with the remaining time on a terminal, plain lines when piped.
 
-Work is counted in any unit that is proportional to time (here: training tokens times
-parameters); the remaining time is what the work done so far took, scaled.
+Work has any unit that is proportional to time, such as parameters times examples; the remaining
+time is what the work done so far took, scaled.
 
 Example:
     >>> with Progress(total=10.0, quiet=True) as progress:
@@ -20,18 +20,7 @@ SECONDS_BETWEEN_LINES = 10.0
 
 
 def remaining(seconds: float) -> str:
-    """A duration for people.
-
-    Args:
-        seconds: how long.
-
-    Returns:
-        Such as "3 min 20 s".
-
-    Example:
-        >>> remaining(200.0), remaining(8.0)
-        ('3 min 20 s', '8 s')
-    """
+    """A duration for people, such as "3 min 20 s"."""
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes} min {rest} s" if minutes else f"{rest} s"
 
@@ -41,7 +30,7 @@ class Progress:
 
     Attributes:
         total: all the work.
-        done: finished pieces of it.
+        done: work of finished pieces.
         quiet: show nothing.
     """
 
@@ -76,40 +65,22 @@ class Progress:
             self._bar.stop()
 
     def skip(self, work: float) -> None:
-        """Counts work that an earlier run had done; it says nothing about speed.
-
-        Args:
-            work: how much, in the unit of ``total``.
-        """
+        """Counts work of an earlier run, which says nothing about the speed of this one."""
         self._skipped += work
         self.done += work
 
     def drop(self, work: float) -> None:
-        """Takes work that turned out not to be needed off the total.
-
-        Args:
-            work: how much, in the unit of ``total``.
-        """
+        """Takes work that is not needed off the total."""
         self.total -= work
 
-    def finish(self, work: float, doing: str) -> None:
-        """Counts a finished piece and says so, whenever the last line was.
-
-        Args:
-            work: how much it was, in the unit of ``total``.
-            doing: what it was.
-        """
+    def finish(self, work: float, message: str) -> None:
+        """Counts a finished piece and shows it, whenever the last line was."""
         self.done += work
         self._last_line = -SECONDS_BETWEEN_LINES
-        self.at(0.0, doing)
+        self.at(0.0, message)
 
-    def at(self, within: float, doing: str) -> None:
-        """Shows how far the run is.
-
-        Args:
-            within: work done of the piece under way, in the unit of ``total``.
-            doing: what is being done.
-        """
+    def at(self, within: float, message: str) -> None:
+        """Shows how far the run is, with ``within`` work done of the unfinished piece."""
         if self.quiet:
             return
         now = time.monotonic()
@@ -120,9 +91,9 @@ class Progress:
             left = remaining((now - self._start) * max(self.total - done, 0.0) / made)
         if self._bar:
             self._bar.update(
-                self._task, completed=done, total=self.total, description=doing, left=left
+                self._task, completed=done, total=self.total, description=message, left=left
             )
         elif now - self._last_line > SECONDS_BETWEEN_LINES:
             self._last_line = now
             share = min(done / self.total, 1.0) if self.total > 0 else 1.0
-            print(f"{share:4.0%}  left {left:>12}  {doing}", file=sys.stderr, flush=True)
+            print(f"{share:4.0%}  left {left:>12}  {message}", file=sys.stderr, flush=True)

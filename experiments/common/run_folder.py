@@ -2,7 +2,7 @@
 
 A folder belongs to one set of settings, written to ``run.json`` before anything else.  Each
 finished piece is one file that appears whole or not at all; the next run with the same
-settings finds the pieces and makes only what is missing.
+settings reads it and computes only what is missing.
 
 Example:
     >>> import tempfile
@@ -44,15 +44,12 @@ class RunFolder:
 
     @classmethod
     def open(cls, path: str | Path, settings: Mapping[str, Any], **notes: Any) -> "RunFolder":
-        """Opens a new folder, or goes on in one of the same settings.
+        """Opens a new folder, or one of the same settings.
 
         Args:
             path: where it is or will be.
-            settings: everything that decides the results, as JSON values.
-            **notes: what else a reader of ``run.json`` wants to know, as JSON values.
-
-        Returns:
-            The folder.
+            settings: JSON values that decide all results.
+            **notes: further JSON values for a reader of ``run.json``.
 
         Raises:
             UserError: if the path is a file, or holds another run or other files.
@@ -60,18 +57,10 @@ class RunFolder:
         about = {"command": command(), **versions(), **notes}
         return cls(durable.open_folder("output_dir", path, settings, record=RUN, notes=about))
 
-    def remember(self, name: str, make: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:
-        """The finished piece ``name``, made now if it is not there.
-
-        Args:
-            name: file within the folder, ending in .json.
-            make: what makes it.
-
-        Returns:
-            Its content, as read back from JSON in either case.
-        """
-        if not (self.path / name).exists():
-            self.write_json(name, make())
+    def remember(self, name: str, compute: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:
+        """The finished piece ``name`` (.json), computed now if the folder lacks it."""
+        if not self.has(name):
+            self.write_json(name, compute())
         return self.read_json(name)
 
     def read_json(self, name: str) -> dict[str, Any]:
@@ -115,14 +104,8 @@ class RunFolder:
 def read_rows(path: str | Path) -> list[dict[str, str]]:
     """The rows of a table (CSV).
 
-    Args:
-        path: of the file.
-
-    Returns:
-        One dictionary a row.
-
     Raises:
-        UserError: if there is none.
+        UserError: if there is no such file.
     """
     try:
         with open(path, encoding="utf-8", newline="") as file:
@@ -137,33 +120,18 @@ def sha256_of(path: str | Path) -> str:
 
 
 def known(row: Mapping[str, Any]) -> dict[str, Any]:
-    """A row of a table in which a number that is not known is an empty cell.
-
-    Args:
-        row: may hold NaN.
-
-    Returns:
-        The same without.
-    """
+    """A row of a table with an empty cell in place of NaN."""
     return {k: "" if isinstance(v, float) and np.isnan(v) else v for k, v in row.items()}
 
 
 def command() -> str:
-    """The command line that started this process.
-
-    Returns:
-        One that can be pasted.
-    """
+    """The command line that started this process, as it can be pasted."""
     name = Path(sys.argv[0]).stem
     return " ".join([f"python -m experiments.{name}", *sys.argv[1:]])
 
 
 def versions() -> dict[str, Any]:
-    """What the numbers of a run depend on besides its settings.
-
-    Returns:
-        Versions of this package, of Python and of the packages that compute.
-    """
+    """Versions of this package, of Python and of the packages that compute."""
 
     def version(package: str) -> str | None:
         try:

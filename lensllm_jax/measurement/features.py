@@ -4,7 +4,7 @@ r"""Features of a frozen model: its state where it is about to write the target'
 label, and candidates do not share their tokens, so a label here is the target's first *word*: one
 of the most common, or none of them.  The feature of an example is the state :math:`h` that the
 head reads, :math:`z = W_{\mathrm{head}} h`, at the position whose logits predict the first target
-token; one forward pass, no gradient.
+token; it takes one forward pass and no gradient.
 
 Example:
     >>> import lensllm_jax as lens
@@ -34,32 +34,23 @@ from lensllm_jax.checkpoints.candidate import Candidate
 from lensllm_jax.data.task import Example
 from lensllm_jax.typing import IGNORE, Batch, Params
 
-BLOCK = 64  # examples of a forward pass
+BLOCK = 64  # examples per forward pass
 
 
-def head_inputs(candidate: Candidate, params: Params, batch: Batch) -> Float[Array, "b u d"]:
-    """The states that the head, tied or not, turns into logits.
-
-    Args:
-        candidate: the model.
-        params: a tree like the candidate's own.
-        batch: what ``candidate.apply_fn`` takes.
-
-    Returns:
-        One state a position of the logits.
-    """
-    seen: list[Array] = []
+def _head_inputs(candidate: Candidate, params: Params, batch: Batch) -> Float[Array, "b u d"]:
+    """The states that the head, tied or not, turns into logits, one per position of those."""
+    states: list[Array] = []
 
     def interceptor(call: Any, arguments: tuple, keywords: dict, context: Any) -> Any:
         tied = context.method_name == "attend"
         if tied or (context.module.name == "head" and context.method_name == "__call__"):
-            seen.append(arguments[0])
+            states.append(arguments[0])
         return call(*arguments, **keywords)
 
     with nn.intercept_methods(interceptor):
         b, u = candidate.apply_fn(params, batch).shape[:2]
-    assert len(seen) == 1, "every model has one head, and calls it once"
-    return seen[0].reshape(b, u, -1)
+    assert len(states) == 1, "every model has one head, and calls it once"
+    return states[0].reshape(b, u, -1)
 
 
 def first_target_states(
@@ -70,10 +61,7 @@ def first_target_states(
     Args:
         candidate: the model, at its own weights.
         batch: of n examples, each with a label.
-        block_size: examples of a forward pass; one compilation serves all.
-
-    Returns:
-        Features.
+        block_size: examples per forward pass; one compilation serves all.
 
     Raises:
         UserError: if there is no example.
@@ -88,7 +76,7 @@ def first_target_states(
         position = jnp.argmax(rows["labels"] != IGNORE, axis=1)  # argmax gives the first True
         if not candidate.is_encoder_decoder:
             position = position - 1  # logits predict the next label
-        hidden = head_inputs(candidate, params, rows)
+        hidden = _head_inputs(candidate, params, rows)
         return jnp.take_along_axis(hidden, position[:, None, None], axis=1)[:, 0]
 
     examples = {key: np.asarray(values) for key, values in batch.items()}
@@ -99,23 +87,14 @@ def first_target_states(
 
 
 def first_word_classes(examples: Sequence[Example], *, num_words: int) -> Int[np.ndarray, " n"]:
-    """Which of the most common first words each target begins with.
-
-    Args:
-        examples: with targets.
-        num_words: how many words are classes of their own.
+    """Which of the ``num_words`` most common first words each target begins with.
 
     Returns:
         0 for the most common word, and so on, ties by the alphabet; ``num_words`` for all others.
-
-    Example:
-        >>> texts = [Example("", text) for text in ("the a", "The b", "an end", "so it")]
-        >>> first_word_classes(texts, num_words=2).tolist()
-        [0, 0, 1, 2]
     """
     checks.positive("num_words", num_words)
     words = [(example.target.split() or [""])[0].lower() for example in examples]
     counts = Counter(words)
     common = sorted(counts, key=lambda word: (-counts[word], word))[:num_words]
-    number = {word: i for i, word in enumerate(common)}
-    return np.array([number.get(word, num_words) for word in words])
+    class_of = {word: i for i, word in enumerate(common)}
+    return np.array([class_of.get(word, num_words) for word in words])

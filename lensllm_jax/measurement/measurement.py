@@ -203,17 +203,9 @@ class Measurement:
 
 
 def spectrum_for_law(kernel: CandidateNtk, *, learning_rate: float) -> NtkSpectrum:
-    r"""The kernel's spectrum as the law wants it.
+    """The kernel's spectrum for Eq 9 of a fine-tune at ``learning_rate`` per step.
 
-    Fine-tuning descends the *mean* loss over examples, for which Eq 9 holds with
-    :math:`\Theta / n`: the division enters through the learning rate.
-
-    Args:
-        kernel: a symmetric kernel with its residual.
-        learning_rate: of the fine-tune, per optimiser step.
-
-    Returns:
-        Eigenvalues, squared projections of the residual, and the rate.
+    Fine-tuning descends the *mean* loss over n examples, which divides the rate by n.
     """
     return ntk_spectrum(
         kernel.theta, kernel.residual, learning_rate=learning_rate / kernel.num_examples

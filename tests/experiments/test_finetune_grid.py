@@ -4,10 +4,8 @@ import csv
 import dataclasses
 import json
 import shutil
-import time
 
 import datasets
-import jax
 import numpy as np
 import pytest
 from absl import flags
@@ -20,7 +18,7 @@ from lensllm_jax import checks, durable
 from lensllm_jax.checkpoints.summary import describe_candidate
 from lensllm_jax.finetune.compute import ComputeConfig
 from lensllm_jax.measurement import jobs
-from lensllm_jax.measurement.jobs import Job, Measurer
+from lensllm_jax.measurement.jobs import Measurer
 from lensllm_jax.measurement.measurement import Measurement, MeasurementConfig
 from tests.data.test_hub import gigaword_copy
 
@@ -158,30 +156,6 @@ def test_a_killed_cell_does_not_search_again(searched, task, tmp_path, monkeypat
         run(task, folder, quiet=True, sizes="0,8", **chosen)
 
 
-def test_seconds_of_a_killed_cell_are_those_of_both_lives(task, tmp_path, monkeypatch):
-    """The clock leaps by 1e6 s in the first life, which dies after the checkpoint that follows."""
-    measurer = Measurer(lens.load_task(task))
-    config = MeasurementConfig(max_length=24, batch_size=4, max_epochs=4, patience=9)
-    job = Job("zoo/gpt2-xs", 1, 16, config, path=tmp_path / "16.json", checkpoint_seconds=0)
-    monotonic, leaps, heard = time.monotonic, [], []
-    monkeypatch.setattr(time, "monotonic", lambda: monotonic() + sum(leaps))
-
-    def until_killed(now):
-        heard.append(now)
-        if len(heard) == 2:
-            raise KeyboardInterrupt
-        leaps.append(1e6)
-
-    with pytest.raises(KeyboardInterrupt):
-        measurer.measure(job, on_progress=until_killed)
-    resumed = measurer.measure(job)
-    whole = measurer.measure(job._replace(path=None))
-    assert whole["seconds"] < 1e6 <= resumed["seconds"] < 1.5e6  # once, not twice
-    for cell in (resumed, whole):  # durations alone may differ
-        del cell["seconds"], cell["tokens_per_second"]
-    assert resumed == whole
-
-
 def test_flags_reach_the_loop(task, tmp_path):
     settings = {
         "compute_dtype": "bfloat16", "micro_batches": 2, "remat": True, "buckets": "8,16",
@@ -201,15 +175,6 @@ def test_flags_reach_the_loop(task, tmp_path):
     recorded = task_settings(("a",), lens.load_task(task), config)
     assert recorded["clip_norm"] == 0.5
     assert recorded["compute"]["dtype"] == "bfloat16"
-
-
-def test_seeds_share_what_was_compiled(task):
-    measurer, config = Measurer(lens.load_task(task)), MeasurementConfig()
-    first = measurer.measurement("zoo/gpt2-xs", config)
-    other = measurer.measurement("zoo/gpt2-xs", dataclasses.replace(config, seed=1))
-    assert other.loop is first.loop
-    rate = dataclasses.replace(config, learning_rate=1e-4)
-    assert measurer.measurement("zoo/gpt2-xs", rate).loop is not first.loop
 
 
 def test_a_cell_whose_loss_is_not_finite_fails_alone(task, tmp_path, capsys):
@@ -239,15 +204,6 @@ def test_a_full_disk_fails_its_cell_and_the_rest_goes_on(task, plain, tmp_path, 
     assert run(task, tmp_path / "out", quiet=True) == 0
     assert (tmp_path / "out" / "losses.csv").read_bytes() == whole
     assert not (tmp_path / "out" / "failures.csv").exists()
-
-
-def test_a_candidate_too_large_for_the_device_fails_alone(task, monkeypatch):
-    def full(*_, **__):
-        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory\nallocating")
-
-    monkeypatch.setattr(Measurer, "measure", full)
-    result = Measurer(lens.load_task(task)).attempt(Job("zoo/gpt2-xs", 1, 8, MeasurementConfig()))
-    assert (result.cell, result.reason) == (None, "RESOURCE_EXHAUSTED: Out of memory allocating")
 
 
 def test_a_line_a_cell_and_a_table_at_the_end(task, plain, tmp_path, capsys):
@@ -323,12 +279,3 @@ def test_a_copy_of_a_hub_task_is_read_where_a_flag_says(tmp_path, monkeypatch):
         )
         task = grid.FLAGS.load_task({"zoo/gpt2-xs": describe_candidate("zoo/gpt2-xs")})
     assert all(example.prompt.endswith("\nSummary:") for example in task.train)
-
-
-def test_workers_fail_alone_too(task):
-    """What a process of an executor hands back of a job that cannot be done."""
-    loaded = lens.load_task(task)
-    job = Job("zoo/gpt2-xs", 1, 10**6, MeasurementConfig(max_length=24))
-    result = jobs.attempt_here(job, loaded)
-    assert result.cell is None
-    assert "`size` must be at most" in result.reason

@@ -7,17 +7,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-import jax
 import pytest
 
-from experiments.common.progress import Progress
-from experiments.common.resume import CandidateRun, Cells
-from experiments.common.run_folder import RunFolder
-from lensllm_jax.data.catalogue import load_task
-from lensllm_jax.measurement import jobs
-from lensllm_jax.measurement.jobs import Measurer
 from lensllm_jax.measurement.measurement import MeasurementConfig
-from lensllm_jax.measurement.pool import describe_pool
 
 ROOT = Path(__file__).parents[2]
 SIZES = [8, 16, 32, 64, 128]
@@ -115,63 +107,6 @@ def test_a_folder_records_every_setting(selections):
         settings = json.loads((selections / order / "run.json").read_text())["settings"]
         assert (settings["order"], settings["keep"]) == (order, 0.5)
         assert {field.name for field in dataclasses.fields(MeasurementConfig)} < set(settings)
-
-
-def test_candidates_that_go_on_are_not_compiled_again(tmp_path):
-    """Compilations are counted by JAX itself, as a pool is measured upwards."""
-    (tmp_path / "kings.txt").write_text("\n".join(f"the {i} kings of the land" for i in range(300)))
-    config = MeasurementConfig(max_length=16, batch_size=4, max_epochs=1)
-    measurer = Measurer(load_task(tmp_path / "kings.txt"), revisits=True)
-    progress = Progress(total=1.0, quiet=True)
-    cells = Cells(RunFolder.open(tmp_path / "out", {}), progress)
-    summaries = describe_pool(["zoo/gpt2-xs", "zoo/opt-xs"], max_length=16)
-    pool = {
-        name: CandidateRun(summary, config, measurer, cells, checkpoint_seconds=60)
-        for name, summary in summaries.items()
-    }
-    compiled = []
-
-    def listen(event, *_, **__):
-        if event == "/jax/core/compile/backend_compile_duration":
-            compiled.append(event)
-
-    jax.monitoring.register_event_duration_secs_listener(listen)
-    try:
-        for size in (4, 8):
-            compiled.clear()
-            for candidate in pool.values():
-                candidate.measure_loss(size)
-            assert bool(compiled) == (size == 4)
-        pool["zoo/gpt2-xs"].finish([8, 16])  # the control: what is dropped is forgotten
-        assert progress.total == 1.0 - pool["zoo/gpt2-xs"].job(16).work
-        pool["zoo/gpt2-xs"].measure_loss(12)
-        assert compiled
-    finally:
-        jax.monitoring.unregister_event_duration_listener(listen)
-
-
-def test_a_finished_candidate_is_read_without_its_weights(tmp_path, monkeypatch):
-    (tmp_path / "kings.txt").write_text("\n".join(f"the {i} kings of the land" for i in range(300)))
-    config = MeasurementConfig(max_length=16, batch_size=4, max_epochs=1, num_kernel_examples=3)
-    summaries = describe_pool(["zoo/gpt2-xs"], max_length=16)
-    loaded = []
-    load = jobs.load_candidate
-    monkeypatch.setattr(jobs, "load_candidate", lambda name: loaded.append(name) or load(name))
-
-    def measured():
-        measurer = Measurer(load_task(tmp_path / "kings.txt"))
-        cells = Cells(RunFolder.open(tmp_path / "out", {}), Progress(total=1.0, quiet=True))
-        candidate = CandidateRun(
-            summaries["zoo/gpt2-xs"], config, measurer, cells, checkpoint_seconds=60
-        )
-        candidate.compute_kernel()
-        losses = [candidate.measure_loss(size) for size in (0, 8)]
-        return losses, candidate.spectrum.eigenvalues.tolist()
-
-    first = measured()
-    assert loaded == ["zoo/gpt2-xs"]  # once for the kernel and both losses
-    assert measured() == first
-    assert loaded == ["zoo/gpt2-xs"]
 
 
 @pytest.mark.parametrize(

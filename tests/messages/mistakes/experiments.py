@@ -9,7 +9,6 @@ import pytest
 from experiments.common import cli
 from experiments.common.run_folder import RunFolder
 from lensllm_jax.data.task import Example, Task
-from lensllm_jax.measurement.measurement import MeasurementConfig
 from tests.messages.binaries import load
 
 executors = load("finetune_grid").module.executors
@@ -58,7 +57,7 @@ def two_seeds(path):
 
 def affordable(**flags):
     sizes = {"BUDGET_SIZE": 1, "SMALLEST_SIZE": 1, "TARGET_SIZE": 2}
-    return binary("select_model", **{**sizes, **flags}).affordable_sizes(TASK, MeasurementConfig())
+    return binary("select_model", **{**sizes, **flags}).plan_of_flags(TASK)
 
 
 def of_mean_length(mean, folder):
@@ -172,7 +171,6 @@ MISTAKES = [
         lambda tmp: affordable(SMALLEST_SIZE=2),
     ),
     ("target_size", "above `budget_size` 1 ... got 1", lambda tmp: affordable(TARGET_SIZE=1)),
-    ("num_kernel_examples", "at most 1 ... got 64", lambda tmp: affordable()),
     ("steps", "zero or positive ... got -1", lambda tmp: binary("pretrain_zoo", STEPS=-1).main([])),
     (
         "candidates",

@@ -1,0 +1,86 @@
+"""Pieces of a run folder: read where they are finished, measured once where they are not."""
+
+import jax
+import pytest
+
+from experiments.common.progress import Progress
+from experiments.common.resume import CandidateRun, Cells
+from experiments.common.run_folder import RunFolder
+from lensllm_jax.data.catalogue import load_task
+from lensllm_jax.measurement import jobs
+from lensllm_jax.measurement.jobs import Measurer
+from lensllm_jax.measurement.measurement import MeasurementConfig
+from lensllm_jax.measurement.pool import describe_pool
+
+CONFIG = MeasurementConfig(max_length=16, batch_size=4, max_epochs=1, num_kernel_examples=3)
+
+
+class Run:
+    """A run of a pool in a folder."""
+
+    def __init__(self, folder, names, *, revisits=False):
+        (folder / "kings.txt").write_text(
+            "\n".join(f"the {i} kings of the land" for i in range(300))
+        )
+        measurer = Measurer(load_task(folder / "kings.txt"), revisits=revisits)
+        self.progress = Progress(total=1.0, quiet=True)
+        self.cells = Cells(RunFolder.open(folder / "out", {}), self.progress)
+        self.pool = {
+            name: CandidateRun(summary, CONFIG, measurer, self.cells, checkpoint_seconds=60)
+            for name, summary in describe_pool(names, max_length=16).items()
+        }
+
+
+@pytest.mark.parametrize("revisits", [True, False])
+def test_candidates_that_are_measured_again_are_not_compiled_again(tmp_path, revisits):
+    """Compilations are counted by JAX itself, as a pool is measured upwards."""
+    run = Run(tmp_path, ["zoo/gpt2-xs", "zoo/opt-xs"], revisits=revisits)
+    pool, gpt2 = run.pool, run.pool["zoo/gpt2-xs"]
+    compiled = []
+
+    def listen(event, *_, **__):
+        if event == "/jax/core/compile/backend_compile_duration":
+            compiled.append(event)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        for candidate in pool.values():
+            candidate.measure_loss(4)
+        compiled.clear()
+        gpt2.measure_loss(8)
+        assert bool(compiled) != revisits
+        if revisits:
+            gpt2.finish([8, 16])  # what is dropped is forgotten, what is not measured not awaited
+            assert run.progress.total == 1.0 - gpt2.job(16).work
+            gpt2.measure_loss(12)
+            assert compiled
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listen)
+
+
+def test_a_finished_candidate_is_read_without_its_weights(tmp_path, monkeypatch):
+    loaded, load = [], jobs.load_candidate
+    monkeypatch.setattr(jobs, "load_candidate", lambda name: loaded.append(name) or load(name))
+
+    def measured():
+        candidate = Run(tmp_path, ["zoo/gpt2-xs"]).pool["zoo/gpt2-xs"]
+        candidate.compute_kernel()
+        losses = [candidate.measure_loss(size) for size in (0, 8)]
+        return losses, candidate.spectrum.eigenvalues.tolist()
+
+    first = measured()
+    assert loaded == ["zoo/gpt2-xs"]  # once for the kernel and both losses
+    assert measured() == first
+    assert loaded == ["zoo/gpt2-xs"]
+
+
+def test_checkpoints_of_a_finished_cell_are_removed(tmp_path):
+    run = Run(tmp_path, ["zoo/gpt2-xs"])
+    job, other = (run.pool["zoo/gpt2-xs"].job(size) for size in (8, 16))
+    run.cells.keep(job, {"test_loss": 1.0, "num_tokens": 1})
+    leftovers = [one.path.with_suffix(jobs.SEARCHED) for one in (job, other)]
+    for path in leftovers:  # a run was killed before it could remove the first
+        path.write_text("{}")
+    assert run.cells.unfinished([job, other]) == [other]
+    assert [path.exists() for path in leftovers] == [False, True]
+    assert run.progress.done == 2 * job.work  # kept once, then skipped
