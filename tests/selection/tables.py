@@ -1,4 +1,4 @@
-"""Where the public tables are, when they are there at all: they are never copied in here."""
+"""The public tables, where they are present: they are never copied in here."""
 
 from pathlib import Path
 

@@ -1,0 +1,1 @@
+"""Tests of selectors, a file each."""
