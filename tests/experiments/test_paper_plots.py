@@ -24,12 +24,12 @@ def lines_of(axes):
 def test_figure_4_has_a_panel_for_each_metric_and_task(panels_of):
     rows = table("saving")
     tasks = list(dict.fromkeys(row["task"] for row in rows))
-    every = panels_of(paper_plots.saving_figure, rows)
-    assert [axes.get_title() for axes in every] == [*tasks, *[""] * len(tasks)]
-    assert [every[0].get_ylabel(), every[len(tasks)].get_ylabel()] == [
+    panels = panels_of(paper_plots.saving_figure, rows)
+    assert [axes.get_title() for axes in panels] == [*tasks, *[""] * len(tasks)]
+    assert [panels[0].get_ylabel(), panels[len(tasks)].get_ylabel()] == [
         *paper_plots.METRICS.values()
     ]
-    assert all(axes.get_xlabel() for axes in every[len(tasks) :])
+    assert all(axes.get_xlabel() for axes in panels[len(tasks) :])
 
 
 def test_figure_4_holds_every_point_that_costs_something(panels_of):

@@ -1,4 +1,4 @@
-"""The pages in headless Chromium: nothing is asked for, nothing complains, tables sort.
+"""The pages in headless Chromium: nothing is requested, the console is empty, tables sort.
 
 Screenshots are left in out/browser/.
 """
@@ -49,21 +49,21 @@ def folder(tmp_path_factory):
     path = tmp_path_factory.mktemp("pages")
     for kind, text in samples.pages().items():
         (path / f"{kind}.html").write_text(text)
-    asking = '<img src="http://127.0.0.1:9/x.png"><script>console.error("no")</script>'
-    (path / "asking.html").write_text(f"<!doctype html><title>asks</title>{asking}")
+    noisy = '<img src="http://127.0.0.1:9/x.png"><script>console.error("no")</script>'
+    (path / "noisy.html").write_text(f"<!doctype html><title>noisy</title>{noisy}")
     return path
 
 
 def opened(browser, path):
-    """Opens a page; what it asked for besides itself, and what the console says."""
+    """Opens a page; what it requested besides itself, and the console's messages."""
     browser.get("about:blank")
     browser.get_log("performance"), browser.get_log("browser")
     browser.get(path.as_uri())
     events = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
     sent = [e for e in events if e["method"] == "Network.requestWillBeSent"]
     urls = [e["params"]["request"]["url"] for e in sent]
-    asked = [u for u in urls if u != path.as_uri() and not u.startswith("data:")]
-    return asked, browser.get_log("browser")
+    requested = [u for u in urls if u != path.as_uri() and not u.startswith("data:")]
+    return requested, browser.get_log("browser")
 
 
 def seen(browser, view):
@@ -78,8 +78,8 @@ def seen(browser, view):
 @pytest.mark.parametrize("kind", KINDS)
 def test_page_is_quiet_and_fits(browser, folder, kind, view):
     seen(browser, view)
-    asked, said = opened(browser, folder / f"{kind}.html")
-    assert (asked, said) == ([], [])
+    requested, messages = opened(browser, folder / f"{kind}.html")
+    assert (requested, messages) == ([], [])
     width = browser.execute_script("return document.documentElement.scrollWidth")
     assert width <= VIEWS[view][0]  # wide tables scroll within themselves
     paper = browser.execute_script("return getComputedStyle(document.body).backgroundColor")
@@ -89,10 +89,10 @@ def test_page_is_quiet_and_fits(browser, folder, kind, view):
     (SHOTS / f"{kind}-{view}.png").write_bytes(base64.b64decode(shot["data"]))
 
 
-def test_a_page_that_asks_and_complains_is_caught(browser, folder):
-    asked, said = opened(browser, folder / "asking.html")
-    assert asked == ["http://127.0.0.1:9/x.png"]
-    assert any('"no"' in entry["message"] for entry in said)
+def test_a_page_with_a_request_and_a_message_is_caught(browser, folder):
+    requested, messages = opened(browser, folder / "noisy.html")
+    assert requested == ["http://127.0.0.1:9/x.png"]
+    assert any('"no"' in entry["message"] for entry in messages)
 
 
 def column(browser, index):

@@ -1,4 +1,4 @@
-"""Colours are told apart by every common kind of colour vision, and what shares one is not alike.
+"""Colours are distinguishable in all common colour vision, and what shares one is not alike.
 
 Dichromats' vision is simulated by the matrices of Machado, Oliveira and Fernandes, "A
 physiologically-based model for simulation of color vision deficiency" (2009), at severity 1, on
@@ -70,14 +70,14 @@ def test_lab_is_that_of_the_standard():
 
 
 @pytest.mark.parametrize("vision", VISIONS)
-def test_colours_are_told_apart(vision):
+def test_colours_are_distinguishable(vision):
     white = "#ffffff"  # what they are drawn on
     assert nearest((*figures.COLOURS, white), vision) > APART
     assert set(families()) <= set(figures.COLOURS)
     assert len(set(families())) == len(families())
 
 
-def test_colours_that_are_not_told_apart_are_caught():
+def test_colours_that_are_not_distinguishable_are_caught():
     common = [f"C{i}" for i in range(7)]  # of matplotlib
     assert nearest(common, "common") > APART
     assert nearest(common, "protanopia") < APART
@@ -105,7 +105,7 @@ def look(name):
 
 
 def alike(looks):
-    """Pairs that neither colour and dash nor the marker tells apart."""
+    """Pairs that neither colour and dash nor the marker separates."""
     return [
         (a, b)
         for (a, of_a), (b, of_b) in itertools.combinations(looks.items(), 2)

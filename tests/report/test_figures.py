@@ -17,8 +17,8 @@ def test_kernels_side_by_side_share_a_scale():
 
 @pytest.mark.parametrize("count", [1, 2])
 def test_every_panel_names_its_axes(count):
-    figure, every = figures.panels(*[("x (unit)", "y (unit)")] * count)
-    assert len(every) == count
-    for axes in every:
+    figure, panels = figures.panels(*[("x (unit)", "y (unit)")] * count)
+    assert len(panels) == count
+    for axes in panels:
         assert (axes.get_xlabel(), axes.get_ylabel()) == ("x (unit)", "y (unit)")
-    assert figures.png(figure, every[-1])[1:4] == b"PNG"  # without a legend, as nothing is named
+    assert figures.png(figure, panels[-1])[1:4] == b"PNG"  # without a legend, as nothing is named

@@ -1,4 +1,4 @@
-"""The tables of a report are tables whatever their cells hold, and say the same everywhere."""
+"""The report of a selection says the same on a page, in Markdown and on the terminal."""
 
 import dataclasses
 import html
@@ -7,31 +7,11 @@ import re
 import pytest
 
 from lensllm_jax.report.html import to_html
-from lensllm_jax.report.markdown import markdown_table, to_markdown
+from lensllm_jax.report.markdown import to_markdown
 from lensllm_jax.selection.orders import Drop, Order
-from lensllm_jax.selection.uncertainty import NextMeasurement, Probability
+from lensllm_jax.selection.uncertainty import NextMeasurement
 from tests.messages.binaries import load
 from tests.report import samples
-
-
-def cells(line):
-    return line.replace(r"\|", "").count("|") - 1
-
-
-def test_a_pipe_in_a_cell_does_not_open_a_column():
-    table = markdown_table([{"name": "a", "note": "D_l <= |f0 - y|^2"}]).splitlines()
-    assert [cells(line) for line in table] == [2, 2, 2]
-    assert r"\|f0 - y\|^2" in table[2]
-    assert cells("| a | D_l <= |f0 - y|^2 |") == 4  # what it would be without care
-
-
-def test_floats_have_four_decimals_and_whole_numbers_none():
-    assert markdown_table([{"loss": 1.0, "rank": 1}]).splitlines()[2] == "| 1.0000 | 1 |"
-
-
-def test_what_is_not_known_is_a_dash():
-    row = markdown_table([{"a": None, "b": float("nan"), "c": Probability(float("nan")), "d": 0.0}])
-    assert row.splitlines()[2] == "| - | - | - | 0.0000 |"
 
 
 def chances_in(text, start, column):
@@ -91,7 +71,7 @@ def test_a_table_of_numbers_holds_the_probability_itself(selection):
     assert str(rows[0]["p_beats_next"]) == repr(selection.ranking.probability(first, second))
     assert (rows[0]["low_90"], rows[0]["high_90"]) == selection.ranking.interval(first, level=0.9)
     assert rows[-1]["p_beats_next"] is None
-    short = dataclasses.replace(selection.ranking, log_std={})  # no past tells its errors
+    short = dataclasses.replace(selection.ranking, log_std={})  # no backtest
     vars(selection)["ranking"] = short
     assert selection.rows()[0]["low_90"] is None
 
@@ -100,9 +80,9 @@ def test_no_number_is_cut_on_a_terminal_of_80_characters(selection, capsys, monk
     for name, value in {"FORCE_COLOR": "1", "NO_COLOR": "1", "COLUMNS": "80"}.items():
         monkeypatch.setenv(name, value)
     load("select_model").module.show(selection)
-    said = re.sub(r"\x1b\[[0-9;]*m", "", capsys.readouterr().out)
-    assert max(map(len, said.splitlines()[:-1])) <= 80  # the advice below may be longer
-    assert "\u2026" not in said
+    printed = re.sub(r"\x1b\[[0-9;]*m", "", capsys.readouterr().out)
+    assert max(map(len, printed.splitlines()[:-1])) <= 80  # the advice below may be longer
+    assert "\u2026" not in printed
     for row in selection.rows():
-        assert f"{row['predicted_loss']:.4f}" in said
-        assert f"{row['budget_loss']:.4f}" in said
+        assert f"{row['predicted_loss']:.4f}" in printed
+        assert f"{row['budget_loss']:.4f}" in printed

@@ -26,12 +26,12 @@ def drawn(monkeypatch):
     """The figures that were made, before they became pictures."""
     figures = []
 
-    def kept(figure, *_):
+    def record(figure, *_):
         figures.append(figure)
         return b""
 
-    monkeypatch.setattr(theory, "as_png", kept)
-    monkeypatch.setattr(theory, "png", kept)
+    monkeypatch.setattr(theory, "as_png", record)
+    monkeypatch.setattr(theory, "png", record)
     return figures
 
 
@@ -52,11 +52,11 @@ def test_errors_and_intervals_are_drawn_and_what_has_no_fit_is_named(drawn):
     theory.decay_figure(rows(), decays)
     axes = drawn[0].axes[0]
     labels = {text: handle for handle, text in zip(*axes.get_legend_handles_labels(), strict=True)}
-    said = f"{theory.QUANTITIES['sum_h']}: $n^{{0.50}}$ (0.30 to 0.70)"
-    assert said in labels
+    label = f"{theory.QUANTITIES['sum_h']}: $n^{{0.50}}$ (0.30 to 0.70)"
+    assert label in labels
     assert "variance of the gradient: not positive at every n" in labels
     first = rows()[0]["sum_h"]
-    segments = labels[said].lines[2][0].get_segments()
+    segments = labels[label].lines[2][0].get_segments()
     assert [np.ptp(s[:, 1]) for s in segments] == pytest.approx([0.2 / first] * len(SIZES))
     trace = next(handle for text, handle in labels.items() if text.startswith("trace"))
     ends = trace.lines[2][0].get_segments()[0][:, 1]

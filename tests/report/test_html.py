@@ -1,4 +1,4 @@
-"""What a page holds, and that it asks for nothing and lets nothing of a user through as HTML."""
+"""What a page holds, that it requests nothing, and that no text of a user becomes HTML."""
 
 import dataclasses
 import re
@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from lensllm_jax.report.html import table, to_html
-from lensllm_jax.report.sections import Command, Report, Section, Table
+from lensllm_jax.report.sections import Command, Report, Section, Table, Text
 from tests.report import samples
 
 VOID = {"meta", "link"}
@@ -42,12 +42,12 @@ def pages():
 
 def addresses(tags):
     """Attributes that a browser would follow or load, those within the page left out."""
-    asked = [v for _, attrs in tags for k, v in attrs.items() if k in ("src", "href", "action")]
-    return [v for v in asked if not v.startswith(("#", "data:"))]
+    links = [v for _, attrs in tags for k, v in attrs.items() if k in ("src", "href", "action")]
+    return [v for v in links if not v.startswith(("#", "data:"))]
 
 
 @pytest.mark.parametrize("kind", ["selection", "curves", "kernel"])
-def test_page_is_whole_and_asks_for_nothing(pages, kind):
+def test_page_is_whole_and_requests_nothing(pages, kind):
     tags = Reader(pages[kind]).tags
     assert addresses(tags) == []
     assert not re.search(r"https?://|@import|fetch\(|url\((?!#)", pages[kind])
@@ -58,7 +58,7 @@ def test_page_is_whole_and_asks_for_nothing(pages, kind):
     assert "--a=&#x27;&lt;1&gt;&#x27;" in pages[kind]  # the command, escaped
 
 
-def test_a_page_that_asks_is_caught():
+def test_a_page_with_a_request_is_caught():
     assert addresses(Reader('<img src="https://example.org/x.png"></img>').tags)
     with pytest.raises(AssertionError):
         Reader("<p><b></p></b>")
@@ -111,3 +111,9 @@ def test_a_column_has_one_form_and_a_command_breaks_between_words():
     assert re.findall(r">([^<>]+)</td>", text) == ["3.5000", "7.5e-07", "12.0000", "0.0011"]
     page = to_html(Report("", [Section("", [Command("python --a=1")])]))
     assert "<span>python</span> <span>--a=1</span>" in page
+
+
+def test_marks_of_code_and_weight_are_tags_and_all_else_of_a_text_is_literal():
+    text = "**a<b>** has `x < 1`, *not* this"
+    page = to_html(Report("", [Section("", [Text(text)])]))
+    assert "<p><strong>a&lt;b&gt;</strong> has <code>x &lt; 1</code>, *not* this</p>" in page
