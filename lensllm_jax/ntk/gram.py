@@ -44,14 +44,18 @@ class Tile(NamedTuple):
 
 
 class Execution(TypedDict, total=False):
-    """How a kernel is computed where memory, devices or time are short; its numbers stay."""
+    """How a kernel is computed where memory, devices or time are short; its numbers stay.
 
-    # for "structured", bytes above what the process holds, from which the block size follows
+    Attributes:
+        memory_budget: for "structured", bytes above what the process holds, from which the block
+            size follows.
+        devices: for "structured", devices that share the examples of each tile.
+        store: folder for each finished tile, so that a killed run resumes; the processes of
+            ``jax.distributed`` share the tiles.
+    """
+
     memory_budget: float | int | None
-    # for "structured", devices that share the examples of each tile; None for the default one
     devices: Sequence[jax.Device] | None
-    # folder that keeps each finished tile, so that a killed run resumes; the processes of
-    # ``jax.distributed`` share the tiles
     store: str | os.PathLike | None
 
 

@@ -166,11 +166,11 @@ def test_second_call_compiles_nothing(method, monkeypatch):
 
 def test_tiles_cover_half_of_a_symmetric_kernel_once():
     for n, block in ((1, 1), (5, 2), (6, 3), (4, 9)):
-        seen = np.zeros((n, n), int)
+        count = np.zeros((n, n), int)
         for tile in tiles(n, n, block_size=block, symmetric=True):
-            seen[tile.rows, tile.columns] += 1
-        assert np.all(np.maximum(seen, seen.T) == 1)
-        assert np.all(seen[np.triu_indices(n)] == 1)
+            count[tile.rows, tile.columns] += 1
+        assert np.all(np.maximum(count, count.T) == 1)
+        assert np.all(count[np.triu_indices(n)] == 1)
 
 
 def test_bad_input_is_refused_with_the_remedy():
@@ -191,12 +191,12 @@ def test_bad_input_is_refused_with_the_remedy():
             call()
 
 
-def test_a_store_changes_no_bit_and_goes_on_where_it_stopped(tmp_path, monkeypatch):
+def test_a_store_changes_no_bit_and_resumes(tmp_path, monkeypatch):
     case = cases.make("scanned transformer")
     in_memory = empirical_ntk(case.f, case.params, case.x, block_size=2)
     stored = empirical_ntk(case.f, case.params, case.x, block_size=2, store=tmp_path / "tiles")
     assert stored.tobytes() == in_memory.tobytes()
-    monkeypatch.setattr(sweeps, "structured_ntk", None)  # whoever computes a tile now fails
+    monkeypatch.setattr(sweeps, "structured_ntk", None)  # computing a tile now fails
     again = empirical_ntk(case.f, case.params, case.x, block_size=2, store=tmp_path / "tiles")
     assert again.tobytes() == in_memory.tobytes()
     with pytest.raises(UserError, match="block_size"):

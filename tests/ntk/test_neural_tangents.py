@@ -1,4 +1,4 @@
-"""The bridge lends names to neural-tangents and takes them back."""
+"""The bridge patches JAX for the import of neural-tangents and leaves nothing changed."""
 
 import subprocess
 import sys
@@ -14,16 +14,16 @@ FRESH = textwrap.dedent(
     import jax, jax.core, jax.interpreters.ad
     from lensllm_jax.ntk import neural_tangents
 
-    def seen():
+    def snapshot():
         modules = {name: id(m) for name, m in sys.modules.items() if name.split(".")[0] == "jax"}
         names = {m.__name__: {k: id(v) for k, v in vars(m).items()}
                  for m in (jax, jax.core, jax.interpreters.ad)}
         return modules, names
 
     assert "neural_tangents" not in sys.modules, "importing the bridge must stay lazy"
-    modules, names = seen()
+    modules, names = snapshot()
     nt = neural_tangents.load()
-    after_modules, after_names = seen()
+    after_modules, after_names = snapshot()
     assert {k: after_modules[k] for k in modules} == modules
     assert "jax.util" not in after_modules or "jax.util" in modules
     for module in names:
@@ -57,7 +57,7 @@ def test_without_the_bridge_neural_tangents_does_not_import():
     assert "Error" in result.stderr
 
 
-def test_its_absence_is_said_with_the_command_that_installs_it(monkeypatch):
+def test_its_absence_names_the_command_that_installs_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "neural_tangents", None)
     monkeypatch.delitem(sys.modules, "neural_tangents")
     monkeypatch.setattr(neural_tangents.importlib.util, "find_spec", lambda name: None)

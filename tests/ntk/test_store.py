@@ -27,8 +27,8 @@ ROOT = Path(__file__).parent.parent.parent
 NUM_TILES = 15  # 5 examples in blocks of one, half of the kernel
 
 
-def kernel(folder=None, seen=None):
-    return stored_kernel.kernel(folder, on_tile=[].append if seen is None else seen.append)
+def kernel(folder=None, progress=None):
+    return stored_kernel.kernel(folder, on_tile=[].append if progress is None else progress.append)
 
 
 def tile_files(folder):
@@ -51,15 +51,15 @@ def output_of(process):
 
 
 def test_kernel_is_that_in_memory_bit_for_bit_and_half_of_it_is_stored(tmp_path):
-    seen = []
-    theta = kernel(tmp_path, seen)
+    progress = []
+    theta = kernel(tmp_path, progress)
     np.testing.assert_array_equal(theta, kernel())
     assert len(tile_files(tmp_path)) == NUM_TILES
-    assert [(p.done, p.total, p.computed) for p in seen][-1] == (NUM_TILES, NUM_TILES, True)
+    assert [(p.done, p.total, p.computed) for p in progress][-1] == (NUM_TILES, NUM_TILES, True)
     # a second run finds everything
-    seen.clear()
-    np.testing.assert_array_equal(kernel(tmp_path, seen), theta)
-    assert [p.computed for p in seen] == [False] * NUM_TILES
+    progress.clear()
+    np.testing.assert_array_equal(kernel(tmp_path, progress), theta)
+    assert [p.computed for p in progress] == [False] * NUM_TILES
 
 
 def test_a_run_that_was_killed_goes_on_and_ends_with_the_same_bits(tmp_path):
@@ -70,10 +70,10 @@ def test_a_run_that_was_killed_goes_on_and_ends_with_the_same_bits(tmp_path):
     assert lines[-1].startswith("tile 4 of")
     there = {path: path.stat().st_mtime_ns for path in tile_files(tmp_path)}
     assert 4 <= len(there) < NUM_TILES
-    seen = []
-    theta = kernel(tmp_path, seen)
+    progress = []
+    theta = kernel(tmp_path, progress)
     np.testing.assert_array_equal(theta, kernel())
-    assert sum(p.computed for p in seen) == NUM_TILES - len(there)
+    assert sum(p.computed for p in progress) == NUM_TILES - len(there)
     assert {path: path.stat().st_mtime_ns for path in there} == there  # none was made again
 
 
@@ -83,25 +83,25 @@ def test_two_processes_share_the_tiles_and_both_get_the_kernel(tmp_path):
         address = f"127.0.0.1:{free.getsockname()[1]}"
     both = [start(tmp_path, address, "2", str(i), pause=0.1) for i in (0, 1)]
     lines = [output_of(process) for process in both]
-    assert [len(said) - 1 for said in lines] == [8, 7]  # every tile once
+    assert [len(line) - 1 for line in lines] == [8, 7]  # every tile once
     assert len(tile_files(tmp_path)) == NUM_TILES
     expected = fingerprint(kernel())
-    assert [said[-1] for said in lines] == [expected, expected]
+    assert [line[-1] for line in lines] == [expected, expected]
 
 
 @pytest.mark.parametrize(
     "damage",
     [lambda content: content[:-1], lambda content: content[:-3] + b"\0\1\2", lambda content: b""],
 )
-def test_a_damaged_tile_is_computed_again_and_said_so(tmp_path, damage, caplog):
+def test_a_damaged_tile_is_computed_again_with_a_warning(tmp_path, damage, caplog):
     theta = kernel(tmp_path)
     victim = tile_files(tmp_path)[7]
     victim.write_bytes(damage(victim.read_bytes()))
-    seen = []
+    progress = []
     with caplog.at_level(logging.WARNING):
-        again = kernel(tmp_path, seen)
+        again = kernel(tmp_path, progress)
     np.testing.assert_array_equal(again, theta)
-    assert sum(p.computed for p in seen) == 1
+    assert sum(p.computed for p in progress) == 1
     assert f"{victim.name} is damaged" in caplog.text
 
 

@@ -178,7 +178,7 @@ def _lookup_adder(term: Lookup) -> _Adder:
 
 @functools.cache
 def _threads(pid: int) -> ThreadPoolExecutor:
-    """A thread for each core, kept: starting them takes as long as a small Gram."""
+    """A thread for each core, reused: starting them takes as long as a small Gram."""
     del pid  # part of the key: a process that was forked has none of its parent's threads
     return ThreadPoolExecutor(num_workers())
 

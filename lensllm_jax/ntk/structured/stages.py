@@ -5,7 +5,7 @@ The computation of one example is partitioned where a loop over layers (``scan``
 .. math:: f = S_m \circ \dots \circ S_1 ,
 
 so that a kernel can be computed with one stage's activations in memory: values between stages are
-kept, those inside are recomputed in the backward sweep.  All steps of a loop are calls of ONE
+stored, those inside are recomputed in the backward sweep.  All steps of a loop are calls of ONE
 stage, compiled once whatever the depth.  A program without such a loop is a single stage.
 
 A parameter enters a stage whole or as one slice of a stacked parameter (``Slot``).

@@ -139,7 +139,7 @@ class Taps:
         """
         where = (id(source), key)
         if where not in self._factors:
-            # the source is kept, since the id of a freed value may be given again
+            # the source is stored, since the id of a freed value may be given again
             self._factors[where] = (make(), source)
         return self._factors[where][0]
 
@@ -214,8 +214,8 @@ def opened(program: Any) -> tuple[core.Jaxpr, Sequence]:
 
 def inner_program(equation: Any) -> core.Jaxpr | None:
     """The program inside a call or a loop; ``None`` for a plain operation."""
-    found = equation.params.get("jaxpr", equation.params.get("call_jaxpr"))
-    return None if found is None else opened(found)[0]
+    program = equation.params.get("jaxpr", equation.params.get("call_jaxpr"))
+    return None if program is None else opened(program)[0]
 
 
 def scan_counts(settings: dict) -> tuple[int, int] | None:

@@ -23,10 +23,10 @@ def test_both_contractions_are_the_same(x64, monkeypatch, k, trace):
     for other, matrix in ((right, dense[1]), (None, dense[0])):
         expected = np.einsum("iarc,jbrc->ijab", dense[0], matrix)
         expected = np.einsum("ijaa->ij", expected) if trace else expected
-        # whole, in pieces that divide the rows, in pieces that leave a rest, one row at a time
+        # whole, in blocks that divide the rows, in blocks that leave a rest, one row at a time
         monkeypatch.setattr(gradients, "LEAST_ROW_BLOCK", 1)
-        for piece_size in (10**6, 5 * k * 2 * 3, 1):
-            monkeypatch.setattr(gradients, "ROW_BLOCK_SIZE", piece_size)
+        for block_size in (10**6, 5 * k * 2 * 3, 1):
+            monkeypatch.setattr(gradients, "ROW_BLOCK_SIZE", block_size)
             got = jax.jit(functools.partial(contractions.gram_materialized, trace=trace))(
                 left, other
             )
@@ -40,7 +40,7 @@ def test_both_contractions_are_the_same(x64, monkeypatch, k, trace):
             assert_close(got, expected)
 
 
-def test_pairs_turn_no_factor_round_in_memory():
+def test_pairs_transpose_no_factor_in_memory():
     """The rows of a tied head are the largest array of a kernel: one number a token and word."""
     n, t, words = 8, 4, 20_000
     head = Outer(jnp.ones((n, 1, t, words)), jnp.ones((n, 1, t, 8)))
@@ -84,13 +84,13 @@ def test_the_cheaper_contraction_is_taken():
         outer = Outer(jnp.ones((n, 1, t, r)), jnp.ones((n, 1, t, c)))
         return Group((outer,), r, c)
 
-    # 2 n m t^2 (r + c) against 2 n t r c + 2 n m r c: short texts and wide layers go by pairs
+    # 2 n m t^2 (r + c) compared with 2 n t r c + 2 n m r c: short texts and wide layers go by pairs
     wide, narrow = group(8, 2, 64, 64), group(8, 32, 8, 8)
     for g, pairs_are_cheaper in ((wide, True), (narrow, False)):
-        pairwise, formed = (
+        pairwise, materialized = (
             count(g, None, trace=True)
             for count in (contractions.pairwise_flops, contractions.materialized_flops)
         )
-        assert (pairwise < formed) is pairs_are_cheaper
+        assert (pairwise < materialized) is pairs_are_cheaper
         other = contractions.gram_materialized if pairs_are_cheaper else contractions.gram_pairwise
         assert_close(contractions.gram(g, None, trace=True), other(g, None, trace=True))

@@ -27,6 +27,6 @@ def test_dropping_a_cross_term_of_a_tied_table_fails(x64):
         return sum(np.asarray(contractions.gram(group, None, trace=False)) for group in groups)
 
     assert_close(kernel(groups), exact)
-    apart = [Group((term,), tied.num_rows, tied.num_columns) for term in tied.terms]
-    without = kernel([*(g for g in groups if g is not tied), *apart])
+    separate = [Group((term,), tied.num_rows, tied.num_columns) for term in tied.terms]
+    without = kernel([*(g for g in groups if g is not tied), *separate])
     assert relative_difference(without, exact) > 1e-3

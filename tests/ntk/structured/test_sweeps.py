@@ -74,8 +74,7 @@ def test_chunks_that_do_not_divide_the_examples_are_filled_up(x64, monkeypatch):
     traced = sweeps.trace_program(case.f, case.params, case.x)
     n = len(case.x["input_ids"])
     assert n % 2, "the case must leave a rest"
-    hungriest = max(call.stage.num_bytes for call in traced.schedule.calls)
-    monkeypatch.setattr(chunks, "CHUNK_BYTES", 2 * hungriest)
+    monkeypatch.setattr(chunks, "CHUNK_BYTES", 2 * traced.schedule.peak_stage_bytes)
     again = empirical_ntk(lambda p, x: case.f(p, x), case.params, case.x)
     assert again.shape == expected.shape
     assert_close(again, expected)
@@ -89,7 +88,7 @@ def test_shares_of_the_parameters_are_their_own_kernels(x64):
         total = total + np.asarray(share.theta).sum(0)
     assert len(names) == len(set(names))
     assert_close(total, empirical_ntk(case.f, case.params, case.x))
-    # each alone: the kernel of f with all other parameters held fixed
+    # each alone: the kernel of f with all other parameters fixed
     shares = {
         name: theta
         for share in sweeps.kernel_by_parameter(case.f, case.params, case.x, trace=True)
