@@ -29,8 +29,8 @@ from lensllm_jax.selection.rank import SELECTORS
 
 # Okabe and Ito, "Color Universal Design" (2008): distinguishable in all common colour vision
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#000000")
-LINES = ("-", "--", ":", "-.")
-MARKERS = "os^D"
+_LINES = ("-", "--", ":", "-.")
+_MARKERS = "os^D"
 HEAT = "cividis"  # rises in lightness, and reads alike in every colour vision
 
 # what a selector goes by -> colour; selector -> marker, of its own over all families
@@ -43,12 +43,12 @@ FAMILIES: dict[str, tuple[str, dict[str, str]]] = {
     "weights or features, no fine-tuning": ("#CC79A7", {"logme": "h", "nlp_metrics": "p"}),
     "anything else": ("#000000", {"model_size": "<"}),
 }
-SPARE = ">8+x|_1234"  # markers of selectors that no family names: they join the last
+_SPARE = ">8+x|_1234"  # markers of selectors that no family names: they join the last
 
 
 def colour_of(index: int) -> dict[str, Any]:
     """``plot`` arguments: colour and dash of the ``index``-th candidate in all figures."""
-    return {"color": COLOURS[index % len(COLOURS)], "linestyle": _again(LINES, index)}
+    return {"color": COLOURS[index % len(COLOURS)], "linestyle": _again(_LINES, index)}
 
 
 def _again(looks: Sequence[str], index: int) -> str:
@@ -74,12 +74,12 @@ def style_of_selector(name: str) -> dict[str, Any]:
 def _looks() -> dict[str, tuple[str, str, str]]:
     """Colour, dash and marker of everything that ranks."""
     named = {name for _, members in FAMILIES.values() for name in members}
-    unknown = dict(zip((n for n in SELECTORS if n not in named), SPARE, strict=False))
+    unknown = dict(zip((n for n in SELECTORS if n not in named), _SPARE, strict=False))
     families = {**FAMILIES}
     last, (colour, members) = families.popitem()
     families[last] = colour, members | unknown
     return {
-        name: (colour, LINES[i % len(LINES)], marker)
+        name: (colour, _LINES[i % len(_LINES)], marker)
         for colour, members in families.values()
         for i, (name, marker) in enumerate(members.items())
     }
@@ -104,7 +104,7 @@ def draw_loss_curves(
     positive = table.sizes[table.sizes > 0]
     grid = np.geomspace(positive[0], target_size, 200)
     for i, name in enumerate(table.names):
-        style, marker = colour_of(i), _again(MARKERS, i)
+        style, marker = colour_of(i), _again(_MARKERS, i)
         axes.plot(table.sizes, table.losses[i], marker, color=style["color"], label=name)
         if name in laws:
             axes.plot(grid, laws[name](grid), **style)
@@ -203,7 +203,7 @@ def _legend(axes: Axes) -> None:
 
 
 # matplotlib draws text and lines in black; on a page they take the colour of its text
-INK = ("#000000", "#b0b0b0")
+_INK = ("#000000", "#b0b0b0")
 
 
 def svg(figure: Figure, axes: Axes) -> str:
@@ -222,6 +222,6 @@ def svg(figure: Figure, axes: Axes) -> str:
     text = re.sub(r' xmlns(:xlink)?="[^"]*"', "", text).replace("xlink:href", "href")
     # what has no colour of its own is black as well
     text = text.replace("<svg ", '<svg fill="currentColor" ', 1)
-    for shade in INK:
+    for shade in _INK:
         text = text.replace(shade, "currentColor")
     return text

@@ -28,7 +28,7 @@ from lensllm_jax.report.sections import (
 )
 from lensllm_jax.selection.uncertainty import Probability
 
-STYLE = """
+_STYLE = """
 :root { color-scheme: light dark; --ink: #1a1a1a; --paper: #ffffff; --faint: #595959;
   --line: #d0d0d0; --wash: #f3f5f7; --link: #005a9c; }
 @media (prefers-color-scheme: dark) { :root { --ink: #e8e8e8; --paper: #15181b; --faint: #a8a8a8;
@@ -63,7 +63,7 @@ dd { margin: 0; overflow-wrap: anywhere; }
 """
 
 # A cell without a number sorts last in either direction.
-SCRIPT = """
+_SCRIPT = """
 for (const button of document.querySelectorAll("th button")) {
   button.addEventListener("click", () => {
     const head = button.parentElement, row = head.parentElement;
@@ -84,7 +84,7 @@ for (const button of document.querySelectorAll("th button")) {
 }
 """
 
-LONG = 48  # characters from which a cell may be folded
+_LONG = 48  # characters from which a cell may be folded
 
 
 def to_html(report: Report) -> str:
@@ -136,7 +136,7 @@ def document(title: str, sections: Iterable[tuple[str, str]], *, lead: str = "")
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <link rel="icon" href="data:,">
 <title>{html.escape(title)}</title>
-<style>{STYLE}</style>
+<style>{_STYLE}</style>
 </head>
 <body>
 <main>
@@ -144,7 +144,7 @@ def document(title: str, sections: Iterable[tuple[str, str]], *, lead: str = "")
 {_paragraph(lead) if lead else ""}
 {body}
 </main>
-<script>{SCRIPT}</script>
+<script>{_SCRIPT}</script>
 </body>
 </html>
 """
@@ -232,7 +232,7 @@ def _cell(value: Any, numeric: bool, form: str) -> str:
     if unknown:
         return f'<td data-value=""{_class(numeric)}>-</td>'
     text = _shown(value, form)
-    kind = ' class="long"' if len(text) > LONG else _class(numeric)
+    kind = ' class="long"' if len(text) > _LONG else _class(numeric)
     key = _key(value) if numeric else text
     return f'<td data-value="{html.escape(key)}"{kind}>{html.escape(text)}</td>'
 

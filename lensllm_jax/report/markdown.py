@@ -15,8 +15,8 @@ from typing import Any
 from lensllm_jax.report.sections import Block, Command, Definitions, Drawing, Report, Table, Text
 from lensllm_jax.selection.uncertainty import Probability
 
-WIDTH = 100  # characters of a line of text
-PIPE = r"\|"  # a bare one would open a new column
+_WIDTH = 100  # characters of a line of text
+_PIPE = r"\|"  # a bare one would open a new column
 
 
 def to_markdown(report: Report) -> str:
@@ -46,7 +46,7 @@ def _rendered(block: Block) -> str:
 
 
 def _wrapped(text: str) -> str:
-    return textwrap.fill(text, WIDTH, break_long_words=False, break_on_hyphens=False)
+    return textwrap.fill(text, _WIDTH, break_long_words=False, break_on_hyphens=False)
 
 
 def markdown_table(rows: Sequence[Mapping[str, Any]], forms: Mapping[str, str] = {}) -> str:
@@ -56,7 +56,7 @@ def markdown_table(rows: Sequence[Mapping[str, Any]], forms: Mapping[str, str] =
     """
 
     def line(cells: Iterable[str]) -> str:
-        return f"| {' | '.join(cell.replace('|', PIPE) for cell in cells)} |"
+        return f"| {' | '.join(cell.replace('|', _PIPE) for cell in cells)} |"
 
     header = rows[0].keys()
     body = (line(format_cell(v, forms.get(k)) for k, v in row.items()) for row in rows)

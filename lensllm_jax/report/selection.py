@@ -6,20 +6,20 @@ from lensllm_jax.report.sections import Block, Report, Section, Table, Text
 from lensllm_jax.selection.ranking import Ranking
 from lensllm_jax.selection.selection import Selection
 
-LEGEND = (
+_LEGEND = (
     "Losses are nats per target token. `predicted_loss` is L(D) = B / (F(Θ, t) + D^β) + E with F "
     "of the measured kernel and t free, `low_90` to `high_90` its interval relative to the other "
     "candidates, `p_beats_next` the probability of a lower loss at the target than the candidate "
     "below; `rectified_loss` is the control; `budget_loss` and `zero_shot_loss` are measured. "
     "`pflops` counts 6 N per training token, and the kernel."
 )
-COST_NOTE = (
+_COST_NOTE = (
     "Orders with the kernels of the candidates that they rank; full tuning: every candidate once "
     "on the target size. Measured: the tokens that were trained on. Counted: the order replayed "
     "on the same losses, at the same tokens per example; at least and at most differ where it "
     "depends on losses that were not measured."
 )
-DROPPED_NOTE = (
+_DROPPED_NOTE = (
     "Dropped after `dropped_at` examples: a straight line of log loss on log size through the last "
     "losses ends above those of the candidates that continued."
 )
@@ -61,7 +61,7 @@ def _ranking(selection: Selection) -> list[Block]:
     return [
         Table(rows, caption, page_only={"p_first_beats_it"}),
         *_parts.certainty(ranking),
-        Text(LEGEND),
+        Text(_LEGEND),
         _parts.curves(selection.table, selection.laws, ranking),
     ]
 
@@ -75,14 +75,14 @@ def _dropped(selection: Selection) -> list[Section]:
     if not selection.dropped:
         return []
     caption = "losses in nats per token; sizes in training examples"
-    return [Section("Dropped", [Table(selection.drop_rows(), caption), Text(DROPPED_NOTE)])]
+    return [Section("Dropped", [Table(selection.drop_rows(), caption), Text(_DROPPED_NOTE)])]
 
 
 def _cost(selection: Selection) -> list[Block]:
     if not selection.costs:
         return [Text(f"{selection.ranking.flops / 1e15:.4g} PFLOPs.")]
     caption = f"orders of measuring, of which {selection.order.value} was run"
-    return [Table(selection.cost_rows(), caption), Text(COST_NOTE)]
+    return [Table(selection.cost_rows(), caption), Text(_COST_NOTE)]
 
 
 def _ledger(ranking: Ranking) -> Table:

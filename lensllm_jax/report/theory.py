@@ -18,19 +18,19 @@ from matplotlib.ticker import LogLocator
 
 from lensllm_jax.report.figures import COLOURS, as_png, colour_of, panels, png
 
-TERMS = {
+_TERMS = {
     "empirical_term": "(1 + ε) training loss",
     "curvature_term": "curvature",
     "confidence_term": "confidence",
     "remainder_term": "remainder, K assumed",
 }
-QUANTITIES = {
+_QUANTITIES = {
     "sum_h": r"$\Sigma\,h_i$",
     "trace": "trace of the Hessian",
     "gradient_variance": "variance of the gradient",
     "squared_displacement": r"$\Sigma\,\|v_i\|^2$",
 }
-INK = COLOURS[-1]  # of the losses
+_INK = COLOURS[-1]  # of the losses
 
 
 def bound_figure(rows: Sequence[Mapping[str, Any]]) -> bytes:
@@ -43,14 +43,16 @@ def bound_figure(rows: Sequence[Mapping[str, Any]]) -> bytes:
         (x_label, "loss (nats per token)"), (x_label, "term (nats per token)"), width=11.0
     )
     sizes = np.array([float(row["size"]) for row in rows])
-    terms = {label: [row[name] for row in rows] for name, label in TERMS.items() if name in rows[0]}
+    terms = {
+        label: [row[name] for row in rows] for name, label in _TERMS.items() if name in rows[0]
+    }
     colours = [COLOURS[i] for i in range(len(terms))]
     stacked.stackplot(
         sizes, *terms.values(), labels=terms, colors=colours, alpha=0.55, linewidth=0.0
     )
     for name, style in (("test_loss", "o-"), ("training_loss", "o:")):
         losses = [row[name] for row in rows]
-        stacked.plot(sizes, losses, style, color=INK, label=name.replace("_", " "))
+        stacked.plot(sizes, losses, style, color=_INK, label=name.replace("_", " "))
     stacked.set_ylim(bottom=0.0)
     for colour, values in zip(colours, terms.values(), strict=True):
         alone.plot(sizes, values, "o-", color=colour)
@@ -74,14 +76,14 @@ def decay_figure(rows: Sequence[Mapping[str, Any]], decays: Mapping[str, Any]) -
     sizes = np.array([float(row["size"]) for row in rows])
     for i, (name, decay) in enumerate(decays.items()):
         if "exponent" not in decay:
-            axes.plot([], [], " ", label=f"{QUANTITIES.get(name, name)}: not positive at every n")
+            axes.plot([], [], " ", label=f"{_QUANTITIES.get(name, name)}: not positive at every n")
             continue
         values = np.array([row[name] for row in rows])
         style = colour_of(i)
         axes.errorbar(
             sizes * 1.02 ** (i - 1.5),  # next to each other, not on top of each other
             values / values[0], _errors(rows, name) / values[0], fmt="o", capsize=3.0,
-            color=style["color"], label=f"{QUANTITIES.get(name, name)}: {_power(decay)}",
+            color=style["color"], label=f"{_QUANTITIES.get(name, name)}: {_power(decay)}",
         )  # fmt: skip
         fitted = decay["coefficient"] * sizes ** -decay["exponent"]
         axes.plot(sizes, fitted / values[0], **style)

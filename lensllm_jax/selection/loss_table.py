@@ -26,7 +26,7 @@ from jaxtyping import Float, Int
 
 from lensllm_jax import checks, durable
 
-NAME_COLUMN, PARAMS_COLUMN, FAMILY_COLUMN = "config name", "size", "family"
+_NAME, _PARAMS, _FAMILY = "config name", "size", "family"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,7 +46,7 @@ class LossTable:
         repeated = sorted({name for name in self.names if self.names.count(name) > 1})
         if repeated:
             raise checks.UserError(
-                f"`{NAME_COLUMN}` must be unique, got {repeated[0]!r} more than once; "
+                f"`{_NAME}` must be unique, got {repeated[0]!r} more than once; "
                 "rename or remove one row"
             )
         if len(self.sizes) == 0 or self.sizes[0] < 0 or np.any(np.diff(self.sizes) <= 0):
@@ -156,68 +156,55 @@ def parse_loss_table(file: Iterable[str], *, task: str = "task") -> LossTable:
         raise checks.UserError(
             f"the file must hold a header and one or more candidates, got {len(rows)} lines"
         )
-    header = [cell.strip() for cell in rows[0]]
-    columns = _size_columns(header)
-    for number, row in enumerate(rows[1:], start=2):
+    header, *body = [[cell.strip() for cell in row] for row in rows]
+    column_of = _size_columns(header)
+    for number, row in enumerate(body, start=2):
         if len(row) != len(header):
             raise checks.UserError(
                 f"row {number} must have {len(header)} cells like the header, got {len(row)}"
             )
-    order = sorted(columns)
-    body = rows[1:]
-    names = tuple(row[header.index(NAME_COLUMN)].strip() for row in body)
+    candidates = [dict(zip(header, row, strict=True)) for row in body]
+    names = tuple(candidate[_NAME] for candidate in candidates)
     if "" in names:
         raise checks.UserError(f"row {names.index('') + 2} must have a name, got an empty one")
-    losses = [
-        [_number(row, columns[size], header, names[i]) for size in order]
-        for i, row in enumerate(body)
-    ]
-    num_params = [
-        _number(row, header.index(PARAMS_COLUMN), header, names[i])
-        if PARAMS_COLUMN in header
-        else np.nan
-        for i, row in enumerate(body)
-    ]
-    family = tuple(
-        row[header.index(FAMILY_COLUMN)].strip() if FAMILY_COLUMN in header else "" for row in body
-    )
+    sizes = sorted(column_of)
     return LossTable(
         names,
-        np.array(order, np.int64),
-        np.array(losses, np.float64),
-        np.array(num_params, np.float64),
-        family,
+        np.array(sizes, np.int64),
+        np.array([[_number(c, column_of[size]) for size in sizes] for c in candidates]),
+        np.array([_number(c, _PARAMS) for c in candidates]),
+        tuple(candidate.get(_FAMILY, "") for candidate in candidates),
         task,
     )
 
 
-def _size_columns(header: list[str]) -> dict[int, int]:
-    """Training-set size -> column."""
-    if NAME_COLUMN not in header:
-        raise checks.UserError(f"the header must hold a column {NAME_COLUMN!r}, got {header[:4]}")
-    columns: dict[int, int] = {}
-    for position, cell in enumerate(header):
+def _size_columns(header: list[str]) -> dict[int, str]:
+    """Training-set size -> its heading."""
+    if _NAME not in header:
+        raise checks.UserError(f"the header must hold a column {_NAME!r}, got {header[:4]}")
+    columns: dict[int, str] = {}
+    for cell in header:
         if header.count(cell) > 1:
             raise checks.UserError(f"the header must name each column once, got {cell!r} twice")
-        if cell in (NAME_COLUMN, PARAMS_COLUMN, FAMILY_COLUMN):
+        if cell in (_NAME, _PARAMS, _FAMILY):
             continue
         # isascii: int() would also read other scripts' digits, and "1_000"
         if not (cell.isascii() and cell.isdigit() and len(cell) <= 15):
             raise checks.UserError(
-                f"the header must hold {NAME_COLUMN!r}, training-set sizes, {PARAMS_COLUMN!r} and "
-                f"{FAMILY_COLUMN!r}, got {cell!r}"
+                f"the header must hold {_NAME!r}, training-set sizes, {_PARAMS!r} and "
+                f"{_FAMILY!r}, got {cell!r}"
             )
         if int(cell) in columns:
             raise checks.UserError(f"the header must name each size once, got {int(cell)} twice")
-        columns[int(cell)] = position
+        columns[int(cell)] = cell
     if not columns:
         raise checks.UserError("the header must hold training-set sizes such as 200, got none")
     return columns
 
 
-def _number(row: list[str], column: int, header: list[str], name: str) -> float:
-    """A positive number, or NaN for an empty cell."""
-    cell = row[column].strip()
+def _number(candidate: dict[str, str], column: str) -> float:
+    """A positive number, or NaN where the cell is empty or there is no such column."""
+    cell = candidate.get(column, "")
     if not cell:
         return float("nan")
     try:
@@ -226,7 +213,7 @@ def _number(row: list[str], column: int, header: list[str], name: str) -> float:
         value = float("nan")
     if not (np.isfinite(value) and value > 0):
         raise checks.UserError(
-            f"column {header[column]!r} of {name!r} must be a positive number or empty, "
+            f"column {column!r} of {candidate[_NAME]!r} must be a positive number or empty, "
             f"got {cell!r}"
         )
     return value
@@ -239,7 +226,7 @@ def write_loss_table(table: LossTable, path: str | os.PathLike[str]) -> None:
     """
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow([NAME_COLUMN, *table.sizes.tolist(), PARAMS_COLUMN, FAMILY_COLUMN])
+    writer.writerow([_NAME, *table.sizes.tolist(), _PARAMS, _FAMILY])
     for i, name in enumerate(table.names):
         losses = ["" if np.isnan(x) else repr(float(x)) for x in table.losses[i]]
         params = table.num_params[i]

@@ -25,7 +25,7 @@ from lensllm_jax.selection.orders import DropRule, Order
 
 FULL_TUNING = "full tuning"
 
-Range = tuple[float, float]  # least and most, FLOPs
+_Range = tuple[float, float]  # least and most, FLOPs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +38,7 @@ class OrderCost:
     high: float  # FLOPs, at most; equal to ``low`` where all is known
 
 
-def estimated_tokens(size: int, counted: Mapping[int, int]) -> float:
+def _estimated_tokens(size: int, counted: Mapping[int, int]) -> float:
     """Tokens that a fine-tune on ``size`` examples trains on.
 
     Args:
@@ -54,16 +54,16 @@ def estimated_tokens(size: int, counted: Mapping[int, int]) -> float:
 
 def fine_tune_flops(num_params: float, size: int, counted: Mapping[int, int]) -> float:
     """FLOPs of a fine-tune: 6 N per token of :func:`estimated_tokens`."""
-    return training_flops(num_params, estimated_tokens(size, counted))
+    return training_flops(num_params, _estimated_tokens(size, counted))
 
 
-def _range_of_sum(costs: Iterable[float], count: int) -> Range:
+def _range_of_sum(costs: Iterable[float], count: int) -> _Range:
     """Least and most that ``count`` of the costs can sum to."""
     ascending = sorted(costs)
     return math.fsum(ascending[:count]), math.fsum(ascending[len(ascending) - count :])
 
 
-def _sum(ranges: Iterable[Range]) -> Range:
+def _sum(ranges: Iterable[_Range]) -> _Range:
     low, high = zip(*ranges, strict=True)
     return math.fsum(low), math.fsum(high)
 
@@ -76,7 +76,7 @@ class Replay:
     flops: Callable[[str, int], float]  # candidate, size -> FLOPs of that fine-tune
     kernel: Callable[[str], float]  # candidate -> FLOPs of its kernel, if it is ranked
 
-    def downwards(self, sizes: Sequence[int], search: Halving) -> Range:
+    def downwards(self, sizes: Sequence[int], search: Halving) -> _Range:
         """Algorithm 1 on every candidate, and every kernel."""
         descending = sorted(sizes, reverse=True)
         costs = []
@@ -101,7 +101,7 @@ class Replay:
                 return done + 1, done + 1
         return count, count
 
-    def upwards(self, sizes: Sequence[int], rule: DropRule) -> Range:
+    def upwards(self, sizes: Sequence[int], rule: DropRule) -> _Range:
         """Successive halving, and the kernels of the candidates that reach the budget."""
         ascending = sorted(sizes)
         alive, count = list(self.losses), len(self.losses)
@@ -123,7 +123,7 @@ class Replay:
         costs.append(_range_of_sum((self.kernel(name) for name in alive), count))
         return _sum(costs)
 
-    def all(self, sizes: Sequence[int]) -> Range:
+    def all(self, sizes: Sequence[int]) -> _Range:
         """Every size and kernel of every candidate."""
         fine_tunes = [self.flops(n, s) for n in self.losses for s in sizes]
         cost = math.fsum([*fine_tunes, *map(self.kernel, self.losses)])

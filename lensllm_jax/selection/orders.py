@@ -33,7 +33,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from lensllm_jax import checks, linalg
 from lensllm_jax.selection.halving import Halving, check_gamma
 
-MIN_KEPT = 2  # one candidate alone is no comparison
+_MIN_KEPT = 2  # one candidate alone is no comparison
 
 
 class Order(enum.StrEnum):
@@ -69,7 +69,7 @@ class DropRule:
 
     def num_kept(self, num_candidates: int) -> int:
         """How many of ``num_candidates`` continue."""
-        return min(num_candidates, max(math.floor(self.keep * num_candidates), MIN_KEPT))
+        return min(num_candidates, max(math.floor(self.keep * num_candidates), _MIN_KEPT))
 
     def predicted(self, losses: Mapping[int, float]) -> float:
         """The loss at the target by the line through the ``gamma`` largest sizes measured."""

@@ -36,7 +36,7 @@ from lensllm_jax.selection.uncertainty import (
     with_uncertainty,
 )
 
-SURE = 0.9  # P(leader beats runner-up) from which the two are separated
+_SURE = 0.9  # P(leader beats runner-up) from which the two are separated
 
 
 def rank(
@@ -158,4 +158,4 @@ def _advice(
         target_size=problem.target_size,
         cost=problem.cost,
     )
-    return advice if 1.0 - SURE < advice.probability < SURE else None
+    return advice if 1.0 - _SURE < advice.probability < _SURE else None

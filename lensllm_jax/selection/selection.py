@@ -25,7 +25,7 @@ from lensllm_jax.selection.problem import Evidence
 from lensllm_jax.selection.rank import rank
 from lensllm_jax.selection.ranking import Ranking
 
-Row = dict[str, Any]
+_Row = dict[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,7 +92,7 @@ class Selection:
 
         return tuple(sorted(self.dropped, key=latest))
 
-    def rows(self) -> list[Row]:
+    def rows(self) -> list[_Row]:
         """The pool, best first, dropped candidates last; losses in nats per target token."""
         budget = self.ranked.by_name(self.budget_size)
         rows = []
@@ -111,7 +111,7 @@ class Selection:
             rows.append(self._row(place, name, dict.fromkeys(known)))
         return rows
 
-    def _row(self, place: int, name: str, known: Row) -> Row:
+    def _row(self, place: int, name: str, known: _Row) -> _Row:
         i = self.table.names.index(name)
         row = {
             "rank": place,
@@ -126,7 +126,7 @@ class Selection:
             row["dropped_at"] = self.dropped[name].size if name in self.dropped else ""
         return row
 
-    def drop_rows(self) -> list[Row]:
+    def drop_rows(self) -> list[_Row]:
         """Dropped candidates, where, and by what prediction; losses in nats per target token."""
         return [
             {
@@ -138,7 +138,7 @@ class Selection:
             for name in self.dropped_order
         ]
 
-    def cost_rows(self) -> list[Row]:
+    def cost_rows(self) -> list[_Row]:
         """Every order next to full tuning, in PFLOPs and in percent: both ends of its range."""
         full = next((cost.high for cost in self.costs if cost.order == FULL_TUNING), np.nan)
         return [

@@ -36,10 +36,10 @@ from jaxtyping import Float
 from lensllm_jax.selection.flops import TrainingCost
 from lensllm_jax.selection.problem import Problem, Scores, Selector
 
-NUM_ORIGINS = 3
-SPREAD_POWER = 1.5  # of octaves: the standard deviation of an integrated random walk
-MIN_SIZES = 3  # above 0 that a selector needs before it is backtested
-MIN_LOG_STD = 1e-4  # losses are printed with four digits or more
+_NUM_ORIGINS = 3
+_SPREAD_POWER = 1.5  # of octaves: the standard deviation of an integrated random walk
+_MIN_SIZES = 3  # above 0 that a selector needs before it is backtested
+_MIN_LOG_STD = 1e-4  # losses are printed with four digits or more
 
 
 class Probability(float):
@@ -89,7 +89,7 @@ def with_uncertainty(problem: Problem, selector: Selector) -> Scores:
 def _origins(problem: Problem) -> list[int]:
     """Budgets before this one, latest first."""
     positive = [int(size) for size in problem.table.sizes if size > 0]
-    return positive[MIN_SIZES - 1 : -1][::-1][:NUM_ORIGINS]
+    return positive[_MIN_SIZES - 1 : -1][::-1][:_NUM_ORIGINS]
 
 
 def _backtest_log_std(
@@ -104,7 +104,7 @@ def _backtest_log_std(
             errors = np.log(selector(past).scores) - truth
         if np.isfinite(errors).sum() > 1:
             errors = errors - np.nanmean(errors)
-        scaled.append(errors / past.octaves**SPREAD_POWER)
+        scaled.append(errors / past.octaves**_SPREAD_POWER)
     if not scaled or not np.isfinite(scaled).any():
         return None
     squares = np.array(scaled) ** 2
@@ -112,7 +112,7 @@ def _backtest_log_std(
     known = np.isfinite(squares)
     own = np.where(known, squares, 0.0).sum(0) / np.maximum(known.sum(0), 1)
     own = np.where(known.any(0), own, pooled)
-    return np.maximum(np.sqrt(0.5 * (pooled + own)) * problem.octaves**SPREAD_POWER, MIN_LOG_STD)
+    return np.maximum(np.sqrt(0.5 * (pooled + own)) * problem.octaves**_SPREAD_POWER, _MIN_LOG_STD)
 
 
 def _backtest_concordance(problem: Problem, selector: Selector, scores: Scores) -> float | None:
@@ -184,7 +184,7 @@ def next_measurement(
         for k in range(1, math.ceil(octaves) + 1):
             size = min(budget_size * 2**k, target_size)
             left = 1.0 - math.log2(size / budget_size) / octaves
-            removed = one.log_std**2 * (1.0 - left ** (2 * SPREAD_POWER))
+            removed = one.log_std**2 * (1.0 - left ** (2 * _SPREAD_POWER))
             rate = removed / cost.flops(one.num_params if is_known else 1.0, size)
             after = math.sqrt(max(variance - removed, 0.0))
             flops = cost.flops(one.num_params, size)

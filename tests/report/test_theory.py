@@ -52,7 +52,7 @@ def test_errors_and_intervals_are_drawn_and_what_has_no_fit_is_named(drawn):
     theory.decay_figure(rows(), decays)
     axes = drawn[0].axes[0]
     labels = {text: handle for handle, text in zip(*axes.get_legend_handles_labels(), strict=True)}
-    label = f"{theory.QUANTITIES['sum_h']}: $n^{{0.50}}$ (0.30 to 0.70)"
+    label = f"{theory._QUANTITIES['sum_h']}: $n^{{0.50}}$ (0.30 to 0.70)"
     assert label in labels
     assert "variance of the gradient: not positive at every n" in labels
     first = rows()[0]["sum_h"]

@@ -5,8 +5,8 @@ from lensllm_jax.selection.halving import Halving
 from lensllm_jax.selection.order_cost import (
     OrderCost,
     Replay,
+    _estimated_tokens,
     _range_of_sum,
-    estimated_tokens,
     fine_tune_flops,
     order_costs,
 )
@@ -92,9 +92,9 @@ def test_costs_name_what_was_measured_and_what_was_counted():
 
 def test_tokens_are_counted_where_they_were_and_else_proportional_to_the_nearest_size():
     counted = {100: 300, 400: 900}
-    assert estimated_tokens(400, counted) == 900
-    assert estimated_tokens(800, counted) == 800 * 900 / 400
-    assert estimated_tokens(50, counted) == 50 * 300 / 100
+    assert _estimated_tokens(400, counted) == 900
+    assert _estimated_tokens(800, counted) == 800 * 900 / 400
+    assert _estimated_tokens(50, counted) == 50 * 300 / 100
     assert fine_tune_flops(10.0, 800, counted) == 6 * 10 * 1800
 
 

@@ -29,9 +29,9 @@ from jaxtyping import Float, Int
 from lensllm_jax import checks
 from lensllm_jax.selection.problem import Problem, Scores
 
-MAX_ITERATIONS = 1000
-TOLERANCE = 1e-10  # of alpha / beta, relative
-PRECISION_LIMIT = 1e12  # alpha or beta beyond it: no signal, or an exact fit
+_MAX_ITERATIONS = 1000
+_TOLERANCE = 1e-10  # of alpha / beta, relative
+_PRECISION_LIMIT = 1e12  # alpha or beta beyond it: no signal, or an exact fit
 
 
 def log_evidence(features: Float[np.ndarray, "n d"], labels: Int[np.ndarray, " n"]) -> float:
@@ -58,15 +58,15 @@ def _column_evidence(left: np.ndarray, singular: np.ndarray, y: np.ndarray, widt
     along = left.T @ y  # y in the singular basis
     outside = max(float(y @ y - along @ along), 0.0)  # what no weights can reach
     alpha = beta = 1.0
-    for _ in range(MAX_ITERATIONS):
+    for _ in range(_MAX_ITERATIONS):
         shrink = beta * squares / (alpha + beta * squares)
         weights = float((((beta * singular * along) / (alpha + beta * squares)) ** 2).sum())
         error = float((((1.0 - shrink) * along) ** 2).sum()) + outside
         gamma = float(shrink.sum())
         ratio = alpha / beta
-        alpha = min(gamma / max(weights, 1e-300), PRECISION_LIMIT)
-        beta = min((n - gamma) / max(error, 1e-300), PRECISION_LIMIT)
-        if abs(alpha / beta / ratio - 1.0) < TOLERANCE:
+        alpha = min(gamma / max(weights, 1e-300), _PRECISION_LIMIT)
+        beta = min((n - gamma) / max(error, 1e-300), _PRECISION_LIMIT)
+        if abs(alpha / beta / ratio - 1.0) < _TOLERANCE:
             break
     posterior = alpha + beta * squares
     weights = float((((beta * singular * along) / posterior) ** 2).sum())

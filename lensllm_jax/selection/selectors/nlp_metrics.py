@@ -11,7 +11,7 @@ A heavier tail (smaller alpha, smaller lambda) goes with better trained layers, 
 mean PL alpha over the layers and smaller is better.  Both fits and :math:`x_{min}` (least
 Kolmogorov-Smirnov distance) are the `powerlaw` package's, with alpha free above 1; alpha then
 equals weightwatcher's.  Embeddings, biases and norms are left out, as are matrices with fewer
-than ``MIN_EIGENVALUES`` eigenvalues, too few for a tail.
+than ``_MIN_EIGENVALUES`` eigenvalues, too few for a tail.
 
 Example:
     >>> rng = np.random.default_rng(0)
@@ -34,13 +34,13 @@ from jaxtyping import Float
 from lensllm_jax import checks
 from lensllm_jax.selection.problem import Problem, Scores
 
-MIN_EIGENVALUES = 50
-NOT_A_LAYER = re.compile(
+_MIN_EIGENVALUES = 50
+_NOT_A_LAYER = re.compile(
     r"bias|scale|norm|ln_|embed|wte|wpe|shared|position|lm_head", re.IGNORECASE
 )
-RELATIVE_ZERO = 1e-10  # eigenvalues below it times the largest are rounding errors of zero
+_RELATIVE_ZERO = 1e-10  # eigenvalues below it times the largest are rounding errors of zero
 # The package would keep alpha below 3, and so move xmin until it is; layers of 5 and more exist.
-ALPHA_RANGE = (1.0, None)
+_ALPHA_RANGE = (1.0, None)
 
 
 class HeavyTailMetrics(NamedTuple):
@@ -70,14 +70,14 @@ def heavy_tail_metrics(
     import powerlaw  # slow to import
 
     values = np.linalg.svd(np.asarray(matrix, np.float64), compute_uv=False) ** 2
-    values = values[values > RELATIVE_ZERO * values.max()]
-    if len(values) < MIN_EIGENVALUES:
+    values = values[values > _RELATIVE_ZERO * values.max()]
+    if len(values) < _MIN_EIGENVALUES:
         raise checks.UserError(
-            f"`matrix` must have {MIN_EIGENVALUES} eigenvalues above zero, got {len(values)}"
+            f"`matrix` must have {_MIN_EIGENVALUES} eigenvalues above zero, got {len(values)}"
         )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the package warns of parameters near its search's ends
-        fit = powerlaw.Fit(values, verbose=False, parameter_ranges={"alpha": ALPHA_RANGE})
+        fit = powerlaw.Fit(values, verbose=False, parameter_ranges={"alpha": _ALPHA_RANGE})
         rate = float(fit.truncated_power_law.parameter2) if truncated else float("nan")
         return HeavyTailMetrics(float(fit.power_law.alpha), rate, float(fit.xmin), len(values))
 
@@ -93,10 +93,10 @@ def weight_matrices(weights: Any) -> Iterator[tuple[str, Float[np.ndarray, "d_in
         Matrices; a tensor (l, d_in, d_out) of scanned layers gives l of them.
     """
     for name, array in _named(weights):
-        if NOT_A_LAYER.search(name) or array.ndim not in (2, 3):
+        if _NOT_A_LAYER.search(name) or array.ndim not in (2, 3):
             continue
         stack = array[None] if array.ndim == 2 else array
-        if min(stack.shape[1:]) < MIN_EIGENVALUES:
+        if min(stack.shape[1:]) < _MIN_EIGENVALUES:
             continue
         for layer, matrix in enumerate(stack):
             yield f"{name}[{layer}]" if array.ndim == 3 else name, np.asarray(matrix, np.float64)
@@ -120,7 +120,7 @@ def mean_pl_alpha(weights: Any) -> float:
     alphas = [heavy_tail_metrics(m, truncated=False).pl_alpha for _, m in weight_matrices(weights)]
     if not alphas:
         raise checks.UserError(
-            f"`weights` must hold a layer matrix with {MIN_EIGENVALUES} or more rows and columns, "
+            f"`weights` must hold a layer matrix with {_MIN_EIGENVALUES} or more rows and columns, "
             "got none"
         )
     return float(np.mean(alphas))

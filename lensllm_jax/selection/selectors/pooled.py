@@ -53,7 +53,7 @@ from lensllm_jax.selection.halving import Halving, deviation_from_line
 from lensllm_jax.selection.problem import Problem, Scores
 from lensllm_jax.selection.selectors import rectified
 
-MIN_SIZES_OF_CAUTION = 2 * FREE_PARAMETERS[Law.RECTIFIED]
+_MIN_SIZES_OF_CAUTION = 2 * FREE_PARAMETERS[Law.RECTIFIED]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,17 +72,17 @@ class Constants:
 
 
 DEFAULT = Constants()
-ROUNDING = 1e-12  # of slopes of log losses
+_ROUNDING = 1e-12  # of slopes of log losses
 
-Rows = Float[np.ndarray, "num_candidates num_octaves"]
+_Rows = Float[np.ndarray, "num_candidates num_octaves"]
 
 
 class _Octaves(NamedTuple):
     """Slopes between neighbouring measured sizes; rows padded with NaN slopes of zero span."""
 
-    slopes: Rows  # loss falling counts positive
-    centers: Rows  # octaves
-    spans: Rows  # octaves
+    slopes: _Rows  # loss falling counts positive
+    centers: _Rows  # octaves
+    spans: _Rows  # octaves
 
 
 def _octaves_of(
@@ -135,8 +135,8 @@ def _robust_slopes(
             off = np.abs(values - mean[:, None])
             scale = 1.4826 * np.median(off[spans > 0]) if np.any(spans > 0) else 0.0
             # with one octave each, nothing is off by more than rounding: all count in full
-            limit = max(constants.huber_scale * scale, ROUNDING)
-            pull = np.minimum(1.0, limit / np.maximum(off, ROUNDING))
+            limit = max(constants.huber_scale * scale, _ROUNDING)
+            pull = np.minimum(1.0, limit / np.maximum(off, _ROUNDING))
             mean = (weights * pull * values).sum(1) / (weights * pull).sum(1)
     return mean * np.exp(growth * age)
 
@@ -171,7 +171,7 @@ def _warped_lines(
     return predicted
 
 
-def early_gain_shares(
+def _early_gain_shares(
     losses: Float[np.ndarray, "num_candidates num_sizes"], sizes: Int[np.ndarray, " num_sizes"]
 ) -> Float[np.ndarray, " num_candidates"]:
     """Share of each candidate's fall in log loss made by the smallest size, minus the mean.
@@ -218,7 +218,7 @@ def views(
     searches = [Halving(problem.halving.gamma, tau) for tau in constants.taus]
     lines = [_warped_lines(octaves, log_losses, growth, target, search) for search in searches]
     rise = constants.early_gain * growth * problem.octaves
-    late = rise * early_gain_shares(table.losses, table.sizes)
+    late = rise * _early_gain_shares(table.losses, table.sizes)
     return np.where(usable[None], np.stack([local, np.mean(lines, axis=0)]) + late[None], np.nan)
 
 
@@ -241,7 +241,7 @@ def mix_for_pick(
         The mixture, or ``predicted`` where the law has too few sizes to be evidence.
     """
     # all or none: a pick must not compare cautious predictions with bold ones
-    if not np.all(np.isfinite(cautious) & (num_measured >= MIN_SIZES_OF_CAUTION)):
+    if not np.all(np.isfinite(cautious) & (num_measured >= _MIN_SIZES_OF_CAUTION)):
         return predicted
     return constants.pick_caution * cautious + (1.0 - constants.pick_caution) * predicted
 

@@ -62,7 +62,7 @@ def test_alpha_above_three_is_not_cut_off(monkeypatch):
     # the package's own range ends at 3: with it the layers of 7 and 11 came out at 1.6 and 2.6
     assert max(GOLDEN["alpha"]["gpt2-xs"].values()) > 5.0
     steep = heavy_tail_metrics(heavy(6.0), truncated=False).pl_alpha
-    monkeypatch.setattr(nlp_metrics, "ALPHA_RANGE", (0.0, 3.0))
+    monkeypatch.setattr(nlp_metrics, "_ALPHA_RANGE", (0.0, 3.0))
     assert heavy_tail_metrics(heavy(6.0), truncated=False).pl_alpha < 3.1 < steep
 
 

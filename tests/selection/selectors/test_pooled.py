@@ -6,7 +6,7 @@ import numpy as np
 
 from lensllm_jax.selection.problem import Problem
 from lensllm_jax.selection.rank import rank
-from lensllm_jax.selection.selectors.pooled import Constants, early_gain_shares, views
+from lensllm_jax.selection.selectors.pooled import Constants, _early_gain_shares, views
 from tests.selection.fakes import small_table
 
 
@@ -35,10 +35,10 @@ def test_the_early_gain_share_is_that_of_the_fall_made_on_the_first_examples():
     losses = np.array([[4.0, 2.0, 1.0], [4.0, 1.0, 1.0], [4.0, np.nan, 1.0], [1.0, 2.0, 3.0]])
     # shares 1/2 and 1; the third was not measured, the fourth never fell
     np.testing.assert_allclose(
-        early_gain_shares(losses, sizes), [-0.25, 0.25, 0.0, 0.0], atol=1e-15
+        _early_gain_shares(losses, sizes), [-0.25, 0.25, 0.0, 0.0], atol=1e-15
     )
-    assert not early_gain_shares(losses[3:], sizes).any()
-    assert not early_gain_shares(losses[:, 1:], sizes[1:]).any()  # no zero-shot loss
+    assert not _early_gain_shares(losses[3:], sizes).any()
+    assert not _early_gain_shares(losses[:, 1:], sizes[1:]).any()  # no zero-shot loss
 
 
 def test_on_a_task_that_does_not_bend_early_gain_changes_nothing():
