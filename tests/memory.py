@@ -1,4 +1,4 @@
-"""What a compiled function holds while it runs, by XLA's own account."""
+"""Temporary bytes of a compiled function, by XLA's account."""
 
 import jax
 

@@ -1,6 +1,6 @@
 """Dense, slow, independent computations that the fast code is compared with.
 
-Nothing here imports from ``lensllm_jax``: an oracle that shares code with what it judges
+Nothing here imports from ``lensllm_jax``: an oracle that shares code with what it checks
 proves nothing.
 """
 
@@ -82,9 +82,9 @@ def rectified_fit_by_surrogate(sizes, losses):
     """The rectified fit of Lin et al. 2024 (arXiv 2402.02314), with scipy's BFGS.
 
     log L = log((A - |E|) / (1 + exp(beta log D + b)) + |E|), D = 0 taken as 1e-10.  Two stages:
-    first all four parameters together with one free z_i^2 a size in place of
+    first all four parameters together with one free z_i^2 per size in place of
     exp(beta log D_i + b), penalised for differing from it; then A and E alone.  Their three
-    repeats start at one point and so agree; the cost of all three is theirs, and is kept.
+    repeats have the same start and so agree; all three are run, as their cost is part of theirs.
 
     Returns:
         ((A, b, beta, E), mean squared log residual).
@@ -145,10 +145,10 @@ def maximum_log_evidence(features, labels):
 
         options = {"xatol": 1e-8, "fatol": 1e-10, "maxiter": 5000}
         starts = ([0.0, 0.0], [4.0, 2.0])
-        found = [
+        minima = [
             scipy.optimize.minimize(minus, s, method="Nelder-Mead", options=options) for s in starts
         ]
-        return -min(f.fun for f in found) / n
+        return -min(f.fun for f in minima) / n
 
     return float(np.mean([best((labels == c).astype(float)) for c in np.unique(labels)]))
 

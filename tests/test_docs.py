@@ -1,4 +1,4 @@
-"""The code in docs/ runs and prints what stands there."""
+"""The code in docs/ runs and prints what is shown."""
 
 import doctest
 import re
@@ -13,24 +13,24 @@ WITH_CODE = sorted(path for path in DOCS.glob("*.md") if "```python" in path.rea
 
 
 def failures(text, name):
-    """What doctest says of the examples of a page, in one namespace."""
+    """Doctest's report on the examples of a page, in one namespace."""
     # a closing fence would count as output; lines stay where they are
     text = re.sub(r"^```.*$", "", text, flags=re.MULTILINE)
     test = doctest.DocTestParser().get_doctest(text, {}, name, name, 0)
     assert test.examples
-    said = []
-    doctest.DocTestRunner(optionflags=OPTIONS).run(test, out=said.append)
-    return "".join(said)
+    report = []
+    doctest.DocTestRunner(optionflags=OPTIONS).run(test, out=report.append)
+    return "".join(report)
 
 
 @pytest.mark.parametrize("path", WITH_CODE, ids=lambda path: path.name)
-def test_code_prints_what_stands_below_it(path):
-    said = failures(path.read_text(), path.name)
-    assert not said, said
+def test_code_prints_what_is_shown_below_it(path):
+    report = failures(path.read_text(), path.name)
+    assert not report, report
 
 
-def test_a_page_that_lies_is_caught():
-    assert "Expected:\n    3" in failures("```python\n>>> 1 + 1\n3\n\n```\n", "a lie")
+def test_a_wrong_page_is_caught():
+    assert "Expected:\n    3" in failures("```python\n>>> 1 + 1\n3\n\n```\n", "wrong")
 
 
 def unnamed(page):

@@ -1,4 +1,4 @@
-"""What the README shows is what its code prints, and what its tables say was measured."""
+"""The README's examples print what is shown, and its tables are the measurements."""
 
 import contextlib
 import io
@@ -29,7 +29,7 @@ def examples():
         yield numbers(printed.getvalue()), numbers(shown)
 
 
-def test_examples_print_what_stands_below_them(monkeypatch):
+def test_examples_print_what_is_shown_below_them(monkeypatch):
     monkeypatch.chdir(ROOT)
     (ranked, ranking), (got, expected) = examples()
     assert len(ranking) == 9

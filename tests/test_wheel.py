@@ -12,7 +12,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 PACKED = ("lensllm_jax", "experiments", "setup.cfg", "pyproject.toml", "README.md", "LICENSE")
-# setuptools leaves what it built beside the sources, so the wheel is built from a copy of them
+# setuptools builds into the folder of the sources, so the wheel is built from a copy of them
 SETTINGS = {
     "candidates": "zoo/gpt2-xs,zoo/opt-xs",
     "budget_size": 32,
@@ -26,9 +26,9 @@ SETTINGS = {
 
 
 def run(*command, cwd, **environment):
-    kept = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    variables = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     return subprocess.run(
-        [str(part) for part in command], cwd=cwd, env={**kept, **environment},
+        [str(part) for part in command], cwd=cwd, env={**variables, **environment},
         capture_output=True, text=True, timeout=900, check=False,
     )  # fmt: skip
 

@@ -15,7 +15,7 @@ TARGETS = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILIN
 MODULE = re.compile(r"python -m ((?:experiments|benchmarks)\.\w+)((?:\s+--[^\s`]+)*)")
 BY_ABSL = {"help", "helpfull"}
 NOT_OURS = {"pip", "git", "hf", "pre-commit"}
-OF_THE_SHELL = {"for", "done"}  # what stands between them is looked at line by line
+OF_THE_SHELL = {"for", "done"}  # the lines between them are checked one by one
 
 
 def lines_of(text):
@@ -28,8 +28,8 @@ def lines_of(text):
 
 def modules_of(text):
     """(module, flags) of every command of ours anywhere in a text."""
-    found = MODULE.findall(text.replace("\\\n", " "))
-    return [(name, re.findall(r"--(\w+)", flags)) for name, flags in found]
+    commands = MODULE.findall(text.replace("\\\n", " "))
+    return [(name, re.findall(r"--(\w+)", flags)) for name, flags in commands]
 
 
 def known_flags(name):
@@ -75,26 +75,26 @@ def _names(flags):
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_commands_of_a_page_could_run(page):
     text = page.read_text()
-    said = [wrong(words) for words in lines_of(text)]
-    said += [unknown_module(*command) for command in modules_of(text)]
-    assert not any(said), said
+    complaint = [wrong(words) for words in lines_of(text)]
+    complaint += [unknown_module(*command) for command in modules_of(text)]
+    assert not any(complaint), complaint
 
 
 @pytest.mark.parametrize("binary", binaries.NAMES)
 def test_commands_of_a_binary_could_run(binary):
-    said = ast.get_docstring(ast.parse((ROOT / "experiments" / f"{binary}.py").read_text()))
-    commands = modules_of(said)
+    complaint = ast.get_docstring(ast.parse((ROOT / "experiments" / f"{binary}.py").read_text()))
+    commands = modules_of(complaint)
     assert f"experiments.{binary}" in [name for name, _ in commands]
     assert not any(unknown_module(*command) for command in commands)
 
 
-def test_blocks_are_found():
+def test_blocks_exist():
     assert sum(len(lines_of(page.read_text())) for page in PAGES) > 5
     assert sum(len(modules_of(page.read_text())) for page in PAGES) > 10
 
 
 @pytest.mark.parametrize(
-    ("line", "said"),
+    ("line", "complaint"),
     [
         ("make demos", "no target demos"),
         ("for x in a b; do\n  .ci/ran $x\ndone", "no program .ci/ran"),
@@ -104,6 +104,6 @@ def test_blocks_are_found():
         ("python -m experiments.rank_curves a.csv", "a.csv is no flag"),
     ],
 )
-def test_a_command_that_could_not_run_is_caught(line, said):
+def test_a_command_that_could_not_run_is_caught(line, complaint):
     complaints = map(wrong, lines_of(f"```sh\n{line}  # a comment\n```\n"))
-    assert [said in complaint for complaint in complaints if complaint] == [True]
+    assert [complaint in complaint for complaint in complaints if complaint] == [True]

@@ -1,4 +1,4 @@
-"""What docs/kernel.md says of foretold costs is what the committed benchmark says."""
+"""The accuracy of cost estimates in docs/kernel.md is that of the committed benchmark."""
 
 from pathlib import Path
 
@@ -11,20 +11,20 @@ def column(method, name):
     return [float(row[name]) for row in table("ntk_benchmark") if row["method"] == method]
 
 
-def foretold_over_measured(method, said, seen):
-    pairs = zip(column(method, said), column(method, seen), strict=True)
-    return [foretold / measured for foretold, measured in pairs]
+def estimated_over_measured(method, estimate, measurement):
+    pairs = zip(column(method, estimate), column(method, measurement), strict=True)
+    return [estimated / measured for estimated, measured in pairs]
 
 
-def test_page_says_how_far_off_the_foretold_was():
+def test_page_states_the_error_of_the_estimates():
     measured = column("structured", "seconds")
-    seconds = foretold_over_measured("structured", "said_seconds", "seconds")
-    held = foretold_over_measured("structured", "said_gb", "peak_gb")
+    seconds = estimated_over_measured("structured", "said_seconds", "seconds")
+    memory = estimated_over_measured("structured", "said_gb", "peak_gb")
     assert (
         f"{len(measured)} kernels of {min(measured):.1f} to {max(measured):.0f} s: seconds "
-        f"{min(seconds):.2f} to {max(seconds):.2f}, bytes {min(held):.2f} to {max(held):.2f}"
+        f"{min(seconds):.2f} to {max(seconds):.2f}, bytes {min(memory):.2f} to {max(memory):.2f}"
     ) in PAGE
-    assert 0.75 <= min(seconds + held) <= max(seconds + held) <= 1.25
-    contraction = foretold_over_measured("jacobian_contraction", "said_seconds", "seconds")
+    assert 0.75 <= min(seconds + memory) <= max(seconds + memory) <= 1.25
+    contraction = estimated_over_measured("jacobian_contraction", "said_seconds", "seconds")
     close = sum(0.75 <= ratio <= 1.25 for ratio in contraction)
     assert f"Of {len(contraction)} contractions of neural-tangents {close} took" in PAGE

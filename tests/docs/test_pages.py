@@ -51,7 +51,7 @@ def undescribed(function):
 
 @pytest.mark.parametrize("name", PUBLIC)
 def test_docstring_says_what_goes_in_and_comes_out(name):
-    """Sections of the API page; what a class holds stands under Attributes."""
+    """Sections of the API page; the fields of a class are under Attributes."""
     public = getattr(lens, name)
     assert inspect.getdoc(public).splitlines()[0].endswith(".")
     if inspect.isclass(public):
@@ -86,25 +86,25 @@ class Kept:
         return fourth
 
 
-def test_comments_beside_fields_are_attributes_of_the_page():
+def test_comments_next_to_fields_are_attributes_of_the_page():
     fields = ["    first: examples, at most two lines of them", r"    second: bound of \|a - b\|"]
     assert CONF.fields_of(Kept) == ["", "Attributes:", *fields]
     assert CONF.fields_of(lens.Candidate) == []  # its docstring names them
     assert CONF.fields_of(dict) == []
 
 
-def test_worked_examples_print_what_stands_below_them():
+def test_worked_examples_print_what_is_shown_below_them():
     text = (ROOT / "CONTRIBUTING.md").read_text()
     for kind in ("family", "law", "selector", "read-out"):
         assert f"## Add a {kind}" in text
-    said = failures(text, "CONTRIBUTING.md")
-    assert not said, said
+    report = failures(text, "CONTRIBUTING.md")
+    assert not report, report
 
 
 def dead(page):
-    """Links of a page within the repository that lead nowhere."""
-    found = re.findall(r"\]\(([^)\s]+)\)", page.read_text())
-    inner = (link.partition("#") for link in found if "://" not in link)
+    """Links of a page within the repository that do not exist."""
+    links = re.findall(r"\]\(([^)\s]+)\)", page.read_text())
+    inner = (link.partition("#") for link in links if "://" not in link)
     return [
         f"{path}#{anchor}"
         for path, _, anchor in inner
@@ -119,7 +119,7 @@ def headings(page):
     return [re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles]
 
 
-def test_links_of_the_pages_lead_somewhere(tmp_path):
+def test_links_of_the_pages_exist(tmp_path):
     pages = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")]
     assert not {page.name: dead(page) for page in pages if dead(page)}
     assert sum(len(re.findall(r"\]\(\w", page.read_text())) for page in pages) > 20

@@ -1,4 +1,4 @@
-"""What docs/REPRODUCTION.md says of the kernel is what the committed tables say."""
+"""The numbers of docs/REPRODUCTION.md are those of the committed tables."""
 
 from collections import defaultdict
 from pathlib import Path
@@ -36,14 +36,14 @@ def test_mean_errors_with_a_measured_f_are_those_of_the_tables():
     }
     cells = {start: [] for start in forms}
     for task in TASKS:
-        found = {
+        by_key = {
             (row["form"], row["unit"], row["rate"], row["budget_fraction"]): row["mean_rmse"]
             for row in table(f"{task}_kernel_laws")
             if (row["readout"], row["num_examples"]) in (("target_logprob", "64"), ("", ""))
             and row["law"] != "power"  # it has no form either
         }
         for start, key in forms.items():
-            errors = [found[(*key, budget)] for budget in ("1.0", "0.5", "0.25", "0.125")]
+            errors = [by_key[(*key, budget)] for budget in ("1.0", "0.5", "0.25", "0.125")]
             cells[start] += [f"{float(error):.4f}" for error in errors]
     for start, expected in cells.items():
         assert row_of_page(start) == expected, start
@@ -87,15 +87,15 @@ def test_other_ways_are_the_means_of_the_tables():
     ]
     expected = [[] for _ in pairs]
     for task in TASKS:
-        found = defaultdict(list)
+        by_method = defaultdict(list)
         for row in table(f"{task}_kernel_value"):
-            found[row["method"], row["uses"].split(",")[0]].append(row)
+            by_method[row["method"], row["uses"].split(",")[0]].append(row)
         for cells, (method, without, using) in zip(expected, pairs, strict=True):
             errors = [
-                np.mean([float(row["mean_error"]) for row in found[method, uses]])
+                np.mean([float(row["mean_error"]) for row in by_method[method, uses]])
                 for uses in (without, using)
             ]
-            smaller = [float(row["less_control"]) < 0 for row in found[method, using]]
+            smaller = [float(row["less_control"]) < 0 for row in by_method[method, using]]
             cells += [f"{e:.3f}" for e in errors] + [f"{sum(smaller)} of {len(smaller)}"]
     assert [cells for _, cells in selector_rows("| method | pydoc: without |")] == expected
 
@@ -158,7 +158,7 @@ def test_table_3_is_the_means_of_the_selection_tables():
     assert seen == 9 * 4 + 2 * 2
 
 
-def test_table_4_is_what_the_levels_say():
+def test_table_4_is_that_of_the_levels():
     saved = {
         (row["task"], row["selector"], row["pearson_reached"]): row["saving_percent"]
         for row in table("saving_levels")
@@ -200,9 +200,9 @@ def test_tables_8_to_11_are_the_settings(name, header):
     assert len(on_page) == len({row["setting"] for row in rows})
     for setting, cells in on_page:
         label = setting.replace(", ", "/")
-        found = {row["selector"]: row for row in rows if row["setting"] == label}
-        assert cells[:-1] == [both_metrics([found[name]]) for name in selectors]
-        assert cells[-1] == f"{float(found['pooled']['mean_budget_loss']):.3f}"
+        by_selector = {row["selector"]: row for row in rows if row["setting"] == label}
+        assert cells[:-1] == [both_metrics([by_selector[name]]) for name in selectors]
+        assert cells[-1] == f"{float(by_selector['pooled']['mean_budget_loss']):.3f}"
 
 
 def noise_cells(row):
@@ -212,15 +212,15 @@ def noise_cells(row):
 
 def test_noise_is_that_of_the_two_seeds():
     files = {"pydoc": ("pydoc_noise", "pydoc_noise_6746"), "sotu": ("sotu_noise",)}
-    found = {
+    noise = {
         task: {row["size"]: noise_cells(row) for name in names for row in table(name)}
         for task, names in files.items()
     }
-    sizes = {size for rows in found.values() for size in rows} - {"0"}
+    sizes = {size for rows in noise.values() for size in rows} - {"0"}
     on_page = dict(selector_rows("| examples | pydoc: sd |"))
     assert set(on_page) == sizes
     for size, cells in on_page.items():
-        expected = [found[task].get(size, ["-", "-", "-"]) for task in TASKS]
+        expected = [noise[task].get(size, ["-", "-", "-"]) for task in TASKS]
         assert cells == expected[0] + expected[1], size
 
 

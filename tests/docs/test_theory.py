@@ -1,4 +1,4 @@
-"""What docs/theory.md says of several candidates is what the committed table says."""
+"""The numbers of docs/theory.md on several candidates are those of the committed table."""
 
 from pathlib import Path
 
@@ -12,10 +12,10 @@ QUANTITIES = ("sum_h", "trace", "gradient_variance", "squared_displacement")
 
 def decays():
     """Candidate -> quantity -> row of the table."""
-    found = {}
+    rows_of = {}
     for row in table("theory_decays"):
-        found.setdefault(row["candidate"], {})[row["quantity"]] = row
-    return found
+        rows_of.setdefault(row["candidate"], {})[row["quantity"]] = row
+    return rows_of
 
 
 def power(row):
@@ -33,13 +33,13 @@ def test_every_power_of_the_page_is_that_of_the_table():
         assert f"| {name} | {' | '.join(cells)} |" in PAGE, (name, cells)
 
 
-def counted(quantity, holds):
-    """How many candidates whose fitted interval of the exponent satisfies ``holds(low, high)``."""
+def counted(quantity, condition):
+    """Number of candidates whose interval of the exponent satisfies ``condition(low, high)``."""
     rows = [rows[quantity] for rows in decays().values() if rows[quantity]["exponent"]]
-    return sum(holds(float(row["low"]), float(row["high"])) for row in rows)
+    return sum(condition(float(row["low"]), float(row["high"])) for row in rows)
 
 
-def test_the_page_counts_what_the_intervals_allow_to_say():
+def test_counts_of_the_page_follow_from_the_intervals():
     number = len(decays())
     below = counted("sum_h", lambda low, high: high < 0.5)
     falls = counted("sum_h", lambda low, high: low > 0)

@@ -20,12 +20,12 @@ from pathlib import Path
 import experiments.finetune_grid as grid
 from lensllm_jax import durable
 from lensllm_jax.measurement.jobs import SEARCHED, SEARCHING
-from tests import lives
+from tests import forked
 
 
-def live(arguments: list[str]) -> int:
-    """Starts a life; returns its process."""
-    return lives.live("finetune_grid", grid.main, arguments)
+def start(arguments: list[str]) -> int:
+    """Starts the grid; returns its process."""
+    return forked.start("finetune_grid", grid.main, arguments)
 
 
 def writes(folder: Path) -> dict[str, int]:
@@ -65,21 +65,21 @@ def kill_at_random(process: int, folder: Path, rng: random.Random) -> bool:
 
 
 def main() -> None:
-    """Kills, then lets live."""
+    """Kills the grid several times, then lets it finish."""
     num_kills, folder, arguments = int(sys.argv[1]), Path(sys.argv[2]), sys.argv[3:]
     arguments = [*arguments, f"--output_dir={folder}"]
     rng = random.Random(0)
     kills = inside = searching = 0
     before: dict[str, int] = {}
     again = set()
-    while kills < num_kills and kill_at_random(live(arguments), folder, rng):
+    while kills < num_kills and kill_at_random(start(arguments), folder, rng):
         kills += 1
         now = writes(folder)
         inside += any(name.endswith(".safetensors") for name in now)
         searching += any(name.endswith(SEARCHING) for name in now)
         again |= rewritten(before, now)
         before = now
-    code = os.waitstatus_to_exitcode(os.waitpid(live(arguments), 0)[1])
+    code = os.waitstatus_to_exitcode(os.waitpid(start(arguments), 0)[1])
     now = writes(folder)
     again |= rewritten(before, now)
     left = [name for name in now if name.endswith((".safetensors", SEARCHED))]

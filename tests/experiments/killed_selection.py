@@ -25,7 +25,7 @@ from lensllm_jax.measurement import jobs
 from lensllm_jax.measurement.measurement import Measurement
 from lensllm_jax.ntk.method import NtkMethod
 from lensllm_jax.ntk.readout import Readout
-from tests import lives
+from tests import forked
 
 SLOPES = {"a": 0.30, "b": 0.25, "c": 0.20, "d": 0.10}
 SPOILT = ("b", 16)  # Algorithm 1 stops here: off the line through the larger sizes
@@ -96,7 +96,7 @@ def live(root: Path, folder: str, order: str, log: str, *, deadly: bool) -> int:
     def before():
         Life.log, Life.deadly = root / log, deadly
 
-    process = lives.live("select_model", select_model.main, arguments, before=before)
+    process = forked.start("select_model", select_model.main, arguments, before=before)
     return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
 
 

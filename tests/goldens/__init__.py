@@ -1,1 +1,1 @@
-"""Numbers made elsewhere by other programs, each beside its generator."""
+"""Results of other programs, each with its generator (see tests/README.md)."""

@@ -1,10 +1,10 @@
-"""Writes logits_<model type>.npz: what PyTorch's tiny models answer, for machines without it.
+"""Writes logits_<model type>.npz: logits of PyTorch's tiny models, for machines without it.
 
     .venv-torch/bin/python -m tests.goldens.generate [model type ...]
 
-A file holds two arrays for each variant of ``tests/models`` of that type: "<variant>/logits",
-in float64, and "<variant>/checksum", that of the weights, which are drawn anew from the names
-of the tensors wherever they are needed.
+A file has two arrays per variant of ``tests/models`` of that type: "<variant>/logits",
+in float64, and "<variant>/checksum", that of the weights, which are drawn from the names of
+the tensors wherever they are used.
 """
 
 import sys
@@ -26,7 +26,7 @@ def golden_path(attributes):
 
 
 def golden_batch(variant):
-    """What a variant is asked."""
+    """The input batch of a variant."""
     return seq2seq_batch() if variant in ENCODER_DECODERS else batch()
 
 
@@ -39,7 +39,7 @@ def checksum(tensors):
     return np.uint32(total)
 
 
-def answers(variant):
+def golden_arrays(variant):
     """Logits and checksum of PyTorch's model of a variant."""
     from tests.models.torch_oracle import computing_in, logits_and_loss, random_model
 
@@ -54,7 +54,7 @@ def main(model_types):
     files = {}
     for variant, attributes in ALL_VARIANTS.items():
         if not model_types or attributes["model_type"] in model_types:
-            files.setdefault(golden_path(attributes), {}).update(answers(variant))
+            files.setdefault(golden_path(attributes), {}).update(golden_arrays(variant))
     for path, arrays in files.items():
         np.savez_compressed(path, **arrays)
         print(path.name, path.stat().st_size, "bytes")

@@ -4,7 +4,7 @@
 
 Needs torch and weightwatcher 0.7.7, in an environment of their own: weightwatcher brings torch.
 Each layer's matrix becomes a torch ``Linear`` without bias, and ``WeightWatcher.analyze`` runs
-with its defaults.  The weights are those in the repository, so only the answers are stored.
+with its defaults.  The weights are those in the repository, so only the results are stored.
 """
 
 import importlib.metadata
@@ -45,7 +45,7 @@ def alphas(path: Path) -> dict[str, float]:
 
 
 def main() -> None:
-    """Writes the golden beside this file."""
+    """Writes the golden next to this file."""
     golden = {
         "weightwatcher": importlib.metadata.version("weightwatcher"),
         "alpha": {name: alphas(ZOO / name / "model.safetensors") for name in CANDIDATES},

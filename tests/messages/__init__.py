@@ -1,1 +1,1 @@
-"""What a user is told."""
+"""What a user reads."""

@@ -1,7 +1,7 @@
-"""The binaries as modules: their flags hold the defaults and are not registered with absl.
+"""The binaries as modules: their flags have the defaults and are not registered with absl.
 
-absl has one table of flags a process, in which two binaries may not define the same name; here
-each module gets plain values instead, so that a test can ask any of them for anything.
+absl has one table of flags per process, in which two binaries may not define the same name; here
+each module gets plain values instead, so that a test can set any flag of any binary.
 """
 
 import functools

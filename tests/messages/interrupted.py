@@ -4,8 +4,8 @@
 
 Each run is a fork of this process, which has imported everything and computed nothing yet; its
 fine-tunes are a formula.  Ctrl-C goes to its whole process group, as from a terminal: in the second
-fine-tune of its life, and then, when the same command runs again, in the first.  Where other
-processes measure, what the first life finished may be on its way: there is no second.
+fine-tune of the first process, and in the first fine-tune when the same command runs again.  Where
+other processes measure, a result of the first may not have arrived: there is no second.
 """
 
 import json
@@ -25,7 +25,7 @@ from lensllm_jax import durable
 from lensllm_jax.finetune.fine_tune import FineTuned, FineTuneResult
 from lensllm_jax.linalg import NtkSpectrum
 from lensllm_jax.measurement.measurement import Measurement
-from tests import lives
+from tests import forked
 
 TEXT = "\n".join(f"the {i} kings of the land" for i in range(60))
 SHARED = ["--candidates=zoo/gpt2-xs,zoo/opt-xs", "--num_kernel_examples=2", "--quiet"]
@@ -39,11 +39,11 @@ PATIENCE_SECONDS = 120.0
 
 
 def fine_tune(measurement, size, **_):
-    """A loss by formula; the last one that is waited for never comes."""
-    asked = Path(os.environ["ASKED"])
-    with asked.open("a") as file:
+    """A loss by formula; the last fine-tune that is waited for never ends."""
+    started = Path(os.environ["STARTED"])
+    with started.open("a") as file:
         file.write(f"{measurement.candidate.name} {size}\n")
-    while len(asked.read_text().splitlines()) == int(os.environ["LAST"]):
+    while len(started.read_text().splitlines()) == int(os.environ["LAST"]):
         time.sleep(0.01)
     return FineTuned(FineTuneResult(9.0 / size, 9.0 / size, 1, 1, 10 * size, True, ""), None)
 
@@ -53,34 +53,34 @@ def kernel(folder, path, load):
     return NtkSpectrum(np.ones(2), np.ones(2), learning_rate=0.01)
 
 
-# the program, and the processes that an executor of it starts; never who imports this module
+# in the program and the processes that its executor starts, not where this module is imported
 if __name__ in ("__main__", "__mp_main__"):
     Measurement.fine_tune, Measurement.zero_shot = fine_tune, lambda measurement: 9.0
     resume.remember_kernel = kernel
 
 
-def live(root: Path, name: str, asked: Path, said: Path, last: int) -> int:
+def start(root: Path, name: str, started: Path, output: Path, last: int) -> int:
     """Starts a run; returns its process."""
     binary, flags = RUNS[name]
 
     def before():
         os.setpgrp()
-        signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background is deaf
-        os.environ.update(ASKED=str(asked), LAST=str(last))
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in a background job
+        os.environ.update(STARTED=str(started), LAST=str(last))
 
     files = [f"--task={root / 'kings.txt'}", f"--output_dir={root / name}"]
-    return lives.live(
+    return forked.start(
         name, binary.main, [*SHARED, *flags, *files],
-        said=said, streams=(lives.STDOUT, lives.STDERR), before=before,
+        output=output, streams=(forked.STDOUT, forked.STDERR), before=before,
     )  # fmt: skip
 
 
 def interrupted(root: Path, name: str, last: int) -> dict:
-    """One life of a run, and what it left."""
-    asked, said = root / f"{name}-{last}.asked", root / f"{name}-{last}.said"
-    asked.touch()
-    process = live(root, name, asked, said, last)
-    wait_until(lambda: len(asked.read_text().splitlines()) >= last)
+    """One process of a run, and what it left."""
+    started, output = root / f"{name}-{last}.started", root / f"{name}-{last}.output"
+    started.touch()
+    process = start(root, name, started, output, last)
+    wait_until(lambda: len(started.read_text().splitlines()) >= last)
     os.killpg(process, signal.SIGINT)
     ended = wait_until(lambda: os.waitid(os.P_PID, process, os.WEXITED | os.WNOHANG | os.WNOWAIT))
     if not ended:
@@ -89,8 +89,8 @@ def interrupted(root: Path, name: str, last: int) -> dict:
     files = [path.name for path in (root / name).rglob("*") if path.is_file()]
     return {
         "code": code,
-        "said": said.read_text(),
-        "asked": asked.read_text().splitlines(),
+        "output": output.read_text(),
+        "started": started.read_text().splitlines(),
         "half_written": [file for file in files if file.endswith(durable.PARTIAL)],
         "alive": not wait_until(lambda: not is_alive(process)),
     }
@@ -117,8 +117,8 @@ def main() -> None:
     """Every run, twice."""
     root = Path(sys.argv[1])
     (root / "kings.txt").write_text(TEXT)
-    lives = {name: (2,) if "local" in name else (2, 1) for name in RUNS}
-    print(json.dumps({n: [interrupted(root, n, last) for last in lives[n]] for n in RUNS}))
+    processes = {name: (2,) if "local" in name else (2, 1) for name in RUNS}
+    print(json.dumps({n: [interrupted(root, n, last) for last in processes[n]] for n in RUNS}))
 
 
 if __name__ == "__main__":

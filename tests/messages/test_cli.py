@@ -1,4 +1,4 @@
-"""Lists in flags: a comma too many is refused, not taken for a shorter list."""
+"""Lists in flags: a superfluous comma is refused, not read as a shorter list."""
 
 import pytest
 

@@ -26,12 +26,12 @@ ROOMS = {
     "experiments": [ROOT / "experiments"],
     **{name: [ROOT / "lensllm_jax" / name] for name in NAMES.split()},
 }
-# what needs a compiled program or a slow library: (room, phrase of the call) and where it is
-# triggered: (file, test, phrase of the message)
+# errors that need a compiled program or a slow library: (room, phrase of the call) and where each
+# is triggered: (file, test, phrase of the message)
 HUB, HESSIAN = "data/test_hub.py", "theory/test_hessian.py"
-OF_A_COPY = "test_a_copy_without_a_split_or_a_field_is_refused"
-OF_A_PRODUCT = ("ntk/test_operator.py", "test_bad_input_is_refused_with_the_remedy")
-OF_A_FORM = (HESSIAN, "test_every_other_form_names_curvature_that_is_not_finite")
+COPY_TEST = "test_a_copy_without_a_split_or_a_field_is_refused"
+PRODUCT_TEST = ("ntk/test_operator.py", "test_bad_input_is_refused_with_the_remedy")
+FORM_TEST = (HESSIAN, "test_every_other_form_names_curvature_that_is_not_finite")
 ELSEWHERE = {
     ("checkpoints", "must hold tensors by their names"): (
         "checkpoints/test_formats.py",
@@ -39,10 +39,10 @@ ELSEWHERE = {
         "tensors by their names",
     ),
     ("data", "must be read from {place}"): (HUB, "test_offline_says_what_to_do", "hf download"),
-    ("data", "must have train, validation and test"): (HUB, OF_A_COPY, "got no test"),
-    ("data", "in field {field!r} of every row"): (HUB, OF_A_COPY, "of every row, got None"),
-    ("ntk", "checks.finite('theta v'"): (*OF_A_PRODUCT, "`theta v` must be finite"),
-    ("ntk", "in Lanczos' iteration"): (*OF_A_PRODUCT, "Lanczos"),
+    ("data", "must have train, validation and test"): (HUB, COPY_TEST, "got no test"),
+    ("data", "in field {field!r} of every row"): (HUB, COPY_TEST, "of every row, got None"),
+    ("ntk", "checks.finite('theta v'"): (*PRODUCT_TEST, "`theta v` must be finite"),
+    ("ntk", "in Lanczos' iteration"): (*PRODUCT_TEST, "Lanczos"),
     ("ntk", "the values of the layer"): (
         "ntk/structured/test_sweeps.py",
         "test_a_number_that_is_not_finite_stops_with_the_layer",
@@ -53,9 +53,9 @@ ELSEWHERE = {
         "test_curvature_that_is_not_finite_is_named",
         "of w, by example",
     ),
-    ("theory", "by example and block"): (*OF_A_FORM, "by example and block"),
-    ("theory", "z^T H z"): (*OF_A_FORM, "z, by probe"),
-    ("theory", "variance of the gradient"): (*OF_A_FORM, "variance of the gradient"),
+    ("theory", "by example and block"): (*FORM_TEST, "by example and block"),
+    ("theory", "z^T H z"): (*FORM_TEST, "z, by probe"),
+    ("theory", "variance of the gradient"): (*FORM_TEST, "variance of the gradient"),
 }
 
 
@@ -67,7 +67,7 @@ class Site(NamedTuple):
     last: int
     source: str
 
-    def holds(self, path, line):
+    def contains(self, path, line):
         return self.path == path and self.first <= line <= self.last
 
     def __str__(self):
@@ -83,7 +83,7 @@ def is_error(call):
 
 
 def is_ours(path):
-    """Whether a file of ours may ask for a check, as this package's own checks may not."""
+    """Whether a file of ours may call a check; the checks themselves may not."""
     rooms = (ROOT / "lensllm_jax", ROOT / "experiments")
     return path != CHECKS and any(path.is_relative_to(room) for room in rooms)
 
@@ -102,7 +102,7 @@ def sites(room):
 
 @pytest.fixture
 def as_users_run_it(monkeypatch):
-    """No checking of types, which only the tests have and which would come first."""
+    """No type checks, which only the tests have and which would raise first."""
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
 
 
@@ -111,14 +111,14 @@ def raised(monkeypatch):
     """(file, line) of every error made."""
     places = []
 
-    def noted(error, *arguments):
+    def recorded(error, *arguments):
         frame = sys._getframe(1)
         while not is_ours(Path(frame.f_code.co_filename)):
             frame = frame.f_back
         places.append((Path(frame.f_code.co_filename), frame.f_lineno))
         ValueError.__init__(error, *arguments)
 
-    monkeypatch.setattr(checks.UserError, "__init__", noted)
+    monkeypatch.setattr(checks.UserError, "__init__", recorded)
     return places
 
 
@@ -141,7 +141,7 @@ def says_all(message):
 
 
 def matched_by_runs():
-    """What the tests of whole runs look for in an error: their strings of two words or more."""
+    """The strings with which tests of whole runs match errors."""
     files = (ROOT / "tests" / "experiments").glob("test_*.py")
     nodes = (node for file in files for node in ast.walk(ast.parse(file.read_text())))
     texts = (n.value for n in nodes if isinstance(n, ast.Constant) and isinstance(n.value, str))
@@ -149,7 +149,7 @@ def matched_by_runs():
 
 
 def literal_parts(source):
-    """The pieces of a message that stand in the code."""
+    """The literal pieces of a message in the code."""
     nodes = ast.walk(ast.parse(source))
     return [n.value for n in nodes if isinstance(n, ast.Constant) and isinstance(n.value, str)]
 
@@ -160,7 +160,7 @@ def untriggered(room, raised):
     return [
         str(site)
         for site in sites(room)
-        if not any(site.holds(*place) for place in raised)
+        if not any(site.contains(*place) for place in raised)
         and not any(phrase in site.source for phrase in elsewhere)
         and not any(text in part for part in literal_parts(site.source) for text in runs)
     ]
@@ -180,11 +180,11 @@ def test_every_error_of_a_room_is_triggered_and_says_all(room, tmp_path, as_user
     assert not missing, "\n".join(missing)
 
 
-@pytest.mark.parametrize(("place", "asked"), ELSEWHERE.items())
-def test_what_stands_elsewhere_is_asked_there(place, asked):
+@pytest.mark.parametrize(("place", "reference"), ELSEWHERE.items())
+def test_an_error_triggered_elsewhere_is_matched_there(place, reference):
     room, phrase = place
-    assert any(phrase in site.source for site in sites(room)), "no such place any more"
-    file, test, message = asked
+    assert any(phrase in site.source for site in sites(room)), "no such error"
+    file, test, message = reference
     body = (ROOT / "tests" / file).read_text().split(f"def {test}(")
     assert len(body) == 2, test
     assert message in (ROOT / "tests" / file).read_text()

@@ -18,7 +18,7 @@ def python(*arguments):
 
 def test_import_takes_less_than_a_second_and_starts_no_backend():
     script = (
-        # of this process alone: on a busy machine the clock on the wall counts the others too
+        # CPU time: on a busy machine wall-clock time includes the other processes
         "import time; start = time.process_time(); import lensllm_jax; "
         "print(time.process_time() - start); import sys; "
         "bridge = sys.modules.get('jax._src.xla_bridge'); print(bool(bridge and bridge._backends))"
@@ -28,7 +28,7 @@ def test_import_takes_less_than_a_second_and_starts_no_backend():
     assert started == "False"
 
 
-def test_a_backend_that_is_started_is_seen():
+def test_a_backend_that_is_started_is_detected():
     script = (
         "import jax, sys; jax.devices(); print(bool(sys.modules['jax._src.xla_bridge']._backends))"
     )
@@ -37,10 +37,10 @@ def test_a_backend_that_is_started_is_seen():
 
 @pytest.mark.parametrize("binary", NAMES)
 def test_help_shows_an_example(binary):
-    # --help prints the docstring, which the test below asks one binary for
-    said = ast.get_docstring(ast.parse((ROOT / "experiments" / f"{binary}.py").read_text()))
-    assert said is not None
-    assert f"python -m experiments.{binary} --" in re.sub(r"\\\s+", "", said)
+    # --help prints the docstring: the test below runs it for one binary
+    docstring = ast.get_docstring(ast.parse((ROOT / "experiments" / f"{binary}.py").read_text()))
+    assert docstring is not None
+    assert f"python -m experiments.{binary} --" in re.sub(r"\\\s+", "", docstring)
 
 
 def test_help_prints_the_docstring():

@@ -1,4 +1,4 @@
-"""In a pipe lines are plain, quiet is silent, and Ctrl-C ends with a word on how to resume."""
+"""In a pipe lines are plain, quiet is silent, and Ctrl-C ends with a message on how to resume."""
 
 import json
 import os
@@ -19,7 +19,7 @@ from experiments.common.progress import Progress
 with Progress(total=2.0, quiet={quiet}) as progress:
     progress.finish(1.0, "half way")
 """
-# a shell's background job is born deaf to Ctrl-C, and so would be what the tests start there
+# a shell's background job ignores Ctrl-C, and so would the processes that the tests start there
 WAITS = """
 import signal, sys, time
 from experiments.common import cli
@@ -40,14 +40,14 @@ def on_terminal(script, **environment):
         [sys.executable, "-c", script], cwd=ROOT, stderr=theirs, env=variables, check=True
     )
     os.close(theirs)
-    said = b""
+    text = b""
     try:
         while chunk := os.read(ours, 65536):
-            said += chunk
+            text += chunk
     except OSError:  # the other end is closed
         pass
     os.close(ours)
-    return said.decode()
+    return text.decode()
 
 
 @pytest.mark.parametrize(("quiet", "expected"), [(False, " 50%"), (True, "")])
@@ -82,10 +82,10 @@ def test_a_narrow_terminal_folds_names_and_cuts_no_number(capsys, monkeypatch):
     Console().print(losses())  # as it would be
     assert "\u2026" in capsys.readouterr().out
     terminal.show(losses())
-    said = capsys.readouterr().out
-    assert "\u2026" not in said
-    assert all(f"{size + 0.5:.4f}" in said for size in range(200, 1000, 100))
-    assert "a/candidate-of-a-long-name" not in said  # in pieces
+    text = capsys.readouterr().out
+    assert "\u2026" not in text
+    assert all(f"{size + 0.5:.4f}" in text for size in range(200, 1000, 100))
+    assert "a/candidate-of-a-long-name" not in text  # in pieces
 
 
 def test_ctrl_c_says_how_to_resume():
@@ -95,14 +95,14 @@ def test_ctrl_c_says_how_to_resume():
     )  # fmt: skip
     assert running.stdout.readline() == "ready\n"
     running.send_signal(signal.SIGINT)
-    _, said = running.communicate(timeout=20)
+    _, text = running.communicate(timeout=20)
     assert running.returncode == 130
-    assert said == "error: interrupted: the same command resumes\n"
+    assert text == "error: interrupted: the same command resumes\n"
 
 
 @pytest.fixture(scope="module")
 def interrupted(tmp_path_factory):
-    """What became of each run that was interrupted in a fine-tune, life by life."""
+    """What became of each run that was interrupted in a fine-tune, per process."""
     command = [sys.executable, "-m", "tests.messages.interrupted", tmp_path_factory.mktemp("runs")]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     return json.loads(done.stdout)
@@ -111,16 +111,16 @@ def interrupted(tmp_path_factory):
 @pytest.mark.slow
 @pytest.mark.parametrize("run", ["select_model", "finetune_grid", "finetune_grid_local"])
 def test_a_run_that_is_interrupted_ends_cleanly(interrupted, run):
-    for life in interrupted[run]:
-        assert life["code"] == 130
-        assert life["said"] == "error: interrupted: the same command resumes\n"
-        assert life["half_written"] == []
-        assert not life["alive"]
+    for process in interrupted[run]:
+        assert process["code"] == 130
+        assert process["output"] == "error: interrupted: the same command resumes\n"
+        assert process["half_written"] == []
+        assert not process["alive"]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("run", ["select_model", "finetune_grid"])
 def test_the_same_command_resumes(interrupted, run):
-    first, second = (life["asked"] for life in interrupted[run])
+    first, second = (process["started"] for process in interrupted[run])
     assert len(set(first)) == 2
     assert second == first[1:]  # what was finished is not done again

