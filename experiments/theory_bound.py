@@ -8,14 +8,14 @@ For each size n: how far each weight block moved, h_i of the first --num_example
 examples block by block (Lanczos, with its error estimate), the forms that others compute instead,
 the Hessian's trace with an interval, the gradient's variance, and every term of the bound at
 --epsilon and --delta, with C the largest loss of any example seen.  Then, over n: the decay of
-each with its interval beside what the lemmas say, Corollary 1's constants, whether beta_2 < 1/2
+each with its interval and what the lemmas say, Corollary 1's constants, whether beta_2 < 1/2
 holds, and the transition of the loss curve (of curves alone: phase_transitions).  The remainder's
 constant K is not known; with --remainder_constant one is assumed, and the bound has a total and n*.
 
---output_dir receives theory.csv (a row a size), blocks.csv (a row a size and block), theory.json
-(fits), bound.png, decays.png.  Of several candidates each has these in a folder of its own, and
-decays.csv has a row for each and what decays.  The same command goes on where a killed run was cut
-off.  A bundled candidate with six sizes: about 6 minutes on 2 cores.
+--output_dir receives theory.csv (a row per size), blocks.csv (a row per size and block),
+theory.json (fits), bound.png, decays.png.  Of several candidates each has these in a folder of its
+own, and decays.csv has a row per candidate and decaying quantity.  The same command resumes a
+killed run.  A bundled candidate with six sizes: about 6 minutes on 2 cores.
 """
 
 import dataclasses
@@ -49,6 +49,7 @@ from lensllm_jax.theory.blocks import Block, displacement, squared_norms, weight
 from lensllm_jax.theory.bound import ORDER, share, theorem_2
 from lensllm_jax.theory.decay import corollary_1, fit_decay
 from lensllm_jax.theory.hessian import (
+    BlockForms,
     batch_means,
     block_forms,
     gradient_variance,
@@ -68,7 +69,7 @@ NUM_PROBES = flags.DEFINE_integer("num_probes", 16, "Probes of each trace.")
 ONLY = flags.DEFINE_string("only", "blocks/.*kernel", "Regular expression: which weights count.")
 MEGABYTES = flags.DEFINE_integer("megabytes", 1024, "Memory of the Lanczos vectors.")
 EPSILON = flags.DEFINE_float("epsilon", 0.1, "Of the bound, in (0, 1).")
-DELTA = flags.DEFINE_float("delta", 0.01, "One less the probability of the bound, in (0, 1).")
+DELTA = flags.DEFINE_float("delta", 0.01, "One minus the probability of the bound, in (0, 1).")
 CONSTANT = flags.DEFINE_float("remainder_constant", None, "K of K n^(-3/4), if one is assumed.")
 
 STACKED = ("blocks",)
@@ -84,9 +85,8 @@ LEMMAS = {
 }
 
 
-def main(argv: Sequence[str]) -> None:
+def main(_: Sequence[str]) -> None:
     """Measures the candidates, and writes the tables and figures of each."""
-    del argv
     names = FLAGS.candidates()
     check_flags()
     config = FLAGS.config()
@@ -109,10 +109,10 @@ def main(argv: Sequence[str]) -> None:
     summaries = {}
     with Progress(total=float(len(sizes) * len(names)), quiet=FLAGS.quiet) as progress:
         for name in names:
-            own = RunFolder(folder.path / slug_of(name)) if len(names) > 1 else folder
-            bench = Bench(Measurement(load_candidate(name), task, config=config))
-            cells = [cell_of(bench, size, own, progress) for size in sizes]
-            summaries[name] = write(own, cells)
+            subfolder = RunFolder(folder.path / slug_of(name)) if len(names) > 1 else folder
+            bench = _Bench(Measurement(load_candidate(name), task, config=config))
+            cells = [_remember_cell(bench, size, subfolder, progress) for size in sizes]
+            summaries[name] = _write(subfolder, cells)
             jax.clear_caches()  # compiled programs keep the candidate's weights alive
     if len(names) > 1:
         folder.write_rows("decays.csv", decay_rows(summaries))
@@ -131,14 +131,14 @@ def check_flags() -> None:
         checks.positive("remainder_constant", CONSTANT.value)
 
 
-def blocks_of(params: Params) -> tuple[Block, ...]:
-    """The weights that --only names, a block a layer."""
+def _blocks_of(params: Params) -> tuple[Block, ...]:
+    """The weights that --only names, one block per layer."""
     return weight_blocks(params, stacked=STACKED, only=ONLY.value)
 
 
 def check_blocks(name: str, params: Params) -> None:
     """Refuses a candidate without such weights, or whose largest block the budget cannot hold."""
-    least = least_bytes(params, blocks_of(params), num_matvecs=NUM_MATVECS.value)
+    least = least_bytes(params, _blocks_of(params), num_matvecs=NUM_MATVECS.value)
     if MEGABYTES.value * 2**20 < least:
         raise checks.UserError(
             f"`megabytes` must be {math.ceil(least / 2**20)} or more for {NUM_MATVECS.value} "
@@ -147,7 +147,9 @@ def check_blocks(name: str, params: Params) -> None:
         )
 
 
-def cell_of(bench: "Bench", size: int, folder: RunFolder, progress: Progress) -> dict[str, Any]:
+def _remember_cell(
+    bench: "_Bench", size: int, folder: RunFolder, progress: Progress
+) -> dict[str, Any]:
     """Everything about one size, measured now if the folder does not hold it."""
     name = bench.measurement.candidate.name
     progress.at(0.0, f"{name}: {size} examples")
@@ -157,20 +159,18 @@ def cell_of(bench: "Bench", size: int, folder: RunFolder, progress: Progress) ->
 
 
 def decay_rows(summaries: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """One row a candidate and quantity: its power of n, and what Corollary 1 makes of sum_h."""
+    """A row per candidate and quantity: its power of n, and what Corollary 1 makes of sum_h."""
     rows = []
     for name, summary in summaries.items():
         for quantity, decay in summary["decays"].items():
             corollary = summary.get("corollary_1", {}) if quantity == "sum_h" else {}
-            rows.append(
-                {
-                    "candidate": name,
-                    "quantity": quantity,
-                    **{key: decay.get(key, "") for key in FITTED},
-                    "lemma": decay["lemma"],
-                    **{key: corollary.get(key, "") for key in ("beta_3", "C_3", "consistency")},
-                }
-            )
+            rows.append({
+                "candidate": name,
+                "quantity": quantity,
+                **{key: decay.get(key, "") for key in FITTED},
+                "lemma": decay["lemma"],
+                **{key: corollary.get(key, "") for key in ("beta_3", "C_3", "consistency")},
+            })  # fmt: skip
     return rows
 
 
@@ -184,13 +184,13 @@ def _sizes(available: int) -> list[int]:
     return sizes
 
 
-class Bench:
-    """The candidate, and the functions that are compiled once for all sizes."""
+class _Bench:
+    """One candidate, and the functions that are compiled once for all sizes."""
 
     def __init__(self, measurement: Measurement):
         self.measurement = measurement
         self.pretrained = measurement.candidate.params
-        self.blocks = blocks_of(self.pretrained)
+        self.blocks = _blocks_of(self.pretrained)
         self.loss = self._loss  # one object, so that nothing is compiled twice
         each = jax.vmap(self.loss, in_axes=(None, 0))
         self.losses = jax.jit(lambda p, x: each(p, x))
@@ -202,67 +202,83 @@ class Bench:
         nats, count = nats_and_count(logits, one["labels"], shift=self.measurement.loop.shift)
         return jnp.asarray(nats / jnp.maximum(count, 1))
 
-    def every_loss(self, params, examples) -> np.ndarray:
-        """Loss of each example, nats per target token."""
-        losses = padding.map_blocks(lambda x: self.losses(params, x), examples, CHUNK)
-        return losses.astype(np.float64)
-
     def measure(self, size: int) -> dict[str, Any]:
         """Everything about one size, as JSON values."""
         start = time.monotonic()
         tuned = self.measurement.fine_tune(size)
         moved = displacement(tuned.params, self.pretrained)
         subset = self.measurement.subset(size)
-        seen = self.every_loss(tuned.params, subset)
         few = {name: values[: NUM_EXAMPLES.value] for name, values in subset.items()}
-        loss = self.loss
         forms = block_forms(
-            loss, tuned.params, moved, few, self.blocks,
+            self.loss, tuned.params, moved, few, self.blocks,
             num_matvecs=NUM_MATVECS.value, max_bytes=MEGABYTES.value * 2**20,
         )  # fmt: skip
-        joint = joint_forms(loss, tuned.params, moved, few, self.blocks)
-        trace = hessian_trace(loss, tuned.params, few, self.blocks, num_probes=NUM_PROBES.value)
-        h = np.array([f.h for f in forms])
-        loss_bound = float(seen.max())
-        bound = theorem_2(
-            float(seen.mean()), h, num_examples=size, epsilon=EPSILON.value,
-            loss_bound=loss_bound, delta=DELTA.value,
-        )  # fmt: skip
-        worst = [int(np.argmax(f.positive)) for f in forms]
         return {
             "size": size,
-            "training_loss": float(seen.mean()),
             "test_loss": tuned.result.test_loss,
-            "loss_bound": loss_bound,
-            "sum_h": float(h.sum()),
-            "sum_h_error": float(sum(f.error[i] for f, i in zip(forms, worst, strict=True))),
-            "sum_h_plain": float(sum(f.plain.max() for f in forms)),
+            "best_step": tuned.result.best_step,
+            **self._curvature(tuned.params, moved, few),
+            **_form_columns(forms),
+            **_bound_columns(self._example_losses(tuned.params, subset), forms),
+            "squared_displacement": float(squared_norms(moved, self.blocks).sum()),
+            "seconds": round(time.monotonic() - start, 1),
+        }
+
+    def _example_losses(self, params, examples) -> np.ndarray:
+        """Of each example, nats per target token."""
+        losses = padding.map_blocks(lambda x: self.losses(params, x), examples, CHUNK)
+        return losses.astype(np.float64)
+
+    def _curvature(self, params, moved, examples) -> dict[str, Any]:
+        """Of all blocks together: joint forms, the Hessian's trace, the gradient's variance."""
+        joint = joint_forms(self.loss, params, moved, examples, self.blocks)
+        trace = hessian_trace(self.loss, params, examples, self.blocks, num_probes=NUM_PROBES.value)
+        return {
             "sum_h_joint": float(joint.max(0).sum()),
             "sum_h_batch_means": float(batch_means(joint, batch_size=BATCH).max(0).sum()),
             "trace": trace.value,
             "trace_low": trace.low,
             "trace_high": trace.high,
-            "gradient_variance": gradient_variance(loss, tuned.params, few, self.blocks),
-            "squared_displacement": float(squared_norms(moved, self.blocks).sum()),
-            "empirical_term": bound.empirical,
-            "curvature_term": bound.curvature,
-            "confidence_term": bound.confidence,
-            "blocks": {f.name: {"h": f.h, "error": float(f.error.max())} for f in forms},
-            "best_step": tuned.result.best_step,
-            "seconds": round(time.monotonic() - start, 1),
+            "gradient_variance": gradient_variance(self.loss, params, examples, self.blocks),
         }
+
+
+def _form_columns(forms: Sequence[BlockForms]) -> dict[str, Any]:
+    """h_i of each block and their sum, with the error estimate of the largest forms."""
+    largest = [int(np.argmax(f.positive)) for f in forms]
+    return {
+        "sum_h": float(np.array([f.h for f in forms]).sum()),
+        "sum_h_error": float(sum(f.error[i] for f, i in zip(forms, largest, strict=True))),
+        "sum_h_plain": float(sum(f.plain.max() for f in forms)),
+        "blocks": {f.name: {"h": f.h, "error": float(f.error.max())} for f in forms},
+    }
+
+
+def _bound_columns(losses: np.ndarray, forms: Sequence[BlockForms]) -> dict[str, Any]:
+    """The terms of Theorem 2 for these training losses, and the largest of them as C."""
+    bound = theorem_2(
+        float(losses.mean()), np.array([f.h for f in forms]), num_examples=len(losses),
+        epsilon=EPSILON.value, loss_bound=float(losses.max()), delta=DELTA.value,
+    )  # fmt: skip
+    return {
+        "training_loss": float(losses.mean()),
+        "loss_bound": float(losses.max()),
+        "empirical_term": bound.empirical,
+        "curvature_term": bound.curvature,
+        "confidence_term": bound.confidence,
+    }
 
 
 def summarise(cells: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Decays, Corollary 1 and the transition, as JSON values."""
     sizes = np.array([float(cell["size"]) for cell in cells])
     decays: dict[str, Any] = {}
-    for name, said in LEMMAS.items():
+    for name, lemma in LEMMAS.items():
         values = np.array([cell[name] for cell in cells])
         if np.all(values > 0):
-            decays[name] = {"lemma": said, **dataclasses.asdict(fit_decay(sizes, values))}
+            decays[name] = {"lemma": lemma, **dataclasses.asdict(fit_decay(sizes, values))}
         else:
-            decays[name] = {"lemma": said, "no fit": f"not all positive: {values.tolist()}"}
+            decays[name] = {"lemma": lemma, "no fit": f"not all positive: {values.tolist()}"}
     summary: dict[str, Any] = {"decays": decays}
     if "exponent" in decays["sum_h"]:
         result = corollary_1(
@@ -297,7 +313,7 @@ def transitions(sizes: np.ndarray, losses: np.ndarray) -> dict[str, Any]:
     return {**found, "rectified": {**dataclasses.asdict(law), "message": fit.message}}
 
 
-def write(folder: RunFolder, cells: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def _write(folder: RunFolder, cells: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Tables, figures, and the summary, which is also shown on the terminal."""
     hidden = ("size", "blocks", "seconds")
     rows = [{"size": c["size"], **{k: c[k] for k in c if k not in hidden}} for c in cells]
@@ -305,21 +321,24 @@ def write(folder: RunFolder, cells: Sequence[Mapping[str, Any]]) -> dict[str, An
         for row in rows:
             row["remainder_term"] = CONSTANT.value * row["size"] ** -ORDER
     folder.write_rows("theory.csv", rows)
-    folder.write_rows(
-        "blocks.csv",
-        [
-            {"size": cell["size"], "block": name, **values}
-            for cell in cells
-            for name, values in cell["blocks"].items()
-        ],
-    )
+    folder.write_rows("blocks.csv", [
+        {"size": cell["size"], "block": name, **values}
+        for cell in cells
+        for name, values in cell["blocks"].items()
+    ])  # fmt: skip
     summary = summarise(cells)
     folder.write_text("theory.json", json.dumps(_finite(summary), indent=1, allow_nan=False) + "\n")
     folder.write_bytes("bound.png", report.bound_figure(rows))
     folder.write_bytes("decays.png", report.decay_figure(rows, summary["decays"]))
-    shown = terminal.table("What the lemmas say about powers of n, and what was measured")
-    for column in ("quantity", "exponent", "90 % interval", "the lemma says"):
-        shown.add_column(column)
+    _show(summary)
+    return summary
+
+
+def _show(summary: Mapping[str, Any]) -> None:
+    shown = terminal.table(
+        "What the lemmas say about powers of n, and what was measured",
+        left=["quantity", "exponent", "90 % interval", "the lemma says"],
+    )
     for name, decay in summary["decays"].items():
         if "exponent" in decay:
             ends = f"{decay['low']:.2f} to {decay['high']:.2f}"
@@ -329,11 +348,10 @@ def write(folder: RunFolder, cells: Sequence[Mapping[str, Any]]) -> dict[str, An
     terminal.show(shown)
     if "corollary_1" in summary:
         terminal.show(summary["corollary_1"]["consistency"])
-    return summary
 
 
 def _finite(value: Any) -> Any:
-    """Numbers that JSON has no word for become null: an open interval has no end."""
+    """Numbers that JSON cannot hold become null: an open interval has no end."""
     if isinstance(value, dict):
         return {name: _finite(part) for name, part in value.items()}
     return None if isinstance(value, float) and not np.isfinite(value) else value
