@@ -46,6 +46,7 @@ from experiments.common.run_folder import RunFolder
 from lensllm_jax.linalg import NtkSpectrum
 from lensllm_jax.paired import paired
 from lensllm_jax.scaling.fit import fit_laws
+from lensllm_jax.scaling.kernel import Measured, Spectrum
 from lensllm_jax.scaling.laws import Law
 from lensllm_jax.scaling.result import LawFits
 
@@ -149,7 +150,7 @@ def control_fits(pool: Pool, name: str, budget_size: int) -> LawFits:
         NtkSpectrum(k.eigenvalues, k.projections, pool.learning_rate / k.num_examples)
         for k in pool.kernels[key]
     ]
-    return fit_laws(Law.LENSLLM, sizes, losses, spectra=spectra, weights=weights)
+    return fit_laws(Law.LENSLLM, sizes, losses, ntk=Spectrum(spectra), weights=weights)
 
 
 def fit_variants(
@@ -178,8 +179,7 @@ def fit_variants(
         Law.LENSLLM,
         pool.table.sizes.astype(np.float64),
         np.tile(pool.table.losses, (len(tried), 1)),
-        ntk_loss=np.concatenate(ntk_loss),
-        free_scale=jobs[0][0].free_scale,
+        ntk=Measured(np.concatenate(ntk_loss), free_scale=jobs[0][0].free_scale),
         weights=np.concatenate([pool.within_budget(largest // budget) for (_, budget), _ in tried]),
     )
     squares = np.nan_to_num(fits.objective, nan=np.inf).reshape(len(tried), count).sum(1)
@@ -187,17 +187,7 @@ def fit_variants(
         # one multiple for the pool: the least sum of squared log residuals below the budget
         of_job = [i for i, (which, _) in enumerate(tried) if which == job]
         best = of_job[int(np.argmin(squares[of_job]))]
-        yield job, _rows_of(fits, slice(best * count, (best + 1) * count)), ntk_loss[best]
-
-
-def _rows_of(fits: LawFits, rows: slice) -> LawFits:
-    """Some curves of a batch of fits."""
-    arrays = {
-        name: value[rows]
-        for name in ("losses", "weights", "theta", "objective", "statuses", "ntk_loss")
-        if (value := getattr(fits, name)) is not None
-    }
-    return dataclasses.replace(fits, **arrays)
+        yield job, fits.take(slice(best * count, (best + 1) * count)), ntk_loss[best]
 
 
 def errors_of(
@@ -217,9 +207,8 @@ def errors_of(
     if budget > 1:
         # F that vanishes between two sizes lets a law predict any number: predictions are capped
         # at the largest loss that was fitted
-        predicted = np.minimum(
-            predicted, fits.losses.max(1, where=fits.weights > 0, initial=0.0)[:, None]
-        )
+        largest = fits.problem.losses.max(1, where=fits.problem.used, initial=0.0)
+        predicted = np.minimum(predicted, largest[:, None])
     with np.errstate(over="ignore"):  # in sample a law without sense may lie that far off
         return np.sqrt(np.nanmean((predicted - losses) ** 2, axis=1, where=~np.isnan(losses)))
 

@@ -47,6 +47,7 @@ from experiments.common.run_folder import RunFolder
 from lensllm_jax.metrics import pearson_correlation
 from lensllm_jax.paired import paired
 from lensllm_jax.scaling.fit import fit_laws
+from lensllm_jax.scaling.kernel import Measured
 from lensllm_jax.scaling.laws import Law
 from lensllm_jax.selection.rank import rank
 
@@ -140,7 +141,7 @@ def profile(
         Law.LENSLLM,
         sizes,
         np.repeat(pool.table.losses, width, axis=0),
-        ntk_loss=fixed,
+        ntk=Measured(fixed),
         weights=np.repeat(pool.within_budget(budget_size), width, axis=0),
     )
     predicted = fits.predict(sizes[-1:], ntk_loss=fixed[:, -1:])

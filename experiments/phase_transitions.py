@@ -21,7 +21,6 @@ from typing import Any
 import numpy as np
 from absl import flags
 
-from experiments import transitions
 from experiments.common import cli
 from experiments.common.curves import digests
 from experiments.common.flags import define_curves, define_output_dir, define_quiet
@@ -30,14 +29,15 @@ from experiments.common.run_folder import RunFolder
 from lensllm_jax import checks
 from lensllm_jax.scaling.fit import fit_laws
 from lensllm_jax.scaling.laws import Law
-from lensllm_jax.scaling.result import LawFit
-from lensllm_jax.selection.loss_table import LossTable, read_loss_table
-from lensllm_jax.theory.phases import (
+from lensllm_jax.scaling.phases import (
     MIN_SIZES,
     LawTransition,
     SegmentedTransition,
+    law_transition,
     segmented_transition,
 )
+from lensllm_jax.scaling.result import LawFit
+from lensllm_jax.selection.loss_table import LossTable, read_loss_table
 
 CURVES = define_curves()
 OUTPUT_DIR = define_output_dir()
@@ -83,7 +83,7 @@ def _rows_of(table: LossTable, progress: Progress) -> Iterator[dict[str, Any]]:
     fits = fit_laws(Law.RECTIFIED, sizes, table.losses, weights=weights)
     for i, name in enumerate(table.names):
         segments = segmented_transition(sizes, table.losses[i], level=LEVEL)
-        law = transitions.of_law(fits[i], num_resamples=NUM_RESAMPLES.value)
+        law = law_transition(fits[i], num_resamples=NUM_RESAMPLES.value)
         yield _row(table.task, name, segments, law, fits[i])
         progress.finish(1.0, f"{table.task} {name}: {segments.phase.name}")
 

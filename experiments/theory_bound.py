@@ -36,7 +36,6 @@ from experiments.common.measurement_flags import measurement_flags
 from experiments.common.progress import Progress
 from experiments.common.resume import slug_of, task_settings
 from experiments.common.run_folder import RunFolder
-from experiments.transitions import of_law
 from lensllm_jax import checks, padding
 from lensllm_jax.checkpoints.zoo import load_candidate
 from lensllm_jax.finetune.objective import nats_and_count
@@ -44,7 +43,7 @@ from lensllm_jax.measurement.measurement import Measurement
 from lensllm_jax.measurement.pool import describe_pool
 from lensllm_jax.report import theory as report
 from lensllm_jax.scaling.fit import fit_law
-from lensllm_jax.scaling.intervals import degrees_of_freedom
+from lensllm_jax.scaling.phases import MIN_SIZES, law_transition, segmented_transition
 from lensllm_jax.theory.blocks import Block, displacement, squared_norms, weight_blocks
 from lensllm_jax.theory.bound import ORDER, share, theorem_2
 from lensllm_jax.theory.decay import corollary_1, fit_decay
@@ -57,7 +56,6 @@ from lensllm_jax.theory.hessian import (
     joint_forms,
     least_bytes,
 )
-from lensllm_jax.theory.phases import MIN_SIZES, segmented_transition
 from lensllm_jax.typing import Params
 
 FLAGS = measurement_flags()
@@ -307,9 +305,9 @@ def transitions(sizes: np.ndarray, losses: np.ndarray) -> dict[str, Any]:
     else:
         found["segmented"] = f"needs {MIN_SIZES} sizes, got {int(kept.sum())}"
     fit = fit_law("rectified", sizes, losses, weights=(~np.isnan(losses)).astype(float))
-    if not fit.status.usable or degrees_of_freedom(fit) < 1:
+    if not fit.status.usable or fit.degrees_of_freedom < 1:
         return {**found, "rectified": fit.message}
-    law = of_law(fit)
+    law = law_transition(fit)
     return {**found, "rectified": {**dataclasses.asdict(law), "message": fit.message}}
 
 

@@ -16,6 +16,7 @@ Example:
 """
 
 import dataclasses
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -25,11 +26,11 @@ from jaxtyping import Float
 from lensllm_jax import checks
 from lensllm_jax.scaling.laws import UNITS
 from lensllm_jax.scaling.least_squares import minimise_least_squares, with_jacobian
-from lensllm_jax.scaling.result import FitStatus
+from lensllm_jax.scaling.solution import FitStatus
 
-NUM_FREE = 5
+PARAMETERS = ("A", "alpha_N", "B", "alpha_D", "alpha")
 MAX_STEPS = 500
-LOWER = np.array([-60.0, 0.0, -60.0, 0.0, 0.02])
+LOWER = np.array([-60.0, 0.0, -60.0, 0.0, 0.02])  # of _Theta
 UPPER = np.array([60.0, 5.0, 60.0, 5.0, 50.0])
 # starts: alpha_N, alpha_D, alpha, and the model term's share of the bracket
 STARTS = np.array(
@@ -64,31 +65,41 @@ class KaplanFit:
         return (p["A"] / num_params[:, None] ** p["alpha_N"] + data_term) ** p["alpha"]
 
 
-def _log_loss(theta, log_n, log_d):
-    model, alpha_n, data, alpha_d, alpha = theta
-    return alpha * jnp.logaddexp(model - alpha_n * log_n, data - alpha_d * log_d)
+class _Theta(NamedTuple):
+    """What is fitted; sizes are measured from their mean logarithm."""
+
+    log_model: Any  # log of the model term at mean log N
+    alpha_N: Any
+    log_data: Any  # log of the data term at mean log D
+    alpha_D: Any
+    alpha: Any
+
+
+def _log_loss(theta: _Theta, log_n, log_d):
+    return theta.alpha * jnp.logaddexp(
+        theta.log_model - theta.alpha_N * log_n, theta.log_data - theta.alpha_D * log_d
+    )
 
 
 @jax.jit
 def _solve(starts, log_n, log_d, log_loss):
     predict = jax.vmap(_log_loss, in_axes=(None, 0, 0))
-    linearise = with_jacobian(lambda theta: predict(theta, log_n, log_d) - log_loss)
-    weights, squares = jnp.ones_like(log_loss), jnp.asarray(jnp.inf)
+    linearise = with_jacobian(lambda theta: predict(_Theta(*theta), log_n, log_d) - log_loss)
 
     def run(start):
         return minimise_least_squares(
             linearise,
             start,
-            jnp.asarray(LOWER),
-            jnp.asarray(UPPER),
-            weights,
-            squares,
+            lower=jnp.asarray(LOWER),
+            upper=jnp.asarray(UPPER),
+            weights=jnp.ones_like(log_loss),
+            huber_delta=jnp.asarray(jnp.inf),
             max_steps=MAX_STEPS,
         )
 
-    found = jax.vmap(run)(starts)
-    best = jnp.argmin(found.objective)
-    return jax.tree.map(lambda values: values[best], found)
+    runs = jax.vmap(run)(starts)
+    best = jnp.argmin(runs.objective)
+    return jax.tree.map(lambda values: values[best], runs)
 
 
 def fit_kaplan(
@@ -117,37 +128,35 @@ def fit_kaplan(
     for name, array in (("num_params", n), ("losses", values)):
         if not (np.isfinite(array) & (array > 0)).all():
             raise checks.UserError(f"`{name}` must be positive and finite, got {array.min()}")
-    names = ("A", "alpha_N", "B", "alpha_D", "alpha")
-    units = {name: UNITS[name] for name in names}
-    if min(len(np.unique(n)), len(np.unique(d))) < 2 or len(values) < NUM_FREE:
-        nothing = dict.fromkeys(names, float("nan"))
-        return KaplanFit(nothing, units, float("nan"), FitStatus.UNDERDETERMINED)
+    if min(len(np.unique(n)), len(np.unique(d))) < 2 or len(values) < len(PARAMETERS):
+        return _fit([float("nan")] * len(PARAMETERS), float("nan"), FitStatus.UNDERDETERMINED)
     log_n, log_d, log_loss = np.log(n), np.log(d), np.log(values)
-    bracket = log_loss.mean() / STARTS[:, 2]
-    starts = np.stack(
-        [
-            bracket + np.log(STARTS[:, 3]),
-            STARTS[:, 0],
-            bracket + np.log1p(-STARTS[:, 3]),
-            STARTS[:, 1],
-            STARTS[:, 2],
-        ],
+    with jax.enable_x64(True):
+        solved = _solve(
+            _starts(log_loss.mean()), log_n - log_n.mean(), log_d - log_d.mean(), log_loss
+        )
+        best, objective, converged = (np.asarray(x) for x in solved)
+    theta = _Theta(*best)
+    params = (
+        np.exp(theta.log_model + theta.alpha_N * log_n.mean()),
+        theta.alpha_N,
+        np.exp(theta.log_data + theta.alpha_D * log_d.mean()),
+        theta.alpha_D,
+        theta.alpha,
+    )
+    status = FitStatus.CONVERGED if converged else FitStatus.MAX_STEPS
+    return _fit([float(x) for x in params], float(np.sqrt(objective / len(values))), status)
+
+
+def _starts(mean_log_loss: float) -> np.ndarray:
+    alpha_n, alpha_d, alpha, share = STARTS.T
+    bracket = mean_log_loss / alpha
+    return np.stack(
+        _Theta(bracket + np.log(share), alpha_n, bracket + np.log1p(-share), alpha_d, alpha),
         axis=1,
     )
-    with jax.enable_x64(True):
-        found = _solve(starts, log_n - log_n.mean(), log_d - log_d.mean(), log_loss)
-        theta, objective, converged = (np.asarray(x) for x in found)
-    model, alpha_n, data, alpha_d, alpha = theta
-    params = (
-        np.exp(model + alpha_n * log_n.mean()),
-        alpha_n,
-        np.exp(data + alpha_d * log_d.mean()),
-        alpha_d,
-        alpha,
-    )
-    return KaplanFit(
-        dict(zip(names, map(float, params), strict=True)),
-        units,
-        float(np.sqrt(objective / len(values))),
-        FitStatus.CONVERGED if converged else FitStatus.MAX_STEPS,
-    )
+
+
+def _fit(params: list[float], log_rmse: float, status: FitStatus) -> KaplanFit:
+    units = {name: UNITS[name] for name in PARAMETERS}
+    return KaplanFit(dict(zip(PARAMETERS, params, strict=True)), units, log_rmse, status)

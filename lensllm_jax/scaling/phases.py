@@ -14,8 +14,8 @@ Example:
     >>> sizes = 100.0 * 2.0 ** np.arange(10)
     >>> noise = 0.002 * np.array([1, -1, -1, 1, 1, -1, 1, -1, -1, 1])
     >>> log_losses = 1.0 - 0.02 * np.log(sizes) - 0.3 * np.log(np.maximum(sizes / 2e3, 1.0))
-    >>> found = segmented_transition(sizes, np.exp(log_losses + noise))
-    >>> found.phase.name, found.low < 2e3 < found.high
+    >>> kink = segmented_transition(sizes, np.exp(log_losses + noise))
+    >>> kink.phase.name, kink.low < 2e3 < kink.high
     ('TRANSITION', True)
 """
 
@@ -27,9 +27,12 @@ import scipy.stats
 from jaxtyping import Float
 
 from lensllm_jax import checks
+from lensllm_jax.scaling.intervals import bootstrap_refits
+from lensllm_jax.scaling.laws import Law
+from lensllm_jax.scaling.result import LawFit
 
 NUM_MEETING_POINTS = 400
-MIN_SIZES = 6  # four parameters, and two degrees of freedom to judge them
+MIN_SIZES = 6  # four parameters, and two degrees of freedom for their errors
 MIN_RESIDUAL = 1e-12  # of log losses: below it the pieces are exact and the F test has no noise
 
 
@@ -65,37 +68,25 @@ def segmented_transition(
         losses: test losses, nats per token.
         level: coverage of the interval, and one less the size of the F test.
 
-    Returns:
-        The transition.
-
     Raises:
         UserError: with fewer than six usable sizes, or losses that are not positive.
     """
     if not 0.0 < level < 1.0:
         raise checks.UserError(f"`level` must lie between 0 and 1, got {level}")
-    checks.shape("losses", losses, sizes.shape)
-    kept = (sizes > 0) & ~np.isnan(losses)
-    sizes, losses = sizes[kept], losses[kept]
-    if len(sizes) < MIN_SIZES or np.any(np.diff(sizes) <= 0):
-        raise checks.UserError(
-            f"`sizes` must be {MIN_SIZES} or more ascending sizes above 0, got {sizes.tolist()}"
-        )
-    if not np.all(np.isfinite(losses) & (losses > 0)):
-        raise checks.UserError(f"`losses` must be positive and finite, got {losses.tolist()}")
-    x, y = np.log(sizes), np.log(losses)
-    line = _squares(np.column_stack([np.ones_like(x), x]), y)[0]
+    x, y = _logarithms(sizes, losses)
+    line, _ = _least_squares(np.column_stack([np.ones_like(x), x]), y)
     # two sizes or more on each side
     points = np.linspace(x[1], x[-2], NUM_MEETING_POINTS)
-    found = [_squares(_pieces(x, point), y) for point in points]
-    squares = np.array([value for value, _ in found])
+    fits = [_least_squares(_pieces(x, point), y) for point in points]
+    squares = np.array([value for value, _ in fits])
     best = int(np.argmin(squares))
     least = max(float(squares[best]), len(x) * MIN_RESIDUAL**2)
-    freedom = len(x) - 4
-    gain = max(line - float(squares[best]), 0.0) / 2 / (least / freedom)
-    p_value = float(scipy.stats.f.sf(gain, 2, freedom))
-    limit = least * (1 + scipy.stats.f.ppf(level, 1, freedom) / freedom)
+    degrees = len(x) - 4
+    gain = max(line - float(squares[best]), 0.0) / 2 / (least / degrees)
+    p_value = float(scipy.stats.f.sf(gain, 2, degrees))
+    limit = least * (1 + scipy.stats.f.ppf(level, 1, degrees) / degrees)
     inside = np.exp(points[squares <= limit])
-    _, before, after = found[best][1]
+    _, before, after = fits[best][1]
     if p_value > 1 - level:
         phase = Phase.ONE
     else:
@@ -112,6 +103,19 @@ def segmented_transition(
     )
 
 
+def _logarithms(sizes: np.ndarray, losses: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    checks.shape("losses", losses, sizes.shape)
+    measured = (sizes > 0) & ~np.isnan(losses)
+    sizes, losses = sizes[measured], losses[measured]
+    if len(sizes) < MIN_SIZES or np.any(np.diff(sizes) <= 0):
+        raise checks.UserError(
+            f"`sizes` must be {MIN_SIZES} or more ascending sizes above 0, got {sizes.tolist()}"
+        )
+    if not np.all(np.isfinite(losses) & (losses > 0)):
+        raise checks.UserError(f"`losses` must be positive and finite, got {losses.tolist()}")
+    return np.log(sizes), np.log(losses)
+
+
 def _pieces(x: np.ndarray, point: float) -> np.ndarray:
     """Columns: level at the meeting point, slope before it, slope after it."""
     return np.column_stack(
@@ -119,7 +123,7 @@ def _pieces(x: np.ndarray, point: float) -> np.ndarray:
     )
 
 
-def _squares(design: np.ndarray, y: np.ndarray) -> tuple[float, np.ndarray]:
+def _least_squares(design: np.ndarray, y: np.ndarray) -> tuple[float, np.ndarray]:
     """Least sum of squares, and the coefficients."""
     coefficients = np.linalg.lstsq(design, y, rcond=None)[0]
     return float(np.sum((design @ coefficients - y) ** 2)), coefficients
@@ -127,7 +131,7 @@ def _squares(design: np.ndarray, y: np.ndarray) -> tuple[float, np.ndarray]:
 
 @dataclasses.dataclass(frozen=True)
 class LawTransition:
-    """D* of a fitted law."""
+    """D* of a fitted law; below every measured size it says that no pre-power phase was seen."""
 
     size: float  # D* = F^(1/beta), examples
     low: float  # lower end of the interval
@@ -135,37 +139,22 @@ class LawTransition:
     level: float  # coverage of the interval
 
 
-def law_transition(
-    offset: float,
-    beta: float,
-    *,
-    refitted_offsets: Float[np.ndarray, " r"],
-    refitted_betas: Float[np.ndarray, " r"],
-    level: float = 0.9,
-) -> LawTransition:
-    """D* = F^(1/beta), with the quantile range of refits.
+def law_transition(fit: LawFit, *, num_resamples: int = 200, level: float = 0.9) -> LawTransition:
+    """D* of a fitted rectified law, with the quantile range of bootstrap refits.
 
     Args:
-        offset: F, or D_l of the rectified law.
-        beta: its exponent.
-        refitted_offsets: F of bootstrap refits.
-        refitted_betas: beta of the same refits.
+        fit: of the rectified law, usable, with more sizes than parameters.
+        num_resamples: refits; those that are not usable are left out.
         level: coverage of the interval.
 
-    Returns:
-        The transition; a D* below every measured size says that no pre-power phase was seen.
-
     Raises:
-        UserError: if the offset or beta is not positive.
-
-    Example:
-        >>> law_transition(20.0, 0.5, refitted_offsets=np.array([19.0, 21.0]),
-        ...                refitted_betas=np.array([0.5, 0.5])).size
-        400.0
+        UserError: if the fit is not usable, or of a law without D_l.
     """
-    checks.positive("offset", offset)
-    checks.positive("beta", beta)
-    checks.shape("refitted_betas", refitted_betas, refitted_offsets.shape)
-    logs = np.log(refitted_offsets) / refitted_betas
+    if fit.law is not Law.RECTIFIED:
+        raise checks.UserError(f"`fit` must be of law rectified, got {fit.law.value}")
+    refits = bootstrap_refits(fit.solution, num_resamples=num_resamples)
+    refits = refits.take(np.flatnonzero(refits.usable))
+    logs = np.log(refits.params["D_l"]) / refits.params["beta"]
     low, high = np.exp(np.quantile(logs, [0.5 - 0.5 * level, 0.5 + 0.5 * level]))
-    return LawTransition(float(offset ** (1.0 / beta)), float(low), float(high), level)
+    size = fit.params["D_l"] ** (1.0 / fit.params["beta"])
+    return LawTransition(float(size), float(low), float(high), level)

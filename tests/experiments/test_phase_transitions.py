@@ -5,10 +5,8 @@ import csv
 import numpy as np
 import pytest
 
-from experiments import transitions
 from experiments.common.paper_plots import phases_figure
 from lensllm_jax import checks
-from lensllm_jax.scaling.fit import fit_laws
 from lensllm_jax.selection.loss_table import LossTable, write_loss_table
 from tests.messages.binaries import load
 
@@ -16,14 +14,6 @@ phase_transitions = load("phase_transitions").module
 
 SIZES = np.append(0, 200 * 2 ** np.arange(7))
 NOISE = np.exp(0.002 * np.array([1, -1, 1, 1, -1, -1, 1, -1]))
-
-
-def test_the_transition_of_a_law_lies_in_its_interval():
-    losses = (60.0 / (30.0 + SIZES**0.5) + 1.0) * NOISE
-    fit = fit_laws("rectified", SIZES.astype(float), losses[None])[0]
-    found = transitions.of_law(fit, num_resamples=40)
-    assert found.low < found.size < found.high
-    assert found.low < 900.0 < found.high  # 30^(1 / 0.5)
 
 
 def test_the_table_says_one_piece_where_there_is_one_and_is_drawn(tmp_path, monkeypatch):

@@ -1,4 +1,4 @@
-"""Corollary 1, Lemma 1, and the phases of a curve."""
+"""Corollary 1 and Lemma 1."""
 
 import numpy as np
 import pytest
@@ -8,7 +8,6 @@ from hypothesis.extra import numpy as hnp
 
 from lensllm_jax import checks
 from lensllm_jax.theory.decay import Consistency, corollary_1, fit_decay, sum_of_roots_bound
-from lensllm_jax.theory.phases import Phase, law_transition, segmented_transition
 from tests.tolerances import assert_close
 
 SIZES = 100.0 * 2.0 ** np.arange(10)
@@ -87,51 +86,3 @@ def test_terms_cross_where_they_are_equal():
 def test_decay_refuses_what_has_no_logarithm(sizes, values, message):
     with pytest.raises(checks.UserError, match=message):
         fit_decay(np.array(sizes), np.array(values))
-
-
-def curve(after, *, before=-0.02, kink=1600.0, noise=0.003, seed=0):
-    x = np.log(SIZES / kink)
-    slope = np.where(x < 0, before, after)
-    return np.exp(slope * x + noise * np.random.default_rng(seed).standard_normal(len(x)))
-
-
-def test_a_kink_is_found_where_it_is():
-    found = segmented_transition(SIZES, curve(-0.3), level=0.99)
-    assert found.phase is Phase.TRANSITION
-    assert found.low <= 1600.0 <= found.high
-    assert found.high / found.low < 2.0
-    assert_close([found.slope_before, found.slope_after], [-0.02, -0.3], rel=0.05)  # noise
-
-
-def test_a_line_has_no_kink_and_a_floor_is_no_power_phase():
-    phases = [segmented_transition(SIZES, curve(-0.02, seed=s)).phase for s in range(40)]
-    # the meeting point is searched, so that the F test finds more than its share of 0.1
-    assert np.mean([phase is Phase.ONE for phase in phases]) > 0.6
-    assert segmented_transition(SIZES, curve(-0.01, before=-0.3)).phase is Phase.FLATTENING
-
-
-def test_intervals_of_the_kink_cover_it():
-    found = [segmented_transition(SIZES, curve(-0.1, noise=0.02, seed=s)) for s in range(60)]
-    assert np.mean([f.low <= 1600.0 <= f.high for f in found]) > 0.8
-
-
-def test_sizes_that_were_not_measured_are_left_out_and_too_few_are_refused():
-    losses = curve(-0.3)
-    with_gaps = np.append(np.append(9.0, losses), np.nan)
-    sizes = np.append(np.append(0.0, SIZES), 2 * SIZES[-1])
-    assert segmented_transition(sizes, with_gaps) == segmented_transition(SIZES, losses)
-    with pytest.raises(checks.UserError, match="6 or more"):
-        segmented_transition(SIZES[:5], losses[:5])
-    with pytest.raises(checks.UserError, match="`losses` must be positive"):
-        segmented_transition(SIZES, -losses)
-
-
-def test_the_law_turns_where_its_slope_is_half():
-    found = law_transition(
-        20.0, 0.4, refitted_offsets=np.array([15.0, 25.0]), refitted_betas=np.array([0.4, 0.4])
-    )
-    power = found.size**0.4
-    assert_close(0.4 * power / (20.0 + power), 0.2, np.float64)
-    assert found.low < found.size < found.high
-    with pytest.raises(checks.UserError, match="`offset` must be positive"):
-        law_transition(0.0, 0.4, refitted_offsets=np.ones(1), refitted_betas=np.ones(1))

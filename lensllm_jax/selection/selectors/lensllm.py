@@ -16,8 +16,9 @@ from jaxtyping import Bool
 
 from lensllm_jax import checks
 from lensllm_jax.scaling.fit import fit_laws
+from lensllm_jax.scaling.kernel import Measured, Spectrum
 from lensllm_jax.scaling.laws import Law
-from lensllm_jax.scaling.result import FREE_PARAMETERS, LawFits
+from lensllm_jax.scaling.result import LawFits
 from lensllm_jax.selection.problem import Problem, Scores
 from lensllm_jax.selection.selectors._laws import scores_of
 
@@ -28,16 +29,16 @@ def score(problem: Problem) -> Scores:
     searches = [problem.halving.observe_row(table.sizes, row) for row in table.losses]
     accepted = np.array([np.isin(table.sizes, search.accepted_sizes) for search in searches])
     used = problem.measured & (accepted | (table.sizes == 0))
-    spectra = None
+    ntk = None
     if problem.evidence.ntk_spectra is not None:
-        spectra = problem.evidence.of_each("ntk_spectra", table.names)
+        ntk = Spectrum(problem.evidence.of_each("ntk_spectra", table.names))
     fits = fit_laws(
         Law.LENSLLM,
         table.sizes,
         table.losses,
+        ntk=ntk,
         weights=used.astype(np.float64),
-        spectra=spectra,
-        zero_floor=used.sum(1) <= FREE_PARAMETERS[Law.LENSLLM],
+        zero_floor=used.sum(1) <= len(Law.LENSLLM.parameters),
     )
     spent = tuple(search.sizes_spent for search in searches)
     scores = dataclasses.replace(scores_of(problem, fits), spent=spent)
@@ -71,4 +72,6 @@ def fit_phase(
     measured_f = np.stack([np.asarray(row, np.float64) for row in ntk_losses])
     used = problem.measured if used is None else used
     weights = (used & ~np.isnan(measured_f)).astype(np.float64)
-    return fit_laws(Law.LENSLLM, table.sizes, table.losses, ntk_loss=measured_f, weights=weights)
+    return fit_laws(
+        Law.LENSLLM, table.sizes, table.losses, ntk=Measured(measured_f), weights=weights
+    )

@@ -48,12 +48,11 @@ from jaxtyping import Float, Int
 
 from lensllm_jax import linalg
 from lensllm_jax.scaling.laws import Law
-from lensllm_jax.scaling.result import FREE_PARAMETERS
 from lensllm_jax.selection.halving import Halving, deviation_from_line
 from lensllm_jax.selection.problem import Problem, Scores
 from lensllm_jax.selection.selectors import rectified
 
-_MIN_SIZES_OF_CAUTION = 2 * FREE_PARAMETERS[Law.RECTIFIED]
+_MIN_SIZES_OF_CAUTION = 2 * len(Law.RECTIFIED.parameters)
 
 
 @dataclasses.dataclass(frozen=True)

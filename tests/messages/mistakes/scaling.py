@@ -6,41 +6,37 @@ import numpy as np
 
 import lensllm_jax as lens
 from lensllm_jax.linalg import NtkSpectrum
-from lensllm_jax.scaling import intervals, kaplan
-from lensllm_jax.scaling.laws import Law
-from lensllm_jax.scaling.result import FitStatus, LawFits, NtkSource
+from lensllm_jax.scaling import intervals, kaplan, phases
+from lensllm_jax.scaling.kernel import Bounded, Measured, Spectrum
+from lensllm_jax.scaling.problem import FitProblem
+from lensllm_jax.scaling.result import LawFits
+from lensllm_jax.scaling.solution import FitStatus
 
 SIZES = np.array([200.0, 400.0, 800.0, 1600.0])
 LOSSES = np.array([4.0, 3.0, 2.5, 2.2])
 SPECTRUM = NtkSpectrum(np.ones(2), np.ones(2), learning_rate=0.1)
+DOUBLING = 100.0 * 2 ** np.arange(6)
 # a fit that nothing was solved for
-FITS = LawFits(
-    law=Law.POWER,
-    ntk_source=NtkSource.ABSENT,
-    sizes=SIZES,
-    losses=LOSSES[None],
-    weights=np.ones((1, 4)),
-    theta=np.zeros((1, 5)),
-    objective=np.zeros(1),
-    statuses=(FitStatus.CONVERGED,),
-    huber_delta=np.inf,
-)
+PROBLEM = FitProblem.checked("power", SIZES, LOSSES[None])
+FITS = LawFits(PROBLEM, np.zeros((1, 5)), np.zeros(1), (FitStatus.CONVERGED,))
+FAILED = dataclasses.replace(FITS, statuses=(FitStatus.FAILED,))
 
 
 def fit(law="power", sizes=SIZES, losses=LOSSES, **settings):
     return lens.fit_law(law, sizes, losses, **settings)
 
 
-def fits(spectra):
-    return lens.fit_laws("lensllm", SIZES, LOSSES[None], spectra=spectra)
+def eq_10(ntk):
+    return lens.fit_laws("lensllm", SIZES, LOSSES[None], ntk=ntk)
 
 
-def fitted(**changes):
-    return dataclasses.replace(FITS, **changes)[0]
+def given(**changes):
+    """A fit of a changed problem."""
+    return dataclasses.replace(FITS, problem=dataclasses.replace(PROBLEM, **changes))[0]
 
 
 def interval(fit=FITS[0], **settings):
-    return intervals.interval(fit, np.array([3200.0]), **settings)
+    return fit.interval(np.array([3200.0]), **settings)
 
 
 # (argument, key phrases, the mistake in an empty folder)
@@ -61,69 +57,48 @@ MISTAKES = [
         lambda tmp: fit(sizes=SIZES[::-1]),
     ),
     ("losses", "positive ... got -4.0 at index (0, 0)", lambda tmp: fit(losses=-LOSSES)),
-    ("ntk_loss", "absent for law power ... got one", lambda tmp: fit(spectrum=SPECTRUM)),
+    ("ntk", "absent for law power ... got Spectrum", lambda tmp: fit(ntk=Spectrum(SPECTRUM))),
+    ("ntk.loss", "have shape ... got (1, 2)", lambda tmp: eq_10(Measured(LOSSES[None, :2]))),
     (
-        "free_scale",
-        "False without `ntk_loss` ... got True",
-        lambda tmp: fit("lensllm", free_scale=True),
-    ),
-    (
-        "ntk_loss",
-        "not both be given ... got both",
-        lambda tmp: fit("lensllm", ntk_loss=LOSSES, spectrum=SPECTRUM),
-    ),
-    ("ntk_loss", "have shape ... got (1, 2)", lambda tmp: fit("lensllm", ntk_loss=LOSSES[:2])),
-    (
-        "ntk_loss",
+        "ntk.loss",
         "positive ... got -4.0 at index (0, 0)",
-        lambda tmp: fit("lensllm", ntk_loss=-LOSSES),
+        lambda tmp: fit("lensllm", ntk=Measured(-LOSSES)),
     ),
+    ("ntk.max_loss", "positive ... got -1.0", lambda tmp: eq_10(Bounded(-1.0))),
     (
-        "free_scale",
-        "False without `ntk_loss` ... got True",
-        lambda tmp: fit("lensllm", free_scale=True),
+        "ntk.spectra",
+        "hold one spectrum per curve ... got 2 for 1",
+        lambda tmp: eq_10(Spectrum([SPECTRUM] * 2)),
     ),
-    (
-        "max_ntk_loss",
-        "absent unless law ... got 1.0",
-        lambda tmp: fit("lensllm", spectrum=SPECTRUM, max_ntk_loss=1.0),
-    ),
-    ("max_ntk_loss", "positive ... got -1.0", lambda tmp: fit("lensllm", max_ntk_loss=-1.0)),
-    ("spectra", "hold one spectrum ... got 2 for 1", lambda tmp: fits(spectra=[SPECTRUM] * 2)),
     ("huber_delta", "positive ... got 0.0", lambda tmp: fit(huber_delta=0.0)),
     ("zero_size", "zero or positive ... got -1.0", lambda tmp: fit(zero_size=-1.0)),
     ("ntk_loss", "absent ... got an array", lambda tmp: FITS.predict(SIZES, ntk_loss=LOSSES[None])),
     (
         "fit",
         "not have F measured ... got one",
-        lambda tmp: fitted(ntk_source=NtkSource.MEASURED).held_out_log_rmse(),
+        lambda tmp: given(ntk=Measured(LOSSES[None])).held_out_log_rmse(),
     ),
     ("method", "one of ... got 'guess'", lambda tmp: interval(method="guess")),
     ("level", "lie between 0 ... got 1.0", lambda tmp: interval(level=1.0)),
     (
         "fit",
         "usable ... got: no finite objective",
-        lambda tmp: interval(fitted(statuses=(FitStatus.FAILED,))),
+        lambda tmp: interval(FAILED[0]),
     ),
     (
         "fit",
         "not have F measured ... got one",
-        lambda tmp: interval(fitted(ntk_source=NtkSource.MEASURED)),
+        lambda tmp: interval(given(ntk=Measured(LOSSES[None]))),
     ),
     (
         "fit",
         "have more sizes ... got as many",
-        lambda tmp: interval(fitted(weights=np.array([[1.0, 1.0, 1.0, 0.0]]))),
+        lambda tmp: interval(given(weights=np.array([[1.0, 1.0, 1.0, 0.0]]))),
     ),
     (
         "num_resamples",
         "positive ... got 0",
-        lambda tmp: intervals.bootstrap_refits(FITS[0], num_resamples=0),
-    ),
-    (
-        "fit",
-        "usable with sizes ... got: no finite objective",
-        lambda tmp: intervals.bootstrap_refits(fitted(statuses=(FitStatus.FAILED,))),
+        lambda tmp: intervals.bootstrap_refits(FITS, num_resamples=0),
     ),
     (
         "law",
@@ -153,6 +128,27 @@ MISTAKES = [
     (
         "sum of squared projections",
         "positive ... got 0.0",
-        lambda tmp: fits([dataclasses.replace(SPECTRUM, squared_projections=np.zeros(2))]),
+        lambda tmp: eq_10(Spectrum(dataclasses.replace(SPECTRUM, squared_projections=np.zeros(2)))),
     ),
+    (
+        "level",
+        "lie between 0 ... got 1.0",
+        lambda tmp: phases.segmented_transition(DOUBLING, DOUBLING, level=1.0),
+    ),
+    (
+        "losses",
+        "have shape ... got (5,)",
+        lambda tmp: phases.segmented_transition(DOUBLING, DOUBLING[1:]),
+    ),
+    (
+        "sizes",
+        "6 or more ascending ... got [200.0, 400.0, 800.0, 1600.0,",
+        lambda tmp: phases.segmented_transition(DOUBLING[1:], DOUBLING[1:]),
+    ),
+    (
+        "losses",
+        "positive ... got [-100.0",
+        lambda tmp: phases.segmented_transition(DOUBLING, -DOUBLING),
+    ),
+    ("fit", "of law rectified ... got power", lambda tmp: phases.law_transition(FITS[0])),
 ]

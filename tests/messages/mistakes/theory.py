@@ -1,8 +1,8 @@
-"""Mistakes with the bound, its Hessian forms, its divergences and its phases."""
+"""Mistakes with the bound, its Hessian forms and its divergences."""
 
 import numpy as np
 
-from lensllm_jax.theory import bound, decay, hessian, kl, phases
+from lensllm_jax.theory import bound, decay, hessian, kl
 from lensllm_jax.theory.blocks import displacement, weight_blocks
 
 ONES, EYE, PARAMS = np.ones(2), np.eye(2), {"w": np.ones(2)}
@@ -22,11 +22,6 @@ def corollary(**changes):
 def forms(**settings):
     blocks = weight_blocks(PARAMS)
     return hessian.block_forms(None, PARAMS, PARAMS, ONES, blocks, **settings)
-
-
-def transition(**changes):
-    given = {"refitted_offsets": ONES, "refitted_betas": ONES, "offset": 1.0, "beta": 1.0}
-    return phases.law_transition(**{**given, **changes})
 
 
 # (argument, key phrases, the mistake in an empty folder)
@@ -109,27 +104,4 @@ MISTAKES = [
         lambda tmp: kl.gaussian_kl(ONES, -EYE),
     ),
     ("covariances", "one a weight tensor ... got 0", lambda tmp: kl.block_kl([ONES], [])),
-    (
-        "level",
-        "lie between 0 ... got 1.0",
-        lambda tmp: phases.segmented_transition(SIZES, SIZES, level=1.0),
-    ),
-    (
-        "losses",
-        "have shape ... got (5,)",
-        lambda tmp: phases.segmented_transition(SIZES, SIZES[1:]),
-    ),
-    (
-        "sizes",
-        "6 or more ascending ... got [200.0, 400.0, 800.0, 1600.0,",
-        lambda tmp: phases.segmented_transition(SIZES[1:], SIZES[1:]),
-    ),
-    ("losses", "positive ... got [-100.0", lambda tmp: phases.segmented_transition(SIZES, -SIZES)),
-    ("offset", "positive ... got 0.0", lambda tmp: transition(offset=0.0)),
-    ("beta", "positive ... got 0.0", lambda tmp: transition(beta=0.0)),
-    (
-        "refitted_betas",
-        "have shape ... got (3,)",
-        lambda tmp: transition(refitted_betas=np.ones(3)),
-    ),
 ]
