@@ -143,24 +143,16 @@ def _jacobian_bytes(
 
 
 def least_flops(f: ApplyFn, params: Params, x: Any) -> float:
-    r"""The arithmetic floor of the structured method: operations that the exact kernel needs.
+    r"""The arithmetic floor of the structured method: multiplications and additions.
 
     A forward pass, a backward pass to the states, and for each parameter the cheaper contraction
     of the :math:`n (n + 1) / 2` pairs of a symmetric kernel; nothing recomputed, nothing twice.
-
-    Args:
-        f: as for ``ntk_cost``.
-        params: its parameters.
-        x: the examples; only their shapes are read.
-
-    Returns:
-        Multiplications and additions.
 
     Example:
         >>> least_flops(lambda w, x: x @ w, jnp.ones(3), jnp.ones((2, 3)))
         54.0
 
-        (24 for the two passes, 12 to form two gradients, 6 for each of three pairs.)
+        (24 for the two passes, 12 to materialize two gradients, 6 for each of three pairs.)
     """
     program = sweeps.trace_program(f, params, x)
     n, k = padding.num_examples(x), program.num_outputs
@@ -180,15 +172,8 @@ def largest_block_size(
 ) -> int:
     """The longest side of a tile whose structured kernel fits into a memory budget.
 
-    Args:
-        f: as for ``ntk_cost``.
-        params: its parameters.
-        x1: examples of the rows.
-        x2: examples of the columns; ``None`` stands for ``x1``.
-        memory_budget: bytes above what the process holds already.
-
-    Returns:
-        Examples, at most what one tile needs.
+    The budget is in bytes above what the process holds; the side in examples, at most what one
+    tile needs.
 
     Raises:
         UserError: if not even one example fits; it says the least that works.

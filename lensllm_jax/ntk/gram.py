@@ -224,10 +224,10 @@ def parameter_group_ntk(
     of f with all other parameters fixed.
 
     Args:
-        f: this and what follows as for ``empirical_ntk``.
+        f: this, and all but ``group_of``, as for ``empirical_ntk``.
         params: its parameters.
         x1: examples of the rows.
-        x2: examples of the columns; ``None`` stands for ``x1``.
+        x2: examples of the columns.
         group_of: from the path of a parameter, such as ``"['blocks']['up']['kernel'][3]"`` (the
             slice of a stacked parameter at its end), to the name of its group.
         output_reduction: of the k x k outputs.
@@ -263,12 +263,8 @@ def assemble(
 ) -> np.ndarray:
     """The n x m kernel out of its tiles, in the host's memory.
 
-    Args:
-        tile_fn: computes one rectangle, (rows, columns) or (rows, columns, k, k).
-        n: rows.
-        m: columns.
-        block_size: largest side of a tile.
-        symmetric: compute the tiles on and above the diagonal and mirror the rest.
+    ``tile_fn`` computes one rectangle, (rows, columns) or (rows, columns, k, k); if ``symmetric``,
+    those on and above the diagonal, and the rest is mirrored.
     """
     theta = None
     for tile in tiles(n, m, block_size=block_size, symmetric=symmetric):

@@ -15,11 +15,8 @@ The names missing on JAX 0.10.2 and 0.12.0.1:
   offered here never read.
 
 Example:
-    >>> import jax
     >>> load().__version__
     '0.6.5'
-    >>> hasattr(jax, "util")
-    False
 """
 
 import contextlib
@@ -98,14 +95,8 @@ def tile(
 def scratch_bytes(f: ApplyFn, implementation: str, params: Params, x: Any) -> int:
     """What the compiled program of a symmetric tile holds while it runs, by XLA's own account.
 
-    In bytes, without arguments and result.  The program is compiled for the shapes, and nothing is
-    computed.
-
-    Args:
-        f: as for ``tile``.
-        implementation: as for ``tile``.
-        params: the parameters, or their shapes.
-        x: the examples, or their shapes.
+    In bytes, without arguments and result.  The program is compiled for the shapes of ``params``
+    and ``x``, and nothing is computed.
 
     Raises:
         UserError: if XLA's backend gives no account.

@@ -60,17 +60,11 @@ class Distribution(enum.StrEnum):
 
 @dataclasses.dataclass(frozen=True)
 class Projection:
-    """Which random projections ``projected_logits`` takes.
+    """Which random projections ``projected_logits`` takes."""
 
-    Attributes:
-        num_projections: k, outputs of an example.
-        seed: of the draw.
-        distribution: of its entries.
-    """
-
-    num_projections: int = 8
-    seed: int = 0
-    distribution: Distribution | str = Distribution.RADEMACHER
+    num_projections: int = 8  # k, outputs of an example
+    seed: int = 0  # of the draw
+    distribution: Distribution | str = Distribution.RADEMACHER  # of its entries
 
     def __post_init__(self):
         checks.positive("num_projections", self.num_projections)
@@ -107,11 +101,7 @@ def target_logprob(
     .. math:: \frac{1}{|T|} \sum_{i \in T} \log \mathrm{softmax}(z_i)_{y_i},
               \qquad T = \{i : y_i \ne -100\}
 
-    NaN where no label is a token.  ``shift``: logits at position i predict label i + 1.
-
-    Example:
-        >>> float(target_logprob(jnp.zeros((1, 2)), jnp.array([1]), shift=False))
-        -0.6931...
+    NaN where no label is a token.
     """
     logprobs, is_target = target_logprobs(logits, labels, shift=shift)
     return jnp.sum(logprobs) / jnp.sum(is_target)
@@ -148,10 +138,6 @@ def one_hot_targets(
 
     All zeros where that token is none of the classes.  Under ``shift`` the first label, which
     nothing predicts, does not count.
-
-    Example:
-        >>> one_hot_targets(np.array([[-100, 7]]), np.array([5, 7]), shift=True)
-        array([[0., 1.]])
     """
     labels = np.asarray(labels)[:, int(shift) :]
     first = np.argmax(labels != IGNORE, axis=1)

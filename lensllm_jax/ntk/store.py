@@ -70,9 +70,7 @@ class TileStore:
     def open(cls, path: str | Path, settings: Mapping[str, Any]) -> "TileStore":
         """Opens a new folder, or resumes one of the same kernel.
 
-        Args:
-            path: where it is or will be.
-            settings: what decides the kernel, as JSON values; see ``kernel_settings``.
+        ``settings`` are what decides the kernel, as JSON values: see ``kernel_settings``.
 
         Raises:
             UserError: if the path is a file, or holds another kernel or other files.

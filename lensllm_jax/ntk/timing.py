@@ -91,12 +91,8 @@ def estimate_seconds(probes: Sequence[Probe]) -> float:
 def sweep_probe(program: sweeps.Program, leaves: Sequence, examples: Sequence) -> Probe:
     """The forward and the backward sweep of all examples, of which two chunks run.
 
-    It stops with a ``UserError`` that names the layer if a value is not finite.
-
-    Args:
-        program: the program.
-        leaves: its parameters; a shape stands for numbers of that shape.
-        examples: the leaves of the examples, likewise.
+    ``leaves`` and ``examples`` may be shapes.  It stops with a ``UserError`` that names the layer
+    if a value is not finite.
     """
     peak_bytes = program.schedule.peak_stage_bytes
     whole = make_plan(padding.num_examples(examples), peak_bytes, None)
@@ -115,14 +111,9 @@ def sweep_probe(program: sweeps.Program, leaves: Sequence, examples: Sequence) -
 
 
 def gram_probes(groups: Iterable[Group], *, trace: bool) -> list[Probe]:
-    """The symmetric Grams of all parameters; each kind of parameter is probed once.
+    """The symmetric Grams of all parameters, whose terms are shapes.
 
-    Args:
-        groups: the terms of every parameter, as shapes.
-        trace: sum over equal outputs.
-
-    Returns:
-        A few rows of each kind, or all of a kind with the pairwise contraction.
+    Each kind of parameter is probed once: a few rows, or all with the pairwise contraction.
     """
     kinds = collections.Counter(groups)
     flops = {kind: _least_flops(kind, trace=trace) for kind in kinds}
@@ -135,11 +126,7 @@ def gram_probes(groups: Iterable[Group], *, trace: bool) -> list[Probe]:
 
 
 def matmul_rates(size: int) -> list[float]:
-    """Operations per second of each of many products of square matrices, here and now.
-
-    Args:
-        size: of the matrices' sides; they are in JAX's default float type.
-    """
+    """Operations per second of each of many products of square matrices in JAX's float type."""
     square = jax.random.normal(jax.random.key(0), (size, size))
     product = _compiled(jnp.matmul)
 
@@ -151,14 +138,9 @@ def matmul_rates(size: int) -> list[float]:
 
 
 def jacobian_probe(num_vectors: int, num_params: int) -> Probe:
-    """Materializing whole gradients and contracting all of them, as neural-tangents does.
+    """Materializing n k gradients whole and contracting them, as neural-tangents does.
 
-    Args:
-        num_vectors: gradients, n k.
-        num_params: numbers of each.
-
-    Returns:
-        One layer of them.
+    One layer of them runs.
     """
     height = math.ceil(JACOBIAN_NUMBERS / (num_vectors * JACOBIAN_COLUMNS))
     keys = jax.random.split(jax.random.key(0))

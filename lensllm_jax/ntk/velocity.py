@@ -34,7 +34,7 @@ from lensllm_jax.typing import ApplyFn, Array, Params
 class KernelVelocity(NamedTuple):
     """How the kernel moved over s + 1 states of the parameters, the first at ``steps[0]``."""
 
-    steps: Float[np.ndarray, " s1"]  # optimiser steps at which each state was taken
+    steps: Float[np.ndarray, " s1"]  # optimizer steps at which each state was taken
     relative_change: Float[np.ndarray, " s1"]  # ρ against the first state; 0 there
     alignment: Float[np.ndarray, " s1"]  # A against the first state; 1 there
     centred_alignment: Float[np.ndarray, " s1"]  # the same after centring; 1 there
@@ -54,20 +54,11 @@ def relative_change(theta: Array, theta_0: Array) -> float:
 def kernel_alignment(theta: Array, theta_0: Array, *, centred: bool = False) -> float:
     r""":math:`A`, from -1 to 1, of two kernels (n, m) or (n, m, k, k).
 
-    Args:
-        theta: the later kernel.
-        theta_0: the earlier one.
-        centred: remove the mean of the features over examples, of each output.
+    ``centred`` removes the mean of the features over examples, of each output.
 
     Raises:
         UserError: if the shapes differ, an entry is not finite, or a kernel is zero (or, to
             be centred, has equal rows).
-
-    Example:
-        >>> round(kernel_alignment(np.ones((2, 2)) + np.eye(2), np.eye(2)), 4)
-        0.8944
-        >>> round(kernel_alignment(np.ones((2, 2)) + np.eye(2), np.eye(2), centred=True), 4)
-        1.0
     """
     later, earlier = _pair(*(_centred(theta), _centred(theta_0)) if centred else (theta, theta_0))
     norms = np.linalg.norm(later) * np.linalg.norm(earlier)

@@ -62,7 +62,7 @@ def test_kernel_is_that_in_memory_bit_for_bit_and_half_of_it_is_stored(tmp_path)
     assert [p.computed for p in progress] == [False] * NUM_TILES
 
 
-def test_a_run_that_was_killed_goes_on_and_ends_with_the_same_bits(tmp_path):
+def test_a_run_that_was_killed_resumes_and_ends_with_the_same_bits(tmp_path):
     killed = start(tmp_path, pause=0.3)
     lines = [killed.stdout.readline() for _ in range(4)]
     killed.send_signal(signal.SIGKILL)
