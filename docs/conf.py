@@ -23,24 +23,25 @@ def fields_of(cls):
     """
     if "Attributes:" in (cls.__doc__ or "") or not hasattr(cls, "__annotations__"):
         return []
-    said = []
+    entries = []
     for line in inspect.getsource(cls).splitlines():
         if re.match(r"    (def|@|class) ?", line):
             break
         if field := FIELD.fullmatch(line):
-            said.append(f"    {field[1]}: {field[2] or ''}".rstrip())
-        elif said and (more := MORE.fullmatch(line)):
-            said[-1] += f" {more[1]}"
+            entries.append(f"    {field[1]}: {field[2] or ''}".rstrip())
+        elif entries and (more := MORE.fullmatch(line)):
+            entries[-1] += f" {more[1]}"
     # a comment is plain text: what reStructuredText would read is escaped
-    return ["", "Attributes:", *(re.sub(r"([|*`\\])", r"\\\1", x) for x in said)] if said else []
+    escaped = [re.sub(r"([|*`\\])", r"\\\1", entry) for entry in entries]
+    return ["", "Attributes:", *escaped] if entries else []
 
 
 def add_fields(app, what, name, obj, options, lines):
-    """Tells autodoc's reader of docstrings what stands in comments."""
+    """Adds the comments next to fields to the docstring that autodoc reads."""
     if what == "class":
         lines.extend(fields_of(obj))
 
 
 def setup(app):
-    """Before napoleon, which listens at 500."""
+    """Connected before napoleon, whose priority is 500."""
     app.connect("autodoc-process-docstring", add_fields, priority=400)

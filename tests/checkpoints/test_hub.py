@@ -72,12 +72,12 @@ def test_the_top_folder_of_a_cached_model_is_its_main_revision(tmp_path, monkeyp
 def test_paths_are_paths(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))
-    mine = shutil.copytree(SMALLEST, tmp_path / "zoo" / "mine")
-    for name in (Path("zoo/mine"), "zoo/mine", "./zoo/mine", "~/zoo/mine", mine, f"{mine}/"):
-        assert folder_of(name).resolve() == mine, name
+    folder = shutil.copytree(SMALLEST, tmp_path / "zoo" / "mine")
+    for name in (Path("zoo/mine"), "zoo/mine", "./zoo/mine", "~/zoo/mine", folder, f"{folder}/"):
+        assert folder_of(name).resolve() == folder, name
     assert folder_of("zoo/gpt2-xs") == SMALLEST
-    candidate = lens.load_candidate(mine)
-    assert candidate.name == str(mine)
+    candidate = lens.load_candidate(folder)
+    assert candidate.name == str(folder)
     whole = lens.load_candidate("zoo/gpt2-xs")
     equal = jax.tree.map(lambda x, y: bool((x == y).all()), candidate.params, whole.params)
     assert jax.tree.all(equal)

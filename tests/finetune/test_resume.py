@@ -1,4 +1,4 @@
-"""A fine-tune that goes on from its file gives the same number, bit for bit, or says why not."""
+"""A fine-tune that resumes from its file gives the same number, bit for bit, or says why not."""
 
 import time
 

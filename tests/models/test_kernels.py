@@ -13,7 +13,7 @@ from tests.tolerances import assert_close, relative_difference
 
 pytestmark = pytest.mark.float64  # compiling, in float64 whatever the suite runs in
 
-# one a family: all norms, tied and untied heads, grouped heads, windows, caps, parallel blocks
+# one per family: all norms, tied and untied heads, grouped heads, windows, caps, parallel blocks
 FAMILIES = (
     "gpt2", "opt-350m-form", "llama-tied-grouped", "qwen2-tied-sliding",
     "qwen3-tied-grouped-sliding", "gemma2", "gemma3", "pythia", "phi-grouped-normed", "phi3",

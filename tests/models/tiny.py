@@ -20,7 +20,7 @@ def write_tiny_checkpoint(attributes, folder):
     """A folder with the checkpoint of ``torch_oracle.random_model``."""
     described = parse_config(attributes)
     family, config = described.family, described.config
-    # a tree of ones and zeros, where norms and biases start, tells names, shapes and centres
+    # a tree of ones and zeros, where norms and biases start, gives names, shapes and centres
     start = {
         path: np.full(shape, 1.0 if path.endswith("scale") else 0.0)
         for path, shape in parameter_shapes(config).items()

@@ -1,4 +1,4 @@
-"""Pages of every kind, made of a small pool: names that need escaping, a size never asked for."""
+"""Pages of every kind from a small pool: names that need escaping, a size that is not measured."""
 
 import numpy as np
 

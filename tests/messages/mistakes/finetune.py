@@ -38,15 +38,15 @@ def searched(*rates):
 
 
 def checkpoint(folder, content=None):
-    """A fine-tune of seed 0 stops, and one of seed 1 goes on from its file."""
-    kept, start = (
+    """A fine-tune of seed 0 stops, and one of seed 1 resumes from its file."""
+    saved, start = (
         Checkpoint(folder / "a.safetensors"),
         Position.at_start(TrainState({"w": np.ones(2)}, ())),
     )
-    kept.save(start, {"seed": 0})
+    saved.save(start, {"seed": 0})
     if content is not None:
-        kept.path.write_bytes(content)
-    return kept.load(start, {"seed": 1})
+        saved.path.write_bytes(content)
+    return saved.load(start, {"seed": 1})
 
 
 # (argument, key phrases, the mistake in an empty folder)
