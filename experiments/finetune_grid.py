@@ -5,26 +5,26 @@ r"""Measures the test loss of candidates after fine-tuning on each of several su
 
 --output_dir receives losses.csv in the public table format (which rank_curves and
 lensllm_jax.read_loss_table read) and ledger.csv: for every fine-tune its seed, learning rate and
-batch size, steps and the best of them, tokens, seconds, FLOPs, and a digest of the examples in the
-order that the optimiser saw; run.json says how many records of the task were left out and why.
-Subsets are nested prefixes of one order.  The same command goes on where a killed run was cut off,
-also inside a fine-tune or a search; one that was finished is not made again.  A fine-tune that
-fails (a loss that is not finite, a damaged checkpoint, a full disk) leaves its cell empty and its
-reason in failures.csv; the rest goes on, and the exit code is 1.
+batch size, its steps and the best of them, tokens, seconds, FLOPs, and a digest of the examples in
+the order of training; run.json holds how many records of the task were left out and why.  Subsets
+are nested prefixes of one order.  The same command resumes a killed run, also inside a fine-tune
+or a search, and makes none of them twice.  A fine-tune that fails (a loss that is not finite, a
+damaged checkpoint, a full disk) leaves its cell empty and its reason in failures.csv; the rest is
+measured, and the exit code is 1.
 
---seeds=0,1,2 measures every cell once a seed: losses.csv then holds the means (the public format
+--seeds=0,1,2 measures every cell once per seed: losses.csv then holds the means (the public format
 has no place for a seed), losses-seed-N.csv each seed.  --learning_rates=3e-5,1e-4,3e-4,1e-3 and
---batch_sizes=64,128,256 are searched for each cell, on its validation loss; the ledger holds what
-was chosen, and what the search took.  --mean_length=18 keeps inputs of that average length
+--batch_sizes=64,128,256 are searched for each cell, on its validation loss; the ledger holds the
+choice and the cost of the search.  --mean_length=18 keeps inputs of that average length
 (Appendix C.2 of the paper: 18, 20, 22 tokens).
 
---executor=local measures cells in --processes pinned processes of this machine, ray on a cluster
-that is there already.  XLA splits its sums by threads: losses are equal bit for bit between
-executors whose cells have equally many cores, and differ by about 1e-7 otherwise, so that a folder
-belongs to one number of threads.
+--executor=local measures cells in --processes pinned processes of this machine, ray on an existing
+cluster.  XLA splits its sums by threads: losses are equal bit for bit between executors whose cells
+have equally many cores, and differ by about 1e-7 otherwise, so that a folder belongs to one number
+of threads.
 
 On seven bundled candidates (GPT-2 and OPT) and 2 cores: 28 minutes for sizes 0 and 6400 of pydoc
-(measured beside other work); expect about twice that for all of these sizes.
+(measured next to other work); expect about twice that for all of these sizes.
 """
 
 import dataclasses
@@ -123,18 +123,18 @@ def main(argv: Sequence[str]) -> int:
     executor = executor_of_flags()
     grid = grid_of_flags()
     folder = RunFolder.open(FLAGS.output_dir, grid.settings(executor), **task_notes(grid.task))
-    failures = measure(grid, folder, executor)
+    failures = _measure(grid, folder, executor)
     for failure in failures:  # before anything is written: the disk may be full
         print("failed: {candidate}, {size} examples, seed {seed}: {reason}".format(**failure),
               file=sys.stderr)  # fmt: skip
     folder.write_rows("failures.csv", failures)
-    losses = losses_of(grid, folder)
+    losses = _losses_of(grid, folder)
     if any(row for rows in losses.values() for row in rows.values()):
-        write_tables(grid, folder, losses)
-        rows = ledger_rows(grid, folder)
+        _write_tables(grid, folder, losses)
+        rows = _ledger_rows(grid, folder)
         folder.write_rows("ledger.csv", rows)
         if not FLAGS.quiet:
-            show(grid, losses, rows)
+            _show(grid, losses, rows)
     if not FLAGS.quiet:
         failed = f", {len(failures)} failed" if failures else ""
         print(f"\n{folder.path}: done in {remaining(time.monotonic() - start)}{failed}")
@@ -159,9 +159,9 @@ def grid_of_flags() -> Grid:
         UserError: naming the flag at fault.
     """
     names, config = FLAGS.candidates(), FLAGS.config()
-    seeds = distinct("seeds", cli.whole_numbers("seeds", SEEDS.value))
-    rates = distinct("learning_rates", cli.numbers("learning_rates", LEARNING_RATES.value))
-    batch_sizes = distinct("batch_sizes", cli.whole_numbers("batch_sizes", BATCH_SIZES.value))
+    seeds = _distinct("seeds", cli.whole_numbers("seeds", SEEDS.value))
+    rates = _distinct("learning_rates", cli.numbers("learning_rates", LEARNING_RATES.value))
+    batch_sizes = _distinct("batch_sizes", cli.whole_numbers("batch_sizes", BATCH_SIZES.value))
     for rate in rates:
         checks.positive("learning_rates", rate)
     for batch_size in batch_sizes:  # each must suit the micro-batches
@@ -176,7 +176,7 @@ def grid_of_flags() -> Grid:
     return Grid(pool, sizes_of(SIZES.value, task), seeds, search, first, task)
 
 
-def distinct(name: str, values: tuple[Number, ...]) -> tuple[Number, ...]:
+def _distinct(name: str, values: tuple[Number, ...]) -> tuple[Number, ...]:
     """The values, refused if one is there twice."""
     if len(set(values)) < len(values):
         raise checks.UserError(f"`{name}` must be distinct, got {values}")
@@ -196,7 +196,7 @@ def sizes_of(text: str, task: Task) -> tuple[int, ...]:
     return sizes
 
 
-def measure(grid: Grid, folder: RunFolder, executor: ExecutorConfig) -> list[dict[str, Any]]:
+def _measure(grid: Grid, folder: RunFolder, executor: ExecutorConfig) -> list[dict[str, Any]]:
     """Fills the folder with the cells that it lacks.
 
     Returns:
@@ -209,7 +209,7 @@ def measure(grid: Grid, folder: RunFolder, executor: ExecutorConfig) -> list[dic
         for result in executors.run(
             executor, unfinished, grid.task, folder, on_progress=cells.show
         ):
-            if reason := failure_of(result, cells):
+            if reason := _failure_of(result, cells):
                 job = result.job
                 failures.append({"candidate": job.name, "size": job.size,
                                  "seed": job.config.seed, "reason": reason})  # fmt: skip
@@ -217,7 +217,7 @@ def measure(grid: Grid, folder: RunFolder, executor: ExecutorConfig) -> list[dic
     return failures
 
 
-def failure_of(result: JobResult, cells: Cells) -> str:
+def _failure_of(result: JobResult, cells: Cells) -> str:
     """Writes the cell of a job; returns why there is none, or nothing."""
     if result.cell is None:
         return result.reason
@@ -228,7 +228,7 @@ def failure_of(result: JobResult, cells: Cells) -> str:
     return ""
 
 
-def losses_of(grid: Grid, folder: RunFolder) -> Losses:
+def _losses_of(grid: Grid, folder: RunFolder) -> Losses:
     """The losses that the folder holds."""
     return {
         seed: {
@@ -243,7 +243,7 @@ def losses_of(grid: Grid, folder: RunFolder) -> Losses:
     }
 
 
-def means(grid: Grid, losses: Losses) -> dict[str, dict[int, float]]:
+def _means(grid: Grid, losses: Losses) -> dict[str, dict[int, float]]:
     """Over the seeds, where none is missing."""
     return {
         name: {
@@ -255,9 +255,9 @@ def means(grid: Grid, losses: Losses) -> dict[str, dict[int, float]]:
     }
 
 
-def write_tables(grid: Grid, folder: RunFolder, losses: Losses) -> None:
+def _write_tables(grid: Grid, folder: RunFolder, losses: Losses) -> None:
     """losses.csv, and one table per seed where there are several."""
-    tables: dict[str, Mapping[str, Mapping[int, float]]] = {"losses.csv": means(grid, losses)}
+    tables: dict[str, Mapping[str, Mapping[int, float]]] = {"losses.csv": _means(grid, losses)}
     if len(grid.seeds) > 1:
         tables |= {f"losses-seed-{seed}.csv": losses[seed] for seed in grid.seeds}
     for name, rows in tables.items():
@@ -265,16 +265,16 @@ def write_tables(grid: Grid, folder: RunFolder, losses: Losses) -> None:
             write_loss_table(loss_table(grid.pool, rows, grid.task), folder.path / name)
 
 
-def ledger_rows(grid: Grid, folder: RunFolder) -> list[dict[str, Any]]:
+def _ledger_rows(grid: Grid, folder: RunFolder) -> list[dict[str, Any]]:
     """One row per fine-tune: its result and its cost."""
     return [
-        ledger_row(job, folder.read_json(grid.path(job.name, job.size, job.config.seed)))
+        _ledger_row(job, folder.read_json(grid.path(job.name, job.size, job.config.seed)))
         for job in grid.jobs(folder)
         if job.size > 0 and job.path is not None and job.path.exists()
     ]
 
 
-def ledger_row(job: Job, cell: Cell) -> dict[str, Any]:
+def _ledger_row(job: Job, cell: Cell) -> dict[str, Any]:
     """The row of one fine-tune."""
     search_tokens = cell.get("search", {}).get("num_tokens", 0)
     return {
@@ -291,7 +291,7 @@ def ledger_row(job: Job, cell: Cell) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def show(grid: Grid, losses: Losses, ledger: Sequence[Mapping]) -> None:
+def _show(grid: Grid, losses: Losses, ledger: Sequence[Mapping]) -> None:
     """The losses on the terminal, and what each candidate took."""
     title = f"{grid.task.name}: test loss (nats per token) by training examples"
     if len(grid.seeds) > 1:
@@ -306,13 +306,13 @@ def show(grid: Grid, losses: Losses, ledger: Sequence[Mapping]) -> None:
         tokens, seconds = (sum(row[key] for row in spent) for key in ("num_tokens", "seconds"))
         speeds = [row["tokens_per_second"] for row in spent if row["tokens_per_second"]]
         table.add_row(
-            name, *(entry(values) for values in by_size), f"{tokens:,}",
+            name, *(_entry(values) for values in by_size), f"{tokens:,}",
             f"{np.median(speeds):,.0f}" if speeds else "-", remaining(seconds),
         )  # fmt: skip
     terminal.show(title, table)
 
 
-def entry(values: Sequence[float]) -> str:
+def _entry(values: Sequence[float]) -> str:
     """A loss, or the mean of several and half their range."""
     if not values:
         return "-"

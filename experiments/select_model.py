@@ -9,7 +9,7 @@ before fine-tuning, then the losses after it, in one of three orders.
 * --order=downwards, Algorithm 1: fine-tunes on the largest subset within the budget, on half of
   it, and so on until the loss leaves the power phase.
 * --order=upwards, successive halving: from --smallest_size on, the pool together; once --gamma
-  losses are known, only the --keep best by a straight line to the target go on to the next size.
+  losses are known, only the --keep best by a straight line to the target reach the next size.
   Dropped candidates are never measured again, need no kernel, and stand last in the ranking.
 * --order=all: every size of every candidate.
 

@@ -1,7 +1,7 @@
 """Resume: what an earlier, killed run of the same settings finished is read, not measured again.
 
-A cell is the test loss of a candidate on one subset, ``cells/<candidate>/<size>.json``; beside it
-lie the checkpoints of an unfinished one.  A kernel is ``ntk.npy`` with ``ntk.json``, which is
+A cell is the test loss of a candidate on one subset, ``cells/<candidate>/<size>.json``, next
+to the checkpoints of an unfinished one.  A kernel is ``ntk.npy`` with ``ntk.json``, which is
 written last.
 
 Example:
@@ -104,7 +104,7 @@ class Cells:
 
 
 class CandidateRun:
-    """One candidate of a run: each piece of it is read from the run folder, or measured and kept.
+    """One candidate of a run: each piece is read from the run folder, or measured and stored.
 
     Attributes:
         summary: the candidate without its weights, which are loaded once a piece needs them.

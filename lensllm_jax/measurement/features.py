@@ -1,6 +1,6 @@
 r"""Features of a frozen model: its state where it is about to write the target's first token.
 
-`logme` asks how well a linear model of such features tells the labels.  A generated text has no
+`logme` asks how well a linear model of such features predicts the labels.  A generated text has no
 label, and candidates do not share their tokens, so a label here is the target's first *word*: one
 of the most common, or none of them.  The feature of an example is the state :math:`h` that the
 head reads, :math:`z = W_{\mathrm{head}} h`, at the position whose logits predict the first target

@@ -35,7 +35,7 @@ from lensllm_jax.measurement.measurement import Measurement, MeasurementConfig
 
 # what ends one job and not the run; the last is an accelerator without memory left
 FAILURES = (FloatingPointError, OSError, checks.UserError, jax.errors.JaxRuntimeError)
-# suffixes of the files beside a cell until it is finished: the checkpoint of its fine-tune, that
+# suffixes of the files next to a cell until it is finished: the checkpoint of its fine-tune, that
 # of its search, and the result of the search
 UNFINISHED, SEARCHING, SEARCHED = ".safetensors", ".search.safetensors", ".searched"
 
@@ -58,7 +58,7 @@ class Job(NamedTuple):
     size: int  # training examples; 0 is before fine-tuning
     config: MeasurementConfig  # the settings, with the cell's seed
     search: SearchGrid | None = None  # settings to choose from, which replace those of config
-    path: Path | None = None  # of the cell; checkpoints lie beside it
+    path: Path | None = None  # of the cell, next to its checkpoints
     checkpoint_seconds: float = 60.0  # between two checkpoints
 
     @property
@@ -83,7 +83,7 @@ class Job(NamedTuple):
         return Checkpoint(self.path.with_suffix(suffix), every_seconds=self.checkpoint_seconds)
 
     def discard(self) -> None:
-        """Removes what was kept of the job while it was unfinished."""
+        """Removes the checkpoints and the result of a search."""
         if self.path is not None:
             for suffix in (UNFINISHED, SEARCHING, SEARCHED):
                 self.path.with_suffix(suffix).unlink(missing_ok=True)
@@ -121,7 +121,7 @@ class Measurer:
     Attributes:
         task: the text.
         revisits: whether candidates are measured again after others: their compiled steps are
-            then kept until ``forget``, and else dropped with their weights.
+            then held until ``forget``, and otherwise dropped with their weights.
     """
 
     def __init__(self, task: Task, *, revisits: bool = False):

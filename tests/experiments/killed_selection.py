@@ -112,12 +112,12 @@ def main() -> None:
             code := live(root, f"{order}-killed", order, f"{order}-killed.log", deadly=True)
         ) == -signal.SIGKILL:
             deaths += 1
-        asked = {
+        measured = {
             kind: [json.loads(line) for line in (root / kind).read_text().splitlines()]
             for kind in (f"{order}.log", f"{order}-killed.log")
         }
-        said = {"codes": [*codes, code], "deaths": deaths, "asked": list(asked.values())}
-        (root / f"{order}.json").write_text(json.dumps(said))
+        outcome = {"codes": [*codes, code], "deaths": deaths, "measured": [*measured.values()]}
+        (root / f"{order}.json").write_text(json.dumps(outcome))
 
 
 if __name__ == "__main__":

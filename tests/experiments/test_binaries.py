@@ -161,7 +161,7 @@ def test_a_second_run_measures_nothing_and_changes_nothing(unbroken, text_task):
 
 
 @pytest.mark.slow
-def test_a_killed_run_goes_on_to_the_same_files(unbroken, text_task, tmp_path):
+def test_a_killed_run_resumes_to_the_same_files(unbroken, text_task, tmp_path):
     """Kill -9 once the n-th piece appears, again and again until a run survives."""
     folder = tmp_path / "killed"
     for pieces in (1, 3, 6):
@@ -290,7 +290,7 @@ def test_a_grid_killed_twenty_times_ends_with_the_same_table(text_task, tmp_path
 
 
 @pytest.mark.slow
-def test_a_cell_that_fails_says_why_and_the_rest_goes_on(text_task, tmp_path):
+def test_a_cell_that_fails_says_why_and_the_rest_is_measured(text_task, tmp_path):
     folder = tmp_path / "grid"
     flags = {**GRID, "task": text_task, "sizes": "0,8,16", "max_epochs": 1, "output_dir": folder}
     damaged = folder / "cells" / "zoo--gpt2-xs" / "8.safetensors"
@@ -353,10 +353,10 @@ def test_two_processes_compute_one_kernel(text_task, tmp_path):
         )
         for i in (0, 1)
     ]  # fmt: skip
-    said = [process.communicate(timeout=300)[1] for process in both]
-    assert [process.returncode for process in both] == [0, 0], said
-    assert "tile 2 of 2" in said[0]
-    assert "tile 1 of 1" in said[1]
+    messages = [process.communicate(timeout=300)[1] for process in both]
+    assert [process.returncode for process in both] == [0, 0], messages
+    assert "tile 2 of 2" in messages[0]
+    assert "tile 1 of 1" in messages[1]
     assert np.load(tmp_path / "ntk" / "ntk.npy").shape == (4, 4)
     assert_refused(run("compute_ntk", **shared), "coordinator_address")
     refused = run("compute_ntk", **shared, coordinator_address=address, process_id=2)

@@ -85,10 +85,10 @@ def test_a_folder_records_every_setting(plain):
 
 
 def test_copies_between_splits_are_left_out_and_counted(plain):
-    said = json.loads((plain / "run.json").read_text())
-    assert sum(said["examples"].values()) == 120
-    assert sum(said["left_out"].values()) == 3
-    assert all("repeats" in reason for reason in said["left_out"])
+    record = json.loads((plain / "run.json").read_text())
+    assert sum(record["examples"].values()) == 120
+    assert sum(record["left_out"].values()) == 3
+    assert all("repeats" in reason for reason in record["left_out"])
 
 
 def test_the_ledger_says_what_each_fine_tune_took(plain):
@@ -152,7 +152,7 @@ def test_a_killed_cell_does_not_search_again(searched, task, tmp_path, monkeypat
     assert (folder / "losses.csv").read_bytes() == before
     assert not ours.with_suffix(jobs.SEARCHED).exists()
     ours.unlink()
-    with pytest.raises(AssertionError, match="searched twice"):  # control: without what was kept
+    with pytest.raises(AssertionError, match="searched twice"):  # control: without the result
         run(task, folder, quiet=True, sizes="0,8", **chosen)
 
 
@@ -186,7 +186,7 @@ def test_a_cell_whose_loss_is_not_finite_fails_alone(task, tmp_path, capsys):
     assert lens.read_loss_table(tmp_path / "out" / "losses.csv").sizes.tolist() == [0]
 
 
-def test_a_full_disk_fails_its_cell_and_the_rest_goes_on(task, plain, tmp_path, monkeypatch):
+def test_a_full_disk_fails_its_cell_and_the_rest_is_measured(task, plain, tmp_path, monkeypatch):
     whole, replace = (plain / "losses.csv").read_bytes(), durable.replace
 
     def full(target, content):
@@ -210,15 +210,15 @@ def test_a_line_a_cell_and_a_table_at_the_end(task, plain, tmp_path, capsys):
     shutil.copytree(plain, tmp_path / "out")
     (tmp_path / "out/cells/zoo--gpt2-xs/16.json").unlink()
     assert run(task, tmp_path / "out") == 0
-    said = capsys.readouterr()
-    (line,) = [line for line in said.err.splitlines() if "test loss" in line]
+    output = capsys.readouterr()
+    (line,) = [line for line in output.err.splitlines() if "test loss" in line]
     assert "left          0 s" in line
     assert "16 examples" in line
     assert "tokens/s" in line
     loss = cell(plain, "16")["test_loss"]
-    assert f"{loss:.4f}" in said.out
-    assert said.out.isascii()
-    assert "done in" in said.out
+    assert f"{loss:.4f}" in output.out
+    assert output.out.isascii()
+    assert "done in" in output.out
     assert run(task, tmp_path / "out", quiet=True) == 0
     assert tuple(capsys.readouterr()) == ("", "")
 

@@ -1,4 +1,4 @@
-"""The binary in either order, its fine-tunes a formula: what it asks for, a kill, bad input."""
+"""The binary in either order, its fine-tunes a formula: what it measures, a kill, bad input."""
 
 import csv
 import dataclasses
@@ -16,7 +16,7 @@ SIZES = [8, 16, 32, 64, 128]
 # Of killed_selection's pool: b leaves Algorithm 1's line at 16; upwards b, c and d are predicted
 # from 8, 16 and 32, where b's loss at 16 is no ground to drop it.
 DOWNWARDS = [(name, size) for name in "abcd" for size in SIZES[::-1]]
-ASKED = {
+MEASURED = {
     "downwards": [cell for cell in DOWNWARDS if cell != ("b", 8)],
     "upwards": [(name, size) for name in "abcd" for size in SIZES[:3]]
     + [(name, size) for size in SIZES[3:] for name in "ab"],
@@ -40,23 +40,23 @@ def selections(tmp_path_factory):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("order", ASKED)
-def test_an_order_asks_for_what_it_says_and_a_killed_run_for_nothing_twice(selections, order):
-    said = json.loads((selections / f"{order}.json").read_text())
-    assert said["codes"] == [0, 0]
-    assert said["deaths"] >= len(ASKED[order]) // 2
-    for asked in said["asked"]:
-        assert [tuple(cell) for cell in asked] == ASKED[order]
+@pytest.mark.parametrize("order", MEASURED)
+def test_an_order_measures_what_it_should_and_a_killed_run_nothing_twice(selections, order):
+    outcome = json.loads((selections / f"{order}.json").read_text())
+    assert outcome["codes"] == [0, 0]
+    assert outcome["deaths"] >= len(MEASURED[order]) // 2
+    for measured in outcome["measured"]:
+        assert [tuple(cell) for cell in measured] == MEASURED[order]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("order", ASKED)
+@pytest.mark.parametrize("order", MEASURED)
 def test_a_killed_run_ends_with_the_same_files(selections, order):
     whole, killed = selections / order, selections / f"{order}-killed"
     for name in RESULTS:
         text = (killed / name).read_text().replace(str(killed), str(whole))
         assert text == (whole / name).read_text(), name
-    other = next(name for name in ASKED if name != order)  # the control: orders differ
+    other = next(name for name in MEASURED if name != order)  # the control: orders differ
     assert (selections / other / "losses.csv").read_text() != (whole / "losses.csv").read_text()
 
 
@@ -67,17 +67,18 @@ def test_costs_of_both_orders_are_the_hand_count_and_stand_in_every_report(selec
 
     numbers = dict(zip("abcd", (1000, 2000, 3000, 4000), strict=True))
     cost = {
-        order: sum(6 * numbers[name] * 10 * size for name, size in ASKED[order]) for order in ASKED
+        order: sum(6 * numbers[name] * 10 * size for name, size in MEASURED[order])
+        for order in MEASURED
     }
     cost["downwards"] += sum(map(kernel, numbers.values()))
     cost["upwards"] += kernel(1000) + kernel(2000)
     full = sum(6 * number * 10 * 512 for number in numbers.values())
-    for order in ASKED:
+    for order in MEASURED:
         found = {row["order"]: row for row in rows(selections / order / "orders.csv")}
         assert float(found[order]["low"]) == float(found[order]["high"]) == cost[order]
         assert float(found["full tuning"]["low"]) == full
         assert {row["order"] for row in found.values() if row["measured"] == "True"} == {order}
-        other = next(name for name in ASKED if name != order)
+        other = next(name for name in MEASURED if name != order)
         assert float(found[other]["low"]) <= cost[other] <= float(found[other]["high"])
         for report in ("report.md", "report.html"):
             text = (selections / order / report).read_text()
@@ -103,7 +104,7 @@ def test_dropped_candidates_stand_last_without_a_prediction(selections):
 
 @pytest.mark.slow
 def test_a_folder_records_every_setting(selections):
-    for order in ASKED:
+    for order in MEASURED:
         settings = json.loads((selections / order / "run.json").read_text())["settings"]
         assert (settings["order"], settings["keep"]) == (order, 0.5)
         assert {field.name for field in dataclasses.fields(MeasurementConfig)} < set(settings)

@@ -1,4 +1,4 @@
-"""Features before the head, beside the logits that the head makes of them."""
+"""Features before the head, compared with the logits that the head computes from them."""
 
 import jax.numpy as jnp
 import numpy as np

@@ -1,4 +1,4 @@
-"""Encoder-decoders are fine-tuned, read by a kernel and scored beside decoders."""
+"""Encoder-decoders are fine-tuned, read by a kernel and scored like decoders."""
 
 import dataclasses
 import json
