@@ -47,7 +47,7 @@ POLL_SECONDS = 0.2
 PATIENCE_SECONDS = 3600.0  # how long no other process may finish a tile
 _TILE = re.compile(r"tile_(\d+)_(\d+)_([0-9a-f]{64})\.npy")
 
-Rectangle: TypeAlias = tuple[slice, slice]  # rows and columns, such as ``gram.Tile``
+_Rectangle: TypeAlias = tuple[slice, slice]  # rows and columns, such as ``gram.Tile``
 
 
 class TileProgress(NamedTuple):
@@ -79,7 +79,7 @@ class TileStore:
 
     def fill(
         self,
-        tiles: Iterable[Rectangle],
+        tiles: Iterable[_Rectangle],
         tile_fn: Callable[[Any], Array],
         *,
         patience_seconds: float = PATIENCE_SECONDS,
@@ -110,7 +110,7 @@ class TileStore:
             logger.info("tile %d of %d, %s", *progress[:2], _stem(tile), extra={"tile": progress})
         self._wait(tiles, patience_seconds)
 
-    def read(self, tile: Rectangle) -> np.ndarray:
+    def read(self, tile: _Rectangle) -> np.ndarray:
         """A stored tile, bit for bit as it was computed.
 
         Raises:
@@ -126,7 +126,7 @@ class TileStore:
             )
         return values
 
-    def _load(self, tile: Rectangle) -> np.ndarray | None:
+    def _load(self, tile: _Rectangle) -> np.ndarray | None:
         """The tile, or None if there is none that is whole."""
         for name in self._files.get(_stem(tile), ()):
             file = self.path / name
@@ -135,7 +135,7 @@ class TileStore:
                 return np.load(io.BytesIO(content), allow_pickle=False)
         return None
 
-    def _drop(self, tile: Rectangle) -> None:
+    def _drop(self, tile: _Rectangle) -> None:
         """Deletes damaged files of a tile; only the process that owns it does."""
         for name in self._files.pop(_stem(tile), ()):
             logger.warning(
@@ -144,7 +144,7 @@ class TileStore:
             )
             (self.path / name).unlink(missing_ok=True)
 
-    def _write(self, tile: Rectangle, values: np.ndarray) -> None:
+    def _write(self, tile: _Rectangle, values: np.ndarray) -> None:
         checks.finite(f"theta ({_stem(tile)})", values)
         buffer = io.BytesIO()
         np.save(buffer, values, allow_pickle=False)
@@ -159,7 +159,7 @@ class TileStore:
             if named := _TILE.fullmatch(file.name):
                 self._files.setdefault(f"tile_{named[1]}_{named[2]}", []).append(file.name)
 
-    def _wait(self, tiles: list[Rectangle], patience_seconds: float) -> None:
+    def _wait(self, tiles: list[_Rectangle], patience_seconds: float) -> None:
         """Returns once a file of every tile is there."""
         stems, fewest, since = {_stem(tile) for tile in tiles}, len(tiles) + 1, 0.0
         while missing := stems - self._files.keys():
@@ -207,6 +207,6 @@ def kernel_settings(
     }
 
 
-def _stem(tile: Rectangle) -> str:
+def _stem(tile: _Rectangle) -> str:
     rows, columns = tile
     return f"tile_{rows.start}_{columns.start}"

@@ -45,7 +45,7 @@ def gram_materialized(left: Group, right: Group | None, *, trace: bool) -> np.nd
     left, right = jax.tree.map(np.asarray, (left, right))  # the same memory
     k = left.num_outputs
     sides = [_RowBlocks(group, k, trace=trace) for group in (left, right) if group is not None]
-    spans = row_spans(left, right)
+    spans = _row_spans(left, right)
     num_parts = min(num_workers(), len(spans))
 
     def part(which: int) -> np.ndarray:
@@ -68,7 +68,7 @@ def num_workers() -> int:
     return os.cpu_count() or 1
 
 
-def row_spans(left: Group, right: Group | None) -> list[tuple[int, int]]:
+def _row_spans(left: Group, right: Group | None) -> list[tuple[int, int]]:
     """First and past-the-last row of each block; equally many blocks for each core."""
     workers = num_workers()
     per_core = math.ceil(left.num_rows / (workers * gradients.row_block_height(left, right)))

@@ -49,7 +49,7 @@ SYMMETRIC_TILE = 128
 PAIR_SIZE = 2**24
 # What one such entry costs on top of its arithmetic, in operations of a large matrix product that
 # take as long: it is written, transposed and read again (8 outputs: 5.4 s; materialized 2.4 s).
-PAIR_ENTRY_COST = 1000
+_PAIR_ENTRY_COST = 1000
 # Gradients from which on BLAS is faster than XLA (benchmarks/LOG.md).
 LEAST_BLAS_VECTORS = 32
 
@@ -120,7 +120,7 @@ def _all_by_blas(sides: ParameterTerms, *, trace: bool) -> bool:
 @functools.lru_cache(maxsize=1024)
 def _all_shapes_by_blas(structure: Any, leaves: tuple, *, trace: bool) -> bool:
     pairs = jax.eval_shape(_group_pairs, jax.tree.unflatten(structure, leaves))
-    return all(is_by_blas(*pair, trace=trace) for pair in pairs)
+    return all(_is_by_blas(*pair, trace=trace) for pair in pairs)
 
 
 @functools.partial(jax.jit, static_argnames=("trace", "mesh"))
@@ -164,11 +164,11 @@ def gram(left: Group, right: Group | None, *, trace: bool) -> jax.Array:
 
 def is_materialized(left: Group, right: Group | None, *, trace: bool) -> bool:
     """Whether materializing the gradients costs no more than the pairwise contraction."""
-    pairwise = pairwise_cost(left, right, trace=trace)
+    pairwise = _pairwise_cost(left, right, trace=trace)
     return materialized_flops(left, right, trace=trace) <= pairwise
 
 
-def is_by_blas(left: Group, right: Group | None, *, trace: bool) -> bool:
+def _is_by_blas(left: Group, right: Group | None, *, trace: bool) -> bool:
     """Whether BLAS materializes and multiplies gradients in the host's memory, by their shapes."""
     many = left.num_vectors(trace=trace) >= LEAST_BLAS_VECTORS
     return many and is_materialized(left, right, trace=trace)
@@ -176,7 +176,7 @@ def is_by_blas(left: Group, right: Group | None, *, trace: bool) -> bool:
 
 def is_by_blas_here(group: Group, *, trace: bool) -> bool:
     """The same of a symmetric Gram on the default device; False on an accelerator."""
-    return jax.default_backend() == "cpu" and is_by_blas(group, None, trace=trace)
+    return jax.default_backend() == "cpu" and _is_by_blas(group, None, trace=trace)
 
 
 def outer_flops(left: Group, right: Group | None) -> int:
@@ -211,7 +211,7 @@ def pairwise_flops(left: Group, right: Group | None, *, trace: bool) -> int | fl
     return total
 
 
-def pairwise_cost(left: Group, right: Group | None, *, trace: bool) -> int | float:
+def _pairwise_cost(left: Group, right: Group | None, *, trace: bool) -> int | float:
     """``pairwise_flops`` and the traffic of token Grams, in operations that take as long."""
     rows, columns = (
         sum(
@@ -221,7 +221,7 @@ def pairwise_cost(left: Group, right: Group | None, *, trace: bool) -> int | flo
         )
         for group in (left, right or left)
     )
-    return pairwise_flops(left, right, trace=trace) + PAIR_ENTRY_COST * rows * columns
+    return pairwise_flops(left, right, trace=trace) + _PAIR_ENTRY_COST * rows * columns
 
 
 def _pairs(left: Group, right: Group | None) -> list[tuple[Any, Any, bool]]:

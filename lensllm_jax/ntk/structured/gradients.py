@@ -33,7 +33,7 @@ ROW_BLOCK_SIZE = 2**20
 LEAST_ROW_BLOCK = 2**13
 
 Box: TypeAlias = tuple[tuple[int, int], ...]  # a slice of a parameter: (start, stop) per axis
-Layout: TypeAlias = tuple[tuple[int, ...], tuple[int, ...]]  # axes of rows, axes of columns
+_Layout: TypeAlias = tuple[tuple[int, ...], tuple[int, ...]]  # axes of rows, axes of columns
 
 
 @functools.partial(
@@ -218,7 +218,7 @@ def _group(terms: list[PlacedTerm], box: Box) -> Group:
     return Group(tuple(_in_layout(term, layout) for term in terms), num_rows, num_columns)
 
 
-def _common_layout(terms: list[PlacedTerm], box: Box) -> Layout | None:
+def _common_layout(terms: list[PlacedTerm], box: Box) -> _Layout | None:
     """Axes to take as rows and columns so that no term need be materialized; None if none do."""
     if any(placed.box != box for placed in terms):
         return None
@@ -240,7 +240,7 @@ def _common_layout(terms: list[PlacedTerm], box: Box) -> Layout | None:
     return layout if fits else None
 
 
-def _in_layout(placed: PlacedTerm, layout: Layout) -> Term:
+def _in_layout(placed: PlacedTerm, layout: _Layout) -> Term:
     term = placed.term
     if (placed.row_axes, placed.column_axes) == layout:
         return term

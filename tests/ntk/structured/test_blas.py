@@ -66,7 +66,7 @@ def test_row_blocks_cover_the_rows_once_and_every_core_has_equally_many(monkeypa
         monkeypatch.setattr(blas, "num_workers", lambda workers=workers: workers)
         monkeypatch.setattr(gradients, "LEAST_ROW_BLOCK", 1)
         monkeypatch.setattr(gradients, "ROW_BLOCK_SIZE", block_size)
-        spans = blas.row_spans(group, None)
+        spans = blas._row_spans(group, None)
         assert [row for span in spans for row in range(*span)] == list(range(7))
         assert len(spans) == 7 or len(spans) % workers == 0
         assert max(b - a for a, b in spans) <= gradients.row_block_height(group, None)
