@@ -56,7 +56,12 @@ def selection_report(selection: Selection, task: Task, run: _parts.Run) -> Repor
 def _ranking(selection: Selection) -> list[Block]:
     ranking = selection.ranking
     chances = {row["candidate"]: row["p_first_beats_it"] for row in ranking.rows()}
-    rows = [{**row, "p_first_beats_it": chances.get(row["candidate"])} for row in selection.rows()]
+    rows = []
+    for row in selection.rows():
+        cells = list(row.items())
+        place = list(row).index("p_beats_next") + 1
+        chance = ("p_first_beats_it", chances.get(row["candidate"]))
+        rows.append(dict([*cells[:place], chance, *cells[place:]]))
     caption = f"{ranking.selector} at {ranking.target_size:,} examples; losses: nats per token"
     return [
         Table(rows, caption, page_only={"p_first_beats_it"}),
