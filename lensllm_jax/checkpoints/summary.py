@@ -1,7 +1,7 @@
 """Summary: what is known of a candidate before its weights are read.
 
-Parameters are counted from the shapes that the config implies; of the weight files only their
-names are read.  A pool can so be checked in seconds, whatever its size.
+Parameters are counted from the shapes that the config implies; of the weight files only the tables
+of contents are read, which shows a file that is absent or was cut off.
 
 Example:
     >>> summary = describe_candidate("zoo/gpt2-xs")
@@ -11,6 +11,7 @@ Example:
 
 import dataclasses
 import math
+from pathlib import Path
 from typing import Any
 
 from lensllm_jax.checkpoints.config import read_config
@@ -32,23 +33,25 @@ class CandidateSummary:
     tokenizer: Any = dataclasses.field(repr=False)
 
 
-def describe_candidate(name: str) -> CandidateSummary:
+def describe_candidate(name: str | Path) -> CandidateSummary:
     """The summary of a candidate that can be loaded and can read text.
 
     Args:
         name: as ``load_candidate`` takes it; a model on the hub is fetched.
 
     Raises:
-        UserError: if there is no such candidate, its config is not supported, or it has no
-            weights or no tokenizer.
+        UserError: if there is no such candidate, its config is not supported, or a weight file
+            or the tokenizer is absent or damaged.
     """
     folder = folder_of(name)
     described = read_config(folder)
     family, config = described.family, described.config
-    TensorFiles.of_folder(folder)
+    files = TensorFiles.of_folder(folder)
+    for _ in files.open(set(files.file_of)):
+        pass  # raises UserError where a file is absent or cut off; no value is read
     tokenizer = read_tokenizer(
         folder, described.attributes,
         vocab_size=config.vocab_size, table=embedding_tensor(family, config),
     )  # fmt: skip
     trained = (s for path, s in parameter_shapes(config).items() if path.split("/")[-1] != CONSTANT)
-    return CandidateSummary(name, family.name, sum(map(math.prod, trained)), config, tokenizer)
+    return CandidateSummary(str(name), family.name, sum(map(math.prod, trained)), config, tokenizer)

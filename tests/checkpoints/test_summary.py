@@ -1,5 +1,6 @@
 """A summary is that of the loaded candidate, and is made without the values of its weights."""
 
+import json
 import shutil
 
 import pytest
@@ -36,6 +37,24 @@ def test_no_value_of_a_weight_is_read(copy):
     assert describe_candidate(str(copy)).num_params == describe_candidate("zoo/gpt2-xs").num_params
     with pytest.raises(UserError, match=f"{first} holds values that are not finite"):
         lens.load_candidate(str(copy))  # the control: loading reads them
+
+
+def test_a_file_that_was_cut_off_or_a_shard_that_is_absent_is_refused(copy):
+    weights = copy / "model.safetensors"
+    content = weights.read_bytes()
+    weights.write_bytes(content[:-100])
+    with pytest.raises(UserError, match=r"model\.safetensors"):
+        describe_candidate(copy)
+    weights.write_bytes(content)
+    with safe_open(weights, "numpy") as tensors:
+        weight_map = dict.fromkeys(tensors.keys(), "model-00001-of-00001.safetensors")
+    weights.rename(copy / "model-00001-of-00001.safetensors")
+    index = copy / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": weight_map}))
+    assert describe_candidate(copy).num_params == describe_candidate("zoo/gpt2-xs").num_params
+    index.write_text(json.dumps({"weight_map": {**weight_map, "more": "model-2.safetensors"}}))
+    with pytest.raises(UserError, match=r"no file model-2\.safetensors"):
+        describe_candidate(copy)
 
 
 @pytest.mark.parametrize(
