@@ -1,4 +1,4 @@
-"""Benchmark: tokens per second of a fine-tuning step beside Hugging Face's PyTorch models.
+"""Benchmark: tokens per second of a fine-tuning step, compared with Hugging Face in PyTorch.
 
 Command (about 4 minutes on 2 cores; `make torch-parity` once makes .venv-torch):
 
@@ -7,7 +7,7 @@ Command (about 4 minutes on 2 cores; `make torch-parity` once makes .venv-torch)
 Same shapes, batch, float32 and optimiser (AdamW with decay 0.01, clipped at norm 1, no dropout) on
 both sides, random weights and tokens, each side in a process of its own, one after the other.  A
 timed run is one call of several steps; the table has the median of ``--repeats``.  Tokens are those
-of one side, batch x length, also for an encoder-decoder, which reads and writes as many.
+of one side, batch x length, also for an encoder-decoder, which reads and writes as many each.
 
 The first step is timed from a built model to its end, tracing and compilation included, as a call
 of one step: in a process whose compilation cache is empty, and in one that finds it filled.
@@ -35,7 +35,7 @@ _COMPUTE = flags.DEFINE_string(
 _MEASURE = flags.DEFINE_string("measure", None, "internal: one side of one family, as JSON")
 
 D_MODEL, HEADS, VOCAB = 256, 8, 8000
-BATCH, LENGTH = 32, 64  # examples a step, tokens of each
+BATCH, LENGTH = 32, 64  # examples per step, tokens of each
 LEARNING_RATE, WEIGHT_DECAY, CLIP_NORM = 1e-3, 0.01, 1.0
 _BART = {
     f"{stack}_{name}": value
@@ -70,7 +70,7 @@ class Measured(NamedTuple):
 
     num_params: int
     first_seconds: float  # of the first call, compilation included
-    seconds: list[float]  # of the later calls, a step
+    seconds: list[float]  # per step, of each later call
     first_loss: float  # nats per token
 
 
@@ -82,16 +82,7 @@ def tokens() -> Any:
 
 
 def measure_torch(family: str, repeats: int, steps: int) -> Measured:
-    """Times PyTorch.
-
-    Args:
-        family: a key of ``CONFIGS``.
-        repeats: timed calls after the first.
-        steps: of a call.
-
-    Returns:
-        What was seen.
-    """
+    """Times PyTorch: a first call, then ``repeats``, of ``steps`` each."""
     import torch
     import transformers
 
@@ -120,17 +111,7 @@ def measure_torch(family: str, repeats: int, steps: int) -> Measured:
 
 
 def measure_jax(family: str, repeats: int, steps: int, compute: Mapping[str, Any]) -> Measured:
-    """Times the loop of this project.
-
-    Args:
-        family: a key of ``CONFIGS``.
-        repeats: timed calls after the first.
-        steps: of a call.
-        compute: settings of ``ComputeConfig``.
-
-    Returns:
-        What was seen.
-    """
+    """Times the loop of this project with ``compute`` as its ``ComputeConfig``."""
     import jax
     import numpy as np
 
@@ -167,17 +148,7 @@ def measure_jax(family: str, repeats: int, steps: int, compute: Mapping[str, Any
 
 
 def timed(call: Any, num_params: int, repeats: int, steps: int) -> Measured:
-    """Seconds of the first call, and of a step in the later ones.
-
-    Args:
-        call: makes several steps and gives the loss before the first.
-        num_params: of the model.
-        repeats: timed calls after the first.
-        steps: of a call.
-
-    Returns:
-        What was seen.
-    """
+    """Seconds of the first call, and per step of the later ones; a call returns its first loss."""
     seconds, losses = [], []
     for _ in range(repeats + 1):
         start = time.perf_counter()
@@ -186,18 +157,8 @@ def timed(call: Any, num_params: int, repeats: int, steps: int) -> Measured:
     return Measured(num_params, seconds[0], [s / steps for s in seconds[1:]], losses[0])
 
 
-def apart(side: str, family: str, *, steps: int, cache: str | None = None) -> Measured:
-    """One side in a process of its own.
-
-    Args:
-        side: "torch" or "jax".
-        family: a key of ``CONFIGS``.
-        steps: of a call.
-        cache: folder of the compilation cache, if there is to be one.
-
-    Returns:
-        What that process saw.
-    """
+def in_process(side: str, family: str, *, steps: int, cache: str | None = None) -> Measured:
+    """One side ("torch" or "jax") in a process of its own; ``cache``: of what JAX compiles."""
     python = _TORCH.value if side == "torch" else sys.executable
     command = [
         python, "-m", "benchmarks.finetune", f"--repeats={_REPEATS.value}",
@@ -205,23 +166,16 @@ def apart(side: str, family: str, *, steps: int, cache: str | None = None) -> Me
         f"--measure={json.dumps([side, family, cache])}",
     ]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode:  # else what libraries warn of stays out of the table
+    if done.returncode:  # else warnings of libraries stay out of the table
         sys.exit(f"error: {' '.join(command)} failed:\n{done.stderr}")
     return Measured(**json.loads(done.stdout.splitlines()[-1]))
 
 
 def row(family: str) -> str:
-    """One line of the table.
-
-    Args:
-        family: a key of ``CONFIGS``.
-
-    Returns:
-        The line, in Markdown.
-    """
-    torch, jax = (apart(side, family, steps=_STEPS.value) for side in ("torch", "jax"))
+    """One line of the table, in Markdown."""
+    torch, jax = (in_process(side, family, steps=_STEPS.value) for side in ("torch", "jax"))
     with tempfile.TemporaryDirectory() as cache:
-        first, second = (apart("jax", family, steps=1, cache=cache) for _ in range(2))
+        first, second = (in_process("jax", family, steps=1, cache=cache) for _ in range(2))
     rates = [BATCH * LENGTH / statistics.median(side.seconds) for side in (torch, jax)]
     return (
         f"| {family} | {jax.num_params / 1e6:.1f} M | {rates[0]:,.0f} | {rates[1]:,.0f} "
@@ -230,19 +184,19 @@ def row(family: str) -> str:
 
 
 def main(argv: list[str]) -> None:
-    """Prints the table, or one measurement as JSON for the process that asked for it."""
+    """Prints the table, or one measurement as JSON for the parent process."""
     del argv
     if _MEASURE.value is not None:
         side, family, cache = json.loads(_MEASURE.value)
         if side == "torch":
-            seen = measure_torch(family, _REPEATS.value, _STEPS.value)
+            measured = measure_torch(family, _REPEATS.value, _STEPS.value)
         else:
             if cache is not None:
                 from lensllm_jax.finetune.compute import keep_compiled
 
                 keep_compiled(cache)
-            seen = measure_jax(family, _REPEATS.value, _STEPS.value, json.loads(_COMPUTE.value))
-        print(json.dumps(seen._asdict()))
+            measured = measure_jax(family, _REPEATS.value, _STEPS.value, json.loads(_COMPUTE.value))
+        print(json.dumps(measured._asdict()))
         return
     if not os.path.exists(_TORCH.value):
         sys.exit(f"error: `torch_python` must exist, got {_TORCH.value}: run `make torch-parity`")

@@ -1,4 +1,4 @@
-"""Speed of the rectified fits beside the original algorithm, in one run.
+"""Speed of the rectified fits compared with the original algorithm, in one run.
 
 Fits every model of every table at seven budgets (1/8 to 1/512 of the full data, zero-shot
 included) in one compiled call, and the same curves by the scipy reimplementation of Lin et al.
@@ -32,7 +32,7 @@ NUM_REPEATS = 5
 
 
 def curves_at_budgets(paths: Sequence[str]):
-    """Sizes, losses and weights of every model x table x budget."""
+    """Sizes, losses and weights of all models x tables x budgets."""
     tables = [read_loss_table(path) for path in paths]
     sizes = tables[0].sizes.astype(np.float64)
     losses = np.concatenate([table.losses for table in tables for _ in FRACTIONS])
@@ -66,7 +66,7 @@ def main(_) -> None:
     print(f"fits in one call              {len(losses)}")
     print(f"ours, with compilation        {seconds[0]:.2f} s")
     print(f"ours, steady state            {steady * len(losses):.3f} s, {1 / steady:.0f} fits/s")
-    print(f"scipy, {len(chosen)} fits measured      {oracle_seconds:.3f} s a fit")
+    print(f"scipy, {len(chosen)} fits measured      {oracle_seconds:.3f} s per fit")
     print(f"scipy, all                    {oracle_seconds * len(losses):.0f} s")
     print(f"speed-up, steady state        {oracle_seconds / steady:.0f} x")
     print(f"speed-up, with compilation    {oracle_seconds * len(losses) / seconds[0]:.0f} x")

@@ -4,7 +4,7 @@
 
 For each table, every constant is chosen from a short list by coordinate ascent on the *other*
 tables (mean PearCorr plus mean RelAcc, budgets 1/8 to 1/512) from the middle of each list, and
-scored on the table left out, beside the constants as shipped and `ats`.  Three minutes on two
+scored on the table left out, next to the constants as shipped and `ats`.  Three minutes on two
 cores.  Expected: the table in benchmarks/LOG.md, "Leave one task out".
 """
 
@@ -81,7 +81,7 @@ def chosen_on(tasks: Sequence[Task]) -> Constants:
     best = Constants(**middles)
     for _, name in itertools.product(range(NUM_SWEEPS), CHOICES):
         tried = [dataclasses.replace(best, **{name: value}) for value in CHOICES[name]]
-        best = max([best, *tried], key=score)  # the first of equals: what it was stays
+        best = max([best, *tried], key=score)  # the first of equals: a tie changes nothing
     return best
 
 
@@ -93,17 +93,17 @@ def main(_: Sequence[str]) -> None:
     print("|---|---|---|---|")
     for left_out in tasks:
         others = [task for task in tasks if task is not left_out]
-        found = chosen_on(others)
+        constants = chosen_on(others)
         ats_means = np.mean([left_out.metrics(s, s) for s in left_out.ats], axis=0)
         names = " and ".join(task.name for task in others)
         for what, values in (
-            (names, left_out.pooled(found)),
+            (names, left_out.pooled(constants)),
             ("itself, in sample", left_out.pooled(chosen_on([left_out]))),
             ("as shipped", left_out.pooled(DEFAULT)),
             ("ats", ats_means),
         ):
             print(f"| {left_out.name} | {what} | {values[0]:.1f} | {values[1]:.1f} |")
-        print(f"chosen on {names}: {found}")
+        print(f"chosen on {names}: {constants}")
 
 
 if __name__ == "__main__":

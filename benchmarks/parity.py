@@ -5,11 +5,11 @@
     JAX_ENABLE_X64=1 .venv-torch/bin/python -m benchmarks.parity --rounding=gemma2,phi3
 
 The second prints, for these variants, how far ours and PyTorch's float32 are from PyTorch's
-float64: whose rounding a difference is.
+float64: which side's rounding a difference is.
 
 Tiny models with random weights, padded left and right; logits and gradients of the loss, each
-difference relative to the largest magnitude of its kind.  About 15 to 30 s a variant on two
-busy cores; each row is kept as it is made.
+difference relative to the largest magnitude of its kind.  About 15 to 30 s per variant on two
+busy cores; each row is written as it is measured.
 """
 
 import os
@@ -36,8 +36,8 @@ def row(variant, attributes, data):
     cells = []
     for dtype in ("float32", "float64"):
         with tempfile.TemporaryDirectory() as folder:
-            found = difference(attributes, dtype, folder, data)
-        cells += [f"{found.logits:.1e}", f"{found.gradient:.1e}"]
+            distance = difference(attributes, dtype, folder, data)
+        cells += [f"{distance.logits:.1e}", f"{distance.gradient:.1e}"]
     return f"| {attributes['model_type']} | {variant} | {' | '.join(cells)} |\n"
 
 
@@ -46,9 +46,7 @@ def print_rounding(variants):
     from tests.goldens.generate import ALL_VARIANTS, golden_batch
     from tests.models.torch_oracle import rounding
 
-    columns = [
-        f"{what}, {whose}" for what in ("logits", "gradient") for whose in ("ours", "PyTorch")
-    ]
+    columns = [f"{what}, {side}" for what in ("logits", "gradient") for side in ("ours", "PyTorch")]
     print(f"| variant | {' | '.join(columns)} |\n|{'---|' * (1 + len(columns))}")
     for variant in variants:
         with tempfile.TemporaryDirectory() as folder:
@@ -72,7 +70,7 @@ def main(_):
             continue
         rows[variant] = row(variant, attributes, golden_batch(variant))
         print(rows[variant], end="", flush=True)
-        # after each row, so that a stopped run keeps what it measured
+        # after each row, so that an interrupted run keeps what it measured
         table = HEADER + "".join(rows[v] for v in ALL_VARIANTS if v in rows)
         path.write_text(f"{before}{START}\n{table}{END}{after}")
 

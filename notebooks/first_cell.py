@@ -13,8 +13,8 @@ import sys
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-SOURCE = pathlib.Path("/content/lensllm_source")  # not lensllm_jax: it would be found as that
-APART = pathlib.Path("/content/lensllm_packages")  # a folder, so that Colab's own stay as they are
+SOURCE = pathlib.Path("/content/lensllm_source")  # not lensllm_jax: it would be imported as that
+PACKAGES = pathlib.Path("/content/lensllm_packages")  # so that Colab's own stay as they are
 
 
 def lacking(lock, least, present):
@@ -37,10 +37,10 @@ def requirements(text):
 def in_colab():
     if not REPOSITORY:
         raise RuntimeError("`REPOSITORY` must be this project's address, got none: put it at the top")
-    if not SOURCE.exists():  # a runtime that was restarted has it already, and what lies apart
+    if not SOURCE.exists():  # a restarted runtime has it already, and the packages too
         subprocess.run(["git", "clone", "--quiet", "--depth=1", REPOSITORY, SOURCE], check=True)
-    sys.path[:0] = [str(SOURCE), str(APART)]
-    os.environ["PYTHONPATH"] = f"{SOURCE}:{APART}"  # for the commands that cells start
+    sys.path[:0] = [str(SOURCE), str(PACKAGES)]
+    os.environ["PYTHONPATH"] = f"{SOURCE}:{PACKAGES}"  # for the commands that cells start
     setup = configparser.ConfigParser()
     setup.read(SOURCE / "setup.cfg")
     packages = importlib.metadata.distributions()
@@ -54,7 +54,7 @@ def in_colab():
         raise RuntimeError(f"`{loaded[0]}` must not be imported yet, got an old one: restart first")
     if missing:
         plain = [f"{r.name}{r.specifier}" for r in missing]
-        pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", APART]
+        pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", PACKAGES]
         subprocess.run([*pip, *plain], check=True)
 
 

@@ -42,14 +42,7 @@ def main(names: list[str]) -> None:
 
 
 def rendered(notebook: nbformat.NotebookNode) -> str:
-    """A page of an executed notebook, one section a heading.
-
-    Args:
-        notebook: with its outputs.
-
-    Returns:
-        A self-contained HTML document.
-    """
+    """A self-contained page of an executed notebook, one section per heading."""
     title: str = ""
     sections: list[tuple[str, str]] = []
     for cell in notebook.cells:
@@ -80,8 +73,8 @@ def shown(output: nbformat.NotebookNode) -> str:
     data = output.get("data", {})
     if "image/png" in data:
         image = data["image/png"].replace("\n", "")
-        said = html.escape(output.metadata["image/png"]["alt"])
-        return f'<figure><img alt="{said}" src="data:image/png;base64,{image}"></figure>\n'
+        alt = html.escape(output.metadata["image/png"]["alt"])
+        return f'<figure><img alt="{alt}" src="data:image/png;base64,{image}"></figure>\n'
     return code(re.sub(r" at 0x[0-9a-f]+", "", data.get("text/plain", "")))
 
 

@@ -101,7 +101,7 @@ def test_colab_gets_a_folder_apart(cell, monkeypatch, tmp_path):
     monkeypatch.setitem(os.environ, "PYTHONPATH", "")
     monkeypatch.delitem(sys.modules, "powerlaw", raising=False)
     source = tmp_path / "source"
-    cell |= {"REPOSITORY": "https://host/name", "SOURCE": source, "APART": tmp_path}
+    cell |= {"REPOSITORY": "https://host/name", "SOURCE": source, "PACKAGES": tmp_path}
 
     def run(command, **_):
         commands.append(command)
