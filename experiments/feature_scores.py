@@ -30,7 +30,7 @@ from experiments.common.flags import define_budgets, define_curve
 from experiments.common.measurement_flags import measurement_flags
 from experiments.common.progress import Progress
 from experiments.common.ranking_metrics import metrics_row, show_metrics
-from experiments.common.resume import slug_of, task_settings
+from experiments.common.resume import pretrained_settings, slug_of
 from experiments.common.run_folder import RunFolder, known
 from lensllm_jax import checks
 from lensllm_jax.checkpoints.stored import stored_weights
@@ -54,11 +54,10 @@ NUM_WORDS = flags.DEFINE_integer("num_words", 8, "First words that are classes o
 
 SELECTORS = ("nlp_metrics", "logme")
 Key = tuple[str, int]  # selector, divisor of the largest size
-KEPT_SETTINGS = ("candidates", "task", "task_sha256", "max_length", "seed")  # what decides
 
 
 class Features(NamedTuple):
-    """What was read of one candidate."""
+    """Of one candidate."""
 
     states: Float[np.ndarray, "n d"]  # before the head, in the nested order
     tokens: list[int]  # of each example, padding not counted
@@ -82,10 +81,8 @@ def main(_: Sequence[str]) -> None:
             f"`budgets` must leave at most {len(task.train)} examples (the training examples of "
             f"{task.name}), got {most}"
         )
-    num_params = {name: summary.num_params for name, summary in pool.items()}
-    recorded = task_settings(names, task, config)
     folder = RunFolder.open(FLAGS.output_dir, {
-        **{key: recorded[key] for key in KEPT_SETTINGS},
+        **pretrained_settings(names, task, config),
         "curves": digests([CURVES.value]),
         "budgets": divisors,
         "num_words": NUM_WORDS.value,
@@ -96,21 +93,28 @@ def main(_: Sequence[str]) -> None:
             features[name] = _remember_features(name, task, config, most, folder)
             progress.finish(1.0, f"{name}: features measured")
     rankings = all_rankings(table, divisors, features, _examples(task, config, most))
+    num_params = {name: summary.num_params for name, summary in pool.items()}
     costs = {key: cost(key[0], target // key[1], features, num_params) for key in rankings}
     rows = [row_of(table, key, ranking, *costs[key]) for key, ranking in rankings.items()]
-    folder.write_rows("selection.csv", [known(row) for row in rows])
-    folder.write_rows("scores.csv", [
-        {"task": table.task, "selector": selector, "budget_fraction": 1.0 / divisor,
-         "candidate": name, "score": f"{ranking.scores[name]:.6g}"}
-        for (selector, divisor), ranking in rankings.items()
-        for name in names
-    ])  # fmt: skip
+    _write(folder, table.task, rows, rankings)
     show_metrics(table.task, divisors, {
         selector: [(row["pearson"], row["relative_accuracy"]) for row in rows
                    if row["selector"] == selector]
         for selector in SELECTORS
     })  # fmt: skip
     print(f"written to {folder.path}")
+
+
+def _write(
+    folder: RunFolder, task: str, rows: Sequence[Mapping[str, Any]], rankings: Mapping[Key, Ranking]
+) -> None:
+    folder.write_rows("selection.csv", [known(row) for row in rows])
+    folder.write_rows("scores.csv", [
+        {"task": task, "selector": selector, "budget_fraction": 1.0 / divisor,
+         "candidate": name, "score": f"{score:.6g}"}
+        for (selector, divisor), ranking in rankings.items()
+        for name, score in ranking.scores.items()
+    ])  # fmt: skip
 
 
 def _remember_features(

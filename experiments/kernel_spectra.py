@@ -31,7 +31,7 @@ from absl import flags
 from experiments.common import cli
 from experiments.common.measurement_flags import measurement_flags
 from experiments.common.progress import Progress
-from experiments.common.resume import slug_of, task_settings
+from experiments.common.resume import pretrained_settings, slug_of
 from experiments.common.run_folder import RunFolder
 from lensllm_jax import checks
 from lensllm_jax.checkpoints.candidate import Candidate
@@ -58,7 +58,6 @@ NUM_LABELS = flags.DEFINE_integer("num_labels", 4, "Tokens whose logits are read
 
 # s = 1 learns the fastest mode by a factor e; s = 1e4 what is 1e4 times slower
 SCALED_TIMES = np.append(0.0, 10.0 ** np.arange(-3.0, 4.01, 1.0 / 3.0))
-KEPT_SETTINGS = ("candidates", "task", "task_sha256", "max_length", "seed")  # what decides
 BLOCK = 64  # examples of a tile's side
 
 
@@ -70,7 +69,7 @@ def main(_: Sequence[str]) -> None:
     task = FLAGS.load_task(pool)
     readouts = sample_sizes(task)
     settings = {
-        **{k: task_settings(names, task, config)[k] for k in KEPT_SETTINGS},
+        **pretrained_settings(names, task, config),
         "sample_sizes": {readout.value: sizes for readout, sizes in readouts.items()},
         "num_test_examples": NUM_TEST_EXAMPLES.value,
         "num_labels": NUM_LABELS.value,

@@ -54,6 +54,15 @@ def task_settings(names: Iterable[str], task: Task, config: MeasurementConfig) -
     }
 
 
+def pretrained_settings(
+    names: Iterable[str], task: Task, config: MeasurementConfig
+) -> dict[str, Any]:
+    """Those of ``task_settings`` that decide what is measured at pretrained weights."""
+    settings = task_settings(names, task, config)
+    fields = ("candidates", "task", "task_sha256", "max_length", "seed")
+    return {name: settings[name] for name in fields}
+
+
 def task_notes(task: Task) -> dict[str, Any]:
     """What a reader wants to know of a task, for run.json."""
     return {
