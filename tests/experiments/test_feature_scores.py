@@ -20,13 +20,13 @@ RANDOM = np.random.default_rng(0)
 WEIGHTS = {name: {"k": RANDOM.standard_normal((60, 55))} for name in NAMES}
 
 
-def features(tell_until):
+def features(labelled_until):
     """States that tell the first word, of a the best, up to an example; then none does."""
-    told = np.array([float(i % 2) for i in range(20)])
+    labels = np.array([float(i % 2) for i in range(20)])
     states = {}
     for rank, name in enumerate(NAMES):
         noise = np.random.default_rng(rank).standard_normal((20, 3))
-        noise[:tell_until, 0] += (3.0 - rank) * 4.0 * told[:tell_until]
+        noise[:labelled_until, 0] += (3.0 - rank) * 4.0 * labels[:labelled_until]
         states[name] = MODULE.Features(noise, [5 + rank] * 20, 2.0)
     return states
 
@@ -48,9 +48,9 @@ def test_a_budget_reads_its_own_examples_and_no_more(rankings):
 
 
 def test_weights_are_read_once_and_judge_every_budget(rankings):
-    found = rankings(features(20))
-    assert found["nlp_metrics", 2] is found["nlp_metrics", 4]
-    row = MODULE.row_of(TABLE, ("logme", 2), found["logme", 2], 7.0, 1.0)
+    by_key = rankings(features(20))
+    assert by_key["nlp_metrics", 2] is by_key["nlp_metrics", 4]
+    row = MODULE.row_of(TABLE, ("logme", 2), by_key["logme", 2], 7.0, 1.0)
     assert row["relative_accuracy"] == 100.0
     assert row["pearson"] < -90.0  # the most evidence has the least loss
     assert (row["budget_fraction"], row["flops"]) == (0.5, 7.0)

@@ -15,13 +15,13 @@ WRONG = Variant(Form.MATRIX, KEY, Rate.RELEASED, free_scale=True)
 
 
 def errors(pool, budget):
-    found = {
+    by_variant = {
         job[0]: laws.errors_of(pool, fits, f, budget)
         for job, fits, f in laws.fit_variants(pool, [(TRUE, budget), (WRONG, budget)])
     }
     largest = int(SIZES[-1])
     rectified = laws.control_fits(pool, "rectified", largest // budget)
-    return found[TRUE], found[WRONG], laws.errors_of(pool, rectified, None, budget)
+    return by_variant[TRUE], by_variant[WRONG], laws.errors_of(pool, rectified, None, budget)
 
 
 def test_losses_made_with_a_measured_f_are_found_out(tmp_path):

@@ -59,8 +59,8 @@ def test_a_difference_is_that_from_the_control_of_its_own_budget(tmp_path):
 def test_tasks_of_one_candidate_are_one_observation(tmp_path):
     for task in ("one", "two"):
         write_task(tmp_path, task, GAINS)
-    found = {task: MODULE.law_differences(tmp_path, task) for task in ("one", "two")}
-    (row,) = MODULE.pooled_rows("law", found)
+    differences = {task: MODULE.law_differences(tmp_path, task) for task in ("one", "two")}
+    (row,) = MODULE.pooled_rows("law", differences)
     alone = paired(-GAINS[None])
     assert float(row["p_value"]) == alone.p_value[0] == 2 / 2**6
     assert row["difference"] == row["difference_one"] == row["difference_two"] == "-0.2"
@@ -71,24 +71,24 @@ def test_tasks_of_one_candidate_are_one_observation(tmp_path):
 def test_tasks_that_disagree_cancel(tmp_path):
     write_task(tmp_path, "one", GAINS)
     write_task(tmp_path, "two", -GAINS[::-1])
-    found = {task: MODULE.value_differences(tmp_path, task) for task in ("one", "two")}
-    (row,) = MODULE.pooled_rows("value", found)
+    differences = {task: MODULE.value_differences(tmp_path, task) for task in ("one", "two")}
+    (row,) = MODULE.pooled_rows("value", differences)
     assert abs(float(row["difference"])) < 1e-12
     assert float(row["p_value"]) > 0.5
 
 
 def test_what_cannot_be_pooled_is_named(tmp_path):
     write_task(tmp_path, "one", GAINS)
-    found = MODULE.law_differences(tmp_path, "one")
-    other = {key: {"m0": row["m0"], "other": 1.0} for key, row in found.items()}
+    differences = MODULE.law_differences(tmp_path, "one")
+    other = {key: {"m0": row["m0"], "other": 1.0} for key, row in differences.items()}
     with pytest.raises(checks.UserError, match="`tasks` must have two or more candidates in comm"):
-        MODULE.pooled_rows("law", {"one": found, "two": other})
-    fewer = {key: {"m5": row["m5"], "m0": row["m0"]} for key, row in found.items()}
-    (row,) = MODULE.pooled_rows("law", {"one": found, "two": fewer})
+        MODULE.pooled_rows("law", {"one": differences, "two": other})
+    fewer = {key: {"m5": row["m5"], "m0": row["m0"]} for key, row in differences.items()}
+    (row,) = MODULE.pooled_rows("law", {"one": differences, "two": fewer})
     assert row["candidates"] == 2
     assert row["difference"] == f"{-(GAINS[0] + GAINS[5]) / 2:.4g}"  # name by name, in any order
     with pytest.raises(checks.UserError, match="`tasks` must have a "):
-        MODULE.pooled_rows("law", {"one": found, "two": {}})
+        MODULE.pooled_rows("law", {"one": differences, "two": {}})
     MODULE.TABLES_FOLDER.value, MODULE.OUTPUT_DIR.value = str(tmp_path), str(tmp_path / "out")
     for tasks, message in (
         (["one"], "`tasks` must be two or more"),

@@ -33,42 +33,42 @@ class DenseKernel:
 def test_every_form_of_f_is_what_its_name_says(tmp_path):
     pool = pools.toy_pool(tmp_path, LOSSES, read_pool)
     theta, residual = kernel(0)
-    found = pool.kernels[KEY][0]
+    stored = pool.kernels[KEY][0]
     time = np.array([0.0, 0.01, 0.1])
     matrix = [np.sum((scipy.linalg.expm(-t * theta) @ residual) ** 2) for t in time]
-    assert_close(found.loss(Form.MATRIX, time), np.array(matrix))
+    assert_close(stored.loss(Form.MATRIX, time), np.array(matrix))
     scalar = np.exp(-2 * theta.mean() * time) * np.sum(residual**2)
-    assert_close(found.loss(Form.SCALAR, time), scalar)
-    tabulated = SCALED_TIMES[[4, 10, 15]] / found.largest
+    assert_close(stored.loss(Form.SCALAR, time), scalar)
+    tabulated = SCALED_TIMES[[4, 10, 15]] / stored.largest
     elementwise = [np.sum((np.exp(-t * theta) @ residual) ** 2) for t in tabulated]
-    assert_close(found.loss(Form.ELEMENTWISE, tabulated), np.array(elementwise))
+    assert_close(stored.loss(Form.ELEMENTWISE, tabulated), np.array(elementwise))
     # an exponential of entries is no matrix exponential, at t = 0 either
-    assert found.loss(Form.ELEMENTWISE, np.zeros(1)) > 2 * found.loss(Form.MATRIX, np.zeros(1))
-    assert_close(found.loss(Form.TEST, np.zeros(1)), np.array([3.0 * NUM_EXAMPLES]))
+    assert stored.loss(Form.ELEMENTWISE, np.zeros(1)) > 2 * stored.loss(Form.MATRIX, np.zeros(1))
+    assert_close(stored.loss(Form.TEST, np.zeros(1)), np.array([3.0 * NUM_EXAMPLES]))
 
 
 def test_an_exponential_that_overflows_is_the_largest_f(tmp_path):
-    found = pools.toy_pool(tmp_path, LOSSES, read_pool).kernels[KEY][0]
-    wild = dataclasses.replace(found, elementwise_log_loss=found.elementwise_log_loss + 1e3)
+    stored = pools.toy_pool(tmp_path, LOSSES, read_pool).kernels[KEY][0]
+    wild = dataclasses.replace(stored, elementwise_log_loss=stored.elementwise_log_loss + 1e3)
     assert_close(wild.loss(Form.ELEMENTWISE, np.array([0.0, 0.1])), np.full(2, 1e300))
 
 
 def test_what_is_kept_of_a_kernel_is_that_of_its_leading_block():
     theta, residual = kernel(3, 9)
-    kept = pools.SPECTRA.quantities(DenseKernel(theta, residual), 4, num_train=6)
+    summary = pools.SPECTRA.quantities(DenseKernel(theta, residual), 4, num_train=6)
     block, r = theta[:4, :4], residual[:4]
-    assert_close(np.array(kept["eigenvalues"]), np.linalg.eigvalsh(block))
-    assert_close(sum(kept["projections"]), np.sum(r**2))
-    assert_close(kept["mean_gradient_squared"], block.mean())
+    assert_close(np.array(summary["eigenvalues"]), np.linalg.eigvalsh(block))
+    assert_close(sum(summary["projections"]), np.sum(r**2))
+    assert_close(summary["mean_gradient_squared"], block.mean())
     for at in (0, 8, -1):
         time = SCALED_TIMES[at] / np.linalg.eigvalsh(block)[-1]
         learnt = np.linalg.solve(block, (np.eye(4) - scipy.linalg.expm(-time * block)) @ r)
         test = residual[6:] - theta[6:, :4] @ learnt
-        assert_close(kept["test_mean_square"][at], np.mean(test**2), rel=1e-8)  # solve vs eigh
+        assert_close(summary["test_mean_square"][at], np.mean(test**2), rel=1e-8)  # solve vs eigh
     # the loss is minus the log-probability: one F
     other = pools.SPECTRA.quantities(DenseKernel(theta, -residual), 4, num_train=6)
-    assert_close(np.array(other["projections"]), np.array(kept["projections"]))
-    assert_close(np.array(other["test_mean_square"]), np.array(kept["test_mean_square"]))
+    assert_close(np.array(other["projections"]), np.array(summary["projections"]))
+    assert_close(np.array(other["test_mean_square"]), np.array(summary["test_mean_square"]))
 
 
 def test_steps_beyond_the_budget_are_not_read(tmp_path):
@@ -148,4 +148,4 @@ def test_the_committed_kernels_have_the_columns_that_the_binary_writes(task):
     for name, columns in written.items():
         with (RESULTS / f"{task}_{name}.csv").open() as file:
             assert file.readline().rstrip("\n").split(",") == columns
-    assert written["spectra"] != written["kernels"]  # tables that differ are told apart
+    assert written["spectra"] != written["kernels"]  # tables that differ are distinguished

@@ -24,47 +24,47 @@ def squares_around(centres, width=0.5, noise=0.01):
 def test_a_prior_follows_a_feature_that_tells_the_offset_and_no_other():
     random = np.random.default_rng(0)
     z = random.standard_normal(12)
-    spare = np.full(12, 2.0)
-    told = value.fit_prior(squares_around(3.0 + 1.5 * z), spare, z)
-    assert told.slope == pytest.approx(1.5, abs=0.1)
-    assert told.mean == pytest.approx(3.0, abs=0.2)
-    untold = value.fit_prior(squares_around(3.0 + random.permutation(z)), spare, z)
-    assert abs(untold.slope) < 0.8
-    common = value.fit_prior(squares_around(3.0 + 1.5 * z), spare, np.zeros(12))
+    degrees_of_freedom = np.full(12, 2.0)
+    informed = value.fit_prior(squares_around(3.0 + 1.5 * z), degrees_of_freedom, z)
+    assert informed.slope == pytest.approx(1.5, abs=0.1)
+    assert informed.mean == pytest.approx(3.0, abs=0.2)
+    uninformed = value.fit_prior(squares_around(3.0 + random.permutation(z)), degrees_of_freedom, z)
+    assert abs(uninformed.slope) < 0.8
+    common = value.fit_prior(squares_around(3.0 + 1.5 * z), degrees_of_freedom, np.zeros(12))
     assert common.slope == 0.0
     # a candidate whose sizes say nothing goes where the prior and its feature say
     flat = np.zeros(len(LOG_OFFSETS))
-    assert told.posterior(flat, 1.0) @ LOG_OFFSETS == pytest.approx(4.5, abs=0.3)
-    assert told.posterior(flat, 1.0).sum() == pytest.approx(1.0)
+    assert informed.posterior(flat, 1.0) @ LOG_OFFSETS == pytest.approx(4.5, abs=0.3)
+    assert informed.posterior(flat, 1.0).sum() == pytest.approx(1.0)
 
 
 def test_a_prior_is_where_the_evidence_is_largest():
     z = np.array([-1.0, 0.5, 1.0, -0.2, 1.3])
     # what no offset explains, else the likeliest noise is none
     squares = squares_around(np.array([3.0, 1.0, 6.0, 5.0, 2.0])) + 2e-4
-    spare = np.full(5, 2.0)
+    degrees_of_freedom = np.full(5, 2.0)
 
     def log_evidence(prior):  # up to a constant, by brute force
         joint = np.exp(prior.log_joint(squares, z))
         return np.log(joint.sum(1)).sum() - 10 * prior.log_noise - 5 * prior.log_spread
 
-    found = value.fit_prior(squares, spare, z)
+    prior = value.fit_prior(squares, degrees_of_freedom, z)
     for name in ("log_noise", "mean", "log_spread", "slope"):
         for step in (-0.02, 0.02):
-            moved = dataclasses.replace(found, **{name: getattr(found, name) + step})
-            assert log_evidence(moved) < log_evidence(found)
+            moved = dataclasses.replace(prior, **{name: getattr(prior, name) + step})
+            assert log_evidence(moved) < log_evidence(prior)
 
 
 def test_ridge_learns_from_the_others_alone():
     random = np.random.default_rng(1)
     x = random.standard_normal((14, 2))
     errors = 0.3 + 0.5 * x[:, 0]
-    found = value.left_out_ridge(x, errors)
-    assert np.abs(found - errors).max() < 0.2 * np.abs(errors).max()
+    predicted = value.left_out_ridge(x, errors)
+    assert np.abs(predicted - errors).max() < 0.2 * np.abs(errors).max()
     changed = errors.copy()
     changed[3] += 100.0
-    assert value.left_out_ridge(x, changed)[3] == found[3]  # its own error is never read
-    assert value.left_out_ridge(x, changed)[4] != found[4]
+    assert value.left_out_ridge(x, changed)[3] == predicted[3]  # its own error is never read
+    assert value.left_out_ridge(x, changed)[4] != predicted[4]
 
 
 def test_no_candidate_sees_its_own_future(tmp_path, monkeypatch):

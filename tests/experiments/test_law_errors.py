@@ -1,4 +1,4 @@
-"""The binary on curves of known laws: what it says of each, in sample and held out."""
+"""The binary on curves of known laws: its errors in sample and held out."""
 
 import csv
 
@@ -30,10 +30,10 @@ def test_an_exact_law_has_no_error_and_a_wrong_one_has(curves, tmp_path):
     out = tmp_path / "out"
     done = run_binary("law_errors", f"--curves={curves}", "--budgets=4", f"--output_dir={out}")
     assert done.returncode == 0, done.stderr
-    found = rows(out / "law_errors.csv")
-    assert len(found) == 4 * 4 * 2  # candidates, laws, in sample and held out
+    table = rows(out / "law_errors.csv")
+    assert len(table) == 4 * 4 * 2  # candidates, laws, in sample and held out
     rmse = {
-        (row["law"], row["budget_fraction"], row["candidate"]): float(row["rmse"]) for row in found
+        (row["law"], row["budget_fraction"], row["candidate"]): float(row["rmse"]) for row in table
     }
     for (law, budget, candidate), error in rmse.items():
         exact = law in ("rectified", "lensllm")

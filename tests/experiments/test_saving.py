@@ -44,7 +44,7 @@ def rows(path):
     return list(csv.DictReader(path.read_text().splitlines()))
 
 
-def found(curves, out, *more):
+def points_of(curves, out, *more):
     flags = (f"--curves={curves}", "--selectors=subtuning,ats,zero_shot", f"--output_dir={out}")
     done = run_binary("saving", *flags, "--levels=90", *more)
     assert done.returncode == 0, done.stderr
@@ -55,7 +55,7 @@ def found(curves, out, *more):
 
 
 def test_flops_are_those_of_a_count_by_hand_and_metrics_those_of_the_losses(curves, tmp_path):
-    points = found(curves, tmp_path / "out")
+    points = points_of(curves, tmp_path / "out")
     per_example = 6 * 512 * sum(NUM_PARAMS.values())
     for size in SIZES[:-1]:
         row = points["subtuning", size]
@@ -83,9 +83,9 @@ def test_flops_are_those_of_a_count_by_hand_and_metrics_those_of_the_losses(curv
 def test_a_ledger_takes_the_place_of_assumed_tokens_and_must_be_whole(curves, tmp_path):
     cells = {(name, size): 7.0 * size for name in NAMES for size in SIZES}
     whole = ledger(tmp_path / "ledger.csv", cells)
-    points = found(curves, tmp_path / "out", f"--ledger={whole}")
+    points = points_of(curves, tmp_path / "out", f"--ledger={whole}")
     assert float(points["ats", 400]["flops"]) == 4 * 7.0 * 600
-    # beside a table whose fine-tunes were not counted, each keeps its own price
+    # next to a table whose fine-tunes were not counted, each keeps its own price
     other = tmp_path / "other" / "other.csv"
     other.parent.mkdir()
     other.write_text(curves.read_text())

@@ -51,11 +51,11 @@ def test_the_noise_of_one_measurement_is_found_and_a_common_shift_is_not_taken_f
 
 def test_nine_intervals_of_ten_hold_the_noise():
     rng = np.random.default_rng(1)
-    held = [
+    covered = [
         row["sd_low"] < 0.02 < row["sd_high"]
         for row in (MODULE.row_of(1, *(0.02 * rng.standard_normal((2, 8)))) for _ in range(2000))
     ]
-    assert abs(np.mean(held) - 0.9) < 0.025  # four standard errors of 2,000 draws
+    assert abs(np.mean(covered) - 0.9) < 0.025  # four standard errors of 2,000 draws
 
 
 def test_the_pick_of_the_second_seed_is_judged_by_the_first(compare):

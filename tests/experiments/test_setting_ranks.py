@@ -1,4 +1,4 @@
-"""Rankings of one pool under several settings, beside what is known of the tables."""
+"""Rankings of one pool under several settings, compared with what is known of the tables."""
 
 import csv
 
@@ -42,16 +42,16 @@ def test_a_setting_is_judged_by_the_truth_of_another(binary, tmp_path):
     binary.CURVES.value = [f"good={good}", f"bad={bad}"]
     binary.TRUTH.value = str(write(tmp_path / "truth.csv"))
     binary.main([])
-    found = {(row["setting"], row["budget_size"]): row for row in rows(tmp_path)}
-    assert set(found) == {(s, b) for s in ("good", "bad") for b in ("100", "200")}
-    assert {row["target_size"] for row in found.values()} == {"400"}
+    by_setting = {(row["setting"], row["budget_size"]): row for row in rows(tmp_path)}
+    assert set(by_setting) == {(s, b) for s in ("good", "bad") for b in ("100", "200")}
+    assert {row["target_size"] for row in by_setting.values()} == {"400"}
     for budget in ("100", "200"):
-        assert float(found["good", budget]["pearson"]) > 99.0
-        assert round(float(found["good", budget]["relative_accuracy"]), 9) == 100.0
+        assert float(by_setting["good", budget]["pearson"]) > 99.0
+        assert round(float(by_setting["good", budget]["relative_accuracy"]), 9) == 100.0
         # names the other way round: the worst candidate is picked
-        assert float(found["bad", budget]["pearson"]) < 0.0
-        assert float(found["bad", budget]["relative_accuracy"]) == 0.0
-        means = (float(found[s, budget]["mean_budget_loss"]) for s in ("bad", "good"))
+        assert float(by_setting["bad", budget]["pearson"]) < 0.0
+        assert float(by_setting["bad", budget]["relative_accuracy"]) == 0.0
+        means = (float(by_setting[s, budget]["mean_budget_loss"]) for s in ("bad", "good"))
         assert abs(next(means) - next(means) - 1.0) < 1e-9
 
 

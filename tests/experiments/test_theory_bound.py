@@ -43,9 +43,9 @@ def test_a_run_writes_every_term_and_goes_on_without_measuring_again(measured):
     assert names == {
         "blocks.csv", "bound.png", "cells", "decays.png", "run.json", "theory.csv", "theory.json",
     }  # fmt: skip
-    found = rows(out / "theory.csv")
-    assert [row["size"] for row in found] == ["8", "16"]
-    for row in found:
+    table = rows(out / "theory.csv")
+    assert [row["size"] for row in table] == ["8", "16"]
+    for row in table:
         assert float(row["sum_h"]) > 0
         assert float(row["sum_h_plain"]) <= float(row["sum_h"]) + float(row["sum_h_error"])
         assert float(row["trace_low"]) <= float(row["trace"]) <= float(row["trace_high"])
@@ -57,7 +57,7 @@ def test_a_run_writes_every_term_and_goes_on_without_measuring_again(measured):
     assert summary["decays"]["sum_h"]["low"] is None
     again = theory_bound(out)
     assert again.returncode == 0, again.stderr
-    assert rows(out / "theory.csv") == found
+    assert rows(out / "theory.csv") == table
 
 
 @pytest.mark.slow
@@ -71,11 +71,11 @@ def test_several_candidates_have_a_folder_each_and_one_table_of_decays(measured,
     (tmp_path / "run.json").write_text(json.dumps(run))
     done = theory_bound(tmp_path, candidate=",".join(names))
     assert done.returncode == 0, done.stderr
-    found = rows(tmp_path / "decays.csv")
-    assert [row["candidate"] for row in found] == [name for name in names for _ in range(4)]
+    table = rows(tmp_path / "decays.csv")
+    assert [row["candidate"] for row in table] == [name for name in names for _ in range(4)]
     alone = json.loads((measured / "theory.json").read_text())
-    assert float(found[0]["exponent"]) == alone["decays"]["sum_h"]["exponent"]
-    assert found[0]["consistency"] == alone["corollary_1"]["consistency"]
+    assert float(table[0]["exponent"]) == alone["decays"]["sum_h"]["exponent"]
+    assert table[0]["consistency"] == alone["corollary_1"]["consistency"]
     assert (tmp_path / "zoo--opt-xs" / "bound.png").exists()
 
 
