@@ -291,24 +291,25 @@ def summarise(cells: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
             "consistency": result.consistency.value,
         }
     losses = np.array([cell["test_loss"] for cell in cells])
-    summary["phases"] = transitions(sizes, losses)
+    summary["phases"] = _phases(sizes, losses)
     return summary
 
 
-def transitions(sizes: np.ndarray, losses: np.ndarray) -> dict[str, Any]:
-    """Both detectors on one curve; what cannot be said is said."""
-    kept = (sizes > 0) & ~np.isnan(losses)
-    found: dict[str, Any] = {}
-    if kept.sum() >= MIN_SIZES:
-        segmented = segmented_transition(sizes, losses)
-        found["segmented"] = {**dataclasses.asdict(segmented), "phase": segmented.phase.value}
+def _phases(sizes: np.ndarray, losses: np.ndarray) -> dict[str, Any]:
+    """The transition by two segments and by the rectified law, or why there is no estimate."""
+    segmented: dict[str, Any] | str
+    num_sizes = int(((sizes > 0) & ~np.isnan(losses)).sum())
+    if num_sizes >= MIN_SIZES:
+        transition = segmented_transition(sizes, losses)
+        segmented = {**dataclasses.asdict(transition), "phase": transition.phase.value}
     else:
-        found["segmented"] = f"needs {MIN_SIZES} sizes, got {int(kept.sum())}"
+        segmented = f"needs {MIN_SIZES} sizes, got {num_sizes}"
     fit = fit_law("rectified", sizes, losses, weights=(~np.isnan(losses)).astype(float))
     if not fit.status.usable or fit.degrees_of_freedom < 1:
-        return {**found, "rectified": fit.message}
+        return {"segmented": segmented, "rectified": fit.message}
     law = law_transition(fit)
-    return {**found, "rectified": {**dataclasses.asdict(law), "message": fit.message}}
+    rectified = {**dataclasses.asdict(law), "message": fit.message}
+    return {"segmented": segmented, "rectified": rectified}
 
 
 def _write(folder: RunFolder, cells: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -16,18 +16,14 @@ SIZES = np.append(0, 200 * 2 ** np.arange(7))
 NOISE = np.exp(0.002 * np.array([1, -1, 1, 1, -1, -1, 1, -1]))
 
 
-def test_the_table_says_one_piece_where_there_is_one_and_is_drawn(tmp_path, monkeypatch):
+def test_the_table_says_one_piece_where_there_is_one_and_is_drawn(tmp_path):
     bent = (np.maximum(SIZES, 1) / 1600.0) ** np.where(SIZES < 1600, -0.02, -0.3)
     straight = np.append(9.0, 8.0 * SIZES[1:] ** -0.1)
     losses = np.stack([bent * NOISE, straight * NOISE])
     table = LossTable(("bent", "straight"), SIZES, losses, np.ones(2), ("", ""), "toy")
     write_loss_table(table, tmp_path / "toy.csv")
-    for flag, value in {
-        "CURVES": [str(tmp_path / "toy.csv")], "OUTPUT_DIR": str(tmp_path / "out"),
-        "QUIET": True, "NUM_RESAMPLES": 10,
-    }.items():  # fmt: skip
-        monkeypatch.setattr(getattr(phase_transitions, flag), "value", value, raising=False)
-    phase_transitions.main([])
+    flags = {"curves": [str(tmp_path / "toy.csv")], "output_dir": str(tmp_path / "out")}
+    load("phase_transitions", **flags, quiet=True, num_resamples=10).module.main([])
     written = (tmp_path / "out" / "phases.csv").read_text()
     rows = list(csv.DictReader(written.splitlines()))
     assert [row["phase"] for row in rows] == ["TRANSITION", "ONE"]
