@@ -1,4 +1,4 @@
-r"""How good a ranking of candidates was, judged after every candidate was fine-tuned in full.
+r"""How good a ranking of candidates was, once every candidate is fine-tuned in full.
 
 With full-data losses :math:`L_i` (nats per token) and a selector's scores :math:`s_i`:
 
@@ -37,21 +37,10 @@ def _paired(scores: Numbers, losses: Numbers) -> tuple[np.ndarray, np.ndarray]:
 
 
 def pearson_correlation(scores: Numbers, losses: Numbers) -> float:
-    r"""Pearson correlation in percent, :math:`100\,\rho(s, L)`.
-
-    Args:
-        scores: a selector's predicted losses, one a candidate.
-        losses: full-data losses of the same candidates.
-
-    Returns:
-        A number in [-100, 100].
+    """PearCorr of predicted and full-data losses of the same candidates, in [-100, 100].
 
     Raises:
         UserError: with fewer than two candidates, or if either side is constant.
-
-    Example:
-        >>> pearson_correlation([3.0, 2.0, 1.0], [1.0, 2.0, 3.0])
-        -100.0
     """
     first, second = _paired(scores, losses)
     if len(first) < 2:
@@ -63,21 +52,10 @@ def pearson_correlation(scores: Numbers, losses: Numbers) -> float:
 
 
 def relative_accuracy(selected_loss: float, losses: Numbers) -> float:
-    r"""Where the selected candidate stands between worst (0) and best (100).
-
-    Args:
-        selected_loss: full-data loss of the selected candidate.
-        losses: full-data losses of all candidates.
-
-    Returns:
-        :math:`100 (L_{worst} - L_{selected}) / (L_{worst} - L_{best})`.
+    """RelAcc of the selected candidate's full-data loss among all: 0 worst, 100 best.
 
     Raises:
         UserError: if all losses are equal, or the selected one lies outside them.
-
-    Example:
-        >>> relative_accuracy(1.0, [1.0, 2.0, 3.0])
-        100.0
     """
     values = checks.finite("losses", np.asarray(losses, np.float64))
     best, worst = float(values.min()), float(values.max())
@@ -91,18 +69,6 @@ def relative_accuracy(selected_loss: float, losses: Numbers) -> float:
 
 
 def root_mean_square_error(predicted: Numbers, measured: Numbers) -> float:
-    r"""Root mean square error :math:`\sqrt{\frac1m\sum_i (\hat L_i - L_i)^2}` in nats per token.
-
-    Args:
-        predicted: predicted losses.
-        measured: measured losses.
-
-    Returns:
-        The error, in the unit of the losses.
-
-    Example:
-        >>> root_mean_square_error([1.0, 3.0], [1.0, 1.0])
-        1.414...
-    """
+    r""":math:`\sqrt{\frac1m\sum_i (\hat L_i - L_i)^2}`, in the unit of the losses."""
     first, second = _paired(predicted, measured)
     return float(np.sqrt(np.mean((first - second) ** 2)))

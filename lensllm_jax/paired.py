@@ -9,8 +9,8 @@ dependence.  Candidates of one family resemble each other, so all of these are t
 
 Example:
     >>> better = np.array([[-0.2, -0.1, -0.3, -0.2, -0.15, -0.25]])
-    >>> found = paired(better)
-    >>> found.mean.round(3), bool(found.high[0] < 0), found.p_value.round(3)
+    >>> result = paired(better)
+    >>> result.mean.round(3), bool(result.high[0] < 0), result.p_value.round(3)
     (array([-0.2]), True, array([0.031]))
 """
 
@@ -28,7 +28,7 @@ MAX_EXACT = 14  # candidates up to which all sign flips are tried
 
 
 class Paired(NamedTuple):
-    """One entry a comparison."""
+    """One entry per comparison."""
 
     mean: Float[np.ndarray, " c"]  # of the differences
     low: Float[np.ndarray, " c"]  # lower end of the bootstrap interval
@@ -42,11 +42,8 @@ def paired(differences: Float[np.ndarray, "c n"], *, seed: int = 0) -> Paired:
     """Compares a method with its control.
 
     Args:
-        differences: method less control; a row a comparison, a column a candidate, no NaN.
+        differences: method minus control; a row per comparison, a column per candidate, no NaN.
         seed: of the resampling, and of the flips where there are too many to try all.
-
-    Returns:
-        What is known of each comparison.
 
     Raises:
         UserError: for fewer than two candidates or a difference that is not finite.

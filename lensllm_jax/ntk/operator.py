@@ -5,8 +5,8 @@ With the Jacobian :math:`J` of all outputs (n*k, p), the kernel is :math:`\Theta
 .. math:: \Theta v = J\,(J^\top v):
 
 one reverse-mode pass over the examples gives :math:`J^\top v`, shaped like the parameters, and one
-forward-mode pass multiplies it by :math:`J`.  Neither :math:`J` nor :math:`\Theta` is ever held:
-memory is that of one block of examples and of two copies of the parameters.
+forward-mode pass multiplies it by :math:`J`.  Neither :math:`J` nor :math:`\Theta` is ever
+materialized: memory is that of one block of examples and of two copies of the parameters.
 
 Lanczos' iteration turns m such products into a tridiagonal :math:`T` whose eigenvalues and
 eigenvectors are the nodes and weights of Gauss quadrature for the measure that a residual r
@@ -47,12 +47,12 @@ BLOCK_SIZE = 64  # examples in memory at once: enough for the matrix products to
 
 
 class MatrixFreeNtkLoss(NamedTuple):
-    """F at the times asked for, and what gives it at any other."""
+    """F at the requested times, and what gives it at any other."""
 
     loss: Float[np.ndarray, "..."]  # F(t), a lower bound but for rounding
     error: Float[np.ndarray, "..."]  # bound of |loss - F|: quadrature and measured rounding
     spectrum: NtkSpectrum  # the rule: m nodes and weights in place of n eigenvalues
-    num_matvecs: int  # m; fewer than asked for where they already give F exactly
+    num_matvecs: int  # m; fewer than requested where they already give F exactly
 
 
 def ntk_matvec(
@@ -80,12 +80,6 @@ def ntk_matvec(
 
     Raises:
         UserError: if shapes do not fit, or an entry of ``v`` or of the product is not finite.
-
-    Example:
-        >>> f = lambda params, x: x @ params
-        >>> ntk_matvec(f, jnp.zeros(2), jnp.eye(2), np.eye(2), block_size=1)
-        array([[1., 0.],
-               [0., 1.]], dtype=float32)
     """
     gram.check_params(params)
     checks.positive("block_size", block_size)
@@ -134,9 +128,9 @@ def ntk_loss_matrix_free(
     Example:
         >>> f = lambda params, x: x @ params
         >>> x = jnp.diag(jnp.array([1.0, 0.1, 0.0]))
-        >>> found = ntk_loss_matrix_free(
+        >>> remaining = ntk_loss_matrix_free(
         ...     f, jnp.zeros(3), x, np.ones(3), learning_rate=0.5, steps=[0.0, 1.0, 1e3])
-        >>> found.loss.round(4).tolist()  # e^{-1} + e^{-0.01} + 1 at t = 1
+        >>> remaining.loss.round(4).tolist()  # e^{-1} + e^{-0.01} + 1 at t = 1
         [3.0, 2.3579, 1.0]
     """
     gram.check_params(params)

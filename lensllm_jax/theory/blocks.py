@@ -11,6 +11,7 @@ Example:
 """
 
 import dataclasses
+import functools
 import re
 from collections.abc import Collection
 from typing import Any
@@ -24,13 +25,21 @@ from lensllm_jax import checks
 from lensllm_jax.typing import Array, Params
 
 
+@functools.partial(
+    jax.tree_util.register_dataclass, data_fields=["layer"], meta_fields=["name", "leaf"]
+)
 @dataclasses.dataclass(frozen=True)
 class Block:
-    """One weight tensor of one layer."""
+    """One weight tensor of one layer; a pytree of its layer."""
 
     name: str  # path in the tree, with the layer in brackets
     leaf: int  # which leaf of the tree
     layer: Any  # index of the leading axis, whole or traced; None where layers are not stacked
+
+    @property
+    def unnamed(self) -> "Block":
+        """Without its name: where the layer is traced, one program serves all layers."""
+        return dataclasses.replace(self, name="")
 
     def take(self, params: Params) -> Array:
         """The block's weights."""
@@ -48,21 +57,18 @@ class Block:
 def weight_blocks(
     params: Params, *, stacked: Collection[str] = (), only: str = ""
 ) -> tuple[Block, ...]:
-    """The blocks of a tree, in the order of its leaves.
+    """The blocks of a tree, one or more, in the order of its leaves.
 
     Args:
         params: the weights.
         stacked: subtrees whose leaves have a leading layer axis.
-        only: regular expression that a block's name must hold, for example "kernel".
-
-    Returns:
-        One or more blocks.
+        only: regular expression searched in a block's name, for example "kernel".
 
     Raises:
-        UserError: if ``only`` is no regular expression, or no name holds it.
+        UserError: if ``only`` is no regular expression, or matches no name.
     """
     try:
-        wanted = re.compile(only)
+        pattern = re.compile(only)
     except re.error as error:
         raise checks.UserError(
             f"`only` must be a regular expression, got {only!r}: {error}"
@@ -71,7 +77,7 @@ def weight_blocks(
     for index, (path, leaf) in enumerate(jax.tree_util.tree_leaves_with_path(params)):
         parts = [str(getattr(key, "key", getattr(key, "idx", key))) for key in path]
         name = "/".join(parts)
-        if not wanted.search(name):
+        if not pattern.search(name):
             continue
         if set(parts) & set(stacked):
             blocks += [Block(f"{name}[{i}]", index, i) for i in range(leaf.shape[0])]
@@ -83,14 +89,7 @@ def weight_blocks(
 
 
 def displacement(fine_tuned: Params, pretrained: Params) -> Params:
-    """How far every weight moved: v, as a tree.
-
-    Args:
-        fine_tuned: weights after fine-tuning.
-        pretrained: weights before.
-
-    Returns:
-        Their difference.
+    """How far fine-tuning moved every weight: v, as a tree.
 
     Raises:
         UserError: if the trees or a shape differ, naming the first weight that does.

@@ -78,15 +78,12 @@ def theorem_2(
 
     Args:
         training_loss: mean over the training examples, between 0 and ``loss_bound``.
-        h: one curvature form a weight tensor, not negative.
+        h: one curvature form per weight tensor, not negative.
         num_examples: n.
         epsilon: in (0, 1).
         loss_bound: C; cross entropy has none of its own, so without one there is no bound.
         delta: one less the probability, in (0, 1); the paper has 0.01.
         remainder_constant: K, if one is assumed.
-
-    Returns:
-        Each term.
 
     Raises:
         UserError: for epsilon or delta outside (0, 1), a C that is infinite or below the training
@@ -142,17 +139,11 @@ def noise_stability(
     .. math:: E_{Z \sim N(w, \Sigma)} \ell(Z) - \ell(w) \le
         \langle \Sigma, H \rangle + C_1 \|\Sigma\|_F^{3/2}
 
-    Args:
-        covariance: of one weight tensor.
-        hessian: of the loss in that tensor.
-        constant: C_1, from the Lipschitz constants of the second derivatives.
-        taylor: whether the first term has Taylor's factor one half, which the lemma leaves out.
+    ``constant`` is C_1, from the Lipschitz constants of the second derivatives; with ``taylor`` the
+    first term has Taylor's factor one half, which the lemma leaves out.
 
     Returns:
         The first term and the remainder, in the unit of the loss.
-
-    Raises:
-        UserError: if the covariance is not positive or does not fit.
     """
     check_covariance(covariance, len(hessian))
     # an isotropic covariance has the variance d times on its diagonal
@@ -179,23 +170,13 @@ def eq_14(
     loss_bound: float,
     delta: float = 0.01,
 ) -> Float[np.ndarray, "3"]:
-    r"""The bound before the covariance is chosen, without its remainder (Eq 14).
+    r"""The bound's three terms before the covariance is chosen, without its remainder (Eq 14).
 
     .. math:: \tfrac1\beta \hat L + \tfrac{1-\beta}\beta \sum_i \langle \Sigma_i, H_i \rangle +
         \frac{C (\mathrm{KL} + \log(1/\delta))}{2 \beta (1-\beta) n}, \quad
         \beta = \frac1{1+\epsilon}
 
-    Args:
-        training_loss: mean over the training examples.
-        inner: sum over tensors of <Sigma_i, H_i>.
-        kl: Eq 11 at the same covariances.
-        num_examples: n.
-        epsilon: in (0, 1).
-        loss_bound: C.
-        delta: one less the probability.
-
-    Returns:
-        The three terms.
+    ``inner`` is the sum of the inner products, ``kl`` Eq 11 at the same covariances.
     """
     beta = 1.0 / (1.0 + share("epsilon", epsilon))
     share("delta", delta)
@@ -215,19 +196,12 @@ def weights_of_eq_14(
 def optimal_covariance(
     displacement: Vector, hessian: Matrix, *, a: float, b: float, ridge: float = 1e-3
 ) -> tuple[Matrix, float]:
-    r"""A covariance within reach of the infimum of a <Sigma, H> + b v^T Sigma^-1 v.
+    r"""A covariance within reach of the infimum of Eq 14's objective for the weights a and b.
 
     With :math:`u = H^{1/2} v` the infimum is approached by
-    :math:`\Sigma = \sqrt{b/a}\, H^{-1/2} (u u^\top / |u| + \rho |u| I) H^{-1/2}` as
+    :math:`\Sigma = \sqrt{b/a}\, H^{-1/2} (u u^\top / |u| + \rho |u| I) H^{-1/2}` as the ridge
     :math:`\rho \to 0`; its value there is :math:`\sqrt{ab}\, |u| (2 + \rho d - \rho/(1 + \rho))`
     up to rounding.
-
-    Args:
-        displacement: v of one weight tensor, not zero.
-        hessian: positive definite.
-        a: weight of the curvature.
-        b: weight of the KL term.
-        ridge: rho, relative to the length of u.
 
     Returns:
         The covariance, and the infimum 2 sqrt(a b) sqrt(v^T H v).

@@ -52,15 +52,12 @@ class Decay:
 def fit_decay(
     sizes: Float[np.ndarray, " m"], values: Float[np.ndarray, " m"], *, level: float = 0.9
 ) -> Decay:
-    """Fits a power of n to positive values.
+    """Fits a power of n to positive values, with Student's interval from m - 2 degrees of freedom.
 
     Args:
         sizes: n, two or more distinct.
-        values: one a size.
+        values: one per size.
         level: coverage of the interval.
-
-    Returns:
-        The fit; Student's interval from m - 2 degrees of freedom.
 
     Raises:
         UserError: if a size or value is not positive and finite, or sizes do not differ.
@@ -77,11 +74,11 @@ def fit_decay(
     dx = x - x.mean()
     slope = float(dx @ y / (dx @ dx))
     residuals = y - y.mean() - slope * dx
-    freedom = len(x) - 2
+    degrees = len(x) - 2
     half = math.inf
-    if freedom > 0:
-        error = math.sqrt(float(residuals @ residuals) / freedom / float(dx @ dx))
-        half = float(scipy.stats.t.ppf(0.5 + 0.5 * level, freedom)) * error
+    if degrees > 0:
+        error = math.sqrt(float(residuals @ residuals) / degrees / float(dx @ dx))
+        half = float(scipy.stats.t.ppf(0.5 + 0.5 * level, degrees)) * error
     return Decay(
         coefficient=float(np.exp(y.mean() - slope * x.mean())),
         exponent=-slope,
@@ -139,12 +136,9 @@ def corollary_1(
     Args:
         sum_of_h: the decay of the sum of h over weight tensors.
         loss_bound: C.
-        num_blocks: how many h are summed; the paper writes l, layers, where h_i is one a tensor.
+        num_blocks: how many h are summed; the paper writes l, layers, where h_i is one per tensor.
         epsilon: keeps the factor (1 + epsilon) of Theorem 2, which the paper's C_3 lacks.
         remainder_constant: K, if one is assumed.
-
-    Returns:
-        The constants, whether the order of phases can hold, and where the terms cross.
 
     Raises:
         UserError: if C or the number of blocks is not positive.
@@ -170,20 +164,10 @@ def corollary_1(
 
 
 def sum_of_roots_bound(h: Float[np.ndarray, " l"]) -> tuple[float, float]:
-    """Both sides of Lemma 1 (Eq 5, Proposition 1): the sum of sqrt(h_i), and its bound.
-
-    Args:
-        h: not negative.
-
-    Returns:
-        The sum of roots, and sqrt(l x sum of h); equal only where all h are.
+    """Both sides of Lemma 1: the sum of sqrt(h_i), and sqrt(l x sum of h).
 
     Raises:
         UserError: if an h is negative or not finite.
-
-    Example:
-        >>> sum_of_roots_bound(np.array([1.0, 4.0]))
-        (3.0, 3.1622776601683795)
     """
     checks.finite("h", h)
     if np.any(h < 0):

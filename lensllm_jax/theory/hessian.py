@@ -49,12 +49,12 @@ Loss = Callable[[Params, Any], Array]  # of one example, a scalar
 NUM_MATVECS = 16
 NUM_LAST = 3  # products whose effect estimates the error
 MAX_BYTES = 2**30  # of Lanczos vectors
-NUM_WORKING = 4  # vectors beside the m of the basis, by the compiled program's own account
+NUM_WORKING = 4  # vectors besides the m of the basis, by the compiled program's own account
 MIN_AT_ONCE = 2  # one at a time XLA keeps copies of the basis, more than two examples take
 
 
 class BlockForms(NamedTuple):
-    """Forms of one block, one entry an example, in the unit of the loss."""
+    """Forms of one block, one entry per example, in the unit of the loss."""
 
     name: str  # of the block
     positive: Float[np.ndarray, " n"]  # v^T H^+ v
@@ -77,20 +77,17 @@ def block_forms(
     num_matvecs: int = NUM_MATVECS,
     max_bytes: int = MAX_BYTES,
 ) -> tuple[BlockForms, ...]:
-    """The theorem's forms, block by block.
+    """The theorem's forms, one per block.
 
     Args:
         loss: ``loss(params, example) -> scalar``, twice differentiable; the same function object
             reuses its compiled program.
         params: where the Hessian is taken, the fine-tuned weights.
         moved: v, a tree like ``params``.
-        examples: a tree of arrays with a leading axis of examples.
+        examples: a tree of arrays with a leading axis of n examples.
         blocks: of ``params``.
         num_matvecs: m; a block of fewer weights takes as many as it has, and is then exact.
-        max_bytes: memory of the Lanczos vectors of the examples held at once.
-
-    Returns:
-        One a block.
+        max_bytes: memory of the Lanczos vectors of the examples in memory at once.
 
     Raises:
         UserError: if a form is not finite, naming block and example; if ``max_bytes`` does not
@@ -103,41 +100,31 @@ def block_forms(
             f"`max_bytes` must be {least} or more for {num_matvecs} products in the largest block, "
             f"got {max_bytes}: give more, or lower `num_matvecs`"
         )
-    found = []
+    forms = []
     for block in blocks:
         v = jnp.asarray(block.take(moved))
         squared = float(jnp.sum(v.astype(jnp.result_type(float)) ** 2))
         num = len(jax.tree.leaves(examples)[0])
         if squared == 0.0:
-            nothing = np.zeros(num)
-            found.append(BlockForms(block.name, nothing, nothing, nothing))
+            zero = np.zeros(num)
+            forms.append(BlockForms(block.name, zero, zero, zero))
             continue
         depth = min(num_matvecs, v.size)
         at_once = _at_once(num, max_bytes // _bytes_of_one(v, num_matvecs))
         matrices = np.asarray(
-            _lanczos(loss, params, v, examples, block.layer, block.leaf, depth, at_once),
-            np.float64,
+            _lanczos(loss, params, v, examples, block.unnamed, depth, at_once), np.float64
         )
         eps = float(jnp.finfo(v.dtype).eps)
         rows = [_quadrature(matrix, v.size, eps) for matrix in matrices]
         positive, error, plain = squared * np.array(rows).T
         for what, values in (("v^T H v", plain), ("v^T H^+ v", positive)):
             checks.finite(f"{what} of {block.name}, by example", values)
-        found.append(BlockForms(block.name, positive, error, plain))
-    return tuple(found)
+        forms.append(BlockForms(block.name, positive, error, plain))
+    return tuple(forms)
 
 
 def least_bytes(params: Params, blocks: Sequence[Block], *, num_matvecs: int) -> int:
-    """Memory that the Lanczos vectors of the largest block take, two examples at once.
-
-    Args:
-        params: the weights.
-        blocks: of them, one or more.
-        num_matvecs: m.
-
-    Returns:
-        Bytes: the smallest budget that :func:`block_forms` takes.
-    """
+    """The smallest ``max_bytes`` of :func:`block_forms`: two examples of the largest block."""
     weights = (jnp.asarray(block.take(params)) for block in blocks)
     return MIN_AT_ONCE * max(_bytes_of_one(part, num_matvecs) for part in weights)
 
@@ -149,15 +136,14 @@ def _bytes_of_one(weights: Array, num_matvecs: int) -> int:
 
 
 def _at_once(num: int, room: int) -> int:
-    """Most examples a step; a last step of fewer has memory of its own, beside the others'."""
+    """Most examples per step; a last step of fewer has memory of its own, besides the others'."""
     fitting = (k for k in range(min(num, room), MIN_AT_ONCE, -1) if k + num % k <= room)
     return next(fitting, min(num, MIN_AT_ONCE))
 
 
-@functools.partial(jax.jit, static_argnums=(0, 5, 6, 7))
-def _lanczos(loss: Loss, params, v, examples, layer, leaf: int, depth: int, at_once: int):
+@functools.partial(jax.jit, static_argnums=(0, 5, 6))
+def _lanczos(loss: Loss, params, v, examples, block: Block, depth: int, at_once: int):
     """H of every example's iteration, (n, m, m)."""
-    block = Block("", leaf, layer)  # the layer is traced: one program serves all layers
     weights = jnp.asarray(block.take(params))
 
     def one(example):
@@ -191,17 +177,9 @@ def _quadrature(matrix: np.ndarray, size: int, eps: float) -> tuple[float, float
 def joint_forms(
     loss: Loss, params: Params, moved: Params, examples: Any, blocks: Sequence[Block]
 ) -> Float[np.ndarray, "n num_blocks"]:
-    """v_i^T (H v)_i with the Hessian of all weights, one product an example.
+    """v_i^T (H v)_i with the Hessian of all weights, (n, num_blocks); may be negative.
 
-    Args:
-        loss: of one example.
-        params: where the Hessian is taken.
-        moved: v; weights outside ``blocks`` do not move.
-        examples: a tree of arrays with a leading axis of examples.
-        blocks: of ``params``.
-
-    Returns:
-        One row an example; may be negative.
+    One product per example; weights outside ``blocks`` do not move.
 
     Raises:
         UserError: if a form is not finite.
@@ -227,14 +205,7 @@ def _joint(loss: Loss, params, moved, examples, blocks: tuple[Block, ...]):
 def batch_means(
     forms: Float[np.ndarray, "n num_blocks"], *, batch_size: int
 ) -> Float[np.ndarray, "num_batches num_blocks"]:
-    """Joint forms of the mean loss of batches; a last batch that is not full is left out.
-
-    Args:
-        forms: joint forms by example.
-        batch_size: examples a batch.
-
-    Returns:
-        One row a batch.
+    """Joint forms of the mean loss of batches, from those by example; the last partial batch drops.
 
     Raises:
         UserError: if there are fewer examples than one batch.
@@ -267,17 +238,16 @@ def hessian_trace(
 ) -> Trace:
     r"""Trace of the mean loss's Hessian over ``blocks``: :math:`E\, z^\top H z`, signs z.
 
+    Cross terms between blocks average out; an interval of no width means a diagonal Hessian.
+
     Args:
         loss: of one example.
         params: where the Hessian is taken.
         examples: a tree of arrays with a leading axis of examples.
-        blocks: whose weights count; cross terms between them average out.
+        blocks: whose weights count.
         num_probes: two or more.
-        level: coverage of the interval.
+        level: coverage of Student's interval.
         seed: of the signs.
-
-    Returns:
-        The estimate; an interval of no width says that the Hessian is diagonal.
 
     Raises:
         UserError: with fewer than two probes, or a product that is not finite.
@@ -319,16 +289,8 @@ def _probes(loss: Loss, params, examples, blocks: tuple[Block, ...], num_probes:
 def gradient_variance(loss: Loss, params: Params, examples: Any, blocks: Sequence[Block]) -> float:
     r"""Trace of the covariance of one example's gradient, :math:`\sigma^2`, over ``blocks``.
 
-    The gradient of the mean loss of n independent examples has :math:`\sigma^2 / n` (Eq 22).
-
-    Args:
-        loss: of one example.
-        params: where the gradients are taken.
-        examples: two or more.
-        blocks: whose weights count.
-
-    Returns:
-        The unbiased estimate, sum over weights.
+    An unbiased estimate; the gradient of the mean loss of n independent examples has
+    :math:`\sigma^2 / n` (Eq 22).
 
     Raises:
         UserError: with one example, or a gradient that is not finite.

@@ -31,14 +31,7 @@ Covariance = Float[np.ndarray, "..."]  # (d, d), (d,) or (): check_covariance lo
 
 
 def check_covariance(covariance: Covariance, dimension: int) -> Covariance:
-    """``covariance``, if it is positive and fits vectors of ``dimension``.
-
-    Args:
-        covariance: full, diagonal or isotropic.
-        dimension: entries of the weight tensor.
-
-    Returns:
-        ``covariance`` unchanged.
+    """``covariance`` (full, diagonal or isotropic) of a tensor of ``dimension`` weights.
 
     Raises:
         UserError: if its shape does not fit, or it is not finite, symmetric and positive definite.
@@ -63,13 +56,6 @@ def check_covariance(covariance: Covariance, dimension: int) -> Covariance:
 def gaussian_kl(displacement: Vector, covariance: Covariance) -> float:
     """One summand of Eq 11 (or, for one variance, of Eq 12), in nats.
 
-    Args:
-        displacement: v_i, fine-tuned less pretrained weights of one tensor.
-        covariance: of that tensor's weights.
-
-    Returns:
-        Half of v^T Sigma^-1 v.
-
     Raises:
         UserError: for a covariance that is not positive definite, or of another size.
     """
@@ -84,25 +70,14 @@ def gaussian_kl(displacement: Vector, covariance: Covariance) -> float:
 def block_kl(
     displacements: Sequence[Float[np.ndarray, " _"]], covariances: Sequence[Covariance]
 ) -> float:
-    """Eq 11: the sum over weight tensors, in nats.
-
-    Args:
-        displacements: one v_i a weight tensor.
-        covariances: one a weight tensor.
-
-    Returns:
-        KL(Q || P).
+    """Eq 11: the sum over weight tensors, one displacement and covariance each, in nats.
 
     Raises:
         UserError: if the two differ in number, or a covariance does not fit.
-
-    Example:
-        >>> block_kl([np.ones(2), np.ones(3)], [np.array(1.0), np.array(0.5)])
-        4.0
     """
     if len(displacements) != len(covariances):
         raise checks.UserError(
-            f"`covariances` must be one a weight tensor ({len(displacements)}), "
+            f"`covariances` must be one per weight tensor ({len(displacements)}), "
             f"got {len(covariances)}"
         )
     return sum(gaussian_kl(v, s) for v, s in zip(displacements, covariances, strict=True))

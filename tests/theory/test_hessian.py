@@ -10,7 +10,7 @@ import pytest
 from lensllm_jax import checks
 from lensllm_jax.models import families
 from lensllm_jax.theory import hessian
-from lensllm_jax.theory.blocks import displacement, squared_norms, weight_blocks
+from lensllm_jax.theory.blocks import Block, displacement, squared_norms, weight_blocks
 from lensllm_jax.theory.hessian import (
     batch_means,
     block_forms,
@@ -283,7 +283,7 @@ def test_the_compiled_program_keeps_to_the_memory_budget(at_once):
 
     def held(k):
         def lanczos(params, vector, examples):
-            return hessian._lanczos(loss, params, vector, examples, None, 0, depth, k)
+            return hessian._lanczos(loss, params, vector, examples, Block("", 0, None), depth, k)
 
         return temporary_bytes(lanczos, params, params["w"], examples)
 
