@@ -12,7 +12,7 @@ by the absolute error of the loss predicted at the largest size from 1/budget of
 * covariates: the log error of a base prediction (rectified, pooled), regressed by ridge on
   quantities of the kernel (trace and largest eigenvalue per example, decay of F and of the kernel's
   test residual at the step of the budget, fall of that residual from the smallest n to the
-  largest).  The other candidates' full curves are known: a history that one pays for once.
+  largest).  The other candidates' full curves are known: a history that is paid for once.
   Controls: their mean error alone; ridge on quantities of the curve.
 
 Everything is leave-one-candidate-out: no number of a candidate beyond the budget enters its own

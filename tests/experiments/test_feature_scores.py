@@ -21,7 +21,7 @@ WEIGHTS = {name: {"k": RANDOM.standard_normal((60, 55))} for name in NAMES}
 
 
 def features(labelled_until):
-    """States that tell the first word, of a the best, up to an example; then none does."""
+    """States that predict the first word, those of a best, up to an example; then none do."""
     labels = np.array([float(i % 2) for i in range(20)])
     states = {}
     for rank, name in enumerate(NAMES):
@@ -47,7 +47,7 @@ def test_a_budget_reads_its_own_examples_and_no_more(rankings):
     assert scores["a"] > scores["b"] > scores["c"]  # evidence: bigger is better
 
 
-def test_weights_are_read_once_and_judge_every_budget(rankings):
+def test_weights_are_read_once_and_score_every_budget(rankings):
     by_key = rankings(features(20))
     assert by_key["nlp_metrics", 2] is by_key["nlp_metrics", 4]
     row = MODULE.row_of(TABLE, ("logme", 2), by_key["logme", 2], 7.0, 1.0)

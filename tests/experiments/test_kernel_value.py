@@ -21,7 +21,7 @@ def squares_around(centres, width=0.5, noise=0.01):
     return noise**2 * ((LOG_OFFSETS[None] - centres[:, None]) / width) ** 2
 
 
-def test_a_prior_follows_a_feature_that_tells_the_offset_and_no_other():
+def test_a_prior_follows_a_feature_that_predicts_the_offset_and_no_other():
     random = np.random.default_rng(0)
     z = random.standard_normal(12)
     degrees_of_freedom = np.full(12, 2.0)
@@ -32,7 +32,7 @@ def test_a_prior_follows_a_feature_that_tells_the_offset_and_no_other():
     assert abs(uninformed.slope) < 0.8
     common = value.fit_prior(squares_around(3.0 + 1.5 * z), degrees_of_freedom, np.zeros(12))
     assert common.slope == 0.0
-    # a candidate whose sizes say nothing goes where the prior and its feature say
+    # a candidate with a flat likelihood is where the prior and its feature put it
     flat = np.zeros(len(LOG_OFFSETS))
     assert informed.posterior(flat, 1.0) @ LOG_OFFSETS == pytest.approx(4.5, abs=0.3)
     assert informed.posterior(flat, 1.0).sum() == pytest.approx(1.0)
@@ -40,7 +40,7 @@ def test_a_prior_follows_a_feature_that_tells_the_offset_and_no_other():
 
 def test_a_prior_is_where_the_evidence_is_largest():
     z = np.array([-1.0, 0.5, 1.0, -0.2, 1.3])
-    # what no offset explains, else the likeliest noise is none
+    # a residual that no offset explains, else the most likely noise is zero
     squares = squares_around(np.array([3.0, 1.0, 6.0, 5.0, 2.0])) + 2e-4
     degrees_of_freedom = np.full(5, 2.0)
 

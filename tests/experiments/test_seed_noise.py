@@ -58,7 +58,7 @@ def test_nine_intervals_of_ten_hold_the_noise():
     assert abs(np.mean(covered) - 0.9) < 0.025  # four standard errors of 2,000 draws
 
 
-def test_the_pick_of_the_second_seed_is_judged_by_the_first(compare):
+def test_the_selection_of_the_second_seed_is_evaluated_by_the_first(compare):
     first = np.array([[3.0, 3.0, 3.0], [4.0, 4.0, 4.0], [5.0, 5.0, 5.0]])
     second = np.array([[3.0, 4.5, 5.0], [4.0, 4.0, 4.0], [5.0, 5.0, 3.0]])
     rows = compare(first, second)

@@ -36,7 +36,7 @@ def rows(tmp_path):
         return list(csv.DictReader(file))
 
 
-def test_a_setting_is_judged_by_the_truth_of_another(binary, tmp_path):
+def test_a_setting_is_evaluated_by_the_truth_of_another(binary, tmp_path):
     good = write(tmp_path / "good.csv", sizes=SIZES[:3])
     bad = write(tmp_path / "bad.csv", order=slice(None, None, -1), sizes=SIZES[:3], shift=1.0)
     binary.CURVES.value = [f"good={good}", f"bad={bad}"]
