@@ -37,7 +37,7 @@ def _paired(scores: Numbers, losses: Numbers) -> tuple[np.ndarray, np.ndarray]:
 
 
 def pearson_correlation(scores: Numbers, losses: Numbers) -> float:
-    """PearCorr of predicted and full-data losses of the same candidates, in [-100, 100].
+    """PearCorr of predicted ``scores`` and full-data ``losses`` per candidate, in [-100, 100].
 
     Raises:
         UserError: with fewer than two candidates, or if either side is constant.
@@ -52,7 +52,7 @@ def pearson_correlation(scores: Numbers, losses: Numbers) -> float:
 
 
 def relative_accuracy(selected_loss: float, losses: Numbers) -> float:
-    """RelAcc of the selected candidate's full-data loss among all: 0 worst, 100 best.
+    """RelAcc of ``selected_loss`` among all full-data ``losses``: 0 worst, 100 best.
 
     Raises:
         UserError: if all losses are equal, or the selected one lies outside them.

@@ -103,5 +103,5 @@ MISTAKES = [
         "positive definite ... got smallest eigenvalue -1",
         lambda tmp: kl.gaussian_kl(ONES, -EYE),
     ),
-    ("covariances", "one a weight tensor ... got 0", lambda tmp: kl.block_kl([ONES], [])),
+    ("covariances", "one per weight tensor ... got 0", lambda tmp: kl.block_kl([ONES], [])),
 ]
