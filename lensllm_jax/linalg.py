@@ -107,8 +107,8 @@ def lanczos(product: Callable[[Array], Array], start: Array, depth: int) -> Lanc
     """
     iteration = decomp.hessenberg(depth, reortho="full", custom_vjp=False)
     with jax.default_matmul_precision("highest"):
-        found = iteration(product, start)
-    return Lanczos(found.J_small, jnp.linalg.norm(found.residual))
+        result = iteration(product, start)
+    return Lanczos(result.J_small, jnp.linalg.norm(result.residual))
 
 
 def krylov_depth(

@@ -72,8 +72,8 @@ def test_gauss_and_radau_enclose_a_decaying_exponential(x64, depth):
     a = random_symmetric(9)
     a = a @ a / 9
     r = np.arange(1.0, 10.0)
-    found = linalg.lanczos(lambda v: a @ v, jnp.asarray(r / np.linalg.norm(r)), depth)
-    h, remainder = np.asarray(found.hessenberg), float(found.remainder)
+    krylov = linalg.lanczos(lambda v: a @ v, jnp.asarray(r / np.linalg.norm(r)), depth)
+    h, remainder = np.asarray(krylov.hessenberg), float(krylov.remainder)
     assert linalg.krylov_depth(np.diag(h), np.diag(h, -1), eps=1e-16) == depth
     t = linalg.tridiagonal(np.diag(h), np.diag(h, -1))
     assert_close(t, h, rel=1e-12)
@@ -86,8 +86,8 @@ def test_gauss_and_radau_enclose_a_decaying_exponential(x64, depth):
 
 def test_the_krylov_space_of_few_eigenvalues_ends_with_them(x64):
     a = np.diag([1.0, 1.0, 3.0, 3.0, 3.0])
-    found = linalg.lanczos(lambda v: a @ v, jnp.ones(5), 4)
-    h = np.asarray(found.hessenberg)
+    krylov = linalg.lanczos(lambda v: a @ v, jnp.ones(5), 4)
+    h = np.asarray(krylov.hessenberg)
     assert linalg.krylov_depth(np.diag(h), np.diag(h, -1), eps=1e-16) == 2
     rule = linalg.gauss_quadrature(linalg.tridiagonal(np.diag(h)[:2], np.diag(h, -1)[:1]))
     assert_close(rule.nodes, np.array([1.0, 3.0]))

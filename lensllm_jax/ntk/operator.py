@@ -142,8 +142,8 @@ def ntk_loss_matrix_free(
     norm = float(np.linalg.norm(r))
     start = (r / norm if norm else np.ones_like(r)).astype(blocks.dtype)
     start, counted = (blocks.cut(a[None])[0] for a in (start, np.ones_like(start)))
-    found = _lanczos(f, params, blocks.x, start, counted, min(int(num_matvecs), r.size))
-    rules = _rules(found, norm**2, learning_rate)
+    krylov = _lanczos(f, params, blocks.x, start, counted, min(int(num_matvecs), r.size))
+    rules = _rules(krylov, norm**2, learning_rate)
     t = np.asarray(steps, np.float64)
     loss, upper = rules.gauss.loss(t), rules.radau.loss(t)
     # d/dΘ of r^T exp(-cΘ) r along an error E of norm δ: |∫ r^T exp(-sΘ) E exp(-(c-s)Θ) r ds| is at
@@ -231,11 +231,11 @@ class _Rules(NamedTuple):
     rounding: float  # norm of the error of the products
 
 
-def _rules(found: linalg.Lanczos, squared_norm: float, learning_rate: float) -> _Rules:
-    h = np.asarray(found.hessenberg)
+def _rules(krylov: linalg.Lanczos, squared_norm: float, learning_rate: float) -> _Rules:
+    h = np.asarray(krylov.hessenberg)
     eps = float(np.finfo(h.dtype).eps)
     h = h.astype(np.float64)
-    below = np.append(np.diag(h, -1), float(found.remainder))
+    below = np.append(np.diag(h, -1), float(krylov.remainder))
     m = linalg.krylov_depth(np.diag(h), below, eps=eps)
     h = checks.finite("theta v (in Lanczos' iteration)", h[:m, :m])
     t = linalg.tridiagonal(np.diag(h), below[: m - 1])

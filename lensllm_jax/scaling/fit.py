@@ -99,7 +99,7 @@ def fit_laws(
         ntk: for "lensllm": F at each size of each curve, one spectrum per curve, or a bound.
         weights: one row per curve.
         huber_delta: of all curves.
-        zero_floor: which curves have E fixed at 0, one parameter less; default none.
+        zero_floor: which curves have E fixed at 0, a free parameter fewer; default none.
         zero_size: of all curves.
 
     Returns:

@@ -16,9 +16,9 @@ Example:
 
 import numpy as np
 
+from lensllm_jax.scaling._theta import MIN_LOG_F, Theta, log_losses
 from lensllm_jax.scaling.kernel import Measured
 from lensllm_jax.scaling.solution import Solution
-from lensllm_jax.scaling.theta import MIN_LOG_F, Theta, log_losses
 
 STEP = 1e-6  # of central differences: cube root of float64's epsilon, rounded
 ORDER = ("a", "beta", "E", "delta", "alpha")  # of the sentences

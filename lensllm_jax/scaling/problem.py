@@ -14,10 +14,10 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from lensllm_jax import checks
-from lensllm_jax.scaling import theta
+from lensllm_jax.scaling import _theta as theta
+from lensllm_jax.scaling._theta import Box, Theta
 from lensllm_jax.scaling.kernel import Bounded, KernelLoss, check_positive
 from lensllm_jax.scaling.laws import Law
-from lensllm_jax.scaling.theta import Box, Theta
 
 WITHOUT_ZERO = (Law.POWER, Law.VANILLA)  # infinite at D = 0
 
@@ -126,7 +126,7 @@ class FitProblem:
 
     @property
     def degrees_of_freedom(self) -> Int[np.ndarray, " num_curves"]:
-        """Sizes used less free parameters; negative where the sizes are too few."""
+        """Sizes used minus free parameters; negative where the sizes are too few."""
         return self.used.sum(1) - np.sum(self.box.free, axis=0)
 
     def take(self, rows: slice | Int[np.ndarray, " num_rows"]) -> "FitProblem":

@@ -1,4 +1,4 @@
-"""What a fit hands back: a law's parameters, predictions, intervals and warnings.
+"""The result of a fit: a law's parameters, predictions, intervals and warnings.
 
 Example:
     >>> import numpy as np
@@ -85,7 +85,7 @@ class LawFit:
 
     @property
     def degrees_of_freedom(self) -> int:
-        """Sizes used less free parameters."""
+        """Sizes used minus free parameters."""
         return int(self.solution.problem.degrees_of_freedom[0])
 
     def predict(

@@ -20,11 +20,11 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from lensllm_jax import checks
+from lensllm_jax.scaling._solve import solve_curves
+from lensllm_jax.scaling._theta import Theta, log_losses
 from lensllm_jax.scaling.kernel import Measured, Spectrum
 from lensllm_jax.scaling.laws import Law
 from lensllm_jax.scaling.problem import FitProblem
-from lensllm_jax.scaling.solve import solve_curves
-from lensllm_jax.scaling.theta import Theta, log_losses
 
 _Fits = TypeVar("_Fits", bound="Solution")
 

@@ -91,7 +91,7 @@ def theorem_2(
     """
     share("epsilon", epsilon)
     share("delta", delta)
-    check_loss_bound(loss_bound, training_loss)
+    _check_loss_bound(loss_bound, training_loss)
     checks.positive("num_examples", num_examples)
     checks.finite("h", h)
     if np.any(h < 0):
@@ -116,7 +116,7 @@ def share(name: str, value: float) -> float:
     return value
 
 
-def check_loss_bound(loss_bound: float, largest_loss: float) -> float:
+def _check_loss_bound(loss_bound: float, largest_loss: float) -> float:
     """``loss_bound``, if it is finite and bounds the losses seen."""
     if not (math.isfinite(loss_bound) and loss_bound > 0):
         raise checks.UserError(
@@ -149,11 +149,11 @@ def noise_stability(
     # an isotropic covariance has the variance d times on its diagonal
     times = math.sqrt(len(hessian)) if covariance.ndim == 0 else 1.0
     norm = times * float(np.linalg.norm(covariance))
-    first = inner_product(covariance, hessian) * (0.5 if taylor else 1.0)
+    first = _inner_product(covariance, hessian) * (0.5 if taylor else 1.0)
     return first, constant * norm**1.5
 
 
-def inner_product(covariance: Covariance, hessian: Matrix) -> float:
+def _inner_product(covariance: Covariance, hessian: Matrix) -> float:
     """<Sigma, H> for a full, diagonal or isotropic covariance."""
     if covariance.ndim == 2:
         return float(np.sum(covariance * hessian))
@@ -180,7 +180,7 @@ def eq_14(
     """
     beta = 1.0 / (1.0 + share("epsilon", epsilon))
     share("delta", delta)
-    check_loss_bound(loss_bound, training_loss)
+    _check_loss_bound(loss_bound, training_loss)
     price = loss_bound * (kl + math.log(1 / delta)) / (2 * beta * (1 - beta) * num_examples)
     return np.array([training_loss / beta, (1 - beta) / beta * inner, price])
 
@@ -214,7 +214,7 @@ def optimal_covariance(
     u = (vectors * np.sqrt(values)) @ (vectors.T @ displacement)
     length = float(np.linalg.norm(u))
     if length == 0:
-        raise checks.UserError("`displacement` must not be zero, got zeros: nothing was tuned")
+        raise checks.UserError("`displacement` must not be zero, got zeros: no weight moved")
     inverse = (vectors / np.sqrt(values)) @ vectors.T
     middle = np.outer(u, u) / length + ridge * length * np.eye(len(u))
     covariance = math.sqrt(b / a) * inverse @ middle @ inverse

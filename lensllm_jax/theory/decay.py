@@ -30,7 +30,7 @@ from jaxtyping import Float
 
 from lensllm_jax import checks
 
-CRITICAL_BETA_2 = 0.5  # above it the power term falls faster than the remainder
+_CRITICAL_BETA_2 = 0.5  # above it the power term falls faster than the remainder
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,9 +102,9 @@ class Consistency(enum.Enum):
         """What the interval of beta_2 allows to say."""
         if beta_2.high < 0:
             return cls.GROWS
-        if beta_2.low > CRITICAL_BETA_2:
+        if beta_2.low > _CRITICAL_BETA_2:
             return cls.FAILS
-        return cls.HOLDS if beta_2.low > 0 and beta_2.high < CRITICAL_BETA_2 else cls.UNDECIDED
+        return cls.HOLDS if beta_2.low > 0 and beta_2.high < _CRITICAL_BETA_2 else cls.UNDECIDED
 
 
 @dataclasses.dataclass(frozen=True)

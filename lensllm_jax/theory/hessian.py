@@ -10,8 +10,8 @@ block's Hessian set to zero:
 iteration (matfree, full reorthogonalisation) turns m Hessian-vector products into nodes and
 weights of Gauss quadrature for it.  max(lambda, 0) is not smooth at 0, so no rule bounds the error;
 what the last three products changed estimates it.  Products never leave the block: the Hessian is
-block-exact, and memory is m + 4 vectors of one block for each example held at once, two examples
-at the least (:func:`least_bytes`).
+block-exact, and each example in memory takes m + 4 vectors of one block; two are the least
+(:func:`least_bytes`).
 
 What others compute instead is here under its own name:
 
@@ -47,10 +47,10 @@ from lensllm_jax.typing import Array, Params
 
 Loss = Callable[[Params, Any], Array]  # of one example, a scalar
 NUM_MATVECS = 16
-NUM_LAST = 3  # products whose effect estimates the error
+_NUM_LAST = 3  # products whose effect estimates the error
 MAX_BYTES = 2**30  # of Lanczos vectors
-NUM_WORKING = 4  # vectors besides the m of the basis, by the compiled program's own account
-MIN_AT_ONCE = 2  # one at a time XLA keeps copies of the basis, more than two examples take
+_NUM_WORKING = 4  # vectors besides the m of the basis, by the compiled program's own account
+_MIN_AT_ONCE = 2  # one at a time XLA keeps copies of the basis, more than two examples take
 
 
 class BlockForms(NamedTuple):
@@ -126,19 +126,19 @@ def block_forms(
 def least_bytes(params: Params, blocks: Sequence[Block], *, num_matvecs: int) -> int:
     """The smallest ``max_bytes`` of :func:`block_forms`: two examples of the largest block."""
     weights = (jnp.asarray(block.take(params)) for block in blocks)
-    return MIN_AT_ONCE * max(_bytes_of_one(part, num_matvecs) for part in weights)
+    return _MIN_AT_ONCE * max(_bytes_of_one(part, num_matvecs) for part in weights)
 
 
 def _bytes_of_one(weights: Array, num_matvecs: int) -> int:
     """Lanczos vectors of one example."""
-    vectors = min(num_matvecs, weights.size) + NUM_WORKING
+    vectors = min(num_matvecs, weights.size) + _NUM_WORKING
     return int(vectors * weights.size * weights.dtype.itemsize)
 
 
 def _at_once(num: int, room: int) -> int:
     """Most examples per step; a last step of fewer has memory of its own, besides the others'."""
-    fitting = (k for k in range(min(num, room), MIN_AT_ONCE, -1) if k + num % k <= room)
-    return next(fitting, min(num, MIN_AT_ONCE))
+    fitting = (k for k in range(min(num, room), _MIN_AT_ONCE, -1) if k + num % k <= room)
+    return next(fitting, min(num, _MIN_AT_ONCE))
 
 
 @functools.partial(jax.jit, static_argnums=(0, 5, 6))
@@ -165,7 +165,7 @@ def _quadrature(matrix: np.ndarray, size: int, eps: float) -> tuple[float, float
         return float("nan"), float("nan"), float("nan")
     depth = linalg.krylov_depth(diagonal, below, eps=eps)
     rules = []
-    for m in range(max(1, depth - NUM_LAST), depth + 1):
+    for m in range(max(1, depth - _NUM_LAST), depth + 1):
         rule = linalg.gauss_quadrature(linalg.tridiagonal(diagonal[:m], below[: m - 1]))
         rules.append(float(rule.weights @ np.maximum(rule.nodes, 0.0)))
     rounding = 10 * eps * float(np.abs(diagonal[:depth]).max() + 1e-300)

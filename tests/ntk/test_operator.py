@@ -147,10 +147,10 @@ def test_error_bound_covers_the_true_error_of_short_iterations(x64, num_matvecs)
     check()
     # the bound says something: it is far below F itself where the iteration has converged
     x, residual = rng.normal(size=(30, 30)), rng.normal(size=30)
-    found = ntk_loss_matrix_free(
+    converged = ntk_loss_matrix_free(
         linear, jnp.zeros(30), x, residual, learning_rate=1e-3, steps=1.0, num_matvecs=13
     )
-    assert found.error < 1e-6 * found.loss
+    assert converged.error < 1e-6 * converged.loss
 
 
 def test_too_few_products_are_seen_in_the_error_and_more_mend_it(x64):

@@ -18,11 +18,11 @@ def curve(after, *, before=-0.02, kink=1600.0, noise=0.003, seed=0):
 
 
 def test_a_kink_is_found_where_it_is():
-    found = segmented_transition(SIZES, curve(-0.3), level=0.99)
-    assert found.phase is Phase.TRANSITION
-    assert found.low <= 1600.0 <= found.high
-    assert found.high / found.low < 2.0
-    assert_close([found.slope_before, found.slope_after], [-0.02, -0.3], rel=0.05)  # noise
+    kink = segmented_transition(SIZES, curve(-0.3), level=0.99)
+    assert kink.phase is Phase.TRANSITION
+    assert kink.low <= 1600.0 <= kink.high
+    assert kink.high / kink.low < 2.0
+    assert_close([kink.slope_before, kink.slope_after], [-0.02, -0.3], rel=0.05)  # noise
 
 
 def test_a_line_has_no_kink_and_a_floor_is_no_power_phase():
@@ -33,8 +33,8 @@ def test_a_line_has_no_kink_and_a_floor_is_no_power_phase():
 
 
 def test_intervals_of_the_kink_cover_it():
-    found = [segmented_transition(SIZES, curve(-0.1, noise=0.02, seed=s)) for s in range(60)]
-    assert np.mean([f.low <= 1600.0 <= f.high for f in found]) > 0.8
+    kinks = [segmented_transition(SIZES, curve(-0.1, noise=0.02, seed=s)) for s in range(60)]
+    assert np.mean([f.low <= 1600.0 <= f.high for f in kinks]) > 0.8
 
 
 def test_sizes_that_were_not_measured_are_left_out_and_too_few_are_refused():

@@ -91,8 +91,8 @@ def test_forms_of_every_family_equal_the_eigendecomposition(variant, x64):
     blocks = weight_blocks(params, stacked=("blocks",), only=FAMILIES[variant])
     blocks = [b for b in blocks if b.layer == 1]  # neither the first nor the last layer
     assert blocks
-    found = block_forms(loss, params, moved, examples, blocks, num_matvecs=24)
-    for block, forms in zip(blocks, found, strict=True):
+    forms_of_blocks = block_forms(loss, params, moved, examples, blocks, num_matvecs=24)
+    for block, forms in zip(blocks, forms_of_blocks, strict=True):
         v = np.ravel(block.take(moved))
         hessians = oracles.block_hessians(
             lambda w, one, b=block: loss(b.put(params, w), one), block.take(params), examples
@@ -220,23 +220,23 @@ def test_batch_means_are_the_forms_of_the_batches_mean_loss(x64):
 def test_traces_lie_in_their_intervals_as_often_as_they_say(x64):
     loss, params, _, hessians = toy()
     truth = np.trace(hessians.mean(0))
-    found = [
+    traces = [
         hessian_trace(loss, params, hessians, weight_blocks(params), seed=seed, num_probes=16)
         for seed in range(60)
     ]
     # 60 draws at 0.9: a standard error of 0.04
-    assert np.mean([t.low <= truth <= t.high for t in found]) > 0.8
+    assert np.mean([t.low <= truth <= t.high for t in traces]) > 0.8
     one = hessian_trace(loss, params, hessians, weight_blocks(params)[1:], num_probes=400)
     assert one.low <= np.trace(hessians.mean(0)[4:, 4:]) <= one.high
 
 
 def test_a_diagonal_hessian_has_its_trace_without_error(x64):
     params = {"w": jnp.zeros(4)}
-    found = hessian_trace(
+    trace = hessian_trace(
         lambda p, d: 0.5 * jnp.sum(d * p["w"] ** 2),
         params, np.array([[1.0, 2.0, 3.0, 4.0]]), weight_blocks(params), num_probes=3,
     )  # fmt: skip
-    assert_close([found.low, found.value, found.high], [10.0] * 3, np.float64)
+    assert_close([trace.low, trace.value, trace.high], [10.0] * 3, np.float64)
 
 
 def test_gradient_variance_is_the_trace_of_the_covariance(x64):
@@ -253,41 +253,41 @@ def test_gradient_variance_is_the_trace_of_the_covariance(x64):
 def test_memory_budget_changes_nothing_but_memory(x64, monkeypatch):
     loss, params, moved, hessians = toy()
     blocks = weight_blocks(params)
-    lanczos, asked = hessian._lanczos, []
-    monkeypatch.setattr(hessian, "_lanczos", lambda *a: (asked.append(a[-1]), lanczos(*a))[1])
+    lanczos, chunks = hessian._lanczos, []
+    monkeypatch.setattr(hessian, "_lanczos", lambda *a: (chunks.append(a[-1]), lanczos(*a))[1])
     wide = block_forms(loss, params, moved, hessians, blocks)
     least = hessian.least_bytes(params, blocks, num_matvecs=hessian.NUM_MATVECS)
     assert least == 2 * 8 * 4 * 8  # examples, vectors, float64 weights of the larger block
     narrow = block_forms(loss, params, moved, hessians, blocks, max_bytes=least)
     for a, b in zip(wide, narrow, strict=True):
         assert_close(a.positive, b.positive, np.float64)
-    assert asked == [4, 4, 2, 2]  # of four examples
-    # eight vectors of four float64 each an example; three at once would leave one, beside them
+    assert chunks == [4, 4, 2, 2]  # of four examples
+    # eight vectors of four float64 each per example; three at once would leave one, next to them
     for room, expected in ((4, 4), (3, 2)):
         block_forms(loss, params, moved, hessians, blocks[:1], max_bytes=room * 8 * 4 * 8)
-        assert asked[-1] == expected
+        assert chunks[-1] == expected
     with pytest.raises(checks.UserError, match="`max_bytes` must be 512 or more for 16 products"):
         block_forms(loss, params, moved, hessians, blocks, max_bytes=least - 1)
 
 
 @pytest.mark.parametrize("at_once", [2, 5])
 def test_the_compiled_program_keeps_to_the_memory_budget(at_once):
-    """Its own account of what it holds beside its input, with vectors that dwarf the rest."""
+    """Its own account of what it needs besides its input, with vectors that dwarf the rest."""
     size, depth, num = 4096, 6, 10
     params, examples = {"w": jnp.zeros(size)}, jnp.ones((num, 1))
-    budget = at_once * (depth + hessian.NUM_WORKING) * size * params["w"].dtype.itemsize
+    budget = at_once * (depth + hessian._NUM_WORKING) * size * params["w"].dtype.itemsize
     assert hessian._at_once(num, at_once) == at_once
 
     def loss(p, x):
         return jnp.sum(jnp.cos(p["w"]) * x)
 
-    def held(k):
+    def temporary(k):
         def lanczos(params, vector, examples):
             return hessian._lanczos(loss, params, vector, examples, Block("", 0, None), depth, k)
 
         return temporary_bytes(lanczos, params, params["w"], examples)
 
-    assert held(at_once) <= budget < held(num)
+    assert temporary(at_once) <= budget < temporary(num)
 
 
 def test_a_block_that_did_not_move_has_no_form():

@@ -4,7 +4,7 @@ The objective of a curve is the squared, or Huber's, log residual
 
 .. math:: \min_\theta \sum_i w_i\,\rho(\log \hat L(D_i; \theta) - \log L(D_i))
 
-in the box of the law (``theta.py``).  Given :math:`(\delta, \beta, \alpha)` every law is linear in
+in the box of the law (``_theta.py``).  Given :math:`(\delta, \beta, \alpha)` every law is linear in
 :math:`(e^a, E)`, so a grid over those three with a closed-form inner solve searches the whole
 box; the best point of each region starts a bounded Levenberg-Marquardt run.  Nothing is
 random: the same input gives the same bits.
@@ -24,10 +24,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float
 
+from lensllm_jax.scaling._theta import NUM_THETA, Theta, log_loss, log_loss_gradient
 from lensllm_jax.scaling.kernel import Measured
 from lensllm_jax.scaling.least_squares import minimise_least_squares
 from lensllm_jax.scaling.problem import WITHOUT_ZERO, FitProblem
-from lensllm_jax.scaling.theta import NUM_THETA, Theta, log_loss, log_loss_gradient
 
 # The grid of starts: NUM_BETA exponents x NUM_SECOND values of delta or alpha.
 NUM_BETA, NUM_SECOND = 24, 16

@@ -8,8 +8,8 @@ With :math:`x = \log D` and an offset o, the logarithm of a measured F or 0,
 :math:`e^\delta` is :math:`D_l`, F, or the factor before a measured F.  B enters through
 :math:`a = \log B - d_{ref}`, the logarithm of the reducible loss at a reference size, because B
 alone and beta trade against each other over tens of orders of magnitude.  E is kept linear, so that
-E = 0 is an ordinary bound.  A law is a box of :math:`\theta = (a, \delta, \beta, E, \alpha)`: what
-it does not have stands still.
+E = 0 is an ordinary bound.  A law is a box of :math:`\theta = (a, \delta, \beta, E, \alpha)`: the
+parameters that it does not have are fixed.
 
 Example:
     >>> import numpy as np

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from lensllm_jax.scaling import laws
+from lensllm_jax.scaling._theta import Theta, log_loss, log_loss_gradient, log_losses
 from lensllm_jax.scaling.kernel import Bounded, Measured
 from lensllm_jax.scaling.problem import FitProblem
-from lensllm_jax.scaling.theta import Theta, log_loss, log_loss_gradient, log_losses
 from tests.tolerances import assert_close
 
 SIZES = np.array([0.0, 1.0, 200.0, 51200.0])
