@@ -96,9 +96,11 @@ endef
 	  -r requirements.txt -r requirements-dev.txt -e .
 	touch $@
 
-# PyTorch is an oracle of the tests alone.
+# PyTorch is an oracle of the tests alone, as are the libraries of Hugging Face that need it.
 .venv-torch/tests: .venv/tests
-	$(call borrowing,.venv-torch,torch==2.13.0)
+	$(call borrowing,.venv-torch,torch==2.13.0 psutil==7.2.2 && \
+	  .venv-torch/bin/python -m pip install --quiet --disable-pip-version-check --no-deps \
+	  accelerate==1.15.0 peft==0.21.2)
 
 # Debian's Chromium and its driver are installed where that is allowed.
 .venv-browser/tests: .venv/tests requirements-browser.txt

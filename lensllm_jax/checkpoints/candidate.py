@@ -29,6 +29,7 @@ from lensllm_jax import checks, durable
 from lensllm_jax.checkpoints.config import CONFIG, read_config
 from lensllm_jax.checkpoints.files import is_inside
 from lensllm_jax.checkpoints.folder import SINGLE
+from lensllm_jax.checkpoints.gguf.header import is_gguf, read_header
 from lensllm_jax.checkpoints.tensors import TensorFiles
 from lensllm_jax.checkpoints.tokenizer import TOKENIZER_FILES, read_tokenizer
 from lensllm_jax.checkpoints.weights import embedding_tensor, load_params, saved_tensors
@@ -47,7 +48,10 @@ class Candidate:
         config: shape and variants.
         params: the parameter tree.
         hf_config: the checkpoint's own config, for saving.
-        folder: where it was loaded from; the tokenizer is read from there.
+        folder: where it was loaded from (a folder or a GGUF file); the tokenizer is read from
+            there.
+        dequantized_from: llama.cpp's names of the types in which weights were stored in fewer
+            bits, such as Q4_K; none where they were floating-point numbers.
     """
 
     name: str
@@ -56,6 +60,7 @@ class Candidate:
     params: Params = dataclasses.field(repr=False)
     hf_config: Mapping[str, Any] = dataclasses.field(repr=False)
     folder: Path
+    dequantized_from: tuple[str, ...] = ()
 
     @property
     def is_encoder_decoder(self) -> bool:
@@ -140,15 +145,17 @@ class Candidate:
         for name in tokenizer_files:
             if not (folder / name).exists():
                 shutil.copy(self.folder / name, folder)
+        if is_gguf(self.folder):
+            self.tokenizer.save_pretrained(folder)
 
 
 def load_folder(
     folder: str | Path, *, name: str | None = None, dtype: str = "float32"
 ) -> Candidate:
-    """Reads a Hugging Face checkpoint folder.
+    """Reads a Hugging Face checkpoint folder, or a GGUF file.
 
     Args:
-        folder: holds config.json and safetensors weights.
+        folder: holds config.json and weights.
         name: of the candidate (default: the folder's name).
         dtype: type of the parameters; "float64" needs JAX's x64 mode.
 
@@ -168,6 +175,7 @@ def load_folder(
         params=jax.device_put(params, may_alias=True),
         hf_config=described.attributes,
         folder=folder,
+        dequantized_from=read_header(folder).quantized_types if is_gguf(folder) else (),
     )
 
 

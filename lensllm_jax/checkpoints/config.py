@@ -19,6 +19,8 @@ from lensllm_jax import checks
 from lensllm_jax.checkpoints.attributes import unknown_attributes
 from lensllm_jax.checkpoints.files import is_there, read_json
 from lensllm_jax.checkpoints.folder import contents
+from lensllm_jax.checkpoints.gguf.config import read_gguf_config
+from lensllm_jax.checkpoints.gguf.header import is_gguf
 from lensllm_jax.models.family import Family, ModelConfig
 from lensllm_jax.models.registry import FAMILIES
 
@@ -43,11 +45,13 @@ class CheckpointConfig(NamedTuple):
 
 
 def read_config(folder: str | Path) -> CheckpointConfig:
-    """The config of a checkpoint folder.
+    """The config of a checkpoint folder, or of a GGUF file.
 
     Raises:
         UserError: if there is no such file, or ``parse_config`` refuses what it says.
     """
+    if is_gguf(folder):
+        return parse_config(read_gguf_config(folder), name=str(folder))
     path = Path(folder) / CONFIG
     if not is_there(path):
         raise checks.UserError(

@@ -6,6 +6,8 @@ r"""Format: one kind of weight file, opened as a map from names to tensors that 
 * bin, as PyTorch wrote it: read by PyTorch itself, which accepts tensors and nothing that
   could run (``weights_only=True``).
 
+* gguf, as llama.cpp wrote it: dequantized row by row (:mod:`lensllm_jax.checkpoints.gguf`).
+
 Nothing is ever unpickled here.
 
 Example:
@@ -170,8 +172,15 @@ def _open_bin(path: Path) -> Tensors:
     return {name: stored(name, tensor) for name, tensor in loaded.items()}
 
 
+def _open_gguf(path: Path) -> Tensors:
+    from lensllm_jax.checkpoints.gguf.tensors import open_gguf
+
+    return open_gguf(path)
+
+
 _OPENERS: Mapping[str, Callable[[Path], Tensors]] = {
     ".safetensors": _open_safetensors,
     ".msgpack": _open_msgpack,
     ".bin": _open_bin,
+    ".gguf": _open_gguf,
 }

@@ -20,6 +20,7 @@ from lensllm_jax import checks
 from lensllm_jax.checkpoints.files import is_inside, is_there, read_json
 from lensllm_jax.checkpoints.folder import weight_files
 from lensllm_jax.checkpoints.formats import StoredTensor, Tensors, open_tensors
+from lensllm_jax.checkpoints.gguf.header import is_gguf
 
 # what training wraps a model in, and leaves in the names of its tensors
 _WRAPPERS = ("_orig_mod.", "module.", "base_model.model.")
@@ -44,12 +45,15 @@ class TensorFiles:
 
     @classmethod
     def of_folder(cls, folder: str | Path) -> "TensorFiles":
-        """The weight files of a Hugging Face checkpoint folder.
+        """The weight files of a Hugging Face checkpoint folder, or a GGUF file.
 
         Raises:
             UserError: if there are none, or the one that names the tensors does not read.
         """
         folder = Path(folder)
+        if is_gguf(folder):
+            names = open_tensors(folder)
+            return cls(folder.parent, dict.fromkeys(names, folder.name), folder.name)
         files = weight_files(folder)
         if files[0].suffix == ".json":
             file_of, listing = _file_of(files[0]), files[0].name

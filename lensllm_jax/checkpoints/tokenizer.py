@@ -16,6 +16,8 @@ from typing import Any
 from lensllm_jax import checks
 from lensllm_jax.checkpoints.config import transformers
 from lensllm_jax.checkpoints.files import read_json
+from lensllm_jax.checkpoints.gguf.header import is_gguf, read_header
+from lensllm_jax.checkpoints.gguf.tokenizer import read_gguf_tokenizer
 
 # the first that is there is read
 VOCABULARIES = ("tokenizer.json", "vocab.json", "spiece.model", "tokenizer.model", "vocab.txt")
@@ -33,7 +35,7 @@ _ROLES = tuple(f"{role}_token" for role in "bos eos unk sep pad cls mask".split(
 def read_tokenizer(
     folder: Path, attributes: Mapping[str, Any], *, vocab_size: int, table: str
 ) -> Any:
-    """The tokenizer of a checkpoint folder.
+    """The tokenizer of a checkpoint folder or GGUF file.
 
     An end token that it lacks is that of the config; padding that it lacks is the config's,
     or else the end token (masks, not ids, say what is padding).
@@ -51,7 +53,8 @@ def read_tokenizer(
     """
     advice = "save it there with tokenizer.save_pretrained(folder)"
     # transformers invents an empty tokenizer where it finds none
-    file = next((folder / name for name in VOCABULARIES if (folder / name).exists()), None)
+    files = (folder / name for name in VOCABULARIES if (folder / name).exists())
+    file = folder if is_gguf(folder) else next(files, None)
     if file is None:
         raise checks.UserError(
             f"`{folder}` must hold a tokenizer to read text, got none of "
@@ -64,7 +67,9 @@ def read_tokenizer(
             "(pip install sentencepiece)"
         )
     try:
-        if file.name == VOCABULARIES[0]:
+        if is_gguf(file):
+            tokenizer = read_gguf_tokenizer(read_header(file))
+        elif file.name == VOCABULARIES[0]:
             tokenizer = _as_it_stands(file, attributes)
         else:
             tokenizer = transformers().AutoTokenizer.from_pretrained(

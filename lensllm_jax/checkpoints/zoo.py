@@ -13,6 +13,7 @@ from pathlib import Path
 
 from lensllm_jax import checks
 from lensllm_jax.checkpoints.candidate import CONFIG, Candidate, load_folder
+from lensllm_jax.checkpoints.gguf.header import is_gguf
 from lensllm_jax.checkpoints.hub import HubModel, snapshot
 
 FOLDER = Path(__file__).parent.parent / "zoo"
@@ -28,8 +29,8 @@ def load_candidate(name: str | Path, *, dtype: str = "float32") -> Candidate:
     """Loads a candidate by whatever names it.
 
     Args:
-        name: "zoo/..." for a bundled one, a path to a checkpoint folder, or a model on the
-            Hugging Face hub: its id, "id@revision", or the address of its page.
+        name: "zoo/..." for a bundled one, a path to a checkpoint folder or a GGUF file, or a
+            model on the Hugging Face hub: its id, "id@revision", or the address of its page.
         dtype: type of the parameters.
 
     Raises:
@@ -39,7 +40,7 @@ def load_candidate(name: str | Path, *, dtype: str = "float32") -> Candidate:
 
 
 def folder_of(name: str | Path) -> Path:
-    """The checkpoint folder of a candidate, fetched from the hub if need be.
+    """The checkpoint folder or GGUF file of a candidate, fetched from the hub if need be.
 
     Raises:
         UserError: if there is none.
@@ -50,13 +51,15 @@ def folder_of(name: str | Path) -> Path:
         if name in list_zoo() or not folder.is_dir():
             checks.one_of("candidate", name, list_zoo())
             return bundled
+    if is_gguf(folder) and folder.is_file():
+        return folder
     if folder.is_dir():
         return snapshot(folder)
     model = HubModel.named(name) if isinstance(name, str) and name[:1] not in "./~" else None
     if model is None:
         what = "a file: give the folder that it lies in" if folder.is_file() else "nothing there"
         raise checks.UserError(
-            f"`candidate` must be one of {', '.join(list_zoo())}, a checkpoint folder, or a model "
-            f"on the Hugging Face hub, got {str(name)!r}, {what}"
+            f"`candidate` must be one of {', '.join(list_zoo())}, a checkpoint folder, a GGUF "
+            f"file, or a model on the Hugging Face hub, got {str(name)!r}, {what}"
         )
     return model.folder()
