@@ -6,14 +6,6 @@ For outputs :math:`f_a(x; \theta)`, :math:`a = 1..k`, the kernel of two examples
 
 (Jacot et al. 2018; equation 8 of LensLLM, arXiv 2505.03793).  One quantity, several algorithms:
 ``NtkMethod``.
-
-Example:
-    >>> import jax.numpy as jnp
-    >>> f = lambda params, x: x @ params  # linear, so the Jacobian is x
-    >>> x = jnp.array([[1.0, 0.0], [1.0, 2.0]])
-    >>> empirical_ntk(f, jnp.zeros(2), x)
-    array([[1., 1.],
-           [1., 5.]], dtype=float32)
 """
 
 import functools

@@ -1,10 +1,6 @@
 """Method: which algorithm computes a kernel, and how its outputs are reduced.
 
 One quantity, several algorithms: they agree to rounding and differ in time and memory.
-
-Example:
-    >>> [method.value for method in NtkMethod]
-    ['structured', 'jacobian_contraction', 'ntk_vector_products']
 """
 
 import enum

@@ -119,13 +119,7 @@ def label_logits(
     *,
     shift: bool,
 ) -> Float[Array, " k"]:
-    """Logits of the label tokens where the first target token is predicted; y is one-hot.
-
-    Example:
-        >>> logits = jnp.array([[0.0, 1.0, 2.0], [3.0, 4.0, 5.0]])
-        >>> label_logits(logits, jnp.array([-100, 2]), jnp.array([0, 2]), shift=True)
-        Array([0., 2.], dtype=float32)
-    """
+    """Logits of the label tokens where the first target token is predicted; y is one-hot."""
     logits, labels = align(logits, labels, shift=shift)
     first = jnp.argmax(labels != IGNORE)  # argmax gives the first True
     return logits[first][label_tokens]
