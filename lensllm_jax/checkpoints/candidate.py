@@ -32,7 +32,12 @@ from lensllm_jax.checkpoints.folder import SINGLE
 from lensllm_jax.checkpoints.gguf.header import is_gguf, read_header
 from lensllm_jax.checkpoints.tensors import TensorFiles
 from lensllm_jax.checkpoints.tokenizer import TOKENIZER_FILES, read_tokenizer
-from lensllm_jax.checkpoints.weights import embedding_tensor, load_params, saved_tensors
+from lensllm_jax.checkpoints.weights import (
+    embedding_tensor,
+    load_params,
+    saved_tensors,
+    with_stored_head,
+)
 from lensllm_jax.models.encoder_decoder import EncoderDecoderConfig
 from lensllm_jax.models.family import CONSTANT, Family, ModelConfig
 from lensllm_jax.typing import Batch, Params
@@ -165,8 +170,9 @@ def load_folder(
     """
     folder = Path(folder)
     described = read_config(folder)
-    family, config = described.family, described.config
-    params = load_params(TensorFiles.of_folder(folder), family, config, dtype=_floating(dtype))
+    family, files = described.family, TensorFiles.of_folder(folder)
+    config = with_stored_head(files, family, described.config)
+    params = load_params(files, family, config, dtype=_floating(dtype))
     return Candidate(
         name=name or folder.name,
         family=family,

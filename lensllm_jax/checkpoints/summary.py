@@ -1,7 +1,8 @@
 """Summary: what is known of a candidate before its weights are read.
 
 Parameters are counted from the shapes that the config implies; of the weight files only the tables
-of contents are read, which shows a file that is absent or was cut off.
+of contents are read, which shows a file that is absent or was cut off, and a head that may be the
+embedding.
 
 Example:
     >>> summary = describe_candidate("zoo/gpt2-xs")
@@ -17,7 +18,7 @@ from typing import Any
 from lensllm_jax.checkpoints.config import read_config
 from lensllm_jax.checkpoints.tensors import TensorFiles
 from lensllm_jax.checkpoints.tokenizer import read_tokenizer
-from lensllm_jax.checkpoints.weights import embedding_tensor, parameter_shapes
+from lensllm_jax.checkpoints.weights import embedding_tensor, parameter_shapes, with_stored_head
 from lensllm_jax.checkpoints.zoo import folder_of
 from lensllm_jax.models.family import CONSTANT, ModelConfig
 
@@ -45,10 +46,10 @@ def describe_candidate(name: str | Path) -> CandidateSummary:
     """
     folder = folder_of(name)
     described = read_config(folder)
-    family, config = described.family, described.config
-    files = TensorFiles.of_folder(folder)
+    family, files = described.family, TensorFiles.of_folder(folder)
     for _ in files.open(set(files.file_of)):
         pass  # raises UserError where a file is absent or cut off; no value is read
+    config = with_stored_head(files, family, described.config)
     tokenizer = read_tokenizer(
         folder, described.attributes,
         vocab_size=config.vocab_size, table=embedding_tensor(family, config),

@@ -13,10 +13,11 @@ Example:
     (2, 8, 8)
 """
 
+import dataclasses
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -97,6 +98,30 @@ def load_params(
             f"got: {_listed(problems)}"
         )
     return traverse_util.unflatten_dict(params, sep="/")
+
+
+def with_stored_head(files: TensorFiles, family: Family, config: ModelConfig) -> ModelConfig:
+    """The config with the head that the files hold, which PyTorch's models follow too.
+
+    A head that is stored is the embedding's only if it is equal; one that is not stored is the
+    embedding's, where Hugging Face ties it whatever the config says.
+    """
+    untied = dataclasses.replace(cast(Any, config), tied_head=False)
+    (head,) = (w for w in family.weights(untied) if w.targets == ("head/kernel",))
+    embedding = embedding_tensor(family, untied).removeprefix(family.prefixes[0])
+    prefix = _prefix(files, family)
+    heads = [("" if head.outside else prefix) + head.hf, *head.copies]
+    names = {name for name in heads if name in files.file_of}
+    if not names:
+        tied = family.ties_absent_head or cast(Any, config).tied_head
+        return dataclasses.replace(cast(Any, config), tied_head=tied)
+    embedding_name = prefix + embedding
+    if not cast(Any, config).tied_head or embedding_name not in files.file_of:
+        return config
+    stored = dict(files.open({embedding_name, *names}, []))
+    table = stored.pop(embedding_name, None)
+    equal = table is None or all(_equal(table, tensor) for tensor in stored.values())
+    return config if equal else untied
 
 
 def _listed(problems: Sequence[str]) -> str:

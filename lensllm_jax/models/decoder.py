@@ -56,6 +56,7 @@ class BlockForm(enum.Enum):
     PRE_NORM = "x + A(N(x)), then x + F(N(x))"
     POST_NORM = "N(x + A(x)), then N(x + F(x))"
     SANDWICH = "x + N(A(N(x))), then x + N(F(N(x)))"
+    OUT_NORM = "x + N(A(x)), then x + N(F(x))"
     PARALLEL = "x + A(N(x)) + F(N(x)), two norms"
     PARALLEL_ONE_NORM = "x + A(N(x)) + F(N(x)), one norm"
 
@@ -83,7 +84,9 @@ class DecoderConfig:
         output_bias: whether the output of attention has one.
         feed_forward_bias: whether the feed-forward layers have.
         query_key_norm: normalise each head's queries and keys.
+        joint_query_key_norm: normalise them over all heads at once instead.
         query_scale: factor of the attention scores (default: head_dim^-0.5).
+        inverse_layer_scale: divide that factor by the number of the layer, from 1.
         attention_cap: soft bound of the attention scores.
         logit_cap: soft bound of the logits.
         window: positions that a sliding layer sees, its own included.
@@ -119,7 +122,9 @@ class DecoderConfig:
     output_bias: bool = True
     feed_forward_bias: bool = True
     query_key_norm: bool = False
+    joint_query_key_norm: bool = False
     query_scale: float | None = None
+    inverse_layer_scale: bool = False
     attention_cap: float | None = None
     logit_cap: float | None = None
     window: int | None = None
@@ -193,17 +198,20 @@ class _Layer(NamedTuple):
 
     window: Any  # positions in view, (l,)
     rotary: Any  # row of the rotary tables, (l,)
+    scale: Any  # factor of the attention scores, (l,)
 
     @classmethod
     def stacked(cls, c: DecoderConfig, num_positions: int) -> "_Layer":
-        window = rotary = None
+        window = rotary = scale = None
         if any(c.sliding_layers):
             window = jnp.array(
                 [c.window if slides else num_positions for slides in c.sliding_layers]
             )
         if len(set(c.rotary_of_layer)) > 1:
             rotary = jnp.array(c.rotary_of_layer)
-        return cls(window, rotary)
+        if c.inverse_layer_scale:
+            scale = 1.0 / jnp.arange(1, c.num_layers + 1)
+        return cls(window, rotary, scale)
 
 
 class Block(nn.Module):
@@ -225,14 +233,16 @@ class Block(nn.Module):
             c.d_model, c.num_heads, c.kv_heads, c.head_width,
             use_bias=c.attention_bias, use_output_bias=c.output_bias,
             scale=c.query_scale, cap=c.attention_cap,
-            norm=c.norm if c.query_key_norm else None, norm_epsilon=c.norm_epsilon,
+            norm=c.norm if c.query_key_norm or c.joint_query_key_norm else None,
+            norm_epsilon=c.norm_epsilon, joint_norm=c.joint_query_key_norm,
             dtype=self.dtype, name="attention",
         )  # fmt: skip
         feed_forward = FeedForward(
             c.d_model, c.d_ff, c.activation, use_bias=c.feed_forward_bias, gated=c.gated,
             dtype=self.dtype, name="feed_forward",
         )  # fmt: skip
-        return self._composed(x, partial(attention, mask=mask, rotary=rotary), feed_forward), None
+        attention = partial(attention, mask=mask, rotary=rotary, factor=layer.scale)
+        return self._composed(x, attention, feed_forward), None
 
     def _composed(self, x, attention, feed_forward):
         """The sub-layers in the order and with the norms of the block's form."""
@@ -252,6 +262,9 @@ class Block(nn.Module):
             case BlockForm.SANDWICH:
                 for name, sublayer in sublayers:
                     x = x + norm(f"{name}_out_norm")(sublayer(norm(f"{name}_norm")(x)))
+            case BlockForm.OUT_NORM:
+                for name, sublayer in sublayers:
+                    x = x + norm(f"{name}_out_norm")(sublayer(x))
             case BlockForm.PARALLEL:
                 x = x + sum(sublayer(norm(f"{name}_norm")(x)) for name, sublayer in sublayers)
             case BlockForm.PARALLEL_ONE_NORM:

@@ -120,6 +120,8 @@ class Family:
         required: attribute -> the only value, or tuple of values, supported (the mathematics
             of others is not implemented).
         prefixes: what may stand before every tensor name, most usual first.
+        ties_absent_head: whether a head that a checkpoint lacks is the embedding, whatever its
+            config says.
         ignored: regular expressions of tensors that hold no parameter (mask buffers).
     """
 
@@ -130,6 +132,7 @@ class Family:
     harmless: frozenset[str] = frozenset()
     required: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     prefixes: tuple[str, ...] = ("model.", "")
+    ties_absent_head: bool = False
     ignored: tuple[str, ...] = ()
 
     def read_config(

@@ -193,6 +193,7 @@ class Attention(nn.Module):
         cap: soft bound of the scores.
         norm: of each head's queries and keys, a key of ``NORMS``; ``None`` leaves them.
         norm_epsilon: of those norms.
+        joint_norm: whether they are over all heads at once.
         dtype: computing type; ``None`` takes the parameters'.
     """
 
@@ -206,10 +207,11 @@ class Attention(nn.Module):
     cap: float | None = None
     norm: str | None = None
     norm_epsilon: float = 1e-5
+    joint_norm: bool = False
     dtype: jnp.dtype | None = None
 
     @nn.compact
-    def __call__(self, x, mask, *, memory=None, rotary=None, bias=None):
+    def __call__(self, x, mask, *, memory=None, rotary=None, bias=None, factor=None):
         """Attended states ``(b*q, d)``.
 
         Args:
@@ -218,6 +220,7 @@ class Attention(nn.Module):
             memory: states of keys and values, ``(b*k, d)`` (default: ``x``).
             rotary: cosines and sines that rotate queries and keys, each ``(s, half)``.
             bias: added to the scores, ``(h, q, k)``.
+            factor: a further factor of the scores, before the cap.
         """
         b, memory = mask.shape[0], x if memory is None else memory
         query, key, value = (
@@ -230,17 +233,24 @@ class Attention(nn.Module):
         )
         if self.norm is not None:
             query, key = (
-                NORMS[self.norm](epsilon=self.norm_epsilon, dtype=self.dtype, name=name)(states)
+                self._normed(name, states)
                 for name, states in (("query_norm", query), ("key_norm", key))
             )
         if rotary is not None:
             rotated = jax.vmap(partial(rotate, cosine=rotary[0], sine=rotary[1]))
             query, key = rotated(query), rotated(key)
+        if factor is not None:
+            query = query * factor.astype(query.dtype)
         attend_example = partial(attend, scale=self.scale, cap=self.cap, bias=bias)
         attended = jax.vmap(attend_example)(query, key, value, mask).reshape(len(x), -1)
         return dense(self.d_model, use_bias=self.use_output_bias, dtype=self.dtype, name="out")(
             attended
         )
+
+    def _normed(self, name, states):
+        norm = NORMS[self.norm](epsilon=self.norm_epsilon, dtype=self.dtype, name=name)
+        joint = states.reshape(*states.shape[:-2], -1) if self.joint_norm else states
+        return norm(joint).reshape(states.shape)
 
     def _project(self, name, states, num_heads):
         features = num_heads * self.head_dim

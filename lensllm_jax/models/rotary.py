@@ -45,12 +45,14 @@ class Rotary:
         interpolation: of "llama3" scaling, the rotations over the original context below which
             a frequency is divided and above which it is kept, and that context in tokens;
             ``None`` divides all of them.
+        is_still: whether nothing is rotated (layers without positions).
     """
 
     base: float
     width: int
     factor: float = 1.0
     interpolation: tuple[float, float, int] | None = None
+    is_still: bool = False
 
     def __post_init__(self):
         checks.positive("base", self.base)
@@ -90,6 +92,8 @@ class Rotary:
     def frequencies(self) -> Float[np.ndarray, " half"]:
         """Angle of each pair, in radians per token, the fastest first."""
         omega = self.base ** -(np.arange(0, self.width, 2) / self.width)
+        if self.is_still:
+            return 0 * omega
         if self.interpolation is None:
             return omega / self.factor
         low, high, context = self.interpolation

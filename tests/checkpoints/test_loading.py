@@ -16,11 +16,15 @@ from lensllm_jax import checks
 from lensllm_jax.checkpoints.candidate import CONFIG, load_folder
 from lensllm_jax.checkpoints.config import read_config
 from lensllm_jax.checkpoints.folder import INDEX, SINGLE
+from lensllm_jax.checkpoints.summary import describe_candidate
 from lensllm_jax.checkpoints.tensors import TensorFiles
 from lensllm_jax.checkpoints.weights import load_params
 from lensllm_jax.checkpoints.zoo import FOLDER
 from lensllm_jax.data.denoising import denoising_examples, span_corruption, text_infilling
 from lensllm_jax.finetune.loop import Loop, OptimizerConfig
+from tests.models.encoder_decoders import ENCODER_DECODERS
+from tests.models.tiny import write_tiny_checkpoint
+from tests.models.variants import VARIANTS
 
 ZOO = [name.removeprefix("zoo/") for name in lens.list_zoo()]
 SMALLEST = "gpt2-xs"
@@ -223,17 +227,38 @@ def test_all_config_problems_are_reported_at_once(folder):
         assert part in message
 
 
-def test_a_copy_of_the_tied_table_may_stand_in_for_it_but_must_equal_it(folder):
+def test_a_head_is_the_embedding_where_the_files_hold_none_or_an_equal_one(folder):
     whole = load_folder(folder)
     table = "transformer.wte.weight"
     change_tensors(folder, lambda t: t.update({"lm_head.weight": t[table].copy()}))
     assert same(load_folder(folder), whole)
-    change_tensors(folder, lambda t: t.update({"lm_head.weight": t[table] * 2}))
-    assert "lm_head.weight (in model.safetensors) unequal to transformer.wte.weight" in refusal(
-        folder
-    )
     change_tensors(folder, lambda t: t.update({"lm_head.weight": t.pop(table)}))
     assert same(load_folder(folder), whole)
+    change_tensors(folder, lambda t: t.update({table: t["lm_head.weight"] * 2}))
+    untied = load_folder(folder)
+    assert not untied.config.tied_head
+    embedding, head = untied.params["embed"]["embedding"], untied.params["head"]["kernel"]
+    assert (embedding == 2 * head.T).all()
+    assert describe_candidate(str(folder)).num_params == untied.num_params
+    untied.save(folder / "saved")
+    assert same(load_folder(folder / "saved"), untied)
+
+
+@pytest.mark.parametrize("variant", ["t5-1.1", "mt5"])
+def test_a_t5_without_a_head_of_its_own_has_the_embedding_as_pytorch_ties_it(tmp_path, variant):
+    write_tiny_checkpoint(ENCODER_DECODERS[variant], tmp_path)
+    change_tensors(tmp_path, lambda t: t.pop("lm_head.weight"))
+    candidate = load_folder(tmp_path)
+    assert candidate.config.tied_head
+    assert candidate.config.head_scale == 1.0
+    candidate.save(tmp_path / "saved")
+    assert same(load_folder(tmp_path / "saved"), candidate)
+
+
+def test_another_family_without_its_head_is_refused(tmp_path):
+    write_tiny_checkpoint(VARIANTS["llama"], tmp_path)
+    change_tensors(tmp_path, lambda t: t.pop("lm_head.weight"))
+    assert "missing lm_head.weight" in refusal(tmp_path)
 
 
 def test_harmless_config_attributes_are_accepted(folder):

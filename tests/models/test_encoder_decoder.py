@@ -52,6 +52,26 @@ def test_saved_folder_loads_in_pytorch_with_equal_logits(variant, tmp_path):
     assert relative_difference(ours, before) > 1e-3  # the scaled weights did arrive
 
 
+@pytest.mark.parametrize("variant", ["t5", "t5-1.1", "mt5"])
+@pytest.mark.parametrize("own_head", [False, True])
+def test_the_head_is_that_of_the_tensors_as_in_pytorch(variant, own_head, tmp_path):
+    """As Hugging Face saves a new model today, tied whatever its config says; and with a head."""
+    attributes = dict(ENCODER_DECODERS[variant])
+    config = transformers.AutoConfig.for_model(attributes.pop("model_type"), **attributes)
+    model = transformers.AutoModelForSeq2SeqLM.from_config(config).eval()
+    with torch.no_grad():
+        model.shared.weight.mul_(3.0)
+        if own_head:
+            weight = torch.randn_like(model.shared.weight)
+            model.lm_head.weight = torch.nn.Parameter(weight)
+    model.save_pretrained(tmp_path)
+    back = transformers.AutoModelForSeq2SeqLM.from_pretrained(tmp_path).eval()
+    candidate, data = load_folder(tmp_path), seq2seq_batch()
+    assert candidate.config.tied_head is not own_head
+    theirs = logits_and_loss(back, data)[0].detach().numpy()
+    assert_close(np.asarray(candidate.apply_fn(candidate.params, data)), theirs, "float32")
+
+
 @pytest.mark.parametrize("variant", ["t5-1.1", "bart"])
 def test_given_decoder_input_is_read_instead_of_the_labels(variant, tmp_path):
     model = random_model(ENCODER_DECODERS[variant])

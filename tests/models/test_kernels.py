@@ -17,6 +17,8 @@ pytestmark = pytest.mark.float64  # compiling, in float64 whatever the suite run
 FAMILIES = (
     "gpt2", "opt-350m-form", "llama-tied-grouped", "qwen2-tied-sliding",
     "qwen3-tied-grouped-sliding", "gemma2", "gemma3", "pythia", "phi-grouped-normed", "phi3",
+    "gpt2-inverse-layers", "gpt-neo", "smollm3-grouped-sliding-untied",
+    "olmo2-grouped-biases-tied", "stablelm-parallel-grouped-biases",
 )  # fmt: skip
 
 
@@ -37,9 +39,13 @@ def gradients(candidate, data):
 
 def shallow(attributes):
     """Two layers, of both kinds if there are two: the kernel writes the loop over them out."""
-    layers = "n_layer" if "n_layer" in attributes else "num_hidden_layers"
-    kinds = {"layer_types": ["sliding_attention", "full_attention"]}
-    windows = kinds if "sliding_window" in attributes else {}
+    names = ("n_layer", "num_layers", "num_hidden_layers")
+    layers = next(name for name in names if name in attributes)
+    windows = {}
+    if "sliding_window" in attributes:
+        windows = {"layer_types": ["sliding_attention", "full_attention"]}
+    if "attention_types" in attributes:
+        windows = {"attention_types": [[["global", "local"], 1]]}
     return {**attributes, **windows, layers: 2}
 
 

@@ -86,8 +86,34 @@ PHI = {
 }
 PHI3 = {**LLAMA, "model_type": "phi3", "pad_token_id": 0, "eos_token_id": 2}
 
+MISTRAL = {**LLAMA, "model_type": "mistral", "sliding_window": None}
+GEMMA = {**LLAMA, "model_type": "gemma", "head_dim": 6}
+GPT_NEO = {
+    "model_type": "gpt_neo",
+    "vocab_size": 37,
+    "max_position_embeddings": 16,
+    "hidden_size": 12,
+    "num_layers": 3,
+    "attention_types": [[["global", "local", "global"], 1]],
+    "num_heads": 2,
+    "window_size": 3,
+    "initializer_range": 0.2,
+}
+SMOLLM3 = {**LLAMA, "model_type": "smollm3", "no_rope_layer_interval": 2, "pad_token_id": 0}
+OLMO2 = {**LLAMA, "model_type": "olmo2", "pad_token_id": 0}
+STABLELM = {
+    **LLAMA,
+    "model_type": "stablelm",
+    "hidden_size": 16,
+    "rope_parameters": {"rope_theta": 100.0, "partial_rotary_factor": 0.5},
+}
+
 VARIANTS = {
     "gpt2": GPT2,
+    "gpt2-inverse-layers": {
+        **GPT2, "scale_attn_by_inverse_layer_idx": True, "reorder_and_upcast_attn": True,
+    },
+    "gpt2-unscaled": {**GPT2, "scale_attn_weights": False},
     "gpt2-cerebras": {**GPT2, "activation_function": "gelu", "n_inner": 20},
     "gpt2-untied": {**GPT2, "tie_word_embeddings": False},
     "gpt2-relu-epsilon": {**GPT2, "activation_function": "relu", "layer_norm_epsilon": 1e-2},
@@ -105,6 +131,31 @@ VARIANTS = {
     },
     "llama-biases-gelu": {
         **LLAMA, "attention_bias": True, "mlp_bias": True, "hidden_act": "gelu",
+    },
+    "mistral": MISTRAL,
+    "mistral-grouped-sliding-tied": {
+        **MISTRAL, **GROUPED, "sliding_window": 3, "tie_word_embeddings": True,
+    },
+    "gemma": GEMMA,
+    "gemma-grouped-untied-gelu": {
+        **GEMMA, **GROUPED, "tie_word_embeddings": False, "hidden_act": "gelu",
+    },
+    "gpt-neo": GPT_NEO,
+    "gpt-neo-untied": {**GPT_NEO, "tie_word_embeddings": False, "intermediate_size": 20},
+    "smollm3": SMOLLM3,
+    "smollm3-grouped-sliding-untied": {
+        **SMOLLM3, "num_attention_heads": 4, "num_key_value_heads": 2, "hidden_size": 24,
+        "use_sliding_window": True, "sliding_window": 3, "tie_word_embeddings": False,
+    },
+    "olmo2": OLMO2,
+    "olmo2-grouped-biases-tied": {
+        **OLMO2, "num_attention_heads": 4, "num_key_value_heads": 2, "hidden_size": 24,
+        "attention_bias": True, "tie_word_embeddings": True,
+    },
+    "stablelm": STABLELM,
+    "stablelm-parallel-grouped-biases": {
+        **STABLELM, "num_attention_heads": 4, "num_key_value_heads": 2, "hidden_size": 32,
+        "use_parallel_residual": True, "use_qkv_bias": True, "tie_word_embeddings": True,
     },
     "qwen2": QWEN2,
     "qwen2-tied-sliding": {**QWEN2, **SLIDING, "tie_word_embeddings": True},

@@ -1,7 +1,6 @@
-"""Gemma 2 (Gemma Team, 2024): Llama, with norms on both sides of each sub-layer.
+"""Gemma 2 (Gemma Team, 2024): Gemma, with norms on both sides of each sub-layer.
 
-Norms store their scale minus one; embeddings are scaled by the root of their width; scores
-and logits are softly capped; every other layer sees a window alone.
+Scores and logits are softly capped; every other layer sees a window alone.
 """
 
 import dataclasses
@@ -9,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from lensllm_jax.models.decoder import BlockForm, DecoderConfig
-from lensllm_jax.models.families import llama
+from lensllm_jax.models.families import gemma, llama
 from lensllm_jax.models.family import Family, Weight
 
 NORMS = {
@@ -18,15 +17,13 @@ NORMS = {
     "pre_feedforward_layernorm": "feed_forward_norm",
     "post_feedforward_layernorm": "feed_forward_out_norm",
 }
-OFFSET = 1.0  # a scale of 1 is stored as 0
 
 
 def config(hf: Mapping[str, Any]) -> DecoderConfig:
     """Our config from the attributes of a Gemma 2 config."""
     return dataclasses.replace(
-        llama.config(hf, activation="hidden_activation"),
+        gemma.config(hf, activation="hidden_activation"),
         block_form=BlockForm.SANDWICH,
-        embedding_scale=hf["hidden_size"] ** 0.5,
         query_scale=hf["query_pre_attn_scalar"] ** -0.5,
         attention_cap=hf["attn_logit_softcapping"],
         logit_cap=hf["final_logit_softcapping"],
@@ -37,8 +34,8 @@ def config(hf: Mapping[str, Any]) -> DecoderConfig:
 def weights(config: DecoderConfig) -> tuple[Weight, ...]:
     """The weight table."""
     return (
-        *llama.ends(config, offset=OFFSET),
-        *llama.block_norms(NORMS, offset=OFFSET),
+        *llama.ends(config, offset=gemma.OFFSET),
+        *llama.block_norms(NORMS, offset=gemma.OFFSET),
         *llama.attention(config),
         *llama.feed_forward(config),
     )

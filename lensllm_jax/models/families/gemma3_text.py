@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from lensllm_jax.models.decoder import DecoderConfig
-from lensllm_jax.models.families import gemma2, llama, qwen3
+from lensllm_jax.models.families import gemma, gemma2, llama, qwen3
 from lensllm_jax.models.family import Family, Weight
 
 
@@ -25,7 +25,7 @@ def config(hf: Mapping[str, Any]) -> DecoderConfig:
 
 def weights(config: DecoderConfig) -> tuple[Weight, ...]:
     """The weight table."""
-    query_key_norms = llama.block_norms(qwen3.QUERY_KEY_NORMS, offset=gemma2.OFFSET)
+    query_key_norms = llama.block_norms(qwen3.QUERY_KEY_NORMS, offset=gemma.OFFSET)
     return (*gemma2.weights(config), *query_key_norms)
 
 

@@ -28,6 +28,8 @@ def config(hf: Mapping[str, Any]) -> DecoderConfig:
         d_ff=hf["n_inner"] or 4 * hf["n_embd"],
         activation=hf["activation_function"],
         norm_epsilon=hf["layer_norm_epsilon"],
+        query_scale=None if hf["scale_attn_weights"] else 1.0,
+        inverse_layer_scale=hf["scale_attn_by_inverse_layer_idx"],
         tied_head=hf["tie_word_embeddings"],
     )
 
@@ -59,15 +61,12 @@ FAMILY = Family(
     name="gpt2",
     config=config,
     weights=weights,
+    # scores are computed in float32 at least, whatever reorder_and_upcast_attn says
     harmless=frozenset(
         """resid_pdrop embd_pdrop attn_pdrop summary_type summary_use_proj summary_activation
         summary_proj_to_labels summary_first_dropout reorder_and_upcast_attn""".split()
     ),
-    required={
-        "scale_attn_weights": True,
-        "scale_attn_by_inverse_layer_idx": False,
-        "add_cross_attention": False,
-    },
+    required={"add_cross_attention": False},
     prefixes=("transformer.", ""),
     ignored=(r"h\.\d+\.attn\.(masked_)?bias",),
     architecture="GPT2LMHeadModel",

@@ -1,8 +1,8 @@
 """mT5 (Xue et al., 2021): T5 of version 1.1 on a hundred languages, with 250,112 tokens.
 
-Its head is never the table of embeddings, whatever ``tie_word_embeddings`` says: published
-checkpoints say false there, those that Hugging Face saves today say true, and both hold a head
-of its own.
+Its head is never scaled, and is the table of embeddings only where a checkpoint holds no other,
+whatever ``tie_word_embeddings`` says: published checkpoints say false there, those that Hugging
+Face saves today say true.
 """
 
 from collections.abc import Mapping
@@ -15,7 +15,7 @@ from lensllm_jax.models.family import Family
 
 def config(hf: Mapping[str, Any]) -> EncoderDecoderConfig:
     """Our config from the attributes of an mT5 config."""
-    return t5.described(hf, tied_head=False)
+    return t5.described(hf, scaled_head=False)
 
 
 FAMILY = Family(
@@ -24,6 +24,7 @@ FAMILY = Family(
     weights=t5.weights,
     harmless=t5.HARMLESS,
     prefixes=("",),
+    ties_absent_head=True,
     ignored=t5.IGNORED,
     architecture="MT5ForConditionalGeneration",
 )

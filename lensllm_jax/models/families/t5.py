@@ -26,11 +26,11 @@ IGNORED = (r"decoder\.block\.0\.layer\.1\.EncDecAttention\.relative_attention_bi
 def config(hf: Mapping[str, Any]) -> EncoderDecoderConfig:
     """Our config from the attributes of a T5 config."""
     # Hugging Face keeps only this of what a checkpoint says about its head
-    return described(hf, tied_head=hf["scale_decoder_outputs"])
+    return described(hf, scaled_head=hf["scale_decoder_outputs"])
 
 
-def described(hf: Mapping[str, Any], *, tied_head: bool) -> EncoderDecoderConfig:
-    """Our config where the head is known."""
+def described(hf: Mapping[str, Any], *, scaled_head: bool) -> EncoderDecoderConfig:
+    """Our config; a scaled head is the table of embeddings, unless the checkpoint holds another."""
     encoder, decoder = (
         StackConfig(
             num_layers=hf[depth],
@@ -56,8 +56,8 @@ def described(hf: Mapping[str, Any], *, tied_head: bool) -> EncoderDecoderConfig
         norm="rms",
         norm_epsilon=hf["layer_norm_epsilon"],
         query_scale=1.0,
-        tied_head=tied_head,
-        head_scale=hf["d_model"] ** -0.5 if tied_head else 1.0,
+        tied_head=scaled_head,
+        head_scale=hf["d_model"] ** -0.5 if scaled_head else 1.0,
         decoder_start_token_id=hf["pad_token_id"] if start is None else start,
         pad_token_id=hf["pad_token_id"],
         # the scaled head wants rows of unit variance, as T5's own initial weights have
@@ -107,6 +107,7 @@ FAMILY = Family(
     weights=weights,
     harmless=HARMLESS,
     prefixes=("",),
+    ties_absent_head=True,
     ignored=IGNORED,
     architecture="T5ForConditionalGeneration",
 )

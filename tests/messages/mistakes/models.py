@@ -5,7 +5,7 @@ import dataclasses
 from lensllm_jax.models import layers, rotary
 from lensllm_jax.models.decoder import DecoderConfig
 from lensllm_jax.models.encoder_decoder import EncoderDecoderConfig, StackConfig
-from lensllm_jax.models.families import llama
+from lensllm_jax.models.families import gpt_neo, llama
 from lensllm_jax.models.relative import Buckets
 
 DECODER = DecoderConfig(vocab_size=8, max_positions=8, d_model=4, num_layers=2, num_heads=2, d_ff=8)
@@ -60,6 +60,11 @@ MISTAKES = [
         lambda tmp: llama.sliding_layers(
             {"layer_types": ["linear_attention"], "sliding_window": 4}
         ),
+    ),
+    (
+        "attention_types",
+        "one of ... got 'linear'",
+        lambda tmp: gpt_neo.config({"attention_layers": ["linear"]}),
     ),
     ("input_ids", "have at most 8 ... got 9", lambda tmp: layers.check_length(9, 8)),
     (

@@ -1,0 +1,33 @@
+"""SmolLM3 (Bakouch et al., 2025): Llama, every fourth of whose layers has no positions."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from lensllm_jax.models.decoder import DecoderConfig
+from lensllm_jax.models.families import llama
+from lensllm_jax.models.family import Family
+
+
+def config(hf: Mapping[str, Any]) -> DecoderConfig:
+    """Our config from the attributes of a SmolLM3 config."""
+    base = llama.config(hf)
+    (rotary,) = base.rotaries
+    window = llama.sliding_layers(hf) if hf["use_sliding_window"] else {}
+    return dataclasses.replace(
+        base,
+        rotaries=(dataclasses.replace(rotary, is_still=True), rotary),
+        rotary_of_layer=tuple(int(bool(rotates)) for rotates in hf["no_rope_layers"]),
+        **window,
+    )
+
+
+FAMILY = Family(
+    name="smollm3",
+    config=config,
+    weights=llama.weights,
+    # these have become no_rope_layers and layer_types
+    harmless=llama.HARMLESS | {"no_rope_layer_interval", "sliding_window", "layer_types"},
+    ignored=llama.IGNORED,
+    architecture="SmolLM3ForCausalLM",
+)
