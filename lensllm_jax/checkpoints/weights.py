@@ -107,7 +107,9 @@ def with_stored_head(files: TensorFiles, family: Family, config: ModelConfig) ->
     embedding's, where Hugging Face ties it whatever the config says.
     """
     untied = dataclasses.replace(cast(Any, config), tied_head=False)
-    (head,) = (w for w in family.weights(untied) if w.targets == ("head/kernel",))
+    head = next((w for w in family.weights(untied) if w.targets == ("head/kernel",)), None)
+    if head is None:  # a family whose head is always the embedding
+        return config
     embedding = embedding_tensor(family, untied).removeprefix(family.prefixes[0])
     prefix = _prefix(files, family)
     heads = [("" if head.outside else prefix) + head.hf, *head.copies]
