@@ -241,8 +241,8 @@ class Block(nn.Module):
             c.d_model, c.d_ff, c.activation, use_bias=c.feed_forward_bias, gated=c.gated,
             dtype=self.dtype, name="feed_forward",
         )  # fmt: skip
-        attention = partial(attention, mask=mask, rotary=rotary, factor=layer.scale)
-        return self._composed(x, attention, feed_forward), None
+        attend = partial(attention, mask=mask, rotary=rotary, factor=layer.scale)
+        return self._composed(x, attend, feed_forward), None
 
     def _composed(self, x, attention, feed_forward):
         """The sub-layers in the order and with the norms of the block's form."""

@@ -233,7 +233,7 @@ class Attention(nn.Module):
         )
         if self.norm is not None:
             query, key = (
-                self._normed(name, states)
+                self._normed(NORMS[self.norm], name, states)
                 for name, states in (("query_norm", query), ("key_norm", key))
             )
         if rotary is not None:
@@ -247,8 +247,8 @@ class Attention(nn.Module):
             attended
         )
 
-    def _normed(self, name, states):
-        norm = NORMS[self.norm](epsilon=self.norm_epsilon, dtype=self.dtype, name=name)
+    def _normed(self, kind, name, states):
+        norm = kind(epsilon=self.norm_epsilon, dtype=self.dtype, name=name)
         joint = states.reshape(*states.shape[:-2], -1) if self.joint_norm else states
         return norm(joint).reshape(states.shape)
 

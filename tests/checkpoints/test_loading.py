@@ -203,7 +203,7 @@ def test_a_value_too_large_for_the_type_asked_for_is_refused_by_file_and_tensor(
     ("attributes", "named"),
     [
         ({"model_type": "mamba"}, "mamba"),
-        ({"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx=True"),
+        ({"add_cross_attention": True}, "add_cross_attention=True"),
         ({"is_causal": False}, "is_causal=False"),
         ({"activation_function": "mish"}, "mish"),
         ({"n_head": 7}, "num_heads"),
@@ -216,11 +216,11 @@ def test_unsupported_config_is_refused_by_name(folder, attributes, named):
 
 
 def test_all_config_problems_are_reported_at_once(folder):
-    change_config(folder, scale_attn_weights=False, is_causal=False, activation_function="mish")
+    change_config(folder, add_cross_attention=True, is_causal=False, activation_function="mish")
     message = refusal(folder)
     for part in (
         CONFIG,
-        "scale_attn_weights=False (only True)",
+        "add_cross_attention=True (only False)",
         "is_causal=False (not supported)",
         "mish",
     ):
