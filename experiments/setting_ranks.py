@@ -31,7 +31,7 @@ from absl import flags
 
 from experiments.common import cli, terminal
 from experiments.common.curves import TABLE_SELECTORS, digests
-from experiments.common.flags import define_curves, define_output_dir
+from experiments.common.flags import define_curves, define_output_dir, define_selectors
 from experiments.common.ranking_metrics import metrics_cell
 from experiments.common.run_folder import RunFolder, known
 from lensllm_jax import checks
@@ -40,8 +40,8 @@ from lensllm_jax.selection.rank import rank
 
 CURVES = define_curves("label=table (CSV), one per setting.")
 TRUTH = flags.DEFINE_string("truth", None, "Loss table (CSV) with full tuning's losses.")
-SELECTED = flags.DEFINE_list(
-    "selectors", ["lensllm", "rectified", "pooled", "ats", "subtuning"], "Which are evaluated."
+SELECTED = define_selectors(
+    "lensllm", "rectified", "pooled", "ats", "subtuning", help="Which are evaluated."
 )
 OUTPUT_DIR = define_output_dir()
 

@@ -50,9 +50,11 @@ def define_budgets(*divisors: int) -> flags.FlagHolder[list[str]]:
     return flags.DEFINE_list("budgets", [*map(str, divisors)], "Divisors of the largest size.")
 
 
-def define_selectors() -> flags.FlagHolder[list[str]]:
-    """--selectors."""
-    return flags.DEFINE_list("selectors", ["all"], "Selectors, or all that the tables allow.")
+def define_selectors(
+    *default: str, help: str = "Selectors, or all that the tables allow."
+) -> flags.FlagHolder[list[str]]:
+    """--selectors; all without a default."""
+    return flags.DEFINE_list("selectors", [*default] or ["all"], help)
 
 
 def define_gamma() -> flags.FlagHolder[int]:

@@ -1,0 +1,38 @@
+"""What the flags of binaries that read loss tables mean."""
+
+import numpy as np
+import pytest
+
+from experiments.common import curves
+from lensllm_jax import checks
+from lensllm_jax.selection.loss_table import LossTable
+
+LOSSES = np.array([[3.0, 2.0, np.nan, 1.0]])
+TABLE = LossTable(("a",), np.array([0, 100, 200, 400]), LOSSES, np.ones(1), ("",), "toy")
+
+
+def test_all_selectors_are_those_that_need_losses_alone():
+    assert curves.selectors_of(["all"]) == list(curves.TABLE_SELECTORS)
+    assert "subtuning" in curves.TABLE_SELECTORS
+    assert "logme" not in curves.TABLE_SELECTORS
+    assert curves.selectors_of(["ats", "pooled"]) == ["ats", "pooled"]
+    with pytest.raises(checks.UserError, match=r"`selectors` must be one of .*, got 'logme'"):
+        curves.selectors_of(["logme"])
+
+
+def test_budgets_must_be_measured():
+    curves.check_budgets(TABLE, curves.divisors_of(["4"]))
+    for divisor in (2, 3):  # a loss is missing, a size is
+        with pytest.raises(checks.UserError):
+            curves.check_budgets(TABLE, [divisor])
+    with pytest.raises(checks.UserError, match="`budgets` must be whole numbers from 2 up"):
+        curves.divisors_of(["4", "1"])
+
+
+def test_files_that_differ_have_different_digests(tmp_path):
+    paths = [str(tmp_path / name) for name in ("a", "b", "c")]
+    for path, content in zip(paths, ("1", "1", "2"), strict=True):
+        with open(path, "w") as file:
+            file.write(content)
+    a, b, c = curves.digests(paths).values()
+    assert a == b != c

@@ -1,0 +1,61 @@
+"""Flags: each is defined in one place, and a binary shows and reads its own."""
+
+import re
+import subprocess
+import sys
+from collections import defaultdict
+
+import pytest
+
+from experiments.common.measurement_flags import MeasurementFlags
+from lensllm_jax import checks
+from lensllm_jax.measurement.measurement import MeasurementConfig
+from tests.messages.binaries import ROOT, load
+
+DEFINED = re.compile(r'DEFINE_\w+\(\s*"(\w+)"')
+# a flag of one binary alone that has the name of another's
+OWN = {
+    "pretrain_zoo": {"candidates", "output_dir"},  # names without zoo/; the package's folder
+    "theory_bound": {"candidate", "num_examples", "sizes"},
+    "compute_ntk": {"candidate", "num_examples"},  # aliases
+    "flags": {"task"},  # of tables, which have no text
+}
+
+
+def defined_twice(sources):
+    """Flags that several of the sources (name -> text) define."""
+    places = defaultdict(set)
+    for name, text in sources.items():
+        for flag in set(DEFINED.findall(text)) - OWN.get(name, set()):
+            places[flag].add(name)
+    return {flag: names for flag, names in places.items() if len(names) > 1}
+
+
+def test_a_flag_is_defined_in_one_place():
+    sources = {path.stem: path.read_text() for path in (ROOT / "experiments").rglob("*.py")}
+    assert sum(len(DEFINED.findall(text)) for text in sources.values()) > 50
+    assert not defined_twice(sources)
+    again = {"saving": 'flags.DEFINE_string("output_dir", None, "Again.")'}
+    assert set(defined_twice({**sources, **again})) == {"output_dir"}
+
+
+def test_help_shows_the_flags_of_a_binary_and_of_no_other():
+    arguments = [sys.executable, "-m", "experiments.kernel_laws", "--help"]
+    done = subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True, check=True)
+    shown = set(re.findall(r"^  --(?:\[no\])?(\w+):", done.stdout, re.MULTILINE))
+    assert shown == {"budgets", "output_dir", "tables", "task"} == set(load("kernel_laws").flags)
+
+
+def test_defaults_of_flags_are_those_of_the_library():
+    assert load("finetune_grid").module.FLAGS.config() == MeasurementConfig()
+    changed = load("finetune_grid", max_length=32).module.FLAGS.config()
+    assert changed != MeasurementConfig()
+    assert changed.max_length == 32
+
+
+@pytest.mark.parametrize("text", ["", ",", "a,a"])
+def test_candidates_are_one_or_more_and_distinct(text):
+    flags: MeasurementFlags = load("finetune_grid", candidates=text).module.FLAGS
+    with pytest.raises(checks.UserError, match="`candidates` must be one or more distinct names"):
+        flags.candidates()
+    assert load("finetune_grid", candidates="a, b").module.FLAGS.candidates() == ("a", "b")
