@@ -231,7 +231,7 @@ def covariates(pool: Pool, budget: int, truth: Vector) -> Iterator[Prediction]:
     ``truth`` are log losses at the largest size; a candidate's own does not enter its prediction.
     """
     size = int(pool.table.sizes[-1]) // budget
-    curve = curve_features(pool, size)
+    curve = _curve_features(pool, size)
     for base in BASES:
         ranking = rank(
             pool.table, budget_size=size, target_size=int(pool.table.sizes[-1]), selector=base
@@ -253,7 +253,7 @@ def covariates(pool: Pool, budget: int, truth: Vector) -> Iterator[Prediction]:
             )
 
 
-def curve_features(pool: Pool, budget_size: int) -> Float[np.ndarray, "num_candidates 3"]:
+def _curve_features(pool: Pool, budget_size: int) -> Float[np.ndarray, "num_candidates 3"]:
     """Fall of the log loss so far, its last slope per octave, and the log loss at the budget."""
     logs = np.log(pool.table.up_to(budget_size).losses)
     return np.column_stack([logs[:, 0] - logs[:, -1], logs[:, -2] - logs[:, -1], logs[:, -1]])

@@ -53,7 +53,7 @@ def main(_: Sequence[str]) -> None:
             f"`selectors` must be some that read a loss table, got {sorted(unknown)[0]!r}: name "
             f"{', '.join(TABLE_SELECTORS)}"
         )
-    paths = labelled_paths(CURVES.value)
+    paths = _labelled_paths(CURVES.value)
     tables = {label: read_loss_table(path) for label, path in paths.items()}
     names = next(iter(tables.values())).names
     tables = {label: table.select(names) for label, table in tables.items()}
@@ -74,11 +74,11 @@ def main(_: Sequence[str]) -> None:
     print(f"written to {folder.path}")
 
 
-def labelled_paths(entries: Sequence[str]) -> dict[str, str]:
+def _labelled_paths(entries: Sequence[str]) -> dict[str, str]:
     """Label -> path of the entries label=path.
 
     Example:
-        >>> labelled_paths(["18=out/a/losses.csv", "20=out/b/losses.csv"])
+        >>> _labelled_paths(["18=out/a/losses.csv", "20=out/b/losses.csv"])
         {'18': 'out/a/losses.csv', '20': 'out/b/losses.csv'}
     """
     pairs = [entry.strip().partition("=")[::2] for entry in entries]
