@@ -83,9 +83,9 @@ def solve_curves(
 
 def _log_sizes(problem: FitProblem) -> np.ndarray:
     # a law that is infinite at D = 0 is not fitted on it: any finite size stands in
-    zero = 1.0 if problem.law in WITHOUT_ZERO else problem.zero_size
+    unread = (problem.sizes == 0) & (problem.law in WITHOUT_ZERO)
     with np.errstate(divide="ignore"):
-        return np.log(np.where(problem.sizes == 0, zero, problem.sizes))
+        return np.log(np.where(unread, 1.0, problem.sizes))
 
 
 def _centred_ntk_loss(problem: FitProblem) -> tuple[np.ndarray | None, np.ndarray]:

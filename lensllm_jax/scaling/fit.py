@@ -41,19 +41,17 @@ def fit_law(
     ntk: KernelLoss | None = None,
     weights: Float[np.ndarray, " num_sizes"] | None = None,
     huber_delta: float | None = None,
-    zero_size: float = 0.0,
 ) -> LawFit:
     r"""Fits one curve.
 
     Args:
         law: "power", "vanilla", "rectified" or "lensllm".
-        sizes: training examples, ascending, 0 allowed.
+        sizes: training examples, ascending, 0 allowed; Lin et al.'s code has 1e-10 for 0, with
+            which objectives can be compared with theirs, but L(0) is no longer B / D_l + E.
         losses: test losses, nats per token.
         ntk: for "lensllm": where F comes from; default ``Bounded`` by the largest size.
         weights: of the squared log residuals, 0 leaves a size out; default 1.
         huber_delta: where the loss of a log residual turns linear; default never.
-        zero_size: what D = 0 counts as; with 1e-10, the convention of Lin et al.'s code,
-            objectives can be compared with theirs, but L(0) is no longer B / D_l + E.
 
     Returns:
         A :class:`LawFit`: ``params``, ``predict``, ``interval``, ``log_rmse``, ``status``,
@@ -74,7 +72,6 @@ def fit_law(
         ntk=None if ntk is None else ntk.batched(),
         weights=None if weights is None else np.asarray(weights, np.float64)[None],
         huber_delta=huber_delta,
-        zero_size=zero_size,
     )
     return fits[0]
 
@@ -88,7 +85,6 @@ def fit_laws(
     weights: Float[np.ndarray, "num_curves num_sizes"] | None = None,
     huber_delta: float | None = None,
     zero_floor: Bool[np.ndarray, " num_curves"] | None = None,
-    zero_size: float = 0.0,
 ) -> LawFits:
     """Fits every row of ``losses`` in one compiled call; arguments as :func:`fit_law`.
 
@@ -100,7 +96,6 @@ def fit_laws(
         weights: one row per curve.
         huber_delta: of all curves.
         zero_floor: which curves have E fixed at 0, a free parameter fewer; default none.
-        zero_size: of all curves.
 
     Returns:
         A :class:`LawFits`; ``fits[i]`` is the fit of row i.
@@ -117,7 +112,6 @@ def fit_laws(
             weights=weights,
             huber_delta=huber_delta,
             zero_floor=zero_floor,
-            zero_size=zero_size,
         )
     )
     return LawFits(solution.problem, solution.theta, solution.objective, solution.statuses)

@@ -33,7 +33,6 @@ class FitProblem:
     zero_floor: Bool[np.ndarray, " num_curves"]  # where E is fixed at 0
     ntk: KernelLoss | None = None  # None for the laws without F
     huber_delta: float = np.inf  # where the loss of a log residual turns linear
-    zero_size: float = 0.0  # what D = 0 counts as
 
     @classmethod
     def checked(
@@ -46,7 +45,6 @@ class FitProblem:
         weights: Float[np.ndarray, "num_curves num_sizes"] | None = None,
         huber_delta: float | None = None,
         zero_floor: Bool[np.ndarray, " num_curves"] | None = None,
-        zero_size: float = 0.0,
     ) -> "FitProblem":
         """The problem, if its numbers make sense; arguments as :func:`fit.fit_laws`."""
         if not isinstance(law, Law):
@@ -59,6 +57,7 @@ class FitProblem:
             weights = np.where(sizes[None] == 0, 0.0, weights)
         losses = np.where(weights > 0, losses, 1.0)
         check_positive("losses", losses)
+        huber_delta = np.inf if huber_delta is None else checks.positive("huber_delta", huber_delta)
         if ntk is not None and law is not Law.LENSLLM:
             raise checks.UserError(
                 f"`ntk` must be absent for law {law.value}, got {type(ntk).__name__}; "
@@ -72,11 +71,8 @@ class FitProblem:
             losses=losses,
             weights=weights,
             zero_floor=np.zeros(len(losses), bool) if zero_floor is None else zero_floor,
-            ntk=None if ntk is None else ntk.checked(weights),
-            huber_delta=np.inf
-            if huber_delta is None
-            else float(checks.positive("huber_delta", huber_delta)),
-            zero_size=checks.not_negative("zero_size", zero_size),
+            ntk=ntk and ntk.checked(weights),
+            huber_delta=huber_delta,
         )
 
     def __len__(self) -> int:
@@ -137,7 +133,7 @@ class FitProblem:
             losses=self.losses[index],
             weights=self.weights[index],
             zero_floor=self.zero_floor[index],
-            ntk=None if self.ntk is None else self.ntk.take(index),
+            ntk=self.ntk and self.ntk.take(index),
         )
 
 

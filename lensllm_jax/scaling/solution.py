@@ -141,7 +141,7 @@ class Solution:
     def _log_losses(self, sizes, ntk_loss):
         return log_losses(
             self.theta,
-            np.where(sizes == 0, self.problem.zero_size, sizes),
+            sizes,
             self.problem.reference,
             ntk_loss=ntk_loss,
             ntk_loss_reference=None if ntk_loss is None else self.ntk_loss_reference,

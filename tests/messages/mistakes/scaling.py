@@ -71,7 +71,6 @@ MISTAKES = [
         lambda tmp: eq_10(Spectrum([SPECTRUM] * 2)),
     ),
     ("huber_delta", "positive ... got 0.0", lambda tmp: fit(huber_delta=0.0)),
-    ("zero_size", "zero or positive ... got -1.0", lambda tmp: fit(zero_size=-1.0)),
     ("ntk_loss", "absent ... got an array", lambda tmp: FITS.predict(SIZES, ntk_loss=LOSSES[None])),
     (
         "fit",
