@@ -98,12 +98,9 @@ class Lanczos(NamedTuple):
 
 
 def lanczos(product: Callable[[Array], Array], start: Array, depth: int) -> Lanczos:
-    """Lanczos' iteration with full reorthogonalisation; traceable.
+    """Lanczos' iteration of depth m with full reorthogonalisation; traceable.
 
-    Args:
-        product: v -> A v, A symmetric.
-        start: not zero, any shape; only its direction counts.
-        depth: m, at most the size of ``start``.
+    ``product`` is v -> A v, A symmetric; only the direction of ``start``, of any shape, counts.
     """
     iteration = decomp.hessenberg(depth, reortho="full", custom_vjp=False)
     with jax.default_matmul_precision("highest"):
@@ -116,12 +113,8 @@ def krylov_depth(
 ) -> int:
     """Products until the Krylov space is exhausted, m if it is not.
 
-    Once a product adds nothing to the space, T is exact and what follows is noise.
-
-    Args:
-        diagonal: of H.
-        below: its subdiagonal, m - 1 entries, or m with the remainder of the last product.
-        eps: relative rounding of the products.
+    Once a product adds nothing to the space, T is exact and what follows is noise.  ``below`` is
+    H's subdiagonal, or that and the remainder; ``eps`` the relative rounding of the products.
     """
     noise = 10 * eps * np.maximum.accumulate(np.abs(diagonal))[: len(below)]
     ends = np.flatnonzero(~(below > noise))

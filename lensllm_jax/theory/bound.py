@@ -82,12 +82,11 @@ def theorem_2(
         num_examples: n.
         epsilon: in (0, 1).
         loss_bound: C; cross entropy has none of its own, so without one there is no bound.
-        delta: one less the probability, in (0, 1); the paper has 0.01.
+        delta: 1 - the probability; the paper has 0.01.
         remainder_constant: K, if one is assumed.
 
     Raises:
-        UserError: for epsilon or delta outside (0, 1), a C that is infinite or below the training
-            loss, or a negative h.
+        UserError: where a condition of these does not hold.
     """
     share("epsilon", epsilon)
     share("delta", delta)
@@ -139,11 +138,8 @@ def noise_stability(
     .. math:: E_{Z \sim N(w, \Sigma)} \ell(Z) - \ell(w) \le
         \langle \Sigma, H \rangle + C_1 \|\Sigma\|_F^{3/2}
 
-    ``constant`` is C_1, from the Lipschitz constants of the second derivatives; with ``taylor`` the
-    first term has Taylor's factor one half, which the lemma leaves out.
-
-    Returns:
-        The first term and the remainder, in the unit of the loss.
+    Both terms, in the unit of the loss; ``constant`` is C_1, from the Lipschitz constants of the
+    second derivatives.  ``taylor`` halves the first, as Taylor's formula but not the lemma does.
     """
     check_covariance(covariance, len(hessian))
     # an isotropic covariance has the variance d times on its diagonal
@@ -196,15 +192,11 @@ def weights_of_eq_14(
 def optimal_covariance(
     displacement: Vector, hessian: Matrix, *, a: float, b: float, ridge: float = 1e-3
 ) -> tuple[Matrix, float]:
-    r"""A covariance within reach of the infimum of Eq 14's objective for the weights a and b.
+    r"""A covariance within reach of the infimum of Eq 14's objective, and that infimum.
 
-    With :math:`u = H^{1/2} v` the infimum is approached by
+    With :math:`u = H^{1/2} v` it is approached by
     :math:`\Sigma = \sqrt{b/a}\, H^{-1/2} (u u^\top / |u| + \rho |u| I) H^{-1/2}` as the ridge
-    :math:`\rho \to 0`; its value there is :math:`\sqrt{ab}\, |u| (2 + \rho d - \rho/(1 + \rho))`
-    up to rounding.
-
-    Returns:
-        The covariance, and the infimum 2 sqrt(a b) sqrt(v^T H v).
+    :math:`\rho \to 0`; the value there is :math:`\sqrt{ab}\, |u| (2 + \rho d - \rho/(1 + \rho))`.
 
     Raises:
         UserError: if the Hessian is not positive definite, or the displacement is zero.

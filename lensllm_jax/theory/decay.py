@@ -52,12 +52,7 @@ class Decay:
 def fit_decay(
     sizes: Float[np.ndarray, " m"], values: Float[np.ndarray, " m"], *, level: float = 0.9
 ) -> Decay:
-    """Fits a power of n to positive values, with Student's interval from m - 2 degrees of freedom.
-
-    Args:
-        sizes: n, two or more distinct.
-        values: one per size.
-        level: coverage of the interval.
+    """Fits a power of n, with Student's interval from m - 2 degrees of freedom.
 
     Raises:
         UserError: if a size or value is not positive and finite, or sizes do not differ.
@@ -135,13 +130,10 @@ def corollary_1(
 
     Args:
         sum_of_h: the decay of the sum of h over weight tensors.
-        loss_bound: C.
+        loss_bound: C, positive.
         num_blocks: how many h are summed; the paper writes l, layers, where h_i is one per tensor.
         epsilon: keeps the factor (1 + epsilon) of Theorem 2, which the paper's C_3 lacks.
         remainder_constant: K, if one is assumed.
-
-    Raises:
-        UserError: if C or the number of blocks is not positive.
     """
     checks.positive("loss_bound", loss_bound)
     checks.positive("num_blocks", num_blocks)

@@ -45,7 +45,8 @@ from lensllm_jax import checks, linalg
 from lensllm_jax.theory.blocks import Block
 from lensllm_jax.typing import Array, Params
 
-Loss = Callable[[Params, Any], Array]  # of one example, a scalar
+# of one example, a scalar, twice differentiable; the same object reuses its compiled program
+Loss = Callable[[Params, Any], Array]
 NUM_MATVECS = 16
 _NUM_LAST = 3  # products whose effect estimates the error
 MAX_BYTES = 2**30  # of Lanczos vectors
@@ -80,14 +81,13 @@ def block_forms(
     """The theorem's forms, one per block.
 
     Args:
-        loss: ``loss(params, example) -> scalar``, twice differentiable; the same function object
-            reuses its compiled program.
+        loss: of one example.
         params: where the Hessian is taken, the fine-tuned weights.
         moved: v, a tree like ``params``.
         examples: a tree of arrays with a leading axis of n examples.
         blocks: of ``params``.
         num_matvecs: m; a block of fewer weights takes as many as it has, and is then exact.
-        max_bytes: memory of the Lanczos vectors of the examples in memory at once.
+        max_bytes: memory of the Lanczos vectors.
 
     Raises:
         UserError: if a form is not finite, naming block and example; if ``max_bytes`` does not
@@ -177,9 +177,7 @@ def _quadrature(matrix: np.ndarray, size: int, eps: float) -> tuple[float, float
 def joint_forms(
     loss: Loss, params: Params, moved: Params, examples: Any, blocks: Sequence[Block]
 ) -> Float[np.ndarray, "n num_blocks"]:
-    """v_i^T (H v)_i with the Hessian of all weights, (n, num_blocks); may be negative.
-
-    One product per example; weights outside ``blocks`` do not move.
+    """v_i^T (H v)_i with the Hessian of all weights; those outside ``blocks`` do not move.
 
     Raises:
         UserError: if a form is not finite.
@@ -240,15 +238,6 @@ def hessian_trace(
 
     Cross terms between blocks average out; an interval of no width means a diagonal Hessian.
 
-    Args:
-        loss: of one example.
-        params: where the Hessian is taken.
-        examples: a tree of arrays with a leading axis of examples.
-        blocks: whose weights count.
-        num_probes: two or more.
-        level: coverage of Student's interval.
-        seed: of the signs.
-
     Raises:
         UserError: with fewer than two probes, or a product that is not finite.
     """
@@ -287,10 +276,9 @@ def _probes(loss: Loss, params, examples, blocks: tuple[Block, ...], num_probes:
 
 
 def gradient_variance(loss: Loss, params: Params, examples: Any, blocks: Sequence[Block]) -> float:
-    r"""Trace of the covariance of one example's gradient, :math:`\sigma^2`, over ``blocks``.
+    r"""Trace of the covariance of one example's gradient over ``blocks``: an unbiased estimate.
 
-    An unbiased estimate; the gradient of the mean loss of n independent examples has
-    :math:`\sigma^2 / n` (Eq 22).
+    The gradient of the mean loss of n independent examples has :math:`\sigma^2 / n` (Eq 22).
 
     Raises:
         UserError: with one example, or a gradient that is not finite.
