@@ -5,7 +5,6 @@ r"""Format: one kind of weight file, opened as a map from names to tensors that 
   PyTorch (``kernel`` is a transposed ``weight``); read whole, one file at a time.
 * bin, as PyTorch wrote it: read by PyTorch itself, which accepts tensors and nothing that
   could run (``weights_only=True``).
-
 * gguf, as llama.cpp wrote it: dequantized row by row (:mod:`lensllm_jax.checkpoints.gguf`).
 
 Nothing is ever unpickled here.
@@ -20,10 +19,9 @@ Example:
     np.float64(2.0)
 """
 
-import dataclasses
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +30,8 @@ import numpy as np
 
 from lensllm_jax import checks
 from lensllm_jax.checkpoints.files import check_file
-
-BLOCK_BYTES = 16 * 2**20  # per read: far less than a model, far more than a page of the disk
+from lensllm_jax.checkpoints.gguf.tensors import open_gguf
+from lensllm_jax.checkpoints.stored_tensor import StoredTensor, Tensors
 
 # safetensors' name -> numpy's, of the types that a parameter can have
 _DTYPES: Mapping[str, Any] = {
@@ -43,38 +41,6 @@ _DTYPES: Mapping[str, Any] = {
     "BF16": ml_dtypes.bfloat16,
 }
 FLOATS = tuple(str(np.dtype(dtype)) for dtype in _DTYPES.values())
-
-
-@dataclasses.dataclass(frozen=True)
-class StoredTensor:
-    """A tensor in a file.
-
-    Attributes:
-        shape: as stored.
-        dtype: name of its type; only those in ``FLOATS`` are ever read.
-        itemsize: bytes per value.
-        rows: from start and stop of the first axis to values; a scalar has one row.
-    """
-
-    shape: tuple[int, ...]
-    dtype: str
-    itemsize: int
-    rows: Callable[[int, int], np.ndarray]
-
-    def blocks(self) -> Iterator[tuple[int, np.ndarray]]:
-        """First row and values of blocks of about ``BLOCK_BYTES`` along the first axis."""
-        num_rows = self.shape[0] if self.shape else 1
-        row_bytes = max(1, math.prod(self.shape[1:]) * self.itemsize)
-        step = max(1, BLOCK_BYTES // row_bytes)
-        for start in range(0, num_rows, step):
-            yield start, self.rows(start, min(start + step, num_rows))
-
-    def whole(self) -> np.ndarray:
-        """All values."""
-        return self.rows(0, self.shape[0] if self.shape else 1)
-
-
-Tensors = Mapping[str, StoredTensor]
 
 
 def open_tensors(path: str | Path) -> Tensors:
@@ -172,15 +138,9 @@ def _open_bin(path: Path) -> Tensors:
     return {name: stored(name, tensor) for name, tensor in loaded.items()}
 
 
-def _open_gguf(path: Path) -> Tensors:
-    from lensllm_jax.checkpoints.gguf.tensors import open_gguf
-
-    return open_gguf(path)
-
-
 _OPENERS: Mapping[str, Callable[[Path], Tensors]] = {
     ".safetensors": _open_safetensors,
     ".msgpack": _open_msgpack,
     ".bin": _open_bin,
-    ".gguf": _open_gguf,
+    ".gguf": open_gguf,
 }

@@ -19,8 +19,9 @@ from pathlib import Path
 from lensllm_jax import checks
 from lensllm_jax.checkpoints.files import is_inside, is_there, read_json
 from lensllm_jax.checkpoints.folder import weight_files
-from lensllm_jax.checkpoints.formats import StoredTensor, Tensors, open_tensors
+from lensllm_jax.checkpoints.formats import open_tensors
 from lensllm_jax.checkpoints.gguf.header import is_gguf
+from lensllm_jax.checkpoints.stored_tensor import StoredTensor, Tensors
 
 # what training wraps a model in, and leaves in the names of its tensors
 _WRAPPERS = ("_orig_mod.", "module.", "base_model.model.")

@@ -25,7 +25,8 @@ import numpy as np
 from flax import traverse_util
 
 from lensllm_jax import checks
-from lensllm_jax.checkpoints.formats import FLOATS, StoredTensor
+from lensllm_jax.checkpoints.formats import FLOATS
+from lensllm_jax.checkpoints.stored_tensor import StoredTensor
 from lensllm_jax.checkpoints.tensors import TensorFiles
 from lensllm_jax.models.family import Family, ModelConfig, Weight
 from lensllm_jax.typing import Params

@@ -13,7 +13,7 @@ from flax import serialization, traverse_util
 from safetensors.numpy import load_file, save_file
 
 from lensllm_jax import checks
-from lensllm_jax.checkpoints import formats, weights
+from lensllm_jax.checkpoints import stored_tensor, weights
 from lensllm_jax.checkpoints.candidate import load_folder
 from lensllm_jax.checkpoints.config import CONFIG
 from lensllm_jax.checkpoints.folder import INDEX, SINGLE
@@ -127,7 +127,7 @@ def test_a_tensor_read_in_small_pieces_is_the_same(tmp_path, monkeypatch):
         write_tiny_checkpoint(VARIANTS[variant], folder)
         whole = load_folder(folder)
         with monkeypatch.context() as patch:
-            patch.setattr(formats, "BLOCK_BYTES", 100)
+            patch.setattr(stored_tensor, "BLOCK_BYTES", 100)
             assert same(load_folder(folder), whole)
 
 

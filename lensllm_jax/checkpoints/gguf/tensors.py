@@ -18,8 +18,8 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from lensllm_jax import checks
-from lensllm_jax.checkpoints.formats import StoredTensor, Tensors
 from lensllm_jax.checkpoints.gguf.header import Header, StoredBlocks, read_header
+from lensllm_jax.checkpoints.stored_tensor import StoredTensor, Tensors
 
 _FLOATS = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
 
