@@ -26,12 +26,13 @@ import numpy as np
 from flax import traverse_util
 
 from lensllm_jax import checks, durable
+from lensllm_jax.checkpoints.adapters import Adapter
 from lensllm_jax.checkpoints.config import CONFIG, read_config
 from lensllm_jax.checkpoints.files import is_inside
 from lensllm_jax.checkpoints.folder import SINGLE
 from lensllm_jax.checkpoints.gguf.header import is_gguf, read_header
 from lensllm_jax.checkpoints.tensors import TensorFiles
-from lensllm_jax.checkpoints.tokenizer import TOKENIZER_FILES, read_tokenizer
+from lensllm_jax.checkpoints.tokenizer import TOKENIZER_FILES, has_tokenizer, read_tokenizer
 from lensllm_jax.checkpoints.weights import (
     embedding_tensor,
     load_params,
@@ -155,14 +156,16 @@ class Candidate:
 
 
 def load_folder(
-    folder: str | Path, *, name: str | None = None, dtype: str = "float32"
-) -> Candidate:
+    folder: str | Path, *, name: str | None = None, dtype: str = "float32",
+    adapter: Adapter | None = None,
+) -> Candidate:  # fmt: skip
     """Reads a Hugging Face checkpoint folder, or a GGUF file.
 
     Args:
         folder: holds config.json and weights.
         name: of the candidate (default: the folder's name).
         dtype: type of the parameters; "float64" needs JAX's x64 mode.
+        adapter: merged into the weights; its tokenizer, if it has one, takes the place of theirs.
 
     Raises:
         UserError: if the folder is no checkpoint, its family or a setting of it is not
@@ -172,6 +175,8 @@ def load_folder(
     described = read_config(folder)
     family, files = described.family, TensorFiles.of_folder(folder)
     config = with_stored_head(files, family, described.config)
+    if adapter is not None:
+        files = adapter.merged(files, family, config)
     params = load_params(files, family, config, dtype=_floating(dtype))
     return Candidate(
         name=name or folder.name,
@@ -180,7 +185,7 @@ def load_folder(
         # JAX may take over the host's copy, so that there is one copy and not two
         params=jax.device_put(params, may_alias=True),
         hf_config=described.attributes,
-        folder=folder,
+        folder=adapter.folder if adapter and has_tokenizer(adapter.folder) else folder,
         dequantized_from=read_header(folder).quantized_types if is_gguf(folder) else (),
     )
 

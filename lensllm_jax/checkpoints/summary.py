@@ -15,11 +15,12 @@ import math
 from pathlib import Path
 from typing import Any
 
+from lensllm_jax.checkpoints.adapters import is_adapter, read_adapter
 from lensllm_jax.checkpoints.config import read_config
 from lensllm_jax.checkpoints.tensors import TensorFiles
-from lensllm_jax.checkpoints.tokenizer import read_tokenizer
+from lensllm_jax.checkpoints.tokenizer import has_tokenizer, read_tokenizer
 from lensllm_jax.checkpoints.weights import embedding_tensor, parameter_shapes, with_stored_head
-from lensllm_jax.checkpoints.zoo import folder_of
+from lensllm_jax.checkpoints.zoo import base_of, folder_of
 from lensllm_jax.models.family import CONSTANT, ModelConfig
 
 
@@ -44,14 +45,17 @@ def describe_candidate(name: str | Path) -> CandidateSummary:
         UserError: if there is no such candidate, its config is not supported, or a weight file
             or the tokenizer is absent or damaged.
     """
-    folder = folder_of(name)
+    folder = tokens = folder_of(name)
+    if is_adapter(folder):
+        folder = base_of(read_adapter(folder))
+        tokens = tokens if has_tokenizer(tokens) else folder
     described = read_config(folder)
     family, files = described.family, TensorFiles.of_folder(folder)
     for _ in files.open(set(files.file_of)):
         pass  # raises UserError where a file is absent or cut off; no value is read
     config = with_stored_head(files, family, described.config)
     tokenizer = read_tokenizer(
-        folder, described.attributes,
+        tokens, described.attributes,
         vocab_size=config.vocab_size, table=embedding_tensor(family, config),
     )  # fmt: skip
     trained = (s for path, s in parameter_shapes(config).items() if path.split("/")[-1] != CONSTANT)

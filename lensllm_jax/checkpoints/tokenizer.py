@@ -32,6 +32,11 @@ TOKENIZER_FILES = (
 _ROLES = tuple(f"{role}_token" for role in "bos eos unk sep pad cls mask".split())
 
 
+def has_tokenizer(folder: Path) -> bool:
+    """Whether a folder holds a tokenizer."""
+    return any((folder / name).exists() for name in VOCABULARIES)
+
+
 def read_tokenizer(
     folder: Path, attributes: Mapping[str, Any], *, vocab_size: int, table: str
 ) -> Any:

@@ -12,6 +12,7 @@ Example:
 from pathlib import Path
 
 from lensllm_jax import checks
+from lensllm_jax.checkpoints.adapters import Adapter, is_adapter, read_adapter
 from lensllm_jax.checkpoints.candidate import CONFIG, Candidate, load_folder
 from lensllm_jax.checkpoints.gguf.header import is_gguf
 from lensllm_jax.checkpoints.hub import HubModel, snapshot
@@ -29,14 +30,34 @@ def load_candidate(name: str | Path, *, dtype: str = "float32") -> Candidate:
     """Loads a candidate by whatever names it.
 
     Args:
-        name: "zoo/..." for a bundled one, a path to a checkpoint folder or a GGUF file, or a
-            model on the Hugging Face hub: its id, "id@revision", or the address of its page.
+        name: "zoo/..." for a bundled one, a path to a checkpoint folder, an adapter folder or
+            a GGUF file, or a model on the Hugging Face hub: its id, "id@revision", or the
+            address of its page.
         dtype: type of the parameters.
 
     Raises:
         UserError: if there is no such candidate or it does not load.
     """
-    return load_folder(folder_of(name), name=str(name), dtype=dtype)
+    folder = folder_of(name)
+    if not is_adapter(folder):
+        return load_folder(folder, name=str(name), dtype=dtype)
+    adapter = read_adapter(folder)
+    return load_folder(base_of(adapter), name=str(name), dtype=dtype, adapter=adapter)
+
+
+def base_of(adapter: Adapter) -> Path:
+    """The checkpoint that an adapter is merged into, fetched from the hub if need be.
+
+    Raises:
+        UserError: if there is none, or it is an adapter itself.
+    """
+    base = folder_of(adapter.base)
+    if is_adapter(base):
+        raise checks.UserError(
+            f"base of `{adapter.folder}` must be a whole model, got the adapter {base}: merge "
+            "that into its own base first"
+        )
+    return base
 
 
 def folder_of(name: str | Path) -> Path:

@@ -14,7 +14,8 @@ from lensllm_jax.checkpoints.candidate import load_folder
 from lensllm_jax.checkpoints.config import read_config
 from lensllm_jax.checkpoints.gguf import header
 from lensllm_jax.checkpoints.gguf.header import read_header
-from tests.checkpoints.gguf_files import MODELS, write_gguf
+from tests.checkpoints.gguf_configs import MODELS
+from tests.checkpoints.gguf_files import write_gguf
 from tests.tolerances import assert_close, relative_difference
 
 # bits per weight, largest to smallest, and how far the dequantized weights of each type may be

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from lensllm_jax.checkpoints.candidate import load_folder
-from tests.checkpoints.gguf_files import MODELS, write_gguf
+from tests.checkpoints.gguf_configs import MODELS
+from tests.checkpoints.gguf_files import write_gguf
 from tests.tolerances import relative_difference
 
 pytestmark = pytest.mark.torch

@@ -11,7 +11,7 @@ from safetensors.numpy import load_file, save_file
 import lensllm_jax as lens
 from lensllm_jax.checkpoints import config, formats, tensors, tokenizer, zoo
 from lensllm_jax.checkpoints.candidate import load_folder
-from tests.messages.mistakes import gguf
+from tests.messages.mistakes import adapters, gguf
 
 SMALLEST = zoo.FOLDER / "gpt2-xs"
 WEIGHTS, CONFIG, INDEX = "model.safetensors", "config.json", "model.safetensors.index.json"
@@ -261,4 +261,4 @@ MISTAKES = [
         lambda tmp: load_folder(other_end(tmp)).tokenizer,
     ),
 ]
-MISTAKES += gguf.MISTAKES
+MISTAKES += gguf.MISTAKES + adapters.MISTAKES
