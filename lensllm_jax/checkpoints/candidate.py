@@ -58,6 +58,7 @@ class Candidate:
             there.
         dequantized_from: llama.cpp's names of the types in which weights were stored in fewer
             bits, such as Q4_K; none where they were floating-point numbers.
+        notes: what a user may want to know of the checkpoint.
     """
 
     name: str
@@ -67,6 +68,7 @@ class Candidate:
     hf_config: Mapping[str, Any] = dataclasses.field(repr=False)
     folder: Path
     dequantized_from: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
     @property
     def is_encoder_decoder(self) -> bool:
@@ -186,6 +188,7 @@ def load_folder(
         params=jax.device_put(params, may_alias=True),
         hf_config=described.attributes,
         folder=adapter.folder if adapter and has_tokenizer(adapter.folder) else folder,
+        notes=described.notes,
         dequantized_from=read_header(folder).quantized_types if is_gguf(folder) else (),
     )
 

@@ -25,6 +25,8 @@ from lensllm_jax.models.family import Family, ModelConfig
 from lensllm_jax.models.registry import FAMILIES
 
 CONFIG = "config.json"
+_MOST_LAYERS = 10_000
+_LARGEST = 10**12  # of anything: a loss's, a window's or a vocabulary's
 
 
 def transformers() -> Any:
@@ -42,6 +44,13 @@ class CheckpointConfig(NamedTuple):
     attributes: dict[str, Any]  # theirs, all of them, completed by their defaults
     config: ModelConfig  # ours
     ignored: tuple[str, ...] = ()  # attributes that Hugging Face's model does not know
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a user may want to know of it."""
+        listed = ", ".join(self.ignored)
+        note = f"{CONFIG}: {listed} ignored, as by Hugging Face's {self.family.name} model"
+        return (note,) if self.ignored else ()
 
 
 def read_config(folder: str | Path) -> CheckpointConfig:
@@ -83,6 +92,13 @@ def parse_config(stored: Mapping[str, Any], *, name: str = CONFIG) -> Checkpoint
             f"got {model_type!r}"
         )
     family = FAMILIES[model_type]
+    _check_sizes(stored, name)
+    if quantized := stored.get("quantization_config"):
+        method = quantized.get("quant_method") if isinstance(quantized, dict) else quantized
+        raise checks.UserError(
+            f"`quantization_config` in {name} must be absent (weights as numbers), got those of "
+            f"{method!r}: give the checkpoint that was quantized, or a GGUF file of it"
+        )
     config_class = type(transformers().AutoConfig.for_model(model_type))
     defaults = config_class().to_dict()
     try:
@@ -102,3 +118,13 @@ def parse_config(stored: Mapping[str, Any], *, name: str = CONFIG) -> Checkpoint
             + "; ".join(problems)
         )
     return CheckpointConfig(family, attributes, config, tuple(sorted(ignored)))
+
+
+def _check_sizes(stored: Mapping[str, Any], name: str) -> None:
+    """Refuses numbers that no checkpoint has, before anything of that size is made."""
+    for key, value in stored.items():
+        most = _MOST_LAYERS if "layer" in key else _LARGEST
+        if isinstance(value, int | float) and abs(value) > most:
+            raise checks.UserError(
+                f"`{key}` in {name} must be at most {most:,}, got {str(value)[:40]}"
+            )

@@ -33,6 +33,7 @@ class CandidateSummary:
     num_params: int  # a shared one counted once, constants not at all
     config: ModelConfig
     tokenizer: Any = dataclasses.field(repr=False)
+    notes: tuple[str, ...] = ()  # what a user may want to know of the checkpoint
 
 
 def describe_candidate(name: str | Path) -> CandidateSummary:
@@ -59,4 +60,5 @@ def describe_candidate(name: str | Path) -> CandidateSummary:
         vocab_size=config.vocab_size, table=embedding_tensor(family, config),
     )  # fmt: skip
     trained = (s for path, s in parameter_shapes(config).items() if path.split("/")[-1] != CONSTANT)
-    return CandidateSummary(str(name), family.name, sum(map(math.prod, trained)), config, tokenizer)
+    num_params = sum(map(math.prod, trained))
+    return CandidateSummary(str(name), family.name, num_params, config, tokenizer, described.notes)

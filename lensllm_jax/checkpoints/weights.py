@@ -73,10 +73,12 @@ def load_params(
     ]
     filled = {path for slot in slots for path in slot.weight.targets}
     problems += [f"nothing for our {path}" for path in sorted(set(shapes) - filled)]
-    params = {path: _aligned(shape, dtype) for path, shape in shapes.items()}
-    for slot in absent.values():  # optional ones: the others end in an error
-        for path in slot.weight.targets:
-            slot.part_of(params[path])[...] = 0
+    # allocated as tensors of these shapes are found, and not at all where one is missing: a config
+    # alone says nothing of how much memory there should be
+    params = _Allocated(shapes, dtype, is_real=not problems)
+    for slot in absent.values() if not problems else ():  # optional ones
+        for part in params.parts(slot):
+            part[...] = 0
     tied: dict[str, StoredTensor] = {}  # tensors that must be equal to another
     for name, tensor in files.open({*sources, *copies} - set(absent), problems):
         wrong = _fill(params, sources[name], tensor) if name in sources else ()
@@ -98,7 +100,30 @@ def load_params(
             f"`{files.folder}` must hold the tensors that its config.json describes, "
             f"got: {_listed(problems)}"
         )
-    return traverse_util.unflatten_dict(params, sep="/")
+    return traverse_util.unflatten_dict(params.arrays, sep="/")
+
+
+class _Allocated:
+    """The parameters of a model, each allocated when it is first written to."""
+
+    def __init__(self, shapes: Mapping[str, tuple[int, ...]], dtype: np.dtype, *, is_real: bool):
+        self.shapes, self.dtype, self.is_real = shapes, dtype, is_real
+        self.arrays: dict[str, np.ndarray] = {}
+
+    def lengths(self, slot: "_Slot") -> tuple[tuple[int, ...], list[int]]:
+        """Shape of what one slot takes but for the last axis, and lengths along that axis."""
+        shapes = [self.shapes[path][slot.layer is not None :] for path in slot.weight.targets]
+        return shapes[0][:-1], [shape[-1] for shape in shapes]
+
+    def parts(self, slot: "_Slot") -> list[np.ndarray]:
+        """The parts of parameters that one slot fills; nothing of them is kept if not real."""
+        if not self.is_real:
+            leading, lengths = self.lengths(slot)
+            return [np.empty((*leading, length), self.dtype) for length in lengths]
+        for path in slot.weight.targets:
+            if path not in self.arrays:
+                self.arrays[path] = _aligned(self.shapes[path], self.dtype)
+        return [slot.part_of(self.arrays[path]) for path in slot.weight.targets]
 
 
 def with_stored_head(files: TensorFiles, family: Family, config: ModelConfig) -> ModelConfig:
@@ -255,13 +280,11 @@ def _equal(a: StoredTensor, b: StoredTensor) -> bool:
     )
 
 
-def _fill(
-    params: Mapping[str, np.ndarray], slot: _Slot, tensor: StoredTensor
-) -> Iterator[str]:  # fmt: skip
+def _fill(params: _Allocated, slot: _Slot, tensor: StoredTensor) -> Iterator[str]:
     """Writes one tensor into its parameter(s), block by block; yields what is wrong with it."""
     weight = slot.weight
-    parts = [slot.part_of(params[path]) for path in weight.targets]
-    expected = (*parts[0].shape[:-1], sum(part.shape[-1] for part in parts))
+    leading, lengths = params.lengths(slot)
+    expected = (*leading, sum(lengths))
     stored = expected[::-1] if weight.transpose else expected
     if tensor.shape != stored:
         yield f"of shape {tensor.shape} (the config requires {stored})"
@@ -269,6 +292,7 @@ def _fill(
         yield f"of type {tensor.dtype} (a parameter is one of {', '.join(FLOATS)})"
     if tensor.shape != stored or tensor.dtype not in FLOATS:
         return
+    parts = params.parts(slot)
     if len(parts) == 1:
         (part,) = parts
         blocks = tensor.blocks()
@@ -284,7 +308,6 @@ def _fill(
         stored_part += stored_part.dtype.type(weight.offset)
     if len(parts) > 1:
         ours = stored_part.T if weight.transpose else stored_part
-        lengths = [part.shape[-1] for part in parts]
         for part, values in zip(parts, _split(ours, lengths, weight.groups), strict=True):
             part[...] = values
 

@@ -31,13 +31,17 @@ def test_what_the_model_of_a_family_does_not_know_is_ignored_and_listed(family):
     read = parse_config({**TINY[family], **unknown})
     assert read.config == parse_config(TINY[family]).config
     assert read.ignored == tuple(sorted(unknown))
+    (note,) = read.notes
+    assert "_model_name_or_path, a_new_kind_of_norm, unsloth_fixed ignored" in note
+    assert parse_config(TINY[family]).notes == ()
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_what_it_knows_and_we_do_not_support_is_refused_by_name(family):
-    message = refusal({**TINY[family], "is_causal": False, "quantization_config": {"b": 4}})
-    assert "is_causal=False (not supported)" in message
-    assert "quantization_config={'b': 4} (not supported)" in message
+    assert "is_causal=False (not supported)" in refusal({**TINY[family], "is_causal": False})
+    for quantized in ({"quant_method": "awq", "bits": 4}, {"bits": 4}, "gptq"):
+        message = refusal({**TINY[family], "quantization_config": quantized})
+        assert "give the checkpoint that was quantized, or a GGUF file of it" in message
     parse_config({**TINY[family], "is_causal": None, "quantization_config": None})
 
 

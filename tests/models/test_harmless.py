@@ -19,7 +19,7 @@ TINY |= {attributes["model_type"]: attributes for attributes in ENCODER_DECODERS
 # Hugging Face turns these into others, which the family reads or refuses
 TURNED = {
     "feed_forward_proj", "tie_word_embeddings", "_sliding_window_pattern", "use_sliding_window",
-    "max_window_layers",
+    "max_window_layers", "attention_types", "no_rope_layer_interval",
 }  # fmt: skip
 
 WORDS = {"cache_implementation": "static", "summary_activation": "tanh"}

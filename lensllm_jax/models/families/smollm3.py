@@ -13,12 +13,11 @@ def config(hf: Mapping[str, Any]) -> DecoderConfig:
     """Our config from the attributes of a SmolLM3 config."""
     base = llama.config(hf)
     (rotary,) = base.rotaries
-    window = llama.sliding_layers(hf) if hf["use_sliding_window"] else {}
     return dataclasses.replace(
         base,
         rotaries=(dataclasses.replace(rotary, is_still=True), rotary),
         rotary_of_layer=tuple(int(bool(rotates)) for rotates in hf["no_rope_layers"]),
-        **window,
+        **llama.sliding_layers(hf),
     )
 
 
@@ -27,7 +26,7 @@ FAMILY = Family(
     config=config,
     weights=llama.weights,
     # these have become no_rope_layers and layer_types
-    harmless=llama.HARMLESS | {"no_rope_layer_interval", "sliding_window", "layer_types"},
+    harmless=llama.HARMLESS | {"no_rope_layer_interval", "use_sliding_window"},
     ignored=llama.IGNORED,
     architecture="SmolLM3ForCausalLM",
 )

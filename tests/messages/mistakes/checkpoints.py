@@ -138,6 +138,18 @@ MISTAKES = [
         lambda tmp: config.parse_config({"model_type": "gpt2", "add_cross_attention": True}),
     ),
     (
+        "num_hidden_layers",
+        "at most 10,000 ... got 1000000000",
+        lambda tmp: config.parse_config({"model_type": "llama", "num_hidden_layers": 10**9}),
+    ),
+    (
+        "quantization_config",
+        "absent ... got those of 'awq'",
+        lambda tmp: config.parse_config(
+            {"model_type": "llama", "quantization_config": {"quant_method": "awq"}}
+        ),
+    ),
+    (
         "model.safetensors",
         "complete safetensors file ... got one that does not read",
         lambda tmp: formats.open_tensors(written(tmp, WEIGHTS, b"12345678") / WEIGHTS),
