@@ -5,7 +5,7 @@ The public names below are loaded on first use: importing this package starts no
 Example:
     >>> import lensllm_jax as lens
     >>> sorted(lens.__all__)[:2]
-    ['Candidate', '__version__']
+    ['Bounded', 'Candidate']
 """
 
 import importlib
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from lensllm_jax.checkpoints.candidate import Candidate
     from lensllm_jax.checkpoints.zoo import list_zoo, load_candidate
     from lensllm_jax.data.catalogue import list_tasks, load_task
+    from lensllm_jax.linalg import NtkSpectrum
     from lensllm_jax.metrics import pearson_correlation, relative_accuracy
     from lensllm_jax.ntk.candidate import candidate_ntk, estimate_ntk_cost
     from lensllm_jax.ntk.gram import empirical_ntk, parameter_group_ntk
@@ -24,11 +25,21 @@ if TYPE_CHECKING:
     from lensllm_jax.ntk.operator import ntk_loss_matrix_free, ntk_matvec
     from lensllm_jax.ntk.velocity import kernel_velocity
     from lensllm_jax.scaling.fit import fit_law, fit_laws
-    from lensllm_jax.selection.loss_table import read_loss_table
+    from lensllm_jax.scaling.kernel import Bounded, Measured, Spectrum
+    from lensllm_jax.selection.halving import Halving
+    from lensllm_jax.selection.loss_table import LossTable, read_loss_table
+    from lensllm_jax.selection.problem import Evidence
     from lensllm_jax.selection.rank import rank
 
 __all__ = [
+    "Bounded",
     "Candidate",
+    "Evidence",
+    "Halving",
+    "LossTable",
+    "Measured",
+    "NtkSpectrum",
+    "Spectrum",
     "__version__",
     "candidate_ntk",
     "empirical_ntk",
@@ -63,8 +74,12 @@ _LAZY = {
     "lensllm_jax.ntk.loss": "ntk_loss ntk_test_residual ntk_train_residual",
     "lensllm_jax.ntk.operator": "ntk_loss_matrix_free ntk_matvec",
     "lensllm_jax.ntk.velocity": "kernel_velocity",
+    "lensllm_jax.linalg": "NtkSpectrum",
     "lensllm_jax.scaling.fit": "fit_law fit_laws",
-    "lensllm_jax.selection.loss_table": "read_loss_table",
+    "lensllm_jax.scaling.kernel": "Bounded Measured Spectrum",
+    "lensllm_jax.selection.halving": "Halving",
+    "lensllm_jax.selection.loss_table": "LossTable read_loss_table",
+    "lensllm_jax.selection.problem": "Evidence",
     "lensllm_jax.selection.rank": "rank",
 }
 _MODULE_OF = {name: module for module, names in _LAZY.items() for name in names.split()}

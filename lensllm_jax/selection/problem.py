@@ -26,8 +26,8 @@ from lensllm_jax.selection.loss_table import LossTable
 class Evidence:
     """What was measured besides the losses; every mapping has an entry per candidate."""
 
-    # F at each size, from the table's first on and at least up to the budget; NaN = not measured
-    ntk_losses: Mapping[str, Float[np.ndarray, " num_sizes"]] | None = None  # t observed
+    ntk_losses: Mapping[str, Float[np.ndarray, " num_sizes"]] | None = None  # F, t observed
+    # one per size, from the table's first at least up to the budget; NaN = not measured
     ntk_spectra: Mapping[str, NtkSpectrum] | None = None  # F(t), t free
     kernel_flops: Mapping[str, float] | None = None  # cost of each kernel
     weights: Mapping[str, Any] | None = None  # params, or (name, array) pairs of stored tensors

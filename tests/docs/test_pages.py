@@ -49,19 +49,38 @@ def undescribed(function):
     return [n for n in names if not re.search(rf"^ +\**{n}:|``\**{n}``", text, re.MULTILINE)]
 
 
+def bare_fields(cls):
+    """Fields that the Attributes section of the API page has no words for."""
+    text = "\n".join([inspect.getdoc(cls), *CONF.fields_of(cls)])
+    names = [field.name for field in dataclasses.fields(cls)]
+    return [n for n in names if not re.search(rf"^ +{n}: \S", text, re.MULTILINE)]
+
+
 @pytest.mark.parametrize("name", PUBLIC)
 def test_docstring_says_what_goes_in_and_comes_out(name):
     """Sections of the API page; the fields of a class are under Attributes."""
     public = getattr(lens, name)
     assert inspect.getdoc(public).splitlines()[0].endswith(".")
     if inspect.isclass(public):
-        assert "\nAttributes:\n" in inspect.getdoc(public)
+        assert not bare_fields(public)
         return
     signature = inspect.signature(public)
     assert signature.return_annotation is not signature.empty
     assert not undescribed(public)
     if signature.parameters:
         assert "\nRaises:\n" in inspect.getdoc(public)
+
+
+def test_a_field_without_words_is_caught():
+    @dataclasses.dataclass
+    class Point:
+        """A point."""
+
+        x: float  # metres
+        y: float
+
+    Point.__doc__ += "\n\nAttributes:\n    x: metres"  # the source of a nested class is indented
+    assert bare_fields(Point) == ["y"]
 
 
 def test_a_parameter_without_an_entry_is_caught():
