@@ -25,8 +25,7 @@ from lensllm_jax.models.family import Family, ModelConfig
 from lensllm_jax.models.registry import FAMILIES
 
 CONFIG = "config.json"
-_MOST_LAYERS = 10_000
-_LARGEST = 10**12  # of anything: a loss's, a window's or a vocabulary's
+_LONGEST = 300  # characters about one attribute
 
 
 def transformers() -> Any:
@@ -86,13 +85,14 @@ def parse_config(stored: Mapping[str, Any], *, name: str = CONFIG) -> Checkpoint
         UserError: if the family is unknown, or naming every attribute that is not supported.
     """
     model_type = stored.get("model_type")
-    if model_type not in FAMILIES:
+    if not isinstance(model_type, str) or model_type not in FAMILIES:
         raise checks.UserError(
             f"`model_type` in {name} must be one of {', '.join(sorted(FAMILIES))}, "
-            f"got {model_type!r}"
+            f"got {str(model_type)[:80]!r}"
         )
     family = FAMILIES[model_type]
-    _check_sizes(stored, name)
+    # Hugging Face's classes make lists of so many layers
+    _check_sizes({key: value for key, value in stored.items() if "layer" in key}, name, 10_000)
     if quantized := stored.get("quantization_config"):
         method = quantized.get("quant_method") if isinstance(quantized, dict) else quantized
         raise checks.UserError(
@@ -106,25 +106,24 @@ def parse_config(stored: Mapping[str, Any], *, name: str = CONFIG) -> Checkpoint
     except Exception as error:  # transformers validates with classes of its own
         raise checks.UserError(
             f"`{name}` must be a valid {model_type} config, "
-            f"got {str(error).splitlines()[-1].strip()}"
+            f"got {' '.join(str(error).split())[-_LONGEST:]}"
         ) from error
     ignored = unknown_attributes(config_class, attributes)
-    config, problems = family.read_config(
-        {key: value for key, value in attributes.items() if key not in ignored}, defaults
-    )
+    known = {key: value for key, value in attributes.items() if key not in ignored}
+    _check_sizes(known, name, 2**31 - 1)
+    config, problems = family.read_config(known, defaults)
     if problems or config is None:
         raise checks.UserError(
             f"`{name}` must describe a {model_type} model with supported settings, got "
-            + "; ".join(problems)
+            + "; ".join(" ".join(problem.split())[:_LONGEST] for problem in problems)
         )
     return CheckpointConfig(family, attributes, config, tuple(sorted(ignored)))
 
 
-def _check_sizes(stored: Mapping[str, Any], name: str) -> None:
+def _check_sizes(attributes: Mapping[str, Any], name: str, most: int) -> None:
     """Refuses numbers that no checkpoint has, before anything of that size is made."""
-    for key, value in stored.items():
-        most = _MOST_LAYERS if "layer" in key else _LARGEST
-        if isinstance(value, int | float) and abs(value) > most:
+    for key, value in attributes.items():
+        if isinstance(value, int) and abs(value) > most:
             raise checks.UserError(
                 f"`{key}` in {name} must be at most {most:,}, got {str(value)[:40]}"
             )

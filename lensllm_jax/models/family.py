@@ -153,6 +153,9 @@ class Family:
             config = self.config(recorded)
         except checks.UserError as error:
             problems.append(str(error))
+        except (TypeError, ValueError, ArithmeticError, LookupError, AttributeError) as error:
+            value = attributes.get(recorded.last)
+            problems.append(f"{recorded.last}={value!r} ({type(error).__name__}: {error})")
         for name, value in sorted(attributes.items()):
             if name in self.required:
                 supported = self.required[name]
@@ -173,14 +176,19 @@ class _Recorded(dict):
     def __init__(self, *args: Any):
         super().__init__(*args)
         self.names: set[str] = set()
+        self.last = ""
 
     def __getitem__(self, name: str) -> Any:
-        self.names.add(name)
+        self._record(name)
         return super().__getitem__(name)
 
     def get(self, name: str, default: Any = None) -> Any:
-        self.names.add(name)
+        self._record(name)
         return super().get(name, default)
+
+    def _record(self, name: str) -> None:
+        self.names.add(name)
+        self.last = name
 
 
 # What most configs call the sizes of a decoder: ours -> theirs.

@@ -31,6 +31,7 @@ _KEYS = {
     "linear": frozenset({"factor"}),
     "llama3": frozenset({"factor", *_INTERPOLATION}),
 }
+_WIDEST = 2**16  # features of a head: tables of them are made before any weight is seen
 _COMMON = frozenset({"rope_type", "type", "rope_theta", "partial_rotary_factor"})
 
 
@@ -58,9 +59,10 @@ class Rotary:
         checks.positive("base", self.base)
         checks.positive("width", self.width)
         checks.positive("factor", self.factor)
-        if self.width % 2:
+        if self.width % 2 or self.width > _WIDEST:
             raise checks.UserError(
-                f"`width` must be even (features rotate in pairs), got {self.width}"
+                f"`width` must be even (features rotate in pairs) and at most {_WIDEST}, got "
+                f"{self.width}"
             )
 
     @classmethod

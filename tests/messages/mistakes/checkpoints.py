@@ -129,7 +129,7 @@ MISTAKES = [
     ),
     (
         "config.json",
-        "valid gpt2 config ... got TypeError",
+        "valid gpt2 config ... got Validation error for field 'n_head'",
         lambda tmp: config.parse_config({"model_type": "gpt2", "n_head": "many"}),
     ),
     (

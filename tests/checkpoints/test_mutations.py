@@ -1,0 +1,115 @@
+"""Whatever stands in a config or a weight file, it is read or refused in one line."""
+
+import contextlib
+import json
+import resource
+
+import numpy as np
+import pytest
+
+from lensllm_jax import checks
+from lensllm_jax.checkpoints.candidate import load_folder
+from lensllm_jax.checkpoints.config import parse_config
+from lensllm_jax.checkpoints.folder import SINGLE
+from lensllm_jax.checkpoints.formats import open_tensors
+from lensllm_jax.checkpoints.weights import parameter_shapes
+from lensllm_jax.checkpoints.zoo import FOLDER
+from tests.checkpoints.mutations import mutated_bytes, mutated_config, mutated_header
+from tests.models.tiny import write_tiny_checkpoint
+from tests.models.variants import VARIANTS
+
+CONTENT = (FOLDER / "gpt2-xs" / SINGLE).read_bytes()
+
+
+@contextlib.contextmanager
+def bounded_memory(num_bytes=2**30):
+    """No more than so much above what the process holds already."""
+    with open("/proc/self/statm") as file:
+        held = int(file.read().split()[0]) * resource.getpagesize()
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (held + num_bytes, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+
+
+def read_all(make, read, num_cases, seed):
+    """How many cases are read and how many refused; any other end fails."""
+    rng, num_read, num_refused = np.random.default_rng(seed), 0, 0
+    with bounded_memory():
+        for _ in range(num_cases):
+            try:
+                read(make(rng))
+                num_read += 1
+            except checks.UserError as refused:
+                num_refused += 1
+                message = str(refused)
+                assert "must" in message
+                assert len(message.splitlines()) == 1
+    return num_read, num_refused
+
+
+def read_config(config):
+    parameter_shapes(parse_config(config).config)
+
+
+COUNTS = [3000, pytest.param(100_000, marks=pytest.mark.slow)]
+
+
+@pytest.mark.parametrize("num_cases", COUNTS)
+def test_configs(num_cases):
+    num_read, num_refused = read_all(mutated_config, parse_config, num_cases, 0)
+    assert min(num_read, num_refused) > num_cases / 10
+
+
+def test_shapes_of_configs_that_are_read():
+    num_read, _ = read_all(mutated_config, read_config, 100, 1)
+    assert num_read > 10
+
+
+@pytest.mark.parametrize("num_cases", COUNTS)
+@pytest.mark.parametrize("mutated", [mutated_bytes, mutated_header])
+def test_headers(num_cases, mutated, tmp_path):
+    path = tmp_path / SINGLE
+    # the header and few of the values: what is read is the same
+    length = int.from_bytes(CONTENT[:8], "little")
+    whole = CONTENT if mutated is mutated_header else CONTENT[: 8 + length]
+
+    def read(content):
+        path.write_bytes(content)
+        for tensor in open_tensors(path).values():
+            assert all(0 <= side < 2**63 for side in tensor.shape)
+
+    _, num_refused = read_all(lambda rng: mutated(rng, whole), read, num_cases // 10, num_cases)
+    assert num_refused > 0
+
+
+def test_folders(tmp_path):
+    """Whole folders, tiny, with a header of other shapes: nothing of their size is made."""
+    folder = write_tiny_checkpoint(VARIANTS["llama-tied-grouped"], tmp_path)
+    content = (folder / SINGLE).read_bytes()
+
+    def read(mutated):
+        (folder / SINGLE).write_bytes(mutated)
+        load_folder(folder)
+
+    read(content)
+    _, num_refused = read_all(lambda rng: mutated_header(rng, content), read, 50, 2)
+    assert num_refused > 25
+
+
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        {"vocab_size": 10**11},
+        {"hidden_size": 10**6, "num_attention_heads": 10**5},
+        {"head_dim": 10**12},
+    ],
+)
+def test_a_config_of_another_size_than_its_tensors_allocates_nothing(tmp_path, sizes):
+    folder = write_tiny_checkpoint(VARIANTS["llama-tied-grouped"], tmp_path)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, **sizes}))
+    with bounded_memory(), pytest.raises(checks.UserError, match="must"):
+        load_folder(folder)
