@@ -35,6 +35,7 @@ from experiments.common.flags import (
     define_budgets,
     define_curves,
     define_gamma,
+    define_higher_is_better,
     define_output_dir,
     define_quiet,
     define_selectors,
@@ -56,6 +57,7 @@ from lensllm_jax.selection.ranking import Ranking, RankingMetrics
 from lensllm_jax.selection.selectors import SELECTORS
 
 CURVES = define_curves()
+HIGHER_IS_BETTER = define_higher_is_better()
 BUDGETS = define_budgets(8, 16, 32, 64, 128, 256, 512)
 SELECTED = define_selectors()
 OUTPUT_DIR = define_output_dir()
@@ -77,7 +79,7 @@ def main(_: Sequence[str]) -> None:
     """Reads the tables, ranks at every budget, writes the results."""
     divisors, names = divisors_of(BUDGETS.value), selectors_of(SELECTED.value)
     cost = TrainingCost(TOKENS.value, EPOCHS.value, ROUNDS.value)
-    tables = read_curves(CURVES.value)
+    tables = read_curves(CURVES.value, higher_is_better=HIGHER_IS_BETTER.value)
     for table in tables:
         _check(table, divisors)
     folder = RunFolder.open(OUTPUT_DIR.value, _settings(names, divisors))
@@ -98,6 +100,7 @@ def main(_: Sequence[str]) -> None:
 def _settings(names: Sequence[str], divisors: Sequence[int]) -> dict[str, Any]:
     return {
         "curves": digests(CURVES.value),
+        "higher_is_better": HIGHER_IS_BETTER.value,
         "selectors": list(names),
         "budgets": list(divisors),
         "gamma": GAMMA.value,

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from lensllm_jax.checkpoints.candidate import Candidate
     from lensllm_jax.checkpoints.zoo import list_zoo, load_candidate
     from lensllm_jax.data.catalogue import list_tasks, load_task
+    from lensllm_jax.data.task import Task
     from lensllm_jax.linalg import NtkSpectrum
     from lensllm_jax.metrics import pearson_correlation, relative_accuracy
     from lensllm_jax.ntk.candidate import candidate_ntk, estimate_ntk_cost
@@ -40,6 +41,7 @@ __all__ = [
     "Measured",
     "NtkSpectrum",
     "Spectrum",
+    "Task",
     "__version__",
     "candidate_ntk",
     "empirical_ntk",
@@ -68,6 +70,7 @@ _LAZY = {
     "lensllm_jax.checkpoints.candidate": "Candidate",
     "lensllm_jax.checkpoints.zoo": "list_zoo load_candidate",
     "lensllm_jax.data.catalogue": "list_tasks load_task",
+    "lensllm_jax.data.task": "Task",
     "lensllm_jax.metrics": "pearson_correlation relative_accuracy",
     "lensllm_jax.ntk.candidate": "candidate_ntk estimate_ntk_cost",
     "lensllm_jax.ntk.gram": "empirical_ntk parameter_group_ntk",

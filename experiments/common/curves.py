@@ -11,13 +11,13 @@ from lensllm_jax.selection.selectors import NEEDS, SELECTORS
 TABLE_SELECTORS = tuple(name for name in SELECTORS if name not in NEEDS)  # need losses alone
 
 
-def read_curves(paths: Sequence[str]) -> list[LossTable]:
-    """The tables, each named after its file.
+def read_curves(paths: Sequence[str], *, higher_is_better: bool | None = None) -> list[LossTable]:
+    """The tables, each named after its file; ``higher_is_better`` as of ``read_loss_table``.
 
     Raises:
         UserError: if one is no loss table, or two have the same name.
     """
-    tables = [read_loss_table(path) for path in paths]
+    tables = [read_loss_table(path, higher_is_better=higher_is_better) for path in paths]
     tasks = [table.task for table in tables]
     if len(set(tasks)) < len(tasks):
         raise checks.UserError(f"`curves` must have different file names, got {tasks}")

@@ -26,6 +26,13 @@ def define_curves(help: str = "Loss tables (CSV), one per task.") -> flags.FlagH
     return flags.DEFINE_list("curves", None, help, required=True)
 
 
+def define_higher_is_better() -> flags.FlagHolder[bool | None]:
+    """--higher_is_better; None refuses tables most of whose rows rise with data."""
+    return flags.DEFINE_bool(
+        "higher_is_better", None, "The tables hold accuracies, read as errors (no: losses)."
+    )
+
+
 def define_curve(help: str = "Loss table (CSV) of the pool.") -> flags.FlagHolder[str]:
     """--curves, one table."""
     return flags.DEFINE_string("curves", None, help, required=True)

@@ -74,7 +74,10 @@ class MeasurementFlags:
         Raises:
             UserError: if there is no such task or field.
         """
-        return self._pool.load_task(pool)
+        task = self._pool.load_task(pool)
+        if task.removed and not self.quiet:
+            print(left_out_line(task), flush=True)
+        return task
 
     def config(self) -> MeasurementConfig:
         """The settings of every measurement; from here on JAX keeps what it compiles.
@@ -88,6 +91,17 @@ class MeasurementFlags:
             keep_compiled(folder)
         checks.not_negative("checkpoint_seconds", self.checkpoint_seconds)
         return self._settings.config()
+
+
+def left_out_line(task: Task) -> str:
+    """How many records the task left out, and why.
+
+    Example:
+        >>> left_out_line(Task("sums", "", (), (), (), {"empty": 2, "train_repeats_test": 1}, ""))
+        'sums: 3 records left out (2 empty, 1 train repeats test)'
+    """
+    reasons = (f"{count:,} {reason.replace('_', ' ')}" for reason, count in task.removed.items())
+    return f"{task.name}: {sum(task.removed.values()):,} records left out ({', '.join(reasons)})"
 
 
 @functools.cache
@@ -106,10 +120,10 @@ class _PoolFlags:
             "zoo (all bundled), or names, folders and hub ids, comma-separated.",
         )
         self._task = flags.DEFINE_string(
-            "task", "pydoc", "A built-in task, or a .jsonl, .csv, .parquet or .txt."
+            "task", "pydoc", "A built-in task, or a .jsonl, .json, .csv, .tsv, .parquet or .txt."
         )
         self._prompt_field = flags.DEFINE_string(
-            "prompt_field", "prompt", "Column of a task file's prompts."
+            "prompt_field", "prompt", "Column of a task file's prompts; empty: targets alone."
         )
         self._target_field = flags.DEFINE_string(
             "target_field", "target", "Column of a task file's targets."

@@ -29,15 +29,16 @@ def list_tasks() -> tuple[str, ...]:
 def load_task(
     name: str | Path,
     *,
-    prompt_field: str = "prompt",
+    prompt_field: str | None = "prompt",
     target_field: str = "target",
     folder: Path | None = None,
 ) -> Task:
     """A task by name, or from a local file: split and de-duplicated.
 
     Args:
-        name: one of :func:`list_tasks`, or the path of a .jsonl, .csv, .parquet or .txt file.
-        prompt_field: column of a file's prompts; a .txt file has none.
+        name: one of :func:`list_tasks`, or the path of a .jsonl, .ndjson, .json, .csv, .tsv,
+            .parquet or .txt file.
+        prompt_field: column of a file's prompts; "" for language modelling on the targets.
         target_field: column of a file's targets.
         folder: a local copy of the repository of a hub task; the hub when None.
 
@@ -49,9 +50,9 @@ def load_task(
         return _BUILT_IN[str(name)]()
     if name in HUB_TASKS:
         return read_hub_task(str(name), folder=folder)
-    if Path(name).is_file():
-        return read_task_file(Path(name), prompt_field=prompt_field, target_field=target_field)
+    if (path := Path(name).expanduser()).is_file():
+        return read_task_file(path, prompt_field=prompt_field, target_field=target_field)
     raise UserError(
         f"`name` must be one of {', '.join(list_tasks())}, or the path of a "
-        f".csv, .jsonl, .parquet or .txt file, got {str(name)!r}"
+        f".jsonl, .json, .csv, .tsv, .parquet or .txt file, got {str(name)!r}"
     )

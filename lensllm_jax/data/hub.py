@@ -33,7 +33,7 @@ from typing import Any
 from lensllm_jax.checks import UserError
 from lensllm_jax.data.pydoc import SEPARATOR
 from lensllm_jax.data.subsets import subset_order
-from lensllm_jax.data.task import Example, Task, build_task, key_of_context
+from lensllm_jax.data.task import Example, Task, build_task
 
 # Enough for the largest subset of Lin et al. 2024 (1,638,400) and 13 doublings below it.
 _SIZES: Mapping[str, int] = {"train": 1_638_400, "validation": 2_048, "test": 4_096}
@@ -118,7 +118,6 @@ def read_hub_task(
         train=_examples(splits["train"], source, sizes["train"]),
         validation=_examples(splits["validation"], source, sizes["validation"]),
         test=_examples(splits["test"], source, sizes["test"]),
-        keys=key_of_context,
         sizes=sizes,
     )
 

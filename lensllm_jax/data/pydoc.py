@@ -25,7 +25,7 @@ from dataclasses import dataclass
 
 from lensllm_jax.data.installed import installed_files
 from lensllm_jax.data.subsets import subset_order
-from lensllm_jax.data.task import Example, Task, build_task, keys_of_both
+from lensllm_jax.data.task import Example, Task, build_task, loose_keys_of_both
 
 # Each has one pin for every Python in requirements.txt.
 PACKAGES = (
@@ -99,7 +99,7 @@ def load_pydoc() -> Task:
         train=shuffled["train"],
         validation=shuffled["validation"],
         test=shuffled["test"],
-        keys=keys_of_both,
+        keys=loose_keys_of_both,
         sizes=_SIZES,
     )
 

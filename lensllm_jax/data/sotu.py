@@ -19,7 +19,7 @@ from importlib import resources
 from lensllm_jax.checks import UserError
 from lensllm_jax.data.packing import pack
 from lensllm_jax.data.subsets import subset_order
-from lensllm_jax.data.task import Example, Task, build_task
+from lensllm_jax.data.task import Example, Task, build_task, loose_keys
 
 NUM_TEST_YEARS, NUM_VALIDATION_YEARS = 24, 12
 _SIZES = {"test": 1280, "validation": 512}
@@ -44,6 +44,7 @@ def load_sotu() -> Task:
         test=_chunks(speeches, order[:NUM_TEST_YEARS]),
         validation=_chunks(speeches, order[NUM_TEST_YEARS:held_out]),
         train=_chunks(speeches, order[held_out:]),
+        keys=loose_keys,
         sizes=_SIZES,
     )
 

@@ -8,26 +8,41 @@ A task is split once, in text: ``train`` may be reduced to nested subsets
 (:mod:`lensllm_jax.data.subsets`), ``validation`` chooses the stopping step, ``test`` gives the
 loss that the scaling law is fitted to.  A text in two splits would lower the test loss for a
 reason that no law describes, so :func:`build_task` keeps the copy nearest to ``test`` and counts
-the others.
+the others.  A record is a repeat if prompt and target are both those of another, after Unicode
+normal form C and with runs of white space as one space (:func:`exact_key`): records that differ
+in case, operators, emoji or combining marks are different.
+
+Records without a split of their own are shuffled with a fixed seed: a tenth (at most 1,000)
+become test, a twentieth (at most 500) validation, the rest train.
 
 Example:
     >>> task = build_task("greetings", "says hello", validation=[Example("", "Hi.")],
-    ...                   train=[Example("", "Good day."), Example("", "Hello!")],
-    ...                   test=[Example("", "hello")])
+    ...                   train=[Example("", "Good day."), Example("", "Hello! ")],
+    ...                   test=[Example("", "Hello!")])
     >>> task.train, dict(task.removed)
     ((Example(prompt='', target='Good day.'),), {'train_repeats_test': 1})
+    >>> task
+    <Task 'greetings': 1 train, 1 validation, 1 test, 1 left out>
 """
 
 import hashlib
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
+from typing import Any
 
 from lensllm_jax.checks import UserError
+from lensllm_jax.data.records import rows_of, text_pairs
+from lensllm_jax.data.subsets import subset_order
 
 _NOT_A_WORD = re.compile(r"[\W_]+")
+_TEST_SHARE, _VALIDATION_SHARE = 0.1, 0.05
+_MOST_TEST, _MOST_VALIDATION = 1000, 500
+_FEWEST = 20  # records: below it a test loss says nothing
+_SPLIT_SEED = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,9 +53,12 @@ class Example:
     target: str  # what the model is scored on, never empty in a Task
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Task:
-    """A named, split and de-duplicated set of examples; make one with :func:`build_task`."""
+    """A named, split and de-duplicated set of examples.
+
+    Made by :func:`lensllm_jax.load_task`, :meth:`from_records` or :func:`build_task`.
+    """
 
     name: str  # what load_task was given
     description: str  # where the text comes from and what is asked of the model
@@ -50,25 +68,93 @@ class Task:
     removed: Mapping[str, int]  # reason -> number of records left out
     fingerprint: str  # sha256 (hex) over the three splits in order
 
+    @classmethod
+    def from_records(
+        cls,
+        records: Any,
+        *,
+        name: str = "records",
+        prompt_field: str | None = "prompt",
+        target_field: str = "target",
+    ) -> "Task":
+        """The task in a list of dicts, a DataFrame, or one split of a datasets.Dataset.
+
+        Args:
+            records: rows with two columns of text, or with chat ``messages`` that end with the
+                assistant's (:mod:`lensllm_jax.data.records`).
+            name: of the task.
+            prompt_field: column of the prompts; "" for language modelling on the targets.
+            target_field: column of the targets.
+
+        Raises:
+            UserError: if a record lacks a field or its text, or there are fewer than 20 records.
+        """
+        pairs = text_pairs(
+            rows_of(records), source=name, prompt_field=prompt_field, target_field=target_field
+        )
+        return split_task(name, f"the records of {name}, split at random", pairs)
+
+    def __repr__(self) -> str:
+        splits = ("train", "validation", "test")
+        counts = ", ".join(f"{len(getattr(self, split))} {split}" for split in splits)
+        return f"<Task {self.name!r}: {counts}, {sum(self.removed.values())} left out>"
+
+
+def split_task(name: str, description: str, pairs: Iterable[tuple[str, str]]) -> Task:
+    """(prompt, target) pairs as a task, split at random with a fixed seed.
+
+    Raises:
+        UserError: if there are fewer than 20.
+    """
+    examples = [Example(*pair) for pair in pairs]
+    if len(examples) < _FEWEST:
+        raise UserError(
+            f"task {name!r} must hold at least {_FEWEST} records to be split, got {len(examples)}"
+        )
+    shuffled = [examples[i] for i in subset_order(len(examples), seed=_SPLIT_SEED)]
+    num_test = min(round(_TEST_SHARE * len(examples)), _MOST_TEST)
+    held_out = num_test + min(round(_VALIDATION_SHARE * len(examples)), _MOST_VALIDATION)
+    return build_task(
+        name,
+        description,
+        test=shuffled[:num_test],
+        validation=shuffled[num_test:held_out],
+        train=shuffled[held_out:],
+    )
+
 
 def normalised(text: str) -> str:
-    """``text`` as it is compared with others: lower case, words only, single spaces."""
+    """``text`` with words only, in lower case, with single spaces."""
     return _NOT_A_WORD.sub(" ", text).strip().lower()
 
 
-def key_of_context(example: Example) -> Iterator[str]:
-    """What must not repeat in most tasks: the prompt, or the target where there is no prompt.
+def exact_key(example: Example) -> Iterator[str]:
+    """What must not repeat in most tasks: prompt and target together.
 
-    Targets may then repeat under different prompts, as class labels do.
+    Targets may repeat under different prompts, as class labels do, and prompts before different
+    targets, as instructions do.
     """
-    yield normalised(example.prompt) or "target " + _target_key(example)
+    folded = (
+        " ".join(unicodedata.normalize("NFC", text).split())
+        for text in (example.prompt, example.target)
+    )
+    yield "\n".join(folded)
 
 
-def keys_of_both(example: Example) -> Iterator[str]:
-    """What must not repeat where every target is a text of its own: prompt and target alike."""
+def loose_keys(example: Example) -> Iterator[str]:
+    """What must not repeat in a task mined from running text, where near copies are common.
+
+    The words of the prompt, or of the target where there is no prompt, whatever stands between
+    them.  ``pydoc`` would have 694 more training records by :func:`exact_key`, ``sotu`` 65.
+    """
+    yield normalised(example.prompt) or "target " + _words_of_target(example)
+
+
+def loose_keys_of_both(example: Example) -> Iterator[str]:
+    """As :func:`loose_keys`, where every target is a text of its own: prompt and target alike."""
     if prompt := normalised(example.prompt):
         yield "prompt " + prompt
-    yield "target " + _target_key(example)
+    yield "target " + _words_of_target(example)
 
 
 def build_task(
@@ -78,7 +164,7 @@ def build_task(
     train: Iterable[Example],
     validation: Iterable[Example],
     test: Iterable[Example],
-    keys: Callable[[Example], Iterator[str]] = key_of_context,
+    keys: Callable[[Example], Iterator[str]] = exact_key,
     sizes: Mapping[str, int] | None = None,
 ) -> Task:
     """The task, without empty targets and without text that one split shares with another.
@@ -92,7 +178,7 @@ def build_task(
         train: records to train on, in the order that ``Task.train`` will have.
         validation: records that choose the stopping step.
         test: records that the reported loss is on.
-        keys: the normalised texts of a record that must not repeat.
+        keys: the texts of a record that must not repeat.
         sizes: split -> largest number of records kept, the first ones; all when absent.
 
     Returns:
@@ -137,7 +223,7 @@ def fingerprint(*splits: Iterable[Example]) -> str:
     return digest.hexdigest()
 
 
-def _target_key(example: Example) -> str:
+def _words_of_target(example: Example) -> str:
     # A target may hold no word ("42%" does, "+" does not); it is then its own key.
     return normalised(example.target) or example.target.strip()
 

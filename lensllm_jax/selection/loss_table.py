@@ -1,10 +1,15 @@
 r"""A table of measured test losses: one row per candidate, one column per training-set size.
 
-The file is CSV: a header ``config name,0,200,400,...,size,family``, then one row per candidate.
-Columns headed by whole numbers are training-set sizes in examples (0 is zero-shot); ``size`` is
-the number of parameters, ``family`` a name.  ``size`` and ``family`` may be missing.  Losses are
-nats per token.  An empty cell is a loss not measured yet; anything that is not a positive finite
-number is refused, with its row and column.
+The file is CSV (comma, semicolon or tab): a header ``config name,0,200,400,...,size,family``, then
+one row per candidate.  Columns headed by whole numbers are training-set sizes in examples (0 is
+zero-shot); ``size`` is the number of parameters, ``family`` a name.  ``size`` and ``family`` may be
+missing.  Losses are nats per token, or any other positive quantity that falls with data.  An empty
+cell or N/A is a loss not measured yet; anything else that is not a positive finite number is
+refused, with its row and column.  Counts may be written ``1,600``, ``0.2k`` or ``1.3B``, losses
+with a decimal comma or all in percent (:mod:`lensllm_jax.selection.numbers`).
+
+Accuracies rise with data, and would rank upside down: :func:`read_loss_table` refuses a table most
+of whose rows end above where they begin, unless ``higher_is_better`` is said.
 
 Example:
     >>> import io
@@ -12,21 +17,28 @@ Example:
     >>> table = parse_loss_table(io.StringIO(text))
     >>> table.names, table.sizes.tolist(), table.losses.tolist(), table.num_params.tolist()
     (('gpt2',), [0, 200, 400], [[4.0, 3.1, 2.9]], [124.0])
+    >>> text = "config name,0,200\nopt,20%,75%\n"
+    >>> parse_loss_table(io.StringIO(text), higher_is_better=True).losses.tolist()
+    [[0.8, 0.25]]
 """
 
 import csv
 import dataclasses
 import io
 import os
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float, Int
 
 from lensllm_jax import checks, durable
+from lensllm_jax.delimited import plain, read_delimited
+from lensllm_jax.selection.numbers import read_cells, whole_number
 
 _NAME, _PARAMS, _FAMILY = "config name", "size", "family"
+_LONGEST_SHOWN = 40  # characters of a cell in a message
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,10 +55,9 @@ class LossTable:
     def __post_init__(self):
         if not self.names:
             raise checks.UserError("`names` must hold one or more candidates, got none")
-        repeated = sorted({name for name in self.names if self.names.count(name) > 1})
-        if repeated:
+        if repeated := _repeated(self.names):
             raise checks.UserError(
-                f"`{_NAME}` must be unique, got {repeated[0]!r} more than once; "
+                f"`{_NAME}` must be unique, got {repeated!r} more than once; "
                 "rename or remove one row"
             )
         if len(self.sizes) == 0 or self.sizes[0] < 0 or np.any(np.diff(self.sizes) <= 0):
@@ -101,7 +112,8 @@ class LossTable:
 
     def select(self, names: Sequence[str]) -> "LossTable":
         """The rows called ``names``, in that order."""
-        rows = [self.names.index(checks.one_of("names", name, self.names)) for name in names]
+        row_of = {name: row for row, name in enumerate(self.names)}
+        rows = [row_of[checks.one_of("names", name, row_of)] for name in names]
         return dataclasses.replace(
             self,
             names=tuple(self.names[i] for i in rows),
@@ -121,12 +133,21 @@ class LossTable:
         return tuple(rises)
 
 
-def read_loss_table(path: str | os.PathLike[str], *, task: str | None = None) -> LossTable:
+def read_loss_table(
+    path: str | os.PathLike[str],
+    *,
+    task: str | None = None,
+    higher_is_better: bool | None = None,
+    perplexity: bool = False,
+) -> LossTable:
     """Reads a loss table from a CSV file.
 
     Args:
         path: of the file.
         task: name of the task; default the file's stem.
+        higher_is_better: True reads accuracies (shares up to 1, or percent) as errors, 1 - share;
+            False accepts losses most of which rise with data; by default such a table is refused.
+        perplexity: the cells are exp(nats per token), and the losses their logarithms.
 
     Returns:
         The table.
@@ -137,86 +158,162 @@ def read_loss_table(path: str | os.PathLike[str], *, task: str | None = None) ->
     path = Path(path)
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
-            return parse_loss_table(file, task=task or path.stem)
+            return parse_loss_table(
+                file,
+                task=task or path.stem,
+                higher_is_better=higher_is_better,
+                perplexity=perplexity,
+            )
     except FileNotFoundError:
         raise checks.UserError(f"`path` must be a CSV file, got {path}: no such file") from None
-    except (IsADirectoryError, PermissionError, UnicodeDecodeError) as error:
+    except (OSError, UnicodeDecodeError) as error:
         raise checks.UserError(f"`path` must be a readable CSV file, got {path}: {error}") from None
     except checks.UserError as error:
         raise checks.UserError(f"{path}: {error}") from None
 
 
-def parse_loss_table(file: Iterable[str], *, task: str = "task") -> LossTable:
+def parse_loss_table(
+    file: Iterable[str],
+    *,
+    task: str = "task",
+    higher_is_better: bool | None = None,
+    perplexity: bool = False,
+) -> LossTable:
     """Reads a loss table from lines of CSV; see :func:`read_loss_table`."""
-    try:
-        rows = [row for row in csv.reader(file, strict=True) if any(cell.strip() for cell in row)]
-    except csv.Error as error:
-        raise checks.UserError(f"the file must be CSV, got a broken line: {error}") from None
-    if len(rows) < 2:
-        raise checks.UserError(
-            f"the file must hold a header and one or more candidates, got {len(rows)} lines"
-        )
-    header, *body = [[cell.strip() for cell in row] for row in rows]
-    column_of = _size_columns(header)
-    for number, row in enumerate(body, start=2):
-        if len(row) != len(header):
-            raise checks.UserError(
-                f"row {number} must have {len(header)} cells like the header, got {len(row)}"
-            )
-    candidates = [dict(zip(header, row, strict=True)) for row in body]
-    names = tuple(candidate[_NAME] for candidate in candidates)
+    header, rows = read_delimited(file, headings=(_NAME, ""))
+    if not rows:
+        raise checks.UserError("the file must hold one or more candidates, got a header alone")
+    columns = _columns(header, rows)
+    names = columns.pop(_NAME)
     if "" in names:
         raise checks.UserError(f"row {names.index('') + 2} must have a name, got an empty one")
-    sizes = sorted(column_of)
+    not_given = ("",) * len(names)
+    counts = columns.pop(_PARAMS, not_given)
+    num_params = [_count(cell) for cell in counts]
+    _check_cells(num_params, {_PARAMS: counts}, names)
+    family = columns.pop(_FAMILY, not_given)
+    heading_of = _sizes(columns)
+    sizes = sorted(heading_of)
+    by_size = {heading_of[size]: columns[heading_of[size]] for size in sizes}
+    values = read_cells([cell for cells in by_size.values() for cell in cells])
+    _check_cells(
+        values, by_size, names, smallest="zero or positive" if higher_is_better else "positive"
+    )
+    losses = np.array(values, np.float64).reshape(len(sizes), len(names)).T
     return LossTable(
         names,
         np.array(sizes, np.int64),
-        np.array([[_number(c, column_of[size]) for size in sizes] for c in candidates]),
-        np.array([_number(c, _PARAMS) for c in candidates]),
-        tuple(candidate.get(_FAMILY, "") for candidate in candidates),
+        _as_losses(losses, higher_is_better, perplexity),
+        np.array(num_params, np.float64),
+        family,
         task,
     )
 
 
-def _size_columns(header: list[str]) -> dict[int, str]:
-    """Training-set size -> its heading."""
-    if _NAME not in header:
+def _columns(header: list[str], rows: list[list[str]]) -> dict[str, tuple[str, ...]]:
+    """Heading -> cells.  The index that pandas writes first is the names, or row numbers."""
+    ours = {plain(name): name for name in (_NAME, _PARAMS, _FAMILY)}
+    headings = [ours.get(plain(heading), heading) for heading in header]
+    cells = [tuple(cell.strip() for cell in column) for column in zip(*rows, strict=True)]
+    if plain(headings[0]) in ("", "unnamed: 0"):
+        if cells[0] == tuple(map(str, range(len(rows)))):
+            headings, cells = headings[1:], cells[1:]
+        elif _NAME not in headings:
+            headings[0] = _NAME
+    columns = [(h, c) for h, c in zip(headings, cells, strict=True) if h or any(c)]
+    if repeated := _repeated([heading for heading, _ in columns]):
+        raise checks.UserError(f"the header must name each column once, got {repeated!r} twice")
+    if _NAME not in headings:
         raise checks.UserError(f"the header must hold a column {_NAME!r}, got {header[:4]}")
-    columns: dict[int, str] = {}
-    for cell in header:
-        if header.count(cell) > 1:
-            raise checks.UserError(f"the header must name each column once, got {cell!r} twice")
-        if cell in (_NAME, _PARAMS, _FAMILY):
+    return dict(columns)
+
+
+def _count(cell: str) -> float | None:
+    """A number of parameters; None where it is not given, NaN where it is no number."""
+    count = whole_number(cell)
+    return read_cells([cell])[0] if count is None else float(count)
+
+
+def _check_cells(
+    values: Sequence[float | None],
+    columns: Mapping[str, Sequence[str]],
+    names: Sequence[str],
+    *,
+    smallest: str = "positive",
+) -> None:
+    """Refuses the first of the values, column by column, that is no number above zero."""
+    for index, value in enumerate(values):
+        if value is None or value > 0 or (value == 0 and smallest != "positive"):
             continue
-        # isascii: int() would also read other scripts' digits, and "1_000"
-        if not (cell.isascii() and cell.isdigit() and len(cell) <= 15):
+        column, row = divmod(index, len(names))
+        heading = list(columns)[column]
+        raise checks.UserError(
+            f"column {heading!r} of {names[row]!r} must be a {smallest} number or empty, "
+            f"got {columns[heading][row][:_LONGEST_SHOWN]!r}"
+        )
+
+
+def _as_losses(
+    values: Float[np.ndarray, "num_candidates num_sizes"],
+    higher_is_better: bool | None,
+    perplexity: bool,
+) -> Float[np.ndarray, "num_candidates num_sizes"]:
+    """Accuracies as errors, perplexities as their logarithms; anything else must mostly fall."""
+    if perplexity:
+        if higher_is_better or (lowest := np.nanmin(values, initial=np.inf)) <= 1:
+            found = "higher_is_better=True" if higher_is_better else f"{lowest:g}"
+            raise checks.UserError(f"perplexities must be above 1 and fall, got {found}")
+        values = np.log(values)
+    if higher_is_better:
+        best = np.nanmax(values, initial=0.0)
+        ceiling = 1.0 if best <= 1 else 100.0
+        if best >= ceiling:
+            raise checks.UserError(
+                "accuracies must be shares below 1 or percent below 100 with "
+                f"higher_is_better=True, got {best:g}"
+            )
+        return 1 - values / ceiling
+    rising, rows = _num_rising(values)
+    if higher_is_better is None and 2 * rising > rows:
+        raise checks.UserError(
+            f"losses must fall with data, got {rising} of {rows} rows that end above where they "
+            "begin; pass higher_is_better=True (--higher_is_better) if these are accuracies, "
+            "False (--nohigher_is_better) if they are losses"
+        )
+    return values
+
+
+def _num_rising(values: Float[np.ndarray, "num_candidates num_sizes"]) -> tuple[int, int]:
+    """Rows whose last value is above their first, of the rows that have two or more."""
+    measured = ~np.isnan(values)
+    rows = np.arange(len(values))
+    first = measured.argmax(1)
+    last = measured.shape[1] - 1 - measured[:, ::-1].argmax(1)
+    rising = values[rows, last] > values[rows, first]
+    return int(rising.sum()), int((measured.sum(1) > 1).sum())
+
+
+def _repeated(names: Sequence[str]) -> str | None:
+    """The first name, in alphabetical order, that is there more than once."""
+    return min((name for name, count in Counter(names).items() if count > 1), default=None)
+
+
+def _sizes(headings: Iterable[str]) -> dict[int, str]:
+    """Training-set size -> its heading."""
+    heading_of: dict[int, str] = {}
+    for heading in headings:
+        size = whole_number(heading)
+        if size is None:
             raise checks.UserError(
                 f"the header must hold {_NAME!r}, training-set sizes, {_PARAMS!r} and "
-                f"{_FAMILY!r}, got {cell!r}"
+                f"{_FAMILY!r}, got {heading!r}"
             )
-        if int(cell) in columns:
-            raise checks.UserError(f"the header must name each size once, got {int(cell)} twice")
-        columns[int(cell)] = cell
-    if not columns:
+        if size in heading_of:
+            raise checks.UserError(f"the header must name each size once, got {size} twice")
+        heading_of[size] = heading
+    if not heading_of:
         raise checks.UserError("the header must hold training-set sizes such as 200, got none")
-    return columns
-
-
-def _number(candidate: dict[str, str], column: str) -> float:
-    """A positive number, or NaN where the cell is empty or there is no such column."""
-    cell = candidate.get(column, "")
-    if not cell:
-        return float("nan")
-    try:
-        value = float(cell)
-    except ValueError:
-        value = float("nan")
-    if not (np.isfinite(value) and value > 0):
-        raise checks.UserError(
-            f"column {column!r} of {candidate[_NAME]!r} must be a positive number or empty, "
-            f"got {cell!r}"
-        )
-    return value
+    return heading_of
 
 
 def write_loss_table(table: LossTable, path: str | os.PathLike[str]) -> None:

@@ -1,14 +1,30 @@
 """Local files become tasks; what is wrong with one is said with the record and the field."""
 
+import contextlib
 import csv
 import json
 
+import numpy as np
 import pyarrow
 import pyarrow.parquet
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from lensllm_jax.checks import UserError
 from lensllm_jax.data.catalogue import load_task
+from lensllm_jax.data.records import text_pairs
+from lensllm_jax.data.task import Task
+
+SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".txt")
+# text out of the pieces that readers care about
+TABLES = st.lists(
+    st.sampled_from(
+        ["prompt", "target", ",", "\t", ";", '"', "\n", "\r", "{", "}", "[", "]", ":", "a", " ",
+         "\ufeff", "\x00", '{"prompt": "a", "target": "b"}\n', "x,y\n", '\\ud83d']
+    ),
+    max_size=60,
+).map(lambda parts: "".join(parts).encode())  # fmt: skip
 
 RECORDS = [{"prompt": f"question {i}", "target": f"answer {i}"} for i in range(60)]
 
@@ -28,7 +44,33 @@ def write_parquet(path, records):
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(records), path)
 
 
-WRITERS = {".jsonl": write_jsonl, ".csv": write_csv, ".parquet": write_parquet}
+def write_tsv(path, records):
+    lines = ["prompt\ttarget", *(f"{r['prompt']}\t{r['target']}" for r in records)]
+    path.write_text("\n".join(lines))
+
+
+def write_chats(path, records):
+    turns = [[("user", r["prompt"]), ("assistant", r["target"])] for r in records]
+    chats = [{"messages": [{"role": k, "content": t} for k, t in chat]} for chat in turns]
+    path.write_text(json.dumps(chats))
+
+
+def write_array(path, records):
+    path.write_text(json.dumps(records, indent=1))
+
+
+WRITERS = {
+    ".jsonl": write_jsonl,
+    ".ndjson": write_jsonl,
+    ".JSONL": write_jsonl,
+    ".json": write_array,
+    ".Json": write_jsonl,
+    ".JSON": write_chats,
+    ".csv": write_csv,
+    ".CSV": write_csv,
+    ".tsv": write_tsv,
+    ".parquet": write_parquet,
+}
 
 
 @pytest.mark.parametrize("suffix", WRITERS)
@@ -53,10 +95,12 @@ def test_fields_are_named_by_arguments(tmp_path):
     assert task.test[0].prompt.startswith("question")
 
 
-def test_without_a_prompt_column_it_is_language_modelling(tmp_path):
+def test_without_a_prompt_column_it_is_language_modelling_if_that_is_said(tmp_path):
     path = tmp_path / "lines.jsonl"
     write_jsonl(path, [{"target": r["target"]} for r in RECORDS])
-    assert {e.prompt for e in load_task(path).train} == {""}
+    with pytest.raises(UserError, match=r'got None in record 1 .* pass prompt_field=""'):
+        load_task(path)
+    assert {e.prompt for e in load_task(path, prompt_field="").train} == {""}
 
 
 def test_paragraphs_of_a_text_are_packed(tmp_path):
@@ -78,9 +122,16 @@ def test_paragraphs_of_a_text_are_packed(tmp_path):
             "field 'target' of every record, got None in record 1",
         ),
         ([*RECORDS, {"prompt": 3, "target": "b"}], "field 'prompt' .* got 3 in record 61"),
-        ([*RECORDS, {"target": None}], "field 'target' .* got None in record 61"),
-        ([{"target": ""}] * 30, "`test` must hold at least one record .*'empty': 3"),
-        ([{"target": "same"}] * 30, "`validation` must hold at least one record"),
+        ([*RECORDS, {"prompt": "", "target": None}], "field 'target' .* got None in record 61"),
+        ([*RECORDS, {"target": "b"}], "field 'prompt' .* got None in record 61"),
+        ([*RECORDS, {"prompt": "a", "target": "b\ud83d"}], "half of a surrogate .* record 61"),
+        ([{"PROMPT": "a", "Prompt": "b", "target": "c"}] * 30, "'prompt' must name one column"),
+        ([{"prompt": "", "target": ""}] * 30, "`test` must hold at least one .*'empty': 3"),
+        ([{"prompt": "", "target": "same"}] * 30, "`validation` must hold at least one record"),
+        ([{"messages": []}] * 30, "end every conversation .* got no message in record 1"),
+        ([{"messages": [{"role": "user", "content": "a"}]}] * 30, "got 'user' in record 1"),
+        ([{"messages": "hello"}] * 30, "messages with 'role' and 'content' .* got 'hello'"),
+        ([{"messages": [{"role": "assistant", "content": None}]}] * 30, "'target' .* got None"),
     ],
 )
 def test_bad_records_are_named(tmp_path, records, message):
@@ -93,13 +144,24 @@ def test_bad_records_are_named(tmp_path, records, message):
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
-        ("bad.jsonl", '{"target": "a"}\n{oops\n', "one JSON object a line, got .* in line 2"),
+        (
+            "bad.jsonl",
+            '{"prompt": "", "target": "a"}\n{oops\n',
+            "one JSON object a line, got .* in line 2",
+        ),
         ("bad.jsonl", '["a"]\n', "one JSON object a line, got list in line 1"),
-        ("bad.tsv", "a\tb\n", "`path` must end in .txt, .jsonl, .csv, .parquet"),
+        ("bad.jsonl", f'{{"prompt": {"9" * 5000}}}', "one JSON object a line, got Exceeds"),
+        ("bad.jsonl", "[" * 100_000, "one JSON object a line, got maximum recursion"),
+        ("bad.json", "[" * 100_000, "JSON array of objects"),
+        ("bad.json", "[1, 2]", "must hold dicts, got int in record 1"),
+        ("bad.xlsx", "PK", "`path` must end in .txt, .jsonl, .ndjson, .json, .csv, .tsv, .parq"),
         ("bad.txt", "", "at least 20 records"),
         ("bad.jsonl", b"\xff\xfe", "must be UTF-8 text"),
         ("bad.parquet", "no parquet", "must be a Parquet file"),
-        ("bad.csv", "prompt,target\na\n" * 12, "field 'target' of every record, got None"),
+        ("bad.csv", "prompt,target\na\n" * 12, "row 2 must have 2 cells like the header, got 1"),
+        ("bad.csv", "prompt,target\na,b,c\n", "row 2 must have 2 cells like the header, got 3"),
+        ("bad.csv", "prompt,prompt,target\na,b,c\n", "name each column once, got 'prompt'"),
+        ("bad.csv", "", "must hold a header"),
     ],
 )
 def test_unreadable_files_are_refused(tmp_path, name, text, message):
@@ -107,3 +169,114 @@ def test_unreadable_files_are_refused(tmp_path, name, text, message):
     path.write_bytes(text if isinstance(text, bytes) else text.encode())
     with pytest.raises(UserError, match=message):
         load_task(path)
+
+
+@pytest.mark.parametrize(
+    "header", ["\ufeffprompt,target", " prompt, target", "Prompt,TARGET", '"prompt","target"']
+)
+def test_headings_as_spreadsheets_write_them(tmp_path, header):
+    path = tmp_path / "sheet.csv"
+    gap = " " if ", " in header else ""
+    rows = [f'"{r["prompt"]}, please",{gap}"{r["target"]}"' for r in RECORDS]
+    path.write_text("\r\n".join([header, *rows, ",", ""]))  # Excel leaves such a row behind
+    texts = {(e.prompt, e.target) for e in load_task(path).train}
+    assert texts < {(f"{r['prompt']}, please", r["target"]) for r in RECORDS}
+    assert len(texts) == 51
+
+
+@pytest.mark.parametrize("delimiter", [";", "\t"])
+def test_a_csv_may_have_the_delimiter_of_another_country(tmp_path, delimiter):
+    path = tmp_path / "sheet.csv"
+    path.write_text("\n".join(delimiter.join(pair) for pair in [("prompt", "target"), *TEXTS]))
+    assert {(e.prompt, e.target) for e in load_task(path).train} < set(TEXTS)
+
+
+TEXTS = [(r["prompt"], r["target"]) for r in RECORDS]
+
+
+@pytest.mark.parametrize("place", ["at the start of a cell", "after a quoted one"])
+def test_a_stray_quote_is_refused_with_the_line(tmp_path, place):
+    lines = [f"{prompt},{target}" for prompt, target in TEXTS]
+    path = tmp_path / "sheet.csv"
+    path.write_text("\n".join(["prompt,target", *lines]))
+    assert len(load_task(path).train) == 51  # negative control
+    lines[40] = '"' + lines[40]
+    if place == "after a quoted one":
+        lines[50] = '"' + lines[50]  # what a lenient reader takes for the end of the first
+    path.write_text("\n".join(["prompt,target", *lines]))
+    with pytest.raises(UserError, match="broken row that begins on line 42"):
+        load_task(path)
+
+
+def test_cells_may_be_long_and_hold_lines(tmp_path):
+    before = csv.field_size_limit()
+    long = [{"prompt": f"{i}\nlines", "target": "word " * 40_000 + str(i)} for i in range(20)]
+    write_csv(tmp_path / "long.csv", long)
+    task = load_task(tmp_path / "long.csv")
+    assert max(len(e.target) for e in task.train) > 200_000 > before
+    assert csv.field_size_limit() == before
+
+
+CHAT = [("system", "Be kind."), ("user", "Hello."), ("assistant", "Hi!"), ("user", "Sum up.")]
+
+
+@pytest.mark.parametrize(
+    "keys", [("messages", "role", "content"), ("conversations", "from", "value")]
+)
+def test_a_conversation_is_scored_on_its_last_message(keys):
+    name, role, content = keys
+
+    def chat(turns):
+        return [{role: r, content: c} for r, c in [*turns, ("assistant", "Done.")]]
+
+    one, several = [*text_pairs([{name: chat(CHAT[:2])}, {name: chat(CHAT)}], source="chats")]
+    assert one == ("Be kind.\n\nHello.", "Done.")
+    labelled = "System: Be kind.\n\nUser: Hello.\n\nAssistant: Hi!\n\nUser: Sum up.\n\nAssistant:"
+    assert several == (labelled, "Done.")
+    parts = [{"type": "text", "text": "Do"}, {"type": "text", "text": "ne."}]
+    split = [{role: "user", content: "Hello."}, {role: "assistant", content: parts}]
+    assert [*text_pairs([{name: split}], source="chats")] == [("Hello.", "Done.")]
+
+
+@settings(deadline=None, max_examples=300)
+@given(st.one_of(st.binary(max_size=300), TABLES), st.sampled_from(SUFFIXES), st.booleans())
+def test_any_file_is_a_task_or_a_user_error(tmp_path_factory, content, suffix, has_prompts):
+    path = tmp_path_factory.mktemp("any") / f"a{suffix}"
+    path.write_bytes(content)
+    try:
+        task = load_task(path, prompt_field="prompt" if has_prompts else "")
+    except UserError:
+        return
+    assert all(e.target.strip() for e in (*task.train, *task.validation, *task.test))
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=9),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=9), inner),
+    max_leaves=9,
+)
+ROW = st.dictionaries(
+    st.sampled_from(["prompt", "target", "messages", "role", "content", " Target"]), JSON
+)
+
+
+@settings(deadline=None, max_examples=300)
+@given(st.lists(ROW | JSON, max_size=30) | JSON)
+def test_any_value_is_a_task_or_a_user_error(records):
+    with contextlib.suppress(UserError):
+        Task.from_records(records)
+
+
+def test_a_damaged_parquet_file_is_a_task_or_a_user_error(tmp_path):
+    path = tmp_path / "a.parquet"
+    write_parquet(path, RECORDS)
+    whole, rng, refused = path.read_bytes(), np.random.default_rng(0), 0
+    for _ in range(300):
+        damaged = bytearray(whole)
+        damaged[rng.integers(len(whole))] = rng.integers(256)
+        path.write_bytes(damaged)
+        try:
+            load_task(path)
+        except UserError:
+            refused += 1
+    assert refused > 30

@@ -1,6 +1,8 @@
 """The reader: what it accepts comes back whole, everything else is one clear error."""
 
 import io
+import re
+import time
 
 import numpy as np
 import pytest
@@ -43,7 +45,7 @@ def parts(draw):
 def test_a_written_table_reads_back_the_same(tmp_path, parts):
     table = LossTable(*parts, ("",) * len(parts[0]), "a")
     write_loss_table(table, tmp_path / "a.csv")
-    back = read_loss_table(tmp_path / "a.csv")
+    back = read_loss_table(tmp_path / "a.csv", higher_is_better=False)  # values are random
     assert (back.names, back.family, back.task) == (table.names, table.family, "a")
     np.testing.assert_array_equal(back.sizes, table.sizes)
     np.testing.assert_array_equal(back.losses, table.losses)
@@ -51,10 +53,15 @@ def test_a_written_table_reads_back_the_same(tmp_path, parts):
 
 
 @settings(deadline=None, max_examples=300)
-@given(st.one_of(st.text(max_size=200), st.text("0123456789,.-\n\"' enaif").map(HEADER.__add__)))
-def test_any_text_is_a_table_or_a_user_error(text):
+@given(
+    st.one_of(
+        st.text(max_size=200), st.text("0123456789,.-\n\"' enaif%kMB;\t").map(HEADER.__add__)
+    ),
+    st.sampled_from([None, True, False]),
+)
+def test_any_text_is_a_table_or_a_user_error(text, kind):
     try:
-        table = parse_loss_table(io.StringIO(text))
+        table = parse_loss_table(io.StringIO(text), higher_is_better=kind)
     except checks.UserError:
         return
     measured = table.losses[~np.isnan(table.losses)]
@@ -83,6 +90,7 @@ def test_any_bytes_are_a_table_or_a_user_error(tmp_path_factory, content):
         ("a,1.0,0.5\n", "row 2 must have 6 cells like the header, got 3"),
         ("a,1,1,1,9,x\na,1,1,1,9,x\n", "must be unique, got 'a' more than once"),
         (",1,1,1,9,x\n", "row 2 must have a name"),
+        ("a,1.0,1_0,0.3,9,x\n", "got '1_0'"),
         ("", "one or more candidates"),
     ],
 )
@@ -117,3 +125,101 @@ def test_columns_may_come_in_any_order_and_rising_losses_are_reported():
     assert table.sizes.tolist() == [0, 400]
     assert table.losses.tolist() == [[1.0, 3.0], [3.0, 1.0]]
     assert table.non_monotone == ("a",)
+
+
+PLAIN = "config name,0,200,1600,size\na,5.05,4.5,4.05,1300000000\nb,6,5,,124000000\n"
+SAME = [
+    "config name;0;200;1600;size\na;5.05;4.5;4.05;1.3B\nb;6;5;;124M\n",
+    "config name;0;200;1600;size\na;5,05;4,5;4,05;1.3B\nb;6;5;;124M\n",
+    "config name\t0\t200\t1600\tsize\na\t5.05\t4.5\t4.05\t1.3B\nb\t6\t5\tN/A\t124M\n",
+    'config name,0,"0.2k","1,600",size\na,5.05,4.5,4.05,"1,300,000,000"\nb,6,5,n/a,124m\n',
+    "\ufeffConfig Name,0,200,1.6K, Size\na,5.05,4.5,4.05,1.3B\nb,6,5,-,124M\n",
+    ",config name,0,200,1600,size\n0,a,5.05,4.5,4.05,1.3B\n1,b,6,5,,124M\n",  # pandas' index
+    ",0,200,1600,size\na,5.05,4.5,4.05,1.3B\nb,6,5,,124M\n",
+    "config name,0,200,1600,size,,\na,505%,450%,405%,1.3B,,\nb,600%,500%,,124M,,\n",
+]
+
+
+@pytest.mark.parametrize("text", SAME)
+def test_tables_as_people_write_them(text):
+    table, plain = (parse_loss_table(io.StringIO(t)) for t in (text, PLAIN))
+    assert (table.names, table.sizes.tolist()) == (plain.names, plain.sizes.tolist())
+    np.testing.assert_allclose(table.losses, plain.losses, rtol=1e-15)
+    np.testing.assert_array_equal(table.num_params, plain.num_params)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("config name;0;200\na;5,051;4,5\n", None),  # 4,5 settles it
+        ("config name;0;200\na;5,051;4,500\n", "'5,051', whose comma may also group thousands"),
+        ("config name;0;200\na;5,0;4.5\n", "one decimal sign, got a comma and '4.5'"),
+        ('config name,0,200\na,"1,600.5","1,500.5"\n', None),
+        ("config name,0,200\na,82.1%,17\n", "all in percent or none, got 1 of 2"),
+        ("config name,0,1.5k5\na,2,1\n", "got '1.5k5'"),
+        ("config name,0,0.0001k\na,2,1\n", "got '0.0001k'"),
+        (",0,200\n0,2,1\n1,3,2\n", "must hold a column 'config name'"),
+        ("x,config name,0\nq,a,2\n", "got 'x'"),
+    ],
+)
+def test_what_can_mean_two_things_is_refused_with_the_reason(text, message):
+    if message is None:
+        assert parse_loss_table(io.StringIO(text)).names == ("a",)
+    else:
+        with pytest.raises(checks.UserError, match=re.escape(message)):
+            parse_loss_table(io.StringIO(text))
+
+
+ACCURACIES = "config name,0,200,400\na,20.1,55,61.2\nb,18,50.1,63\nc,40,42,39\n"
+
+
+def test_a_table_that_mostly_rises_is_refused_unless_it_is_said_which_is_better():
+    with pytest.raises(checks.UserError, match="got 2 of 3 rows that end above"):
+        parse_loss_table(io.StringIO(ACCURACIES))
+    losses = parse_loss_table(io.StringIO(ACCURACIES), higher_is_better=False).losses
+    errors = parse_loss_table(io.StringIO(ACCURACIES), higher_is_better=True).losses
+    np.testing.assert_allclose(errors, 1 - losses / 100)
+    falling = ACCURACIES.replace("b,18,", "b,70,")  # one of three rises: noise
+    assert parse_loss_table(io.StringIO(falling)).non_monotone == ("a", "b", "c")
+
+
+@pytest.mark.parametrize(
+    ("cells", "errors"),
+    [
+        ("0,.5,.75", [1.0, 0.5, 0.25]),
+        ("0%,50%,75%", [1.0, 0.5, 0.25]),
+        ("0,50,75", [1.0, 0.5, 0.25]),
+        ("0,50,101", None),
+        (".5,.75,1", None),  # no law has a loss of zero
+        ("50%,75%,100%", None),
+    ],
+)
+def test_accuracies_become_errors(cells, errors):
+    text = f"config name,0,200,400\na,{cells}\n"
+    if errors is None:
+        with pytest.raises(checks.UserError, match="shares below 1 or percent below 100"):
+            parse_loss_table(io.StringIO(text), higher_is_better=True)
+    else:
+        table = parse_loss_table(io.StringIO(text), higher_is_better=True)
+        np.testing.assert_allclose(table.losses, [errors])
+
+
+def test_perplexities_are_read_as_their_logarithms_if_that_is_said():
+    text = "config name,0,200\na,20,10\n"
+    table = parse_loss_table(io.StringIO(text), perplexity=True)
+    np.testing.assert_allclose(table.losses, np.log([[20, 10]]))
+    assert parse_loss_table(io.StringIO(text)).losses.tolist() == [[20, 10]]
+    with pytest.raises(checks.UserError, match="rows that end above"):
+        parse_loss_table(io.StringIO("config name,0,200\na,10,20\n"), perplexity=True)
+
+
+def test_reading_takes_linear_time():
+    def seconds(num_rows):
+        lines = [f"m{i},3.0,2.0\n" for i in range(num_rows)]
+        start = time.process_time()
+        table = parse_loss_table(["config name,0,200\n", *lines])
+        table.select(table.names[::-1])
+        return time.process_time() - start
+
+    seconds(1_000)
+    assert seconds(40_000) < 40 * seconds(4_000)  # ten times in linear time, a hundred in quadratic

@@ -4,7 +4,7 @@ import dataclasses
 
 import numpy as np
 
-from lensllm_jax import durable, linalg, metrics
+from lensllm_jax import delimited, durable, linalg, metrics
 from lensllm_jax.paired import paired
 
 LOSSES = [1.0, 2.0, 3.0]
@@ -22,8 +22,19 @@ def opened(folder, name, content):
     return durable.open_folder("output_dir", path, {"seed": 2}, record="run.json")
 
 
+def cells(*lines):
+    return delimited.read_delimited(lines, headings=("target",))
+
+
 # (argument, key phrases, the mistake in an empty folder)
 MISTAKES = [
+    ("the file", "hold a header ... got no line", lambda tmp: cells()),
+    (
+        "the file",
+        "CSV ... got a broken row that begins on line 2",
+        lambda tmp: cells("target", '"'),
+    ),
+    ("row 2", "have 1 cells like the header ... got 2", lambda tmp: cells("target", "a,b")),
     ("output_dir", "folder ... got the file", lambda tmp: opened(tmp, "file", "")),
     ("output_dir", "empty or hold ... notes.txt", lambda tmp: opened(tmp, "notes.txt", "")),
     (

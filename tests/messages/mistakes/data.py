@@ -1,6 +1,7 @@
 """Mistakes with texts: files, tasks, and how they are encoded."""
 
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -30,6 +31,22 @@ def load(path, content):
     return lens.load_task(path)
 
 
+def load_unreadable(path):
+    with pytest.MonkeyPatch.context() as patch:
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("")
+        patch.setattr(Path, "open", refuse)
+        lens.load_task(path)
+
+
+def refuse(path, **_):
+    raise PermissionError(13, "Permission denied", path.name)
+
+
+def records(rows):
+    return Task.from_records(rows)
+
+
 def corrupt(num_tokens, num_sentinels):
     rng = np.random.default_rng(0)
     return span_corruption(np.arange(num_tokens), rng, sentinels=range(num_sentinels))
@@ -44,8 +61,38 @@ def speeches_without_their_package():
 # (argument, key phrases, the mistake in an empty folder)
 MISTAKES = [
     ("name", "one of ... got 'glue'", lambda tmp: lens.load_task("glue")),
-    ("path", "end in .txt ... got 'a.tsv'", lambda tmp: load(tmp / "a.tsv", "a\tb\n")),
-    ("path", "hold at least 20 ... got 0 in 'a.txt'", lambda tmp: load(tmp / "a.txt", "")),
+    ("path", "end in .txt ... got 'a.xlsx'", lambda tmp: load(tmp / "a.xlsx", "a\tb\n")),
+    ("task 'a'", "hold at least 20 ... got 0", lambda tmp: load(tmp / "a.txt", "")),
+    ("a.csv", "readable ... got [Errno", lambda tmp: load_unreadable(tmp / "a.csv")),
+    (
+        "a.csv",
+        "name each column once ... got 'target' twice",
+        lambda tmp: load(tmp / "a.csv", "target,target\na,b\n"),
+    ),
+    ("a.csv: row 2", "have 2 cells ... got 1", lambda tmp: load(tmp / "a.csv", "prompt,target\na")),
+    ("a.json", "a JSON array of objects ... got", lambda tmp: load(tmp / "a.json", "[1,")),
+    ("records", "list of dicts ... got dict of train", lambda tmp: records({"train": []})),
+    ("records", "hold dicts ... got int in record 1", lambda tmp: records([1])),
+    (
+        "field 'target'",
+        "name one column ... got 'Target', 'TARGET'",
+        lambda tmp: records([{"prompt": "a", "Target": "b", "TARGET": "c"}]),
+    ),
+    (
+        "records",
+        "have whole characters ... got half of a surrogate pair",
+        lambda tmp: records([{"prompt": "a", "target": "\ud83d"}]),
+    ),
+    (
+        "records",
+        "have messages with 'role' ... got 'hello' in record 1",
+        lambda tmp: records([{"messages": "hello"}]),
+    ),
+    (
+        "records",
+        "end every conversation ... got 'user' in record 1",
+        lambda tmp: records([{"messages": [{"role": "user", "content": "a"}]}]),
+    ),
     ("a.jsonl", "UTF-8 text", lambda tmp: load(tmp / "a.jsonl", b"\xff\xfe")),
     ("a.parquet", "Parquet file", lambda tmp: load(tmp / "a.parquet", "no parquet")),
     (

@@ -32,6 +32,10 @@ def parse(*lines):
     return loss_table.parse_loss_table(lines)
 
 
+def parse_as(lines, **kind):
+    return loss_table.parse_loss_table(lines, **kind)
+
+
 def read(path, content=b"config name,200\n"):
     path.parent.mkdir(exist_ok=True)
     path.write_bytes(content)
@@ -94,9 +98,37 @@ MISTAKES = [
     ("names", "one of ... got 'c'", lambda tmp: TABLE.select(["c"])),
     ("path", "CSV file ... got none.csv", lambda tmp: lens.read_loss_table(tmp / "none.csv")),
     ("path", "readable CSV file ... got a.csv", lambda tmp: read(tmp / "a.csv", b"\xff")),
-    ("a.csv: the file", "hold a header ... got 1 lines", lambda tmp: read(tmp / "a.csv")),
-    ("the file", "CSV ... got a broken line", lambda tmp: parse("config name,200", 'a,"1')),
-    ("row 2", "have 2 cells like ... got 1", lambda tmp: parse("config name,200", "a")),
+    ("a.csv: the file", "hold one or more ... got a header alone", lambda tmp: read(tmp / "a.csv")),
+    (
+        "losses",
+        "fall with data ... got 1 of 1 rows",
+        lambda tmp: parse("config name,0,200", "a,1,2"),
+    ),
+    (
+        "losses",
+        "all in percent or none ... got 1 of 2",
+        lambda tmp: parse("config name,0,200", "a,1,2%"),
+    ),
+    (
+        "losses",
+        "one decimal sign ... got a comma and '2.5'",
+        lambda tmp: parse("config name;0;200", "a;4,05;2.5"),
+    ),
+    (
+        "losses",
+        "have a decimal point ... got '4,051'",
+        lambda tmp: parse("config name;0", "a;4,051"),
+    ),
+    (
+        "accuracies",
+        "below 1 ... got 100",
+        lambda tmp: parse_as(["config name,0", "a,100"], higher_is_better=True),
+    ),
+    (
+        "perplexities",
+        "above 1 ... got 0.5",
+        lambda tmp: parse_as(["config name,0", "a,.5"], perplexity=True),
+    ),
     ("row 2", "have a name ... got an empty one", lambda tmp: parse("config name,200", ",1")),
     ("the header", "hold a column ... got ['model', '200']", lambda tmp: parse("model,200", "a,1")),
     (

@@ -1,0 +1,88 @@
+"""Delimited text (CSV, TSV) with a header, read strictly.
+
+A byte order mark is dropped, headings lose the white space around them, and a cell may be of any
+length.  A quote that is not closed, or that closes before the end of its cell, is refused with the
+line on which its row begins: a lenient reader joins all rows up to the next quote into one.
+
+Example:
+    >>> read_delimited(["prompt; target", 'a;"b;c"'], headings=("target",))
+    (['prompt', 'target'], [['a', 'b;c']])
+"""
+
+import csv
+import itertools
+from collections.abc import Collection, Iterable
+
+from lensllm_jax.checks import UserError
+
+_DELIMITERS = (",", ";", "\t")
+_LONGEST_CELL = 2**31 - 1  # characters; what fits into a C long everywhere
+_BYTE_ORDER_MARK = "\ufeff"
+
+
+def plain(heading: str) -> str:
+    """A heading as it is compared with others: without white space around it, in lower case."""
+    return heading.strip().removeprefix(_BYTE_ORDER_MARK).strip().casefold()
+
+
+def read_delimited(
+    lines: Iterable[str], *, headings: Collection[str]
+) -> tuple[list[str], list[list[str]]]:
+    """Headings, and the cells of each row that is not blank.
+
+    Args:
+        lines: of the text, as a file opened with ``newline=""`` yields them.
+        headings: the delimiter is the first of comma, semicolon and tab with which the first line
+            has one of these; a comma if none has.
+
+    Raises:
+        UserError: if a quote is stray, there is no header, or a row has not a cell per heading.
+    """
+    lines = iter(lines)
+    first = next(lines, "").removeprefix(_BYTE_ORDER_MARK)
+    known = {plain(heading) for heading in headings}
+    delimiter = next((d for d in _DELIMITERS if known & set(map(plain, _cells(first, d)))), ",")
+    # behind a delimiter and a space a quote would be text
+    others = _cells(first, delimiter)[1:]
+    spaced = bool(others) and all(cell.startswith(" ") for cell in others)
+    rows = _rows(itertools.chain([first], lines), delimiter, spaced)
+    if not rows:
+        raise UserError("the file must hold a header, got no line with text")
+    header, *body = rows
+    for number, row in enumerate(body, start=2):
+        if not any(cell.strip() for cell in row[len(header) :]):
+            del row[len(header) :]  # a spreadsheet pads its rows with empty cells
+        if len(row) != len(header):
+            raise UserError(
+                f"row {number} must have {len(header)} cells like the header, got {len(row)}, "
+                f"put quotes around a cell that holds {delimiter!r}"
+            )
+    return [heading.strip() for heading in header], body
+
+
+def _cells(line: str, delimiter: str) -> list[str]:
+    try:
+        return next(csv.reader([line], delimiter=delimiter), [])
+    except csv.Error:  # a heading above the limit of the csv module
+        return []
+
+
+def _rows(lines: Iterable[str], delimiter: str, spaced: bool) -> list[list[str]]:
+    """Rows with text, by a strict reader."""
+    before = csv.field_size_limit(_LONGEST_CELL)
+    rows: list[list[str]] = []
+    begins = 1  # line
+    try:
+        reader = csv.reader(lines, delimiter=delimiter, skipinitialspace=spaced, strict=True)
+        for row in reader:
+            begins = reader.line_num + 1
+            if any(cell.strip() for cell in row):
+                rows.append(row)
+    except csv.Error as error:
+        raise UserError(
+            f"the file must be CSV, got a broken row that begins on line {begins}: {error}, "
+            "close its quotes, and write a quote inside a cell twice"
+        ) from None
+    finally:
+        csv.field_size_limit(before)
+    return rows
