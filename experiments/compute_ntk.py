@@ -26,7 +26,7 @@ from absl import flags
 from experiments.common import cli
 from experiments.common.measurement_flags import measurement_flags
 from experiments.common.progress import Progress
-from experiments.common.resume import remember_kernel, task_notes, task_settings
+from experiments.common.resume import remember_kernel, task_settings
 from experiments.common.run_folder import RUN, RunFolder
 from lensllm_jax import checks
 from lensllm_jax.checkpoints.zoo import load_candidate
@@ -62,7 +62,7 @@ def main(_: Sequence[str]) -> None:
     task = FLAGS.load_task(pool)
     check_kernel_examples(task, config.num_kernel_examples)
     settings = task_settings(pool, task, config)
-    folder = RunFolder.open(FLAGS.output_dir, settings, **task_notes(task))
+    folder = RunFolder.open(FLAGS.output_dir, settings, **FLAGS.task_notes(task, pool))
     with Progress(total=1.0, quiet=FLAGS.quiet) as progress:
         _show_tiles(progress)
         progress.at(0.0, f"{name}: kernel")

@@ -30,7 +30,7 @@ from experiments.common.flags import define_budgets, define_curve
 from experiments.common.measurement_flags import measurement_flags
 from experiments.common.progress import Progress
 from experiments.common.ranking_metrics import metrics_row, show_metrics
-from experiments.common.resume import pretrained_settings, slug_of, task_notes
+from experiments.common.resume import pretrained_settings, slug_of
 from experiments.common.run_folder import RunFolder, known
 from lensllm_jax import checks
 from lensllm_jax.checkpoints.stored import stored_weights
@@ -87,7 +87,7 @@ def main(_: Sequence[str]) -> None:
         "budgets": divisors,
         "num_words": NUM_WORDS.value,
     }
-    folder = RunFolder.open(FLAGS.output_dir, settings, **task_notes(task))
+    folder = RunFolder.open(FLAGS.output_dir, settings, **FLAGS.task_notes(task, pool))
     features: dict[str, Features] = {}
     with Progress(total=float(len(names)), quiet=FLAGS.quiet) as progress:
         for name in names:

@@ -40,7 +40,7 @@ from experiments.common import cli, executors, terminal
 from experiments.common.executors import ExecutorConfig
 from experiments.common.measurement_flags import measurement_flags
 from experiments.common.progress import Progress, remaining
-from experiments.common.resume import Cells, cell_path, task_notes, task_settings
+from experiments.common.resume import Cells, cell_path, task_settings
 from experiments.common.run_folder import RunFolder
 from lensllm_jax import checks
 from lensllm_jax.checkpoints.summary import CandidateSummary
@@ -122,7 +122,9 @@ def main(argv: Sequence[str]) -> int:
     start = time.monotonic()
     executor = executor_of_flags()
     grid = grid_of_flags()
-    folder = RunFolder.open(FLAGS.output_dir, grid.settings(executor), **task_notes(grid.task))
+    folder = RunFolder.open(
+        FLAGS.output_dir, grid.settings(executor), **FLAGS.task_notes(grid.task, grid.pool)
+    )
     failures = _measure(grid, folder, executor)
     for failure in failures:  # before anything is written: the disk may be full
         print("failed: {candidate}, {size} examples, seed {seed}: {reason}".format(**failure),

@@ -38,7 +38,7 @@ from experiments.common import cli, terminal
 from experiments.common.flags import define_gamma, define_keep, define_tau
 from experiments.common.measurement_flags import measurement_flags
 from experiments.common.progress import Progress, remaining
-from experiments.common.resume import CandidateRun, Cells, task_notes, task_settings
+from experiments.common.resume import CandidateRun, Cells, task_settings
 from experiments.common.run_folder import RUN, RunFolder
 from lensllm_jax import checks
 from lensllm_jax.checkpoints.summary import CandidateSummary
@@ -117,7 +117,7 @@ def main(argv: Sequence[str]) -> None:
     plan = plan_of_flags(task)
     check_kernel_examples(task, config.num_kernel_examples)
     settings = {**task_settings(summaries, task, config), **plan.settings}
-    folder = RunFolder.open(FLAGS.output_dir, settings, **task_notes(task))
+    folder = RunFolder.open(FLAGS.output_dir, settings, **FLAGS.task_notes(task, summaries))
     with Progress(total=_total_work(summaries, plan, config), quiet=FLAGS.quiet) as progress:
         measurer = Measurer(task, revisits=plan.order is Order.UPWARDS)
         cells, seconds = Cells(folder, progress), FLAGS.checkpoint_seconds

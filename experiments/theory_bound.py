@@ -34,7 +34,7 @@ from absl import flags
 from experiments.common import cli, terminal
 from experiments.common.measurement_flags import measurement_flags
 from experiments.common.progress import Progress
-from experiments.common.resume import slug_of, task_notes, task_settings
+from experiments.common.resume import slug_of, task_settings
 from experiments.common.run_folder import RunFolder
 from lensllm_jax import checks, padding
 from lensllm_jax.checkpoints.zoo import load_candidate
@@ -103,7 +103,7 @@ def main(_: Sequence[str]) -> None:
         "epsilon": EPSILON.value,
         "delta": DELTA.value,
     }
-    folder = RunFolder.open(FLAGS.output_dir, settings, **task_notes(task))
+    folder = RunFolder.open(FLAGS.output_dir, settings, **FLAGS.task_notes(task, pool))
     summaries = {}
     with Progress(total=float(len(sizes) * len(names)), quiet=FLAGS.quiet) as progress:
         for name in names:

@@ -5,8 +5,9 @@ two binaries in one process share them.
 """
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from absl import flags
 
@@ -21,12 +22,13 @@ from lensllm_jax.data.task import Task
 from lensllm_jax.finetune.compute import ComputeConfig, keep_compiled
 from lensllm_jax.finetune.loop import ALL_STEPS
 from lensllm_jax.measurement.measurement import MeasurementConfig
-from lensllm_jax.measurement.pool import shared_task
+from lensllm_jax.measurement.pool import shared_task, truncated_targets
 from lensllm_jax.ntk.gram import NtkMethod
 from lensllm_jax.ntk.readout import Readout
 
 flags.disclaim_key_flags()  # each counts as the binary's own: its --help shows it
 
+_SPLITS = ("train", "validation", "test")
 _ONE_OUTPUT = (Readout.LOSS, Readout.TARGET_LOGPROB)  # read-outs with one output per example
 
 
@@ -74,10 +76,20 @@ class MeasurementFlags:
         Raises:
             UserError: if there is no such task or field.
         """
-        task = self._pool.load_task(pool)
-        if task.removed and not self.quiet:
-            print(left_out_line(task), flush=True)
-        return task
+        return self._pool.load_task(pool)
+
+    def task_notes(self, task: Task, pool: Mapping[str, CandidateSummary]) -> dict[str, Any]:
+        """What a reader wants to know of the task, for run.json; shown too, unless quiet."""
+        max_length = self._settings.config().max_length
+        truncated, of = truncated_targets(task, pool, max_length=max_length)
+        if not self.quiet:
+            for line in _notes(task, {k: n for k, n in truncated.items() if n}, of, max_length):
+                print(line, flush=True)
+        return {
+            "examples": {split: len(getattr(task, split)) for split in _SPLITS},
+            "left_out": dict(task.removed),  # by reason: empty, repeated between splits, ...
+            "truncated_targets": {"of": of, **truncated},
+        }
 
     def config(self) -> MeasurementConfig:
         """The settings of every measurement; from here on JAX keeps what it compiles.
@@ -93,15 +105,22 @@ class MeasurementFlags:
         return self._settings.config()
 
 
-def left_out_line(task: Task) -> str:
-    """How many records the task left out, and why.
+def _notes(task: Task, truncated: Mapping[str, int], of: int, max_length: int) -> Iterator[str]:
+    """How many records the task left out, and why; how many targets are truncated, for whom.
 
     Example:
-        >>> left_out_line(Task("sums", "", (), (), (), {"empty": 2, "train_repeats_test": 1}, ""))
+        >>> task = Task("sums", "", (), (), (), {"empty": 2, "train_repeats_test": 1}, "")
+        >>> list(_notes(task, {"a": 3}, 80, 16))[0]
         'sums: 3 records left out (2 empty, 1 train repeats test)'
+        >>> list(_notes(task, {"a": 3}, 80, 16))[1]
+        'a: 3 of 80 targets lose their end at --max_length=16'
     """
-    reasons = (f"{count:,} {reason.replace('_', ' ')}" for reason, count in task.removed.items())
-    return f"{task.name}: {sum(task.removed.values()):,} records left out ({', '.join(reasons)})"
+    reasons = [f"{count:,} {reason.replace('_', ' ')}" for reason, count in task.removed.items()]
+    if reasons:
+        total = sum(task.removed.values())
+        yield f"{task.name}: {total:,} records left out ({', '.join(reasons)})"
+    for name, count in truncated.items():
+        yield f"{name}: {count:,} of {of:,} targets lose their end at --max_length={max_length}"
 
 
 @functools.cache

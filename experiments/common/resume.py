@@ -63,14 +63,6 @@ def pretrained_settings(
     return {name: settings[name] for name in fields}
 
 
-def task_notes(task: Task) -> dict[str, Any]:
-    """What a reader wants to know of a task, for run.json."""
-    return {
-        "examples": {name: len(getattr(task, name)) for name in ("train", "validation", "test")},
-        "left_out": dict(task.removed),  # by reason: empty, repeated between splits, ...
-    }
-
-
 @dataclasses.dataclass(frozen=True)
 class Cells:
     """The cells of a run folder, and the progress of the run."""

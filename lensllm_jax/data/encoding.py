@@ -187,6 +187,17 @@ def pair_arrays(
     return _encoded(input_ids, attention_mask, target_ids, ignored, decoder_input_ids)
 
 
+def num_truncated(examples: Sequence[Example], tokenizer: Tokenizer, *, max_length: int) -> int:
+    """Targets that do not fit into ``max_length`` tokens with their end and one of context."""
+    room = max_length - 2
+    # a token holds a byte or more, but for the word boundary that some tokenizers put first
+    long = [text for text in map(_spaced_target, examples) if len(text.encode()) + 1 > room]
+    if not long:
+        return 0
+    ids = tokenizer(long, add_special_tokens=False, verbose=False)["input_ids"]
+    return sum(len(tokens) > room for tokens in ids)
+
+
 @dataclass(frozen=True, slots=True)
 class _Prompt:
     """Token ids of a prompt, its last line apart, so that dropping some changes no other token."""
@@ -215,7 +226,7 @@ def _token_lists(
             "`tokenizer` must have an end-of-sequence token, got none, "
             "set tokenizer.eos_token to the token that ends a text"
         )
-    spaced = [f" {e.target}" if joined and _needs_space(e) else e.target for e in examples]
+    spaced = [_spaced_target(e) if joined else e.target for e in examples]
     # Where the last line begins; 0 for a single line, since rfind then says -1.
     lines = [max(e.prompt.rstrip().rfind("\n"), 0) for e in examples]
     texts, requests, targets = (
@@ -235,10 +246,11 @@ def _token_lists(
     return [_Prompt(*parts) for parts in zip(texts, requests, strict=True)], targets
 
 
-def _needs_space(example: Example) -> bool:
-    return bool(example.prompt) and not (
-        example.prompt[-1].isspace() or example.target[:1].isspace()
-    )
+def _spaced_target(example: Example) -> str:
+    """The target as it continues the prompt's line."""
+    prompt, target = example.prompt, example.target
+    apart = not prompt or prompt[-1].isspace() or target[:1].isspace()
+    return target if apart else f" {target}"
 
 
 def _check_length(name: str, length: int, *, smallest: int) -> None:

@@ -13,9 +13,12 @@ import numpy as np
 from lensllm_jax import checks
 from lensllm_jax.checkpoints.summary import CandidateSummary, describe_candidate
 from lensllm_jax.checkpoints.tokenizer import check_texts
+from lensllm_jax.data.encoding import num_truncated
 from lensllm_jax.data.prefixes import with_prompts
 from lensllm_jax.data.task import Task
 from lensllm_jax.selection.loss_table import LossTable
+
+_MOST_COUNTED = 5000  # records whose tokens are counted for every candidate
 
 
 def describe_pool(names: Sequence[str], *, max_length: int) -> dict[str, CandidateSummary]:
@@ -57,6 +60,18 @@ def shared_task(task: Task, pool: Mapping[str, CandidateSummary]) -> Task:
         check_texts(name, texts, summary.tokenizer, vocab_size=summary.config.vocab_size)
     needs_prompts = any(summary.config.is_encoder_decoder for summary in pool.values())
     return with_prompts(task) if needs_prompts else task
+
+
+def truncated_targets(
+    task: Task, pool: Mapping[str, CandidateSummary], *, max_length: int
+) -> tuple[dict[str, int], int]:
+    """Candidate -> how many targets lose their end, and of how many (at most 5,000, test first)."""
+    examples = (*task.test, *task.validation, *task.train)[:_MOST_COUNTED]
+    counts = {
+        name: num_truncated(examples, summary.tokenizer, max_length=max_length)
+        for name, summary in pool.items()
+    }
+    return counts, len(examples)
 
 
 def check_kernel_examples(task: Task, num_kernel_examples: int) -> None:

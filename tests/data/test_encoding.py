@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lensllm_jax.checks import UserError
-from lensllm_jax.data.encoding import encode_causal, encode_seq2seq
+from lensllm_jax.data.encoding import encode_causal, encode_seq2seq, num_truncated
 from lensllm_jax.data.task import Example
 from lensllm_jax.typing import IGNORE
 from tests.data.conftest import WORDS, word_tokenizer
@@ -192,3 +192,17 @@ def test_taken_examples_are_those_asked_for(opt_like):
     assert len(taken) == 2
     assert np.array_equal(taken.labels, encoded.labels[[2, 0]])
     assert taken.decoder_input_ids is None
+
+
+@given(records, st.integers(3, 16))
+def test_truncated_targets_are_those_with_fewer_scored_tokens_than_they_have(examples, max_length):
+    for tokenizer in (OPT_LIKE, PYTHIA_LIKE):
+        whole, cut = (
+            encode_causal(examples, tokenizer, max_length=length).num_target_tokens
+            for length in (64, max_length)
+        )
+        assert num_truncated(examples, tokenizer, max_length=max_length) == np.sum(cut < whole)
+
+
+OPT_LIKE = word_tokenizer(bos_token="<s>", eos_token="</s>", pad_token="<pad>")
+PYTHIA_LIKE = word_tokenizer(eos_token="</s>")

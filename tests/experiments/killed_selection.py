@@ -83,6 +83,7 @@ def install():
     Measurement.zero_shot = lambda measurement: 9.0
     select_model.FLAGS.candidates = lambda: tuple(SLOPES)
     select_model.FLAGS.load_task = lambda pool: load_task(flags.FLAGS.task)
+    select_model.FLAGS.task_notes = lambda task, pool: {}
 
 
 def live(root: Path, folder: str, order: str, log: str, *, deadly: bool) -> int:

@@ -10,6 +10,7 @@ from lensllm_jax.measurement.pool import (
     describe_pool,
     loss_table,
     shared_task,
+    truncated_targets,
 )
 
 TEXTS = [Example("", f"the {n} kings of the land") for n in range(10)]
@@ -36,6 +37,15 @@ def test_one_encoder_decoder_gives_all_of_the_pool_prompts():
     shared = shared_task(TASK, {**decoders, **describe_pool(["zoo/t5-xs"], max_length=16)})
     assert all(example.prompt for example in shared.train)
     assert shared.fingerprint != TASK.fingerprint
+
+
+def test_targets_that_do_not_fit_are_counted_for_every_candidate():
+    long = [Example("", "the king of the land " * n) for n in (1, 20, 30)]
+    task = build_task("kings", "a toy", train=[*TEXTS[:5], *long], validation=TEXTS[5:7],
+                      test=TEXTS[7:])  # fmt: skip
+    pool = describe_pool(["zoo/gpt2-xs", "zoo/opt-xs"], max_length=64)
+    assert truncated_targets(task, pool, max_length=64) == (dict.fromkeys(pool, 2), 13)
+    assert truncated_targets(TASK, pool, max_length=64) == (dict.fromkeys(pool, 0), 10)
 
 
 def test_a_kernel_of_more_examples_than_there_are_is_refused():
