@@ -54,7 +54,7 @@ def read_config(config):
     parameter_shapes(parse_config(config).config)
 
 
-COUNTS = [3000, pytest.param(100_000, marks=pytest.mark.slow)]
+COUNTS = [1000, pytest.param(100_000, marks=pytest.mark.slow)]
 
 
 @pytest.mark.parametrize("num_cases", COUNTS)
@@ -81,7 +81,7 @@ def test_headers(num_cases, mutated, tmp_path):
         for tensor in open_tensors(path).values():
             assert all(0 <= side < 2**63 for side in tensor.shape)
 
-    _, num_refused = read_all(lambda rng: mutated(rng, whole), read, num_cases // 10, num_cases)
+    _, num_refused = read_all(lambda rng: mutated(rng, whole), read, num_cases, num_cases)
     assert num_refused > 0
 
 

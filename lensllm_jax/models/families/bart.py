@@ -89,7 +89,7 @@ FAMILY = Family(
     weights=weights,
     harmless=frozenset(
         """dropout attention_dropout activation_dropout classifier_dropout encoder_layerdrop
-        decoder_layerdrop""".split()
+        decoder_layerdrop num_hidden_layers""".split()
     ),
     prefixes=PREFIXES,
     ignored=(r"(encoder|decoder)\.version",),
