@@ -1,6 +1,5 @@
 """Local files become tasks; what is wrong with one is said with the record and the field."""
 
-import contextlib
 import csv
 import json
 
@@ -13,8 +12,6 @@ from hypothesis import strategies as st
 
 from lensllm_jax.checks import UserError
 from lensllm_jax.data.catalogue import load_task
-from lensllm_jax.data.records import text_pairs
-from lensllm_jax.data.task import Task
 
 SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".txt")
 # text out of the pieces that readers care about
@@ -217,27 +214,6 @@ def test_cells_may_be_long_and_hold_lines(tmp_path):
     assert csv.field_size_limit() == before
 
 
-CHAT = [("system", "Be kind."), ("user", "Hello."), ("assistant", "Hi!"), ("user", "Sum up.")]
-
-
-@pytest.mark.parametrize(
-    "keys", [("messages", "role", "content"), ("conversations", "from", "value")]
-)
-def test_a_conversation_is_scored_on_its_last_message(keys):
-    name, role, content = keys
-
-    def chat(turns):
-        return [{role: r, content: c} for r, c in [*turns, ("assistant", "Done.")]]
-
-    one, several = [*text_pairs([{name: chat(CHAT[:2])}, {name: chat(CHAT)}], source="chats")]
-    assert one == ("Be kind.\n\nHello.", "Done.")
-    labelled = "System: Be kind.\n\nUser: Hello.\n\nAssistant: Hi!\n\nUser: Sum up.\n\nAssistant:"
-    assert several == (labelled, "Done.")
-    parts = [{"type": "text", "text": "Do"}, {"type": "text", "text": "ne."}]
-    split = [{role: "user", content: "Hello."}, {role: "assistant", content: parts}]
-    assert [*text_pairs([{name: split}], source="chats")] == [("Hello.", "Done.")]
-
-
 @settings(deadline=None, max_examples=300)
 @given(st.one_of(st.binary(max_size=300), TABLES), st.sampled_from(SUFFIXES), st.booleans())
 def test_any_file_is_a_task_or_a_user_error(tmp_path_factory, content, suffix, has_prompts):
@@ -248,23 +224,6 @@ def test_any_file_is_a_task_or_a_user_error(tmp_path_factory, content, suffix, h
     except UserError:
         return
     assert all(e.target.strip() for e in (*task.train, *task.validation, *task.test))
-
-
-JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=9),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=9), inner),
-    max_leaves=9,
-)
-ROW = st.dictionaries(
-    st.sampled_from(["prompt", "target", "messages", "role", "content", " Target"]), JSON
-)
-
-
-@settings(deadline=None, max_examples=300)
-@given(st.lists(ROW | JSON, max_size=30) | JSON)
-def test_any_value_is_a_task_or_a_user_error(records):
-    with contextlib.suppress(UserError):
-        Task.from_records(records)
 
 
 def test_a_damaged_parquet_file_is_a_task_or_a_user_error(tmp_path):

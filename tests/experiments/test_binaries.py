@@ -21,10 +21,12 @@ from tests.oracles import ntk_loss_by_matrix_exponential
 
 ROOT = Path(__file__).parent.parent.parent
 
-# None in sys.modules makes a module absent: a run must need neither framework
+# None in sys.modules makes a module absent: a run must need neither framework.  Where there is none
+# it is left out, since SciPy looks into what stands under the name.
 FORBID = """
-import runpy, sys
-sys.modules.update(torch=None, tensorflow=None)
+import importlib.util, runpy, sys
+installed = filter(importlib.util.find_spec, ("torch", "tensorflow"))
+sys.modules.update(dict.fromkeys([*installed]))
 sys.argv = sys.argv[1:]
 runpy.run_module("experiments." + sys.argv[0], run_name="__main__", alter_sys=False)
 """

@@ -1,6 +1,7 @@
 """The binary on tables made here: what it writes, and what it answers to bad input."""
 
 import csv
+import dataclasses
 import os
 import subprocess
 import sys
@@ -92,3 +93,18 @@ def test_one_candidate_is_no_ranking(curves, tmp_path):
     assert done.returncode == 2
     assert "must have two or more candidates, got 'm0'" in done.stderr
     assert not (tmp_path / "out").exists()
+
+
+def test_accuracies_are_ranked_as_errors_if_that_is_said(curves, tmp_path):
+    table = read_loss_table(curves)
+    accuracies = dataclasses.replace(table, losses=1 - table.losses / 10)
+    write_loss_table(accuracies, tmp_path / "accuracies.csv")
+    flags = [f"--curves={tmp_path}/accuracies.csv", "--budgets=4", "--selectors=subtuning"]
+    refused = run(*flags, f"--output_dir={tmp_path}/a")
+    assert (refused.returncode, (tmp_path / "a").exists()) == (2, False)
+    assert "5 of 5 rows that end above" in refused.stderr
+    done = run(*flags, "--higher_is_better", f"--output_dir={tmp_path}/b")
+    assert done.returncode == 0, done.stderr
+    with open(tmp_path / "b" / "selected.csv") as file:
+        (row,) = csv.DictReader(file)
+    assert row["selected"] == "m4"  # the steepest
