@@ -15,7 +15,7 @@ from lensllm_jax import checks
 from lensllm_jax.typing import Array, Batch
 
 # Attributes that Hugging Face's classes know and that change no logit of a plain forward pass:
-# identity, bookkeeping, generation.
+# identity, bookkeeping, generation; and two that have become rope_parameters.
 HARMLESS = frozenset(
     """
     _name_or_path architectures model_type transformers_version torch_dtype dtype use_cache
@@ -23,6 +23,7 @@ HARMLESS = frozenset(
     initializer_range init_std chunk_size_feed_forward id2label label2id num_labels problem_type
     output_attentions output_hidden_states tie_last_hidden_states return_dict is_decoder
     is_encoder_decoder _attn_implementation gradient_checkpointing
+    rope_theta partial_rotary_factor
     """.split()
 )
 
