@@ -26,7 +26,7 @@ Example:
 import dataclasses
 
 import numpy as np
-import scipy.stats
+import scipy.special  # importing scipy.stats takes half a second
 from jaxtyping import Float
 
 from lensllm_jax import checks
@@ -137,7 +137,7 @@ def _refit(solution: Solution, problem: FitProblem) -> Solution:
 def _profile(solution: Solution, target: float, level: float) -> tuple[float, float]:
     center = float(np.log(solution.predict(np.array([target]))[0, 0]))
     degrees = int(solution.problem.degrees_of_freedom[0])
-    limit = 1.0 + float(scipy.stats.f.ppf(level, 1, degrees)) / degrees
+    limit = 1.0 + float(scipy.special.fdtri(1, degrees, level)) / degrees
     # a perfect fit has no residuals; 1e-12 keeps its interval a point of that width
     allowed = limit * max(float(solution.objective[0]), 1e-24)
     steps = np.geomspace(1e-5, WIDEST, NUM_FIXED)

@@ -23,7 +23,7 @@ import dataclasses
 import enum
 
 import numpy as np
-import scipy.stats
+import scipy.special
 from jaxtyping import Float
 
 from lensllm_jax import checks
@@ -83,8 +83,8 @@ def segmented_transition(
     least = max(float(squares[best]), len(x) * MIN_RESIDUAL**2)
     degrees = len(x) - 4
     gain = max(line - float(squares[best]), 0.0) / 2 / (least / degrees)
-    p_value = float(scipy.stats.f.sf(gain, 2, degrees))
-    limit = least * (1 + scipy.stats.f.ppf(level, 1, degrees) / degrees)
+    p_value = float(scipy.special.fdtrc(2, degrees, gain))
+    limit = least * (1 + scipy.special.fdtri(1, degrees, level) / degrees)
     inside = np.exp(points[squares <= limit])
     _, before, after = fits[best][1]
     if p_value > 1 - level:

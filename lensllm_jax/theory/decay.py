@@ -25,7 +25,7 @@ import enum
 import math
 
 import numpy as np
-import scipy.stats
+import scipy.special
 from jaxtyping import Float
 
 from lensllm_jax import checks
@@ -73,7 +73,7 @@ def fit_decay(
     half = math.inf
     if degrees > 0:
         error = math.sqrt(float(residuals @ residuals) / degrees / float(dx @ dx))
-        half = float(scipy.stats.t.ppf(0.5 + 0.5 * level, degrees)) * error
+        half = float(scipy.special.stdtrit(degrees, 0.5 + 0.5 * level)) * error
     return Decay(
         coefficient=float(np.exp(y.mean() - slope * x.mean())),
         exponent=-slope,

@@ -38,7 +38,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import scipy.stats
+import scipy.special
 from jaxtyping import Float
 
 from lensllm_jax import checks, linalg
@@ -247,7 +247,7 @@ def hessian_trace(
         _probes(loss, params, examples, tuple(blocks), num_probes, jax.random.key(seed)), np.float64
     )
     checks.finite("z^T H z, by probe", values)
-    half = scipy.stats.t.ppf(0.5 + 0.5 * level, num_probes - 1)
+    half = scipy.special.stdtrit(num_probes - 1, 0.5 + 0.5 * level)
     half = float(half * values.std(ddof=1) / np.sqrt(num_probes))
     mean = float(values.mean())
     return Trace(mean, mean - half, mean + half, level)
