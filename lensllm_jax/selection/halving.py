@@ -11,7 +11,7 @@ because that size lies in the pre-power phase.  LensLLM (arXiv 2505.03793), Algo
 AtS of Lin et al. 2024 (arXiv 2402.02314) up to the final estimator.  The line, not Eq 10, tests:
 three pairs determine Eq 10's parameters exactly and leave no residual to compare with.
 
-:math:`\sigma` is at least ``_MIN_SIGMA``: losses printed with six digits leave residuals of that
+:math:`\sigma` is at least ``MIN_SIGMA``: losses printed with six digits leave residuals of that
 order even on an exact line, and a smaller one would stop the search for no reason.
 
 Example:
@@ -29,7 +29,7 @@ from jaxtyping import Float, Int
 
 from lensllm_jax import checks, linalg
 
-_MIN_SIGMA = 1e-6  # of log losses
+MIN_SIGMA = 1e-6  # of log losses
 
 
 def check_gamma(gamma: int) -> None:
@@ -43,7 +43,7 @@ def deviation_from_line(
 ) -> float:
     """How many residual standard deviations (x, y) lies off the line through the others."""
     slope, intercept = linalg.fit_line(xs, ys)
-    sigma = max(float(np.std(ys - slope * xs - intercept)), _MIN_SIGMA)
+    sigma = max(float(np.std(ys - slope * xs - intercept)), MIN_SIGMA)
     return abs(y - slope * x - intercept) / sigma
 
 

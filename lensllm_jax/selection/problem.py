@@ -2,7 +2,7 @@
 
 Example:
     >>> scores = Scores(np.array([1.2, 1.1]), log_std=np.array([0.1, 0.1]))
-    >>> float(scores.probabilities()[1, 0].round(3))  # that the second beats the first
+    >>> float(scores.confidence.beats(1, 0).round(3))  # that the second beats the first
     0.731
 """
 
@@ -20,6 +20,7 @@ from lensllm_jax.scaling.result import LawFits
 from lensllm_jax.selection.flops import FlopsLedger, TrainingCost
 from lensllm_jax.selection.halving import Halving
 from lensllm_jax.selection.loss_table import LossTable
+from lensllm_jax.selection.posterior import Concordance, Posterior
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,6 +96,7 @@ class Scores:
 
     scores: Float[np.ndarray, " num_candidates"]  # predicted losses where ``predicts``
     log_std: Float[np.ndarray, " num_candidates"] | None = None  # of log predicted losses
+    dof: float = math.inf  # degrees of freedom of log predicted losses; infinite: normal
     # share of pairs in right order, of scores that predict nothing
     concordance: float | None = None
     predicts: bool = True  # scores are losses at the target, nats per token
@@ -117,19 +119,14 @@ class Scores:
         pick = int(np.nanargmin(self.picks))
         return np.concatenate([[pick], order[order != pick]])
 
-    def probabilities(self) -> Float[np.ndarray, "num_candidates num_candidates"]:
-        """P(row beats column) at the target; 0.5 on the diagonal, NaN without evidence."""
-        values = self.ranks_by()
-        if self.log_std is None or not self.predicts:
-            known = math.nan if self.concordance is None else self.concordance
-            wins = np.where(values[:, None] < values[None, :], known, 1.0 - known)
-            return np.where(values[:, None] == values[None, :], 0.5, wins)
-        center = np.log(self.scores)
-        gap = center[None, :] - center[:, None]
-        spread = np.sqrt(self.log_std[:, None] ** 2 + self.log_std[None, :] ** 2)
-        with np.errstate(invalid="ignore", divide="ignore"):
-            z = np.where(gap == 0.0, 0.0, gap / spread)
-        return 0.5 * (1.0 + np.vectorize(math.erf, otypes=[float])(z / math.sqrt(2.0)))
+    @property
+    def confidence(self) -> Posterior | Concordance:
+        """How sure the order is; a concordance of NaN without evidence."""
+        if self.log_std is not None and self.predicts:
+            with np.errstate(divide="ignore", invalid="ignore"):
+                return Posterior(np.log(self.scores), self.log_std, self.dof)
+        share = math.nan if self.concordance is None else self.concordance
+        return Concordance(self.ranks_by(), share)
 
 
 Selector = Callable[[Problem], Scores]

@@ -23,7 +23,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from lensllm_jax import checks
-from lensllm_jax.selection.flops import FlopsLedger, TrainingCost
+from lensllm_jax.selection.flops import Entry, FlopsLedger, TrainingCost
 from lensllm_jax.selection.halving import Halving
 from lensllm_jax.selection.loss_table import LossTable
 from lensllm_jax.selection.problem import Evidence, Problem, Scores
@@ -44,7 +44,7 @@ def rank(
     *,
     budget_size: int,
     target_size: int,
-    selector: str = "lensllm",
+    selector: str = "posterior",
     halving: Halving | None = None,
     evidence: Evidence | None = None,
     cost: TrainingCost | None = None,
@@ -104,8 +104,7 @@ def _ranking(selector: str, problem: Problem, scores: Scores, seconds: float) ->
         predicted=by_name(scores.scores) if scores.predicts else {},
         order=tuple(names[i] for i in best_first),
         messages=dict(zip(names, scores.messages or ("",) * len(names), strict=True)),
-        win_probability=scores.probabilities(),
-        log_std={} if scores.log_std is None else by_name(scores.log_std),
+        confidence=scores.confidence,
         advice=_advice(problem, scores, best_first),
         ledger=_ledger(selector, problem, scores),
         fits=scores.fits,
@@ -117,20 +116,17 @@ def _ledger(selector: str, problem: Problem, scores: Scores) -> FlopsLedger:
     """What was spent, or what the selector's measurements cost."""
     if problem.evidence.ledger is not None:
         return problem.evidence.ledger
-    table, ledger = problem.table, FlopsLedger()
+    table, cost = problem.table, problem.cost
     spent = scores.spent or ((),) * len(table.names)
-    for name, num_params, sizes in zip(table.names, table.num_params, spent, strict=True):
-        for size in sizes:
-            ledger = ledger.train(
-                name,
-                num_params=float(num_params),
-                num_examples=size,
-                num_tokens=problem.cost.tokens(size),
-            )
+    entries = [
+        Entry(name, "train", size, cost.flops(float(num_params), size))
+        for name, num_params, sizes in zip(table.names, table.num_params, spent, strict=True)
+        for size in sizes
+    ]
     if selector == "lensllm":
-        for name, flops in (problem.evidence.kernel_flops or {}).items():
-            ledger = ledger.kernel(name, flops=flops)
-    return ledger
+        kernels = problem.evidence.kernel_flops or {}
+        entries += [Entry(name, "kernel", 0, flops) for name, flops in kernels.items()]
+    return FlopsLedger(tuple(entries))
 
 
 def _advice(
@@ -157,5 +153,6 @@ def _advice(
         budget_size=problem.budget_size,
         target_size=problem.target_size,
         cost=problem.cost,
+        dof=scores.dof,
     )
     return advice if 1.0 - _SURE < advice.probability < _SURE else None

@@ -2,8 +2,8 @@
 
 import dataclasses
 import math
-import statistics
 from collections.abc import Mapping
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,6 +13,7 @@ from lensllm_jax import checks
 from lensllm_jax.metrics import pearson_correlation, relative_accuracy
 from lensllm_jax.scaling.result import LawFits
 from lensllm_jax.selection.flops import FlopsLedger
+from lensllm_jax.selection.posterior import Concordance, Odds, Posterior
 from lensllm_jax.selection.uncertainty import NextMeasurement, Probability
 
 LEVEL = 0.9  # of the intervals in tables and figures
@@ -36,8 +37,7 @@ class Ranking:
     predicted: dict[str, float]  # loss at the target, nats per token; empty if none is predicted
     order: tuple[str, ...]  # candidates, best first; those without a usable fit last
     messages: dict[str, str]  # how each candidate's fit ended
-    win_probability: Float[np.ndarray, "n n"]  # P(row beats column), rows in the table's order
-    log_std: dict[str, float]  # of the log predicted losses, from the selector's own past
+    confidence: Posterior | Concordance  # in the table's order
     advice: NextMeasurement | None  # what to measure next, when the first two overlap
     ledger: FlopsLedger  # what was spent, or what the selector would have spent
     fits: LawFits | None  # of the law behind the scores, rows in the table's order, if there is one
@@ -74,15 +74,18 @@ class Ranking:
         Raises:
             UserError: if the selector predicts no loss, or has no past to take its errors from.
         """
+        self._check_spread(name)
+        assert isinstance(self.confidence, Posterior)
+        return self.confidence.interval(self._row_of(name), level=level)
+
+    def _check_spread(self, name: str) -> None:
         if name not in self.log_std:
             raise checks.UserError(
                 f"`name` must be a candidate with a known spread, got {name!r}: selector "
                 f"{self.selector} has none here (four sizes above 0 are needed)"
             )
-        half = statistics.NormalDist().inv_cdf(0.5 + 0.5 * level) * self.log_std[name]
-        return self.predicted[name] * math.exp(-half), self.predicted[name] * math.exp(half)
 
-    @property
+    @cached_property
     def intervals(self) -> dict[str, tuple[float, float]]:
         """The 90% intervals that are known."""
         ends = {name: self.interval(name) for name in self.log_std}
@@ -90,9 +93,57 @@ class Ranking:
 
     def probability(self, first: str, second: str) -> float:
         """Probability that ``first`` has the lower loss at the target size."""
-        names = list(self.scores)
-        row, column = (names.index(checks.one_of("name", n, names)) for n in (first, second))
-        return float(self.win_probability[row, column])
+        return float(self.confidence.beats(self._row_of(first), self._row_of(second)))
+
+    @cached_property
+    def win_probability(self) -> Float[np.ndarray, "n n"]:
+        """P(row beats column), in the table's order."""
+        rows = np.arange(len(self.scores))
+        return self.confidence.beats(rows[:, None], rows[None])
+
+    @cached_property
+    def probability_best(self) -> dict[str, float]:
+        """P(lowest loss of the pool at the target size); empty if no losses are predicted."""
+        return self._by_name(self._odds.probability_best) if self._odds else {}
+
+    @cached_property
+    def expected_regret(self) -> dict[str, float]:
+        """Expected log loss above the pool's lowest, were this candidate picked.
+
+        0.01 means a loss about 1 % above the best one; empty if no losses are predicted.
+        """
+        return self._by_name(self._odds.expected_regret) if self._odds else {}
+
+    def rank_interval(self, name: str, *, level: float = LEVEL) -> tuple[int, int]:
+        """Range of the place of ``name`` by true loss, 1 the best.
+
+        Raises:
+            UserError: if the selector predicts no loss, or has no past to take its errors from.
+        """
+        self._check_spread(name)
+        assert isinstance(self.confidence, Posterior)
+        low, high = self.confidence.rank_intervals(level=level)[self._row_of(name)]
+        return int(low), int(high)
+
+    @cached_property
+    def _odds(self) -> Odds | None:
+        return self.confidence.odds() if isinstance(self.confidence, Posterior) else None
+
+    @cached_property
+    def log_std(self) -> dict[str, float]:
+        """Scale of the log predicted losses; empty if not known."""
+        known = isinstance(self.confidence, Posterior)
+        return self._by_name(self.confidence.log_std) if known else {}
+
+    def _by_name(self, values: Float[np.ndarray, " n"]) -> dict[str, float]:
+        return dict(zip(self.scores, map(float, values), strict=True))
+
+    @cached_property
+    def _rows(self) -> dict[str, int]:
+        return {name: row for row, name in enumerate(self.scores)}
+
+    def _row_of(self, name: str) -> int:
+        return self._rows[checks.one_of("name", name, self._rows)]
 
     def rows(self) -> list[dict[str, Any]]:
         """Place, candidate, score, interval, P(beats the next), P(the first beats it)."""

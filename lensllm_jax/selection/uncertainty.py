@@ -34,6 +34,7 @@ import numpy as np
 from jaxtyping import Float
 
 from lensllm_jax.selection.flops import TrainingCost
+from lensllm_jax.selection.posterior import cdf
 from lensllm_jax.selection.problem import Problem, Scores, Selector
 
 _NUM_ORIGINS = 3
@@ -78,8 +79,10 @@ class Probability(float):
 
 
 def with_uncertainty(problem: Problem, selector: Selector) -> Scores:
-    """The selector's scores, with spread or concordance from its own past."""
+    """The selector's scores, with its own spread, or spread or concordance from its own past."""
     scores = selector(problem)
+    if scores.log_std is not None:
+        return scores
     if scores.predicts:
         return dataclasses.replace(scores, log_std=_backtest_log_std(problem, selector))
     concordance = _backtest_concordance(problem, selector, scores)
@@ -166,6 +169,7 @@ def next_measurement(
     budget_size: int,
     target_size: int,
     cost: TrainingCost,
+    dof: float = math.inf,
 ) -> NextMeasurement:
     r"""The (candidate, size) that removes most variance of the gap per FLOP.
 
@@ -178,7 +182,7 @@ def next_measurement(
     is_known = all(math.isfinite(one.num_params) for one in pair)
     variance = sum(one.log_std**2 for one in pair)
     z = math.log(runner_up.predicted / leader.predicted) / math.sqrt(variance)
-    probability = 0.5 * (1.0 + math.erf(z / math.sqrt(2.0)))
+    probability = float(cdf(z, dof))
     options: list[tuple[float, NextMeasurement]] = []
     for one in pair:
         for k in range(1, math.ceil(octaves) + 1):

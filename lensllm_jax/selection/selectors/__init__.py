@@ -3,6 +3,7 @@ r"""The selectors: ``selectors/NAME.py`` holds the formula of NAME as ``score(pr
 =========== =====================================================================================
 name        score (the smaller the better)
 =========== =====================================================================================
+posterior   mean of several views of each curve, with how sure it is; the default
 lensllm     Eq 10 fitted to the pairs that Algorithm 1 accepts, and to the zero-shot loss
 ats         log-log line through the pairs that Accept-then-Stop accepts (arXiv 2402.02314)
 rectified   the rectified law fitted to all sizes, 0 included
@@ -25,6 +26,7 @@ from lensllm_jax.selection.selectors import (
     model_size,
     nlp_metrics,
     pooled,
+    posterior,
     power,
     rectified,
     subtuning,
@@ -33,6 +35,7 @@ from lensllm_jax.selection.selectors import (
 )
 
 SELECTORS: dict[str, Selector] = {
+    "posterior": posterior.score,
     "lensllm": lensllm.score,
     "ats": ats.score,
     "rectified": rectified.score,

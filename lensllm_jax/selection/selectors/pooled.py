@@ -41,6 +41,7 @@ Example:
 """
 
 import dataclasses
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -48,7 +49,7 @@ from jaxtyping import Float, Int
 
 from lensllm_jax import linalg
 from lensllm_jax.scaling.laws import Law
-from lensllm_jax.selection.halving import Halving, deviation_from_line
+from lensllm_jax.selection.halving import MIN_SIGMA, Halving
 from lensllm_jax.selection.problem import Problem, Scores
 from lensllm_jax.selection.selectors import rectified
 
@@ -84,6 +85,17 @@ class _Octaves(NamedTuple):
     spans: _Rows  # octaves
 
 
+def _same_sizes(
+    log_losses: Float[np.ndarray, "num_candidates num_sizes"],
+) -> Iterator[tuple[Int[np.ndarray, " m"], Int[np.ndarray, " rows"]]]:
+    """The columns measured, and the candidates with a loss in just these."""
+    patterns, pattern_of = np.unique(~np.isnan(log_losses), axis=0, return_inverse=True)
+    order = np.argsort(pattern_of.reshape(-1), kind="stable")
+    counts = np.bincount(pattern_of.reshape(-1), minlength=len(patterns))
+    for pattern, rows in zip(patterns, np.split(order, np.cumsum(counts)[:-1]), strict=True):
+        yield np.flatnonzero(pattern), rows
+
+
 def _octaves_of(
     octaves: Float[np.ndarray, " num_sizes"],
     log_losses: Float[np.ndarray, "num_candidates num_sizes"],
@@ -92,13 +104,12 @@ def _octaves_of(
     count = len(octaves) - 1
     slopes = np.full((len(log_losses), count), np.nan)
     centers, spans = np.zeros_like(slopes), np.zeros_like(slopes)
-    for row, values in enumerate(log_losses):
-        measured = np.flatnonzero(~np.isnan(values))
-        x, y = octaves[measured], values[measured]
-        where = slice(count - max(len(x) - 1, 0), count)
-        slopes[row, where] = -np.diff(y) / np.diff(x)
-        centers[row, where] = 0.5 * (x[1:] + x[:-1])
-        spans[row, where] = np.diff(x)
+    for measured, rows in _same_sizes(log_losses):
+        x, y = octaves[measured], log_losses[np.ix_(rows, measured)]
+        where = np.ix_(rows, np.arange(count - max(len(x) - 1, 0), count))
+        slopes[where] = -np.diff(y) / np.diff(x)
+        centers[where] = 0.5 * (x[1:] + x[:-1])
+        spans[where] = np.diff(x)
     return _Octaves(slopes, centers, spans)
 
 
@@ -140,33 +151,41 @@ def _robust_slopes(
     return mean * np.exp(growth * age)
 
 
-def _warped(octaves: np.ndarray, growth: float) -> np.ndarray:
+def warped_octaves(octaves: np.ndarray, growth: float) -> np.ndarray:
     """Time in which a slope growing by ``growth`` per octave is constant; 0 at 0."""
     return np.asarray(np.expm1(growth * octaves) / growth if growth > 1e-9 else octaves)
+
+
+def _deviations(
+    xs: Float[np.ndarray, " m"], ys: Float[np.ndarray, "rows m"], x: float, y: np.ndarray
+) -> Float[np.ndarray, " rows"]:
+    """`halving.deviation_from_line` of many rows at the same sizes."""
+    dx = xs - xs.mean()
+    slopes, means = ys @ dx / (dx @ dx), ys.mean(1)
+    residuals = ys - means[:, None] - np.outer(slopes, dx)
+    sigma = np.maximum(residuals.std(1), MIN_SIGMA)
+    return np.abs(y - means - slopes * (x - xs.mean())) / sigma
 
 
 def _warped_lines(
     octaves: np.ndarray, log_losses: np.ndarray, growth: float, target: float, search: Halving
 ) -> Float[np.ndarray, " num_candidates"]:
     """Accept-then-Stop in warped time; the log losses that its lines predict at ``target``."""
-    clock = _warped(octaves - octaves[-1], growth)
-    goal = float(_warped(np.array(target - octaves[-1]), growth))
+    clock = warped_octaves(octaves - octaves[-1], growth)
+    goal = float(warped_octaves(np.array(target - octaves[-1]), growth))
     predicted = np.full(len(log_losses), np.nan)
-    for row, values in enumerate(log_losses):
-        measured = np.flatnonzero(~np.isnan(values))
+    for measured, rows in _same_sizes(log_losses):
         if len(measured) < 2:
             continue
-        x, y = clock[measured], values[measured]
-        first = max(len(x) - search.gamma, 0)
-        while first > 0:
-            off = deviation_from_line(
-                x[first:], y[first:], float(x[first - 1]), float(y[first - 1])
-            )
-            if off > search.tau:
-                break
-            first -= 1
-        slope, intercept = linalg.fit_line(x[first:], y[first:])
-        predicted[row] = intercept + slope * goal
+        x, y = clock[measured], log_losses[np.ix_(rows, measured)]
+        first = np.full(len(rows), max(len(x) - search.gamma, 0))
+        for start in range(int(first[0]), 0, -1):
+            going = np.flatnonzero(first == start)
+            off = _deviations(x[start:], y[going, start:], x[start - 1], y[going, start - 1])
+            first[going[off <= search.tau]] = start - 1
+        for row, values, start in zip(rows, y, first, strict=True):
+            slope, intercept = linalg.fit_line(x[start:], values[start:])
+            predicted[row] = intercept + slope * goal
     return predicted
 
 
@@ -212,7 +231,7 @@ def views(
     usable = np.array([len(where) >= 2 for where in last])
     ends = np.array([where[-1] if len(where) else 0 for where in last])
     start = octaves[ends] - octaves[-1]
-    way = _warped(np.array(target - octaves[-1]), growth) - _warped(start, growth)
+    way = warped_octaves(np.array(target - octaves[-1]), growth) - warped_octaves(start, growth)
     local = log_losses[np.arange(len(ends)), ends] - constants.reliability * slopes * way
     searches = [Halving(problem.halving.gamma, tau) for tau in constants.taus]
     lines = [_warped_lines(octaves, log_losses, growth, target, search) for search in searches]
