@@ -112,12 +112,10 @@ class Posterior:
     ) -> Int[np.ndarray, "num_candidates 2"]:
         """Range of each candidate's place, 1 the best; without a prediction, the last place."""
         known, count = self._known, len(self.center)
-        places = np.concatenate(
-            [d.argsort(1).argsort(1) for d in self._draws(num_draws)] or [np.zeros((1, 0))]
-        )
         ends = np.full((count, 2), count)
         if len(known):
             shares = (0.5 - 0.5 * level, 0.5 + 0.5 * level)
+            places = np.concatenate([d.argsort(1).argsort(1) for d in self._draws(num_draws)])
             ends[known] = 1 + np.quantile(places, shares, axis=0, method="nearest").T
         return ends
 

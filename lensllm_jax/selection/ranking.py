@@ -132,8 +132,9 @@ class Ranking:
     @cached_property
     def log_std(self) -> dict[str, float]:
         """Scale of the log predicted losses; empty if not known."""
-        known = isinstance(self.confidence, Posterior)
-        return self._by_name(self.confidence.log_std) if known else {}
+        if not isinstance(self.confidence, Posterior):
+            return {}
+        return self._by_name(self.confidence.log_std)
 
     def _by_name(self, values: Float[np.ndarray, " n"]) -> dict[str, float]:
         return dict(zip(self.scores, map(float, values), strict=True))

@@ -9,6 +9,7 @@ import pytest
 
 from lensllm_jax.report.html import table, to_html
 from lensllm_jax.report.sections import Command, Report, Section, Table, Text
+from lensllm_jax.selection.posterior import Concordance, Posterior
 from tests.report import samples
 
 VOID = {"meta", "link"}
@@ -95,13 +96,13 @@ def test_same_input_gives_the_same_page(pages):
 @pytest.mark.parametrize(("spread", "shown"), [(True, "&gt; 0.99"), (False, "&gt; 0.80")])
 def test_no_probability_is_shown_as_certain(spread, shown):
     ranking = samples.selection().ranking
-    sure = dataclasses.replace(
-        ranking, win_probability=np.ones((3, 3)), log_std=ranking.log_std if spread else {}
-    )
+    places = np.array([1.0 + ranking.order.index(name) for name in ranking.scores])
+    certain = Posterior(places, np.full(3, 1e-9)) if spread else Concordance(places, 1.0)
+    sure = dataclasses.replace(ranking, confidence=certain)
     text = table(Table(sure.rows(), "ranking"))
     assert f'data-value="1.0" class="number">{shown}<' in text
     assert "1.0000" not in text
-    less = dataclasses.replace(sure, win_probability=np.full((3, 3), 0.75))
+    less = dataclasses.replace(sure, confidence=Concordance(places, 0.75))
     assert ">0.75<" in table(Table(less.rows(), "ranking"))
 
 

@@ -2,13 +2,16 @@
 
 import dataclasses
 import html
+import math
 import re
 
+import numpy as np
 import pytest
 
 from lensllm_jax.report.html import to_html
 from lensllm_jax.report.markdown import to_markdown
 from lensllm_jax.selection.orders import Drop, Order
+from lensllm_jax.selection.posterior import Concordance
 from lensllm_jax.selection.uncertainty import NextMeasurement
 from tests.messages.binaries import load
 from tests.report import samples
@@ -71,7 +74,8 @@ def test_a_table_of_numbers_holds_the_probability_itself(selection):
     assert str(rows[0]["p_beats_next"]) == repr(selection.ranking.probability(first, second))
     assert (rows[0]["low_90"], rows[0]["high_90"]) == selection.ranking.interval(first, level=0.9)
     assert rows[-1]["p_beats_next"] is None
-    short = dataclasses.replace(selection.ranking, log_std={})  # no backtest
+    blind = Concordance(np.array(list(selection.ranking.scores.values())), math.nan)
+    short = dataclasses.replace(selection.ranking, confidence=blind)  # no backtest
     vars(selection)["ranking"] = short
     assert selection.rows()[0]["low_90"] is None
 

@@ -18,7 +18,13 @@ def test_ledger_counts_six_n_tokens_epochs_and_rounds():
     kernels = {"m0": 5.0}
     table = small_table(1)
     with_kernel, without = (
-        rank(table, budget_size=6400, target_size=51200, evidence=Evidence(kernel_flops=k))
+        rank(
+            table,
+            budget_size=6400,
+            target_size=51200,
+            selector="lensllm",
+            evidence=Evidence(kernel_flops=k),
+        )
         for k in (kernels, None)
     )
     assert with_kernel.flops == without.flops + 5.0

@@ -32,6 +32,7 @@ Example:
 """
 
 import dataclasses
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -40,6 +41,7 @@ from jaxtyping import Bool, Float
 from lensllm_jax import checks
 from lensllm_jax.scaling.fit import fit_laws
 from lensllm_jax.scaling.laws import Law
+from lensllm_jax.selection.posterior import Posterior
 from lensllm_jax.selection.problem import Problem, Scores
 from lensllm_jax.selection.selectors import pooled
 from lensllm_jax.selection.selectors._walks import log_std_of_walks
@@ -178,56 +180,65 @@ def _leveled(view: _Rows, reference: _Rows) -> _Rows:
     return view + np.mean((reference - view)[both]) if both.any() else view
 
 
-def errors_of_past(
-    problem: Problem, predicted: Float[np.ndarray, "num_origins num_candidates"]
-) -> Float[np.ndarray, "num_origins num_candidates"]:
-    """Of predicted log losses at today's budget, minus their mean over candidates.
+@dataclasses.dataclass(frozen=True, eq=False)
+class Evidenced:
+    """What the posterior reads of a problem, whatever its constants."""
 
-    NaN where today's loss was not measured.
-    """
-    errors = predicted - np.log(problem.table.losses[:, -1])
-    count = np.isfinite(errors).sum(1, keepdims=True)
-    mean = np.where(np.isfinite(errors), errors, 0.0).sum(1, keepdims=True) / np.maximum(count, 1)
-    return np.where(count > 1, errors - mean, errors)
+    views: Float[np.ndarray, "4 num_candidates"]  # log losses at the target
+    past_octaves: Float[np.ndarray, " num_origins"]  # from each earlier budget to today's
+    past_views: Float[np.ndarray, "num_origins 4 num_candidates"]  # log losses at today's budget
+    truth: _Rows  # log losses at today's budget; NaN where not measured
+    walks: _Rows  # scale at the target by the walks of slopes
+    octaves: float  # from today's budget to the target
+
+    @classmethod
+    def of(cls, problem: Problem) -> "Evidenced":
+        """From the losses of a problem."""
+        curves = Curves(problem)
+        now, past = views(problem)
+        walks = log_std_of_walks(curves.octaves, curves.log_losses, curves.mean, problem.octaves)
+        octaves = [math.log2(problem.budget_size / origin) for origin in origins_of(problem)]
+        truth = np.log(problem.table.losses[:, -1])
+        return cls(now, np.array(octaves), past, truth, walks, problem.octaves)
+
+    def posterior(self, constants: Constants = DEFAULT) -> Posterior:
+        """The mean of views, with a scale from the past and from the walks."""
+        log_std = self.walks
+        past = self._scale_of_past(constants)
+        if past is not None:
+            log_std = log_std**constants.walks * past ** (1.0 - constants.walks)
+        center = mean_of(self.views, constants=constants)
+        return Posterior(center, np.maximum(log_std, _MIN_LOG_STD), constants.dof)
+
+    def _scale_of_past(self, constants: Constants) -> _Rows | None:
+        errors = [
+            _relative(mean_of(past, constants=constants) - self.truth) for past in self.past_views
+        ]
+        is_known = np.isfinite(errors)
+        if not is_known.any():
+            return None
+        squares = (np.where(is_known, errors, 0.0) ** 2).sum(0)
+        cubes = np.where(is_known, self.past_octaves[:, None] ** 3, 0.0).sum(0)
+        everybody = squares.sum() / cubes.sum()
+        own = np.where(cubes > 0, squares / np.where(cubes > 0, cubes, 1.0), everybody)
+        share = constants.own_errors
+        return np.sqrt(((1.0 - share) * everybody + share * own) * self.octaves**3)
 
 
-def scale_of_past(
-    octaves: Float[np.ndarray, " num_origins"],
-    errors: Float[np.ndarray, "num_origins num_candidates"],
-    target: float,
-    *,
-    own_errors: float = DEFAULT.own_errors,
-) -> _Rows | None:
-    """Scale of each log loss ``target`` octaves ahead; None without a past."""
-    is_known = np.isfinite(errors)
-    if not is_known.any():
-        return None
-    squares = np.where(is_known, errors, 0.0) ** 2
-    cubes = np.where(is_known, octaves[:, None] ** 3, 0.0)
-    everybody = squares.sum() / cubes.sum()
-    own = np.where(is_known.any(0), squares.sum(0) / np.maximum(cubes.sum(0), 1e-9), everybody)
-    return np.sqrt(((1.0 - own_errors) * everybody + own_errors * own) * target**3)
+def _relative(errors: _Rows) -> _Rows:
+    """Minus their mean over candidates, if there are two; NaN stays."""
+    return errors - np.nanmean(errors) if np.isfinite(errors).sum() > 1 else errors
 
 
-def score(problem: Problem, *, constants: Constants = DEFAULT) -> Scores:
-    """The mean of views, with a scale from the past and from the walks of slopes."""
-    curves = Curves(problem)
-    now, in_past = views(problem)
-    log_std = log_std_of_walks(curves.octaves, curves.log_losses, curves.mean, problem.octaves)
-    predicted = np.array([mean_of(past, constants=constants) for past in in_past])
-    past = scale_of_past(
-        np.log2([problem.budget_size / origin for origin in origins_of(problem)]),
-        errors_of_past(problem, predicted.reshape(-1, len(log_std))),
-        problem.octaves,
-        own_errors=constants.own_errors,
-    )
-    if past is not None:
-        log_std = log_std**constants.walks * past ** (1.0 - constants.walks)
+def score(problem: Problem) -> Scores:
+    """The mean of views, and its scale."""
+    evidence = Evidenced.of(problem)
+    posterior = evidence.posterior()
     return Scores(
-        np.exp(mean_of(now, constants=constants)),
-        log_std=np.maximum(log_std, _MIN_LOG_STD),
-        dof=constants.dof,
-        messages=tuple(map(_message, np.isfinite(now).T)),
+        np.exp(posterior.center),
+        log_std=posterior.log_std,
+        dof=posterior.dof,
+        messages=tuple(map(_message, np.isfinite(evidence.views).T)),
         spent=problem.train_sizes,
     )
 

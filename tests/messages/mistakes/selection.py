@@ -81,6 +81,15 @@ MISTAKES = [
         "have shape ... got (3,)",
         lambda tmp: phase({"a": np.ones(3), "b": np.ones(4)}),
     ),
+    (
+        "table",
+        "hold a loss above size 0 ... got none",
+        lambda tmp: lens.rank(
+            table(losses=np.where(SIZES > 0, np.nan, TABLE.losses)),
+            budget_size=400,
+            target_size=800,
+        ),
+    ),
     ("names", "hold one or more ... got none", lambda tmp: table(names=())),
     ("config name", "unique ... got 'a' more than once", lambda tmp: table(names=("a", "a"))),
     ("sizes", "ascend from 0 ... got [800, 400, 200, 0]", lambda tmp: table(sizes=SIZES[::-1])),

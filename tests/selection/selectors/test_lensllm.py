@@ -18,9 +18,10 @@ def test_lensllm_with_kernels_reports_both_phases_and_respects_the_bound():
         table,
         budget_size=12800,
         target_size=51200,
+        selector="lensllm",
         evidence=Evidence(ntk_spectra=spectra, ntk_losses=measured),
     )
     assert all("phase fitting log-RMSE" in m and "one free t" in m for m in r.messages.values())
     partial = Evidence(ntk_spectra={"m0": spectra["m0"]})
     with pytest.raises(checks.UserError, match="got none for 'm1'"):
-        rank(table, budget_size=12800, target_size=51200, evidence=partial)
+        rank(table, budget_size=12800, target_size=51200, selector="lensllm", evidence=partial)

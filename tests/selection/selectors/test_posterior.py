@@ -1,0 +1,184 @@
+"""The default selector: always an answer, calibrated widths, large pools in linear time."""
+
+import dataclasses
+import time
+
+import numpy as np
+import pytest
+
+from lensllm_jax.selection.loss_table import LossTable, read_loss_table
+from lensllm_jax.selection.problem import Problem
+from lensllm_jax.selection.rank import rank
+from lensllm_jax.selection.selectors import ats, pooled, posterior
+from lensllm_jax.selection.selectors._walks import log_std_of_walks
+from lensllm_jax.selection.selectors.posterior import Constants, Evidenced
+from tests.selection.fakes import small_table
+from tests.selection.tables import BUDGET_FRACTIONS, TABLES, needs_tables
+
+SETTINGS = {"budget_size": 3200, "target_size": 51200}
+
+
+@pytest.mark.parametrize("budget", [200, 400, 800, 3200])
+@pytest.mark.parametrize("num_candidates", [1, 2, 4])
+def test_one_size_above_zero_is_enough_for_an_answer(budget, num_candidates):
+    for zero in (False, True):
+        table = small_table(num_candidates, zero=zero)
+        r = rank(table, budget_size=budget, target_size=51200)
+        assert r.selector == "posterior"
+        for values in (r.scores, r.probability_best, r.expected_regret, r.log_std):
+            assert np.isfinite(list(values.values())).all()
+        assert np.isfinite(list(r.intervals.values())).all()
+        assert sum(r.probability_best.values()) == pytest.approx(1.0)
+        assert r.selected == min(r.expected_regret, key=r.expected_regret.__getitem__)
+
+
+def test_fewer_sizes_are_wider():
+    table = small_table()
+    spread = {
+        budget: np.mean(list(rank(table, budget_size=budget, target_size=51200).log_std.values()))
+        for budget in (200, 800, 12800)
+    }
+    assert spread[200] > 1.5 * spread[800] > 3.0 * spread[12800]
+
+
+def gappy():
+    """One candidate measured at the budget alone, one not there, one never after fine-tuning."""
+    table = small_table()
+    losses = table.losses.copy()
+    budget = int(np.flatnonzero(table.sizes == 3200)[0])
+    losses[0, 1:budget] = np.nan
+    losses[1, budget] = np.nan
+    losses[2, 1 : budget + 1] = np.nan
+    return dataclasses.replace(table, losses=losses)
+
+
+def test_gaps_cost_certainty_and_not_the_answer():
+    whole, gaps = rank(small_table(), **SETTINGS), rank(gappy(), **SETTINGS)
+    assert np.isfinite(list(gaps.scores.values())).all()
+    widened = {name: gaps.log_std[name] / whole.log_std[name] for name in gaps.scores}
+    assert min(widened["m0"], widened["m1"], widened["m2"]) > 1.2
+    assert "two sizes above 0 are needed" in gaps.messages["m0"]
+    assert "own slope" in gaps.messages["m3"]
+
+
+def test_equal_candidates_share_the_probability_and_a_clear_one_has_it():
+    table = small_table(2)
+    same = dataclasses.replace(table, losses=table.losses[[0, 0]])
+    equal = rank(same, **SETTINGS)
+    assert equal.probability("m0", "m1") == 0.5
+    assert abs(equal.probability_best["m0"] - 0.5) < 0.05
+    clear = dataclasses.replace(same, losses=same.losses * np.array([[1.0], [3.0]]))
+    assert rank(clear, **SETTINGS).probability_best["m0"] > 0.99
+
+
+def test_the_law_is_a_view_from_nine_sizes_on():
+    sizes = np.concatenate([[0], 200 * 2 ** np.arange(11)])
+    losses = (1.0 + 0.2 * np.arange(3)[:, None]) * (sizes + 90.0) ** -0.1 + 0.4
+    table = LossTable(("a", "b", "c"), sizes, losses, np.ones(3), ("",) * 3)
+    for budget, has_law in ((25600, False), (51200, True)):
+        problem = Problem(table, 204800).at_budget(budget, 204800)
+        assert np.isfinite(Evidenced.of(problem).views[2]).all() == has_law
+    off = Evidenced.of(problem).posterior(Constants(rectified=0.0)).center
+    assert not np.allclose(off, Evidenced.of(problem).posterior().center, atol=1e-9)
+
+
+def test_views_that_only_order_do_not_move_the_level():
+    evidence = Evidenced.of(Problem(small_table(), 51200).at_budget(3200, 51200))
+    level = evidence.posterior().center.mean()
+    assert level == pytest.approx(evidence.posterior(Constants(budget=0.0)).center.mean())
+    moved = evidence.posterior(Constants(warped=9.0)).center.mean()
+    assert abs(moved - level) > 1e-4  # the control: a view of the level itself
+
+
+def test_walks_widen_with_the_distance_and_with_the_noise():
+    octaves = np.arange(-6.0, 1.0)
+    rng = np.random.default_rng(0)
+    straight = 1.0 - 0.05 * (octaves + 6.0) * np.linspace(0.9, 1.1, 8)[:, None]
+    spreads = {}
+    for noise in (0.001, 0.02):
+        curves = straight + noise * rng.standard_normal(straight.shape)
+        for target in (2.0, 6.0):
+            spread = log_std_of_walks(octaves, curves, curves.mean(0), target)
+            spreads[noise, target] = spread.mean()
+    assert spreads[0.001, 6.0] > 2.0 * spreads[0.001, 2.0]
+    assert spreads[0.02, 2.0] > 2.0 * spreads[0.001, 2.0]
+
+
+def test_walks_cover_curves_that_walk():
+    rng, octaves, target = np.random.default_rng(2), np.arange(-7.0, 1.0), 4
+    slopes = -0.05 + 0.01 * rng.standard_normal((40, 1))
+    steps = slopes + 0.004 * np.cumsum(rng.standard_normal((40, 7 + target)), axis=1)
+    curves = np.cumsum(np.concatenate([np.ones((40, 1)), steps], axis=1), axis=1)
+    known = curves[:, :8] + 0.003 * rng.standard_normal((40, 8))
+    spread = log_std_of_walks(octaves, known, known.mean(0), float(target))
+    line = known[:, -1] + target * (known[:, -1] - known[:, -3]) / 2.0
+    error = curves[:, -1] - line
+    z = (error - error.mean()) / spread
+    assert 0.7 < np.sqrt(np.mean(z**2)) < 1.7  # a line through three sizes adds its own noise
+
+
+def picks(draws):
+    """Regret in percent by view, over pools of six of both public tables."""
+    rng, regrets = np.random.default_rng(3), {"posterior": [], "ats": [], "pooled": []}
+    for task in TABLES:
+        table = read_loss_table(TABLES[task])
+        target = int(table.sizes[-1])
+        for _ in range(draws):
+            rows = np.sort(rng.choice(len(table.names), 6, replace=False))
+            part = table.select([table.names[i] for i in rows])
+            truth = part.column(target)
+            for divisor in (64, 256):
+                problem = Problem(part, target).at_budget(target // divisor, target)
+                for name, select in (
+                    ("posterior", posterior.score),
+                    ("ats", ats.score),
+                    ("pooled", lambda p: pooled.views(p).mean(0)),
+                ):
+                    scores = select(problem)
+                    values = scores if name == "pooled" else scores.scores
+                    regrets[name].append(100 * (truth[np.argmin(values)] / truth.min() - 1))
+    return {name: np.mean(values) for name, values in regrets.items()}
+
+
+@needs_tables
+def test_regret_on_small_pools_is_lower_than_of_ats():
+    regret = picks(draws=25)
+    assert regret["posterior"] < 0.85 * regret["ats"]
+    assert regret["posterior"] < regret["pooled"]
+
+
+BOUNDS = [("flan", 71.5, 0.18), ("gigaword", 93.8, 0.09)]  # PearCorr in percent, Brier
+
+
+@needs_tables
+@pytest.mark.parametrize(("task", "pearson", "brier"), BOUNDS)
+def test_probabilities_on_all_candidates_are_calibrated(task, pearson, brier):
+    table = read_loss_table(TABLES[task])
+    target, rows = int(table.sizes[-1]), []
+    truth = table.by_name(target)
+    first, second = np.triu_indices(len(truth), 1)
+    losses = np.array(list(truth.values()))
+    for fraction in BUDGET_FRACTIONS:
+        r = rank(table, budget_size=target // fraction, target_size=target)
+        wins = losses[first] < losses[second]
+        error = np.mean((r.win_probability[first, second] - wins) ** 2)
+        rows.append((r.evaluate(truth).pearson, error))
+    assert np.mean(rows, axis=0)[0] >= pearson
+    assert np.mean(rows, axis=0)[1] <= brier < 0.25  # a coin's
+
+
+def test_thousands_of_candidates_take_linear_time():
+    rng, sizes = np.random.default_rng(0), np.concatenate([[0], 200 * 2 ** np.arange(8)])
+    seconds = {}
+    for count in (500, 4000):
+        slopes = rng.lognormal(-3.0, 0.3, (count, 1))
+        losses = np.exp(1.0 - slopes * np.log2(1 + sizes / 50.0))
+        names = tuple(f"m{i}" for i in range(count))
+        table = LossTable(names, sizes, losses, np.ones(count), ("",) * count)
+        start = time.perf_counter()
+        r = rank(table, budget_size=12800, target_size=409600)
+        assert r.rows()[0]["candidate"] == r.selected
+        assert len(r.probability_best) == count
+        seconds[count] = time.perf_counter() - start
+    # eight times the candidates: quadratic work would take 64 times as long
+    assert seconds[4000] < 24.0 * seconds[500] + 1.0
