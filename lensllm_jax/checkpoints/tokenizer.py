@@ -120,7 +120,7 @@ def _as_it_stands(file: Path, attributes: Mapping[str, Any]) -> Any:
 
     Some classes of transformers rebuild it from its vocabulary with a pre-tokenizer and a
     normalizer of their own, and then divide text into other tokens.  Only what the file lacks,
-    the roles of its special tokens, is taken from the files beside it, or else from the class.
+    the roles of its special tokens, is taken from the files next to it, or else from the class.
     """
     import tokenizers
 
