@@ -25,7 +25,7 @@ figures: .venv/runs
 # Compiling is most of what the tests do: here with few optimisations (JAX's own setting for
 # tests), in test-x64 and torch-parity as users do.
 test: .venv/tests
-	JAX_DISABLE_MOST_OPTIMIZATIONS=1 $(PYTEST) -m "not torch and not float64 and not browser and not ray and not wheel"
+	JAX_DISABLE_MOST_OPTIMIZATIONS=1 $(PYTEST) -m "not torch and not float64 and not browser and not ray and not wheel and not published"
 
 # the examples in docstrings print float32: they are tests of the default mode alone
 test-x64: .venv/tests
@@ -41,6 +41,10 @@ types: .venv/tests
 
 torch-parity: .venv-torch/tests
 	.venv-torch/bin/python -m pytest -m torch tests/models tests/checkpoints
+
+# The smallest of the published weights; PUBLISHED=all for every one (800 MB).
+published: .venv-torch/tests
+	.venv-torch/bin/python -m pytest -m published tests/published
 
 notebooks: .venv/tests
 	$(BIN)/python tools/run_notebooks.py

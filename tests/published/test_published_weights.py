@@ -1,0 +1,156 @@
+"""Published weights: logits, loss, kernel and tokens are those that PyTorch and arithmetic give.
+
+The smallest file is checked; PUBLISHED=all checks every one.
+"""
+
+import functools
+import os
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import traverse_util
+
+import lensllm_jax as lens
+from lensllm_jax.data.encoding import encode_causal
+from lensllm_jax.finetune.loop import Loop, OptimizerConfig
+from lensllm_jax.ntk.readout import target_logprob
+from tests.published.weights import WEIGHTS, fetched
+from tests.tolerances import relative_difference
+
+pytestmark = [pytest.mark.published, pytest.mark.filterwarnings("ignore")]
+
+NAMES = list(WEIGHTS) if os.environ.get("PUBLISHED") == "all" else list(WEIGHTS)[:1]
+PROMPT = "The capital of France is"
+
+
+@pytest.fixture(scope="module", params=NAMES)
+def name(request):
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def candidate(name):
+    return lens.load_candidate(fetched(name))
+
+
+@pytest.fixture(scope="module")
+def pytorch(name):
+    import torch
+    import transformers
+
+    path = fetched(name)
+    return transformers.AutoModelForCausalLM.from_pretrained(
+        path.parent, gguf_file=path.name, dtype=torch.float32
+    ).eval()
+
+
+@pytest.fixture(scope="module")
+def texts(candidate):
+    """64 real texts as a batch."""
+    examples = lens.load_task("pydoc").test[:64]
+    return encode_causal(examples, candidate.tokenizer, max_length=128).batch(np.arange(64))
+
+
+def torch_logits(model, batch):
+    import torch
+
+    with torch.no_grad():
+        return model(
+            torch.tensor(batch["input_ids"], dtype=torch.long),
+            attention_mask=torch.tensor(batch["attention_mask"], dtype=torch.long),
+        ).logits.numpy()
+
+
+def test_it_says_what_it_is(name, candidate):
+    assert candidate.num_params == WEIGHTS[name].num_params
+    assert candidate.dequantized_from == WEIGHTS[name].types
+
+
+def test_logits_equal_those_of_pytorch(candidate, pytorch, texts):
+    batch = {key: array[:4] for key, array in texts.items()}
+    real = batch["attention_mask"] == 1
+    ours = np.asarray(candidate.apply_fn(candidate.params, batch))[real]
+    assert relative_difference(ours, torch_logits(pytorch, batch)[real]) < 1e-5
+
+
+def test_the_greedy_continuation_is_known_and_that_of_pytorch(name, candidate, pytorch):
+    tokenizer = candidate.tokenizer
+    bos = [tokenizer.bos_token_id] if name.startswith("gemma") else []
+    ids = [*bos, *tokenizer(PROMPT, add_special_tokens=False)["input_ids"]]
+    theirs = list(ids)
+    apply = jax.jit(candidate.apply_fn)
+    length = len(ids) + 6
+    while len(ids) < length:
+        row = np.array([ids + [0] * (length - len(ids))], np.int32)
+        mask = (np.arange(length) < len(ids))[None].astype(np.int32)
+        logits = apply(candidate.params, {"input_ids": row, "attention_mask": mask})
+        ids.append(int(np.argmax(logits[0, len(ids) - 1])))
+    while len(theirs) < length:
+        batch = {"input_ids": np.array([theirs]), "attention_mask": np.ones((1, len(theirs)))}
+        theirs.append(int(np.argmax(torch_logits(pytorch, batch)[0, -1])))
+    assert ids == theirs
+    text = tokenizer.decode(ids[len(bos) :])
+    assert text.startswith(PROMPT + WEIGHTS[name].continuation), text
+
+
+def test_the_loss_on_real_texts_is_that_of_pytorch(name, candidate, pytorch, texts):
+    loop = Loop(candidate.apply_fn, OptimizerConfig(learning_rate=1e-3), shift=True)
+    # eight at a time: logits over the largest vocabulary take a megabyte per token
+    batches = [{key: array[i : i + 8] for key, array in texts.items()} for i in range(0, 64, 8)]
+    loss = loop.evaluate(candidate.params, batches)
+    nats = count = 0.0
+    for batch in batches:
+        logits, labels = torch_logits(pytorch, batch)[:, :-1], batch["labels"][:, 1:]
+        scored = labels != -100
+        logits = logits[scored].astype(np.float64)
+        largest = logits.max(-1)
+        norm = largest + np.log(np.exp(logits - largest[:, None]).sum(-1))
+        nats += float((norm - np.take_along_axis(logits, labels[scored][:, None], 1)[:, 0]).sum())
+        count += int(scored.sum())
+    assert loss == pytest.approx(nats / count, rel=1e-5)
+    assert loss == pytest.approx(WEIGHTS[name].loss, abs=1e-3)
+
+
+def test_the_exact_kernel_is_the_product_of_dense_gradients(candidate, texts):
+    batch = {key: array[:4, :48] for key, array in texts.items()}
+    kernel = lens.candidate_ntk(candidate, batch)
+
+    @functools.partial(jax.jit, static_argnums=())
+    def gradient(params, row):
+        def output(params):
+            one = {key: array[None] for key, array in row.items()}
+            logits = candidate.apply_fn(params, one)[0]
+            return target_logprob(logits, row["labels"], shift=True)
+
+        return jax.grad(output)(params)
+
+    rows = [
+        traverse_util.flatten_dict(
+            jax.device_get(
+                gradient(candidate.params, {k: jnp.asarray(v[i]) for k, v in batch.items()})
+            )
+        )
+        for i in range(4)
+    ]
+    dense = np.zeros((4, 4))
+    for path in rows[0]:
+        if path[-1] != "constant":
+            stacked = np.stack([row[path].ravel() for row in rows])
+            for start in range(0, stacked.shape[1], 2**22):  # in float64, a part at a time
+                part = stacked[:, start : start + 2**22].astype(np.float64)
+                dense += part @ part.T
+    assert relative_difference(kernel.theta, dense) < 1e-5
+    assert np.linalg.eigvalsh(dense).min() > 0
+
+
+def test_it_is_saved_and_loaded_again(candidate, tmp_path):
+    candidate.save(tmp_path)
+    saved = lens.load_candidate(tmp_path)
+    jax.tree.map(np.testing.assert_array_equal, saved.params, candidate.params)
+    for example in lens.load_task("pydoc").test[:20]:
+        text = f"{example.prompt} {example.target}"
+        assert saved.tokenizer(text)["input_ids"] == candidate.tokenizer(text)["input_ids"]
+        ids = candidate.tokenizer(text, add_special_tokens=False)["input_ids"]
+        assert candidate.tokenizer.decode(ids) == text
