@@ -2,7 +2,7 @@
 #   make demo   ranks seven bundled candidates for one task, into out/demo
 #   make figures   draws every figure of docs/REPRODUCTION.md from committed tables, into out/figures
 #   make test   runs the tests; make test-x64 runs them in float64
-#   make lint types torch-parity notebooks browser docs ray wheel   what else .ci/run checks
+#   make lint types torch-parity published notebooks browser docs ray wheel   what else .ci/run checks
 #   make smoke PYTHON=python3.13   a few fast tests on another Python
 #   make lock   regenerates requirements*.txt from setup.cfg
 
@@ -13,7 +13,7 @@ PYTEST := $(BIN)/python -m pytest -n auto --dist worksteal
 
 DEMO := zoo/cerebras-s,zoo/gpt2-m,zoo/gpt2-s,zoo/gpt2-xs,zoo/opt-m,zoo/opt-s,zoo/opt-xs
 
-.PHONY: demo figures test test-x64 lint types torch-parity notebooks browser docs ray wheel smoke lock
+.PHONY: demo figures test test-x64 lint types torch-parity published notebooks browser docs ray wheel smoke lock
 
 demo: .venv/runs
 	$(BIN)/python -m experiments.select_model --candidates=$(DEMO) --task=pydoc \

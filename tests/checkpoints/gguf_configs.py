@@ -30,6 +30,7 @@ MODELS = {
     ),
     "qwen2": ("qwen2", {**LLAMA, "model_type": "qwen2"}),
     "qwen3": ("qwen3", {**LLAMA, "model_type": "qwen3", "head_dim": 16}),
+    "gemma": ("gemma", {**GEMMA, "model_type": "gemma"}),
     "gemma2": ("gemma2", {**GEMMA, "model_type": "gemma2", "query_pre_attn_scalar": 16}),
     "gemma3": (
         "gemma3",

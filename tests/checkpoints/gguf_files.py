@@ -129,7 +129,7 @@ def converted(architecture, hf, tensors):
         conv1d = (".c_attn", ".c_proj", ".c_fc")
         if architecture == "gpt2" and stem.endswith(conv1d) and leaf == "weight":
             values = np.ascontiguousarray(values.T)
-        if architecture in ("gemma2", "gemma3") and stem.endswith("norm"):
+        if architecture.startswith("gemma") and stem.endswith("norm"):
             values = values + 1
         yield f"{theirs}.{leaf}", values
     if (scaling := hf.get("rope_scaling")) and scaling["rope_type"] == "llama3":

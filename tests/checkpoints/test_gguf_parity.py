@@ -10,8 +10,8 @@ from tests.tolerances import relative_difference
 
 pytestmark = pytest.mark.torch
 
-# transformers reads no Phi-2 or GPT-NeoX file
-THEIRS = sorted(set(MODELS) - {"gptneox", "phi2"})
+# transformers reads no file of Gemma 1, Phi-2 or GPT-NeoX
+THEIRS = sorted(set(MODELS) - {"gemma", "gptneox", "phi2"})
 
 
 @pytest.mark.parametrize("kind", ["F32", "Q8_0", "Q4_1"])

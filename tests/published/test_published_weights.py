@@ -3,7 +3,6 @@
 The smallest file is checked; PUBLISHED=all checks every one.
 """
 
-import functools
 import os
 
 import jax
@@ -49,8 +48,13 @@ def pytorch(name):
 @pytest.fixture(scope="module")
 def texts(candidate):
     """64 real texts as a batch."""
-    examples = lens.load_task("pydoc").test[:64]
-    return encode_causal(examples, candidate.tokenizer, max_length=128).batch(np.arange(64))
+    return encoded(candidate, 64, max_length=128)
+
+
+def encoded(candidate, count, *, max_length):
+    examples = lens.load_task("pydoc").test[:count]
+    batch = encode_causal(examples, candidate.tokenizer, max_length=max_length)
+    return batch.batch(np.arange(count))
 
 
 def torch_logits(model, batch):
@@ -113,11 +117,11 @@ def test_the_loss_on_real_texts_is_that_of_pytorch(name, candidate, pytorch, tex
     assert loss == pytest.approx(WEIGHTS[name].loss, abs=1e-3)
 
 
-def test_the_exact_kernel_is_the_product_of_dense_gradients(candidate, texts):
-    batch = {key: array[:4, :48] for key, array in texts.items()}
+def test_the_exact_kernel_is_the_product_of_dense_gradients(candidate):
+    batch = encoded(candidate, 4, max_length=48)
     kernel = lens.candidate_ntk(candidate, batch)
 
-    @functools.partial(jax.jit, static_argnums=())
+    @jax.jit
     def gradient(params, row):
         def output(params):
             one = {key: array[None] for key, array in row.items()}
