@@ -58,6 +58,7 @@ from lensllm_jax.selection.loss_table import write_loss_table
 from lensllm_jax.selection.order_cost import OrderCost, Replay, fine_tune_flops, order_costs
 from lensllm_jax.selection.orders import Drop, DropRule, Order
 from lensllm_jax.selection.selection import Selection
+from lensllm_jax.selection.uncertainty import Probability
 
 FLAGS = measurement_flags()
 BUDGET_SIZE = flags.DEFINE_integer("budget_size", 1600, "Largest affordable subset, examples.")
@@ -286,6 +287,10 @@ def show(selection: Selection) -> None:
     )
     rows = [{column: row[column] for column in SHOWN if column in row} for row in selection.rows()]
     _print(title, rows, texts=("candidate",))
+    best = selection.decision.selected
+    chance = Probability(selection.decision.probability_best[best])
+    regret = selection.decision.expected_regret[best]
+    print(f"posterior: {best}, best with P = {chance}, expected regret {regret:.1%}")
     if selection.ranking.advice is not None:
         print(selection.ranking.advice)
 

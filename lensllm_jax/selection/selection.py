@@ -56,6 +56,11 @@ class Selection:
         """By the rectified law, on the same losses."""
         return self._rank("rectified")
 
+    @cached_property
+    def decision(self) -> Ranking:
+        """By the posterior of all losses, which reads no kernel."""
+        return self._rank("posterior")
+
     def _rank(self, selector: str, evidence: Evidence | None = None) -> Ranking:
         return rank(
             self.ranked,

@@ -39,6 +39,14 @@ def upwards(selection):
     )
 
 
+def test_the_decision_reads_no_kernel_and_has_a_probability(selection):
+    decision = selection.decision
+    assert decision.selector == "posterior"
+    assert 0.0 < decision.probability_best[decision.selected] <= 1.0
+    without = dataclasses.replace(selection, spectra={}).decision
+    assert without.scores == decision.scores
+
+
 def test_dropped_candidates_come_last_by_where_they_were_dropped_and_their_line(upwards):
     rows = upwards.rows()
     assert [row["candidate"] for row in rows] == ["m3", "m0", "m2", "m1"]
