@@ -195,7 +195,7 @@ class NtkSpectrum:
             UserError: if a step is negative or not finite.
         """
         rates = 2.0 * self.learning_rate * np.asarray(self.eigenvalues, np.float64)
-        decay = np.exp(-np.multiply.outer(checked_steps(steps), rates))
+        decay = decays(checked_steps(steps), rates)
         return np.asarray(decay @ np.asarray(self.squared_projections, np.float64))
 
     def steps(self, loss: float, *, max_steps: float = 1e12) -> float:
@@ -205,6 +205,13 @@ class NtkSpectrum:
             middle = 0.5 * (low + high)
             low, high = (middle, high) if self.loss(middle) > loss else (low, middle)
         return 0.5 * (low + high)
+
+
+def decays(time: Float[Array, "..."], rates: Float[Array, " n"]) -> Float[np.ndarray, "... n"]:
+    """The factors e^{-rate time}; a rate of zero never decays, however long the time."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        exponents = np.multiply.outer(time, rates)
+    return np.exp(-np.where(np.asarray(rates) > 0, exponents, 0.0))
 
 
 def checked_steps(steps: Steps) -> Float[np.ndarray, "..."]:

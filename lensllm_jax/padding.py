@@ -29,7 +29,7 @@ def num_examples(x: Any) -> int:
 
 def take(x: Any, start: int, size: int) -> Any:
     """``size`` examples of a pytree from ``start`` on, the last one repeated beyond the end."""
-    return _rows(x, np.arange(start, start + size))
+    return take_rows(x, np.arange(start, start + size))
 
 
 def pad(x: Any, size: int) -> Any:
@@ -40,7 +40,7 @@ def pad(x: Any, size: int) -> Any:
 def stack_blocks(x: Any, size: int) -> Any:
     """A pytree of blocks, every leaf (blocks, size, ...)."""
     num_blocks = -(-num_examples(x) // size)
-    return _rows(x, np.arange(num_blocks * size).reshape(num_blocks, size))
+    return take_rows(x, np.arange(num_blocks * size).reshape(num_blocks, size))
 
 
 def map_blocks(f: Callable[[Any], Array], x: Any, size: int) -> Shaped[np.ndarray, "n ..."]:
@@ -56,6 +56,7 @@ def map_blocks(f: Callable[[Any], Array], x: Any, size: int) -> Shaped[np.ndarra
     return np.concatenate(blocks)[:n]
 
 
-def _rows(x: Any, index: np.ndarray) -> Any:
+def take_rows(x: Any, index: Any) -> Any:
+    """The examples of a pytree at some positions; beyond the end, the last one."""
     index = np.minimum(index, num_examples(x) - 1)
     return jax.tree.map(lambda leaf: leaf[index], x)

@@ -25,13 +25,14 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol, Unpack, runtime_checkable
+from typing import Any, Protocol, Unpack, cast, runtime_checkable
 
 import jax
 import numpy as np
 
 from lensllm_jax import checks, padding
 from lensllm_jax.ntk import cost
+from lensllm_jax.ntk.function import TracedFn
 from lensllm_jax.ntk.gram import KernelOptions, empirical_ntk
 from lensllm_jax.ntk.method import NtkMethod, OutputReduction
 from lensllm_jax.ntk.readout import Projection, Readout, ReadoutFn
@@ -108,13 +109,13 @@ def candidate_ntk(
         projection: for "projected_logits"; ``None`` stands for ``Projection()``.
         params: another state of the model, such as a step of its training.
         **options: ``method``, ``output_reduction``, ``block_size``, ``memory_budget``,
-            ``devices``, ``store`` as for ``empirical_ntk``.
+            ``devices``, ``store``, ``check_rows`` as for ``empirical_ntk``.
 
     Returns:
         The kernel with f_0, y and what it cost.
 
     Raises:
-        UserError: if a batch lacks a key, has unequal shapes, a label outside the vocabulary
+        UserError: if a batch lacks a key, has unequal shapes, an id or label outside the vocabulary
             or an example without target; if ``label_tokens`` or ``projection`` do not fit
             the read-out; or if the kernel is not finite.
     """
@@ -128,10 +129,13 @@ def candidate_ntk(
     for name, texts in (("batch", batch), ("batch2", batch2)):
         if texts is not None:
             _check_batch(name, texts, c.is_encoder_decoder)
+            _check_ids(name, texts, f, params)
             _check_labels(name, texts, f, params)
     batch = dict(batch)
-    theta = empirical_ntk(f, params, batch, None if batch2 is None else dict(batch2), **options)
-    outputs = _outputs(f, params, batch, options.get("block_size"))
+    sides = (batch,) if batch2 is None else (batch, dict(batch2))
+    traced = TracedFn.of(f, params, *sides)
+    theta = empirical_ntk(traced, params, *sides, **options)
+    outputs = _outputs(traced, params, batch, options.get("block_size"))
     return CandidateNtk(
         theta=theta,
         outputs=outputs,
@@ -197,17 +201,17 @@ def peak_bytes() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
-def _outputs(f: ReadoutFn, params: Params, batch: Batch, block_size: int | None) -> np.ndarray:
+def _outputs(f: TracedFn, params: Params, batch: Batch, block_size: int | None) -> np.ndarray:
     """f_0 (n, k), block by block, so that a kernel within its memory stays there."""
     n = len(batch["labels"])
-    logits = jax.eval_shape(f.apply_fn, params, batch)
+    logits = jax.eval_shape(cast(ReadoutFn, f.f).apply_fn, params, batch)
     example_bytes = math.prod(logits.shape[1:]) * logits.dtype.itemsize
     block = min(n, max(1, int(LOGITS_BYTES / example_bytes)), block_size or n)
     outputs = padding.map_blocks(lambda x: _jitted(f, params, x), batch, block)
     return checks.finite("outputs", outputs.reshape(n, -1))
 
 
-def _call(f: ReadoutFn, params: Params, batch: Batch) -> Array:
+def _call(f: TracedFn, params: Params, batch: Batch) -> Array:
     return f(params, batch)
 
 
@@ -251,6 +255,17 @@ def _vocabulary(f: ReadoutFn, params: Params, batch: Batch) -> int:
 
 def _labels_like(keys: set[str]) -> str:
     return "decoder_input_ids" if "decoder_input_ids" in keys else "input_ids"
+
+
+def _check_ids(name: str, batch: Batch, f: ReadoutFn, params: Params) -> None:
+    vocabulary = _vocabulary(f, params, batch)
+    for key in ("input_ids", "decoder_input_ids"):
+        ids = np.asarray(batch.get(key, 0))
+        if outside := np.argwhere((ids < 0) | (ids >= vocabulary)).tolist():
+            raise checks.UserError(
+                f"`{name}[{key!r}]` must be tokens from 0 to {vocabulary - 1} (the vocabulary), "
+                f"got {ids[tuple(outside[0])]} at {tuple(outside[0])} (example, position)"
+            )
 
 
 def _check_labels(name: str, batch: Batch, f: ReadoutFn, params: Params) -> None:

@@ -28,6 +28,7 @@ import jax.numpy as jnp
 
 from lensllm_jax import checks, padding
 from lensllm_jax.ntk import neural_tangents, timing
+from lensllm_jax.ntk.function import TracedFn
 from lensllm_jax.ntk.method import NtkMethod
 from lensllm_jax.ntk.structured import blas, contractions, gradients, sweeps
 from lensllm_jax.ntk.structured.chunks import Plan, make_plan
@@ -70,6 +71,7 @@ def ntk_cost(
         UserError: if ``timed`` and a value is not finite; it says where.
     """
     method = NtkMethod(checks.one_of("method", method, list(NtkMethod)))
+    f = TracedFn.of(f, params, x)
     cost_fn = {
         NtkMethod.STRUCTURED: _structured_cost,
         NtkMethod.JACOBIAN_CONTRACTION: _contraction_cost,
@@ -154,7 +156,7 @@ def least_flops(f: ApplyFn, params: Params, x: Any) -> float:
 
         (24 for the two passes, 12 to materialize two gradients, 6 for each of three pairs.)
     """
-    program = sweeps.trace_program(f, params, x)
+    program = sweeps.trace_program(TracedFn.of(f, params, x), params, x)
     n, k = padding.num_examples(x), program.num_outputs
     flops = float(n * (1 + k) * program.schedule.num_flops)
     half = (n + 1) / (2 * n)
@@ -218,7 +220,7 @@ def _walk(program: Program, leaves: list, examples: list) -> list[_Snapshot]:
 
     def walk(leaves: list, examples: list) -> list:
         block = sweeps.forward_sweep(program, leaves, examples, Plan(n, n, None))
-        for _, (side,) in sweeps.backward_sweep(program, leaves, [block]):
+        for _, (side,) in sweeps.backward_sweep(leaves, [block]):
             live = _num_bytes([block.values, block.cotangents, block.terms, side])
             groups = [group for terms in side for group in gradients.group_terms(terms)]
             snapshots.append(_Snapshot(jax.tree.map(_shape, groups), live))

@@ -9,6 +9,7 @@ For outputs :math:`f_a(x; \theta)`, :math:`a = 1..k`, the kernel of two examples
 """
 
 import functools
+import numbers
 import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -22,6 +23,7 @@ from jaxtyping import Inexact
 from lensllm_jax import checks, padding
 from lensllm_jax.ntk import neural_tangents
 from lensllm_jax.ntk.cost import largest_block_size
+from lensllm_jax.ntk.function import TracedFn, check_rows
 from lensllm_jax.ntk.method import NtkMethod, OutputReduction
 from lensllm_jax.ntk.store import TileStore, kernel_settings
 from lensllm_jax.ntk.structured import sweeps
@@ -44,11 +46,13 @@ class Execution(TypedDict, total=False):
         devices: for "structured", devices that share the examples of each tile.
         store: folder for each finished tile, so that a killed run resumes; the processes of
             ``jax.distributed`` share the tiles.
+        check_rows: compare one row of outputs with its example alone; True unless said otherwise.
     """
 
     memory_budget: float | int | None
     devices: Sequence[jax.Device] | None
     store: str | os.PathLike | None
+    check_rows: bool
 
 
 class KernelOptions(Execution, total=False):
@@ -59,8 +63,8 @@ class KernelOptions(Execution, total=False):
     block_size: int | None
 
 
-# computes the kernel of a block of rows and one of columns; None stands for the same block
-_BlockFn = Callable[[Any, Any], Array]
+# the kernel of a block of rows and one of columns, the tile; None stands for the same block
+_BlockFn = Callable[[Any, Any, Tile], Array]
 
 
 def empirical_ntk(
@@ -78,16 +82,16 @@ def empirical_ntk(
 
     Args:
         f: ``f(params, x)`` with outputs (n,) or (n, k).  Output i may depend on example i alone
-            (no batch normalisation); this is not checked.
+            (no batch normalisation), which is checked of one example.
         params: pytree of floating arrays.
         x1: pytree of arrays whose leading axis counts the n examples of the rows.
-        x2: the same for the m columns; ``None`` stands for ``x1``, and then only half of the
-            kernel is computed.
+        x2: the same for the m columns, perhaps of other lengths; ``None`` stands for ``x1``, and
+            then only half of the kernel is computed.
         method: the algorithm.
         output_reduction: of the k x k outputs of a pair: "none" keeps them, "sum" is the trace
             over a = b, "mean" the trace divided by k.
         block_size: examples of a tile's side, and so in memory at once; ``None`` takes all.
-        **execution: ``memory_budget``, ``devices``, ``store``: see ``Execution``.
+        **execution: ``memory_budget``, ``devices``, ``store``, ``check_rows``: see ``Execution``.
 
     Returns:
         Shape (n, m, k, k), in the order of neural-tangents; (n, m) after a reduction, and
@@ -109,9 +113,10 @@ def empirical_ntk(
     """
     method = NtkMethod(checks.one_of("method", method, list(NtkMethod)))
     reduction = _checked_reduction(output_reduction)
-    n, m = _check_inputs(f, params, x1, x2)
-    memory_budget, devices, store = _execution(**execution)
-    block = max(n, m) if block_size is None else int(checks.positive("block_size", block_size))
+    memory_budget, devices, store, rows_checked = _execution(**execution)
+    x1, x2 = as_arrays(x1), as_arrays(x2)
+    f, n, m = check_inputs(f, params, x1, x2, rows_checked=rows_checked)
+    block = max(n, m) if block_size is None else count("block_size", block_size)
     if memory_budget is not None:
         if block_size is not None or method is not NtkMethod.STRUCTURED:
             raise checks.UserError(
@@ -126,7 +131,7 @@ def empirical_ntk(
         columns = None
         if x2 is not None or tile.rows != tile.columns:
             columns = padding.take(x1 if x2 is None else x2, tile.columns.start, min(block, m))
-        theta = block_fn(rows, columns)
+        theta = block_fn(rows, columns, tile)
         return theta[: tile.rows.stop - tile.rows.start, : tile.columns.stop - tile.columns.start]
 
     shape: dict[str, Any] = {"block_size": block, "symmetric": x2 is None}
@@ -141,9 +146,18 @@ def empirical_ntk(
     return assemble(tile_fn, n, m, **shape)
 
 
-def _execution(memory_budget: Any = None, devices: Any = None, store: Any = None) -> tuple:
+def _execution(
+    memory_budget: Any = None, devices: Any = None, store: Any = None, check_rows: bool = True
+) -> tuple:
     """The options of ``Execution``; any other is a TypeError."""
-    return memory_budget, devices, store
+    return memory_budget, devices, store, check_rows
+
+
+def count(name: str, value: Any) -> int:
+    """``value``, if it is a positive whole number, else ``UserError``."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+        raise checks.UserError(f"`{name}` must be a positive whole number, got {value!r}")
+    return checks.positive(name, int(value))
 
 
 def _checked_reduction(reduction: OutputReduction | str) -> OutputReduction:
@@ -168,15 +182,19 @@ def _block_fn(
 
 
 def _structured_block(
-    f: ApplyFn, params: Params, reduction: OutputReduction, mesh: Mesh | None, x1: Any, x2: Any
-) -> Array:
+    f: ApplyFn, params: Params, reduction: OutputReduction, mesh: Mesh | None, x1: Any, x2: Any,
+    tile: Tile,
+) -> Array:  # fmt: skip
+    first = (tile.rows.start, tile.columns.start)
     trace, divisor = _trace_and_divisor(num_outputs(f, params, x1), reduction)
-    return sweeps.structured_ntk(f, params, x1, x2, trace=trace, mesh=mesh) / divisor
+    return sweeps.structured_ntk(f, params, x1, x2, trace=trace, mesh=mesh, first=first) / divisor
 
 
 def _neural_tangents_block(
-    f: ApplyFn, params: Params, reduction: OutputReduction, method: NtkMethod, x1: Any, x2: Any
-) -> Array:
+    f: ApplyFn, params: Params, reduction: OutputReduction, method: NtkMethod, x1: Any, x2: Any,
+    tile: Tile,
+) -> Array:  # fmt: skip
+    del tile
     k = num_outputs(f, params, x1)
     trace, divisor = _trace_and_divisor(k, reduction)
     kernel = functools.partial(neural_tangents.tile, f, params, x1, x2, implementation=method.name)
@@ -195,6 +213,10 @@ def _trace_and_divisor(k: int | None, reduction: OutputReduction) -> tuple[bool,
 def _mesh(devices: Sequence[jax.Device] | None) -> Mesh | None:
     if devices is None:
         return None
+    if not isinstance(devices, Sequence) or not all(isinstance(d, jax.Device) for d in devices):
+        raise checks.UserError(
+            f"`devices` must be a list of JAX devices, got {devices!r}: such as jax.devices()"
+        )
     if not len(devices):
         raise checks.UserError("`devices` must name at least one device, got none")
     return Mesh(np.asarray(devices), ("examples",))
@@ -240,13 +262,18 @@ def parameter_group_ntk(
         {"['b']": [[1.0, 1.0], [1.0, 1.0]], "['w']": [[1.0, 0.0], [0.0, 1.0]]}
     """
     reduction = _checked_reduction(output_reduction)
-    _check_inputs(f, params, x1, x2)
+    x1, x2 = as_arrays(x1), as_arrays(x2)
+    f, *_ = check_inputs(f, params, x1, x2)
     trace, divisor = _trace_and_divisor(num_outputs(f, params, x1), reduction)
     parts: dict[str, np.ndarray] = {}
     for part in sweeps.kernel_by_parameter(f, params, x1, x2, trace=trace, mesh=_mesh(devices)):
         for name, theta in zip(part.names, np.asarray(part.theta) / divisor, strict=True):
             group = group_of(name)
             parts[group] = parts[group] + theta if group in parts else theta
+    if not parts:  # f uses no parameter
+        zeros = np.asarray(sweeps.structured_ntk(f, params, x1, x2, trace=trace)) / divisor
+        names = [jax.tree_util.keystr(path) for path, _ in jax.tree.leaves_with_path(params)]
+        parts = {group_of(name): zeros for name in names}
     return parts
 
 
@@ -286,12 +313,29 @@ def tiles(n: int, m: int, *, block_size: int, symmetric: bool) -> Iterator[Tile]
             )
 
 
+def as_arrays(x: Any) -> Any:
+    """A batch as it is; lists of numbers as one array."""
+    if not isinstance(x, list | tuple) or not all(map(_is_number, jax.tree.leaves(x))):
+        return x
+    try:
+        return np.asarray(x)
+    except ValueError as error:
+        raise checks.UserError(
+            f"`x1` must hold examples of one shape, got a list that is no array: {error}"
+        ) from error
+
+
+def _is_number(leaf: Any) -> bool:
+    return isinstance(leaf, numbers.Number)
+
+
 def check_examples(name: str, x: Any) -> int:
     """The common length of the leading axes of the pytree that the caller calls ``name``.
 
     Raises:
         UserError: if there is no array, no leading axis, no example, or the lengths differ.
     """
+    _check_arrays(name, x)
     shapes = [np.shape(leaf) for leaf in jax.tree.leaves(x)]
     lengths = {shape[0] if shape else None for shape in shapes}
     if len(lengths) != 1 or lengths & {None, 0}:
@@ -302,16 +346,16 @@ def check_examples(name: str, x: Any) -> int:
     return shapes[0][0]
 
 
-def num_outputs(f: ApplyFn, params: Params, x: Any) -> int | None:
+def num_outputs(f: ApplyFn, params: Params, x: Any, *, name: str = "x1") -> int | None:
     """Outputs of one example: k where ``f`` gives (n, k), ``None`` where it gives (n,).
 
     Raises:
-        UserError: if ``f`` gives another shape or no floating array.
+        UserError: if ``f`` gives another shape, no floating array, or not one row for each example.
     """
-    n = check_examples("x1", x)
+    n = check_examples(name, x)
     out = jax.eval_shape(f, params, x)
     fits = isinstance(out, jax.ShapeDtypeStruct) and len(out.shape) in (1, 2) and out.shape[0] == n
-    if not fits or not np.issubdtype(out.dtype, np.floating):
+    if not fits or not jax.numpy.issubdtype(out.dtype, np.floating):
         raise checks.UserError(
             f"`f(params, x)` must be one floating array of shape ({n},) or ({n}, k), got {out}: "
             "reduce a language model's logits with a read-out first"
@@ -319,16 +363,48 @@ def num_outputs(f: ApplyFn, params: Params, x: Any) -> int | None:
     return out.shape[1] if len(out.shape) == 2 else None
 
 
-def _check_inputs(f: ApplyFn, params: Params, x1: Any, x2: Any) -> tuple[int, int]:
-    """The numbers n and m of examples, once all inputs fit each other."""
-    n = check_examples("x1", x1)
-    m = n if x2 is None else check_examples("x2", x2)
+def check_inputs(
+    f: ApplyFn, params: Params, x1: Any, x2: Any, *,
+    rows_checked: bool = True, names: tuple[str, str] = ("x1", "x2"),
+) -> tuple[TracedFn, int, int]:  # fmt: skip
+    """The function with its program, and the numbers of examples, once all fits together.
+
+    Raises:
+        UserError: if something does not.
+    """
+    sides = {name: x for name, x in zip(names, (x1, x2), strict=True) if x is not None}
+    counts = [check_examples(name, x) for name, x in sides.items()]
     check_params(params)
     structures = [str(jax.tree.structure(x)) for x in (x1, x2)]
     if x2 is not None and len(set(structures)) > 1:
         raise checks.UserError("`x2` must be a pytree like `x1`, {}, got {}".format(*structures))
-    num_outputs(f, params, x1)
-    return n, m
+    outputs = [num_outputs(f, params, x, name=name) for name, x in sides.items()]
+    if len(set(outputs)) > 1:
+        raise checks.UserError(
+            "`f(params, x2)` must have as many outputs of an example as `f(params, x1)`, "
+            f"{outputs[0]}, got {outputs[1]}"
+        )
+    for name, x in sides.items():
+        _check_one_example(name, f, params, x)
+    traced = TracedFn.of(f, params, *sides.values())
+    if rows_checked:
+        for name, x in sides.items():
+            check_rows(name, traced, params, x)
+    return traced, counts[0], counts[-1]
+
+
+def _check_one_example(name: str, f: ApplyFn, params: Params, x: Any) -> None:
+    """One example must have one row: more come from an array that f closes over."""
+    one = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((1, *leaf.shape[1:]), leaf.dtype), x)
+    try:
+        got: Any = jax.eval_shape(f, params, one).shape
+    except (TypeError, ValueError) as error:
+        got = f"an error ({str(error).splitlines()[0]})"
+    if isinstance(got, str) or got[0] != 1:
+        raise checks.UserError(
+            f"`f(params, {name})` must have one row for one example, got {got}: an array with an "
+            f"entry for each example, which f closes over, belongs into `{name}`"
+        )
 
 
 def check_params(params: Params) -> None:
@@ -340,9 +416,19 @@ def check_params(params: Params) -> None:
     leaves = jax.tree.leaves_with_path(params)
     if not leaves:
         raise checks.UserError("`params` must hold at least one array, got an empty pytree")
+    _check_arrays("params", params)
     for path, leaf in leaves:
         if not jax.numpy.issubdtype(jax.numpy.result_type(leaf), np.floating):
             raise checks.UserError(
                 f"`params` must hold floating arrays, got {jax.numpy.result_type(leaf)} at "
                 f"{jax.tree_util.keystr(path)}: close over what is no parameter"
+            )
+
+
+def _check_arrays(name: str, tree: Any) -> None:
+    for path, leaf in jax.tree.leaves_with_path(tree):
+        if not hasattr(leaf, "dtype") and not _is_number(leaf):
+            raise checks.UserError(
+                f"`{name}` must hold arrays, got {type(leaf).__name__} at "
+                f"{jax.tree_util.keystr(path) or 'its root'}: close over what is no array"
             )

@@ -108,7 +108,7 @@ def ntk_train_residual(
     eigen = _eigen_of_kernel(theta)
     r = _flat_residual("residual", residual, theta)
     time = _time(learning_rate, steps)
-    decay = np.exp(-np.multiply.outer(time, eigen.values))
+    decay = linalg.decays(time, eigen.values)
     return ((decay * (eigen.vectors.T @ r)) @ eigen.vectors.T).reshape(
         time.shape + np.shape(residual)
     )
@@ -127,8 +127,8 @@ def ntk_test_residual(
 
     .. math:: r_t(x) = r_0(x) - \Theta(x, X)\, \Theta^{-1} (I - e^{-\eta \Theta t})\, r_0(X)
 
-    :math:`\lambda^{-1}(1 - e^{-\eta \lambda t})` has the limit :math:`\eta t` at
-    :math:`\lambda = 0`, so a singular kernel is no obstacle.
+    A null direction of the training kernel is one of :math:`\Theta(x, X)` as well, so a singular
+    kernel is no obstacle: nothing moves along it.
 
     Args:
         theta_test_train: kernel of the m test rows with the n training columns.
@@ -151,11 +151,9 @@ def ntk_test_residual(
     checks.shape("theta_test_train (flattened)", cross, (r_test.size, r.size))
     time = _time(learning_rate, steps)
     positive = np.where(eigen.values > 0, eigen.values, 1.0)
-    learnt = np.where(
-        eigen.values > 0,
-        -np.expm1(-np.multiply.outer(time, positive)) / positive,
-        time[..., None],
-    )
+    with np.errstate(over="ignore"):
+        decayed = np.expm1(-np.multiply.outer(time, positive))
+    learnt = np.where(eigen.values > 0, -decayed / positive, 0.0)
     moved = (learnt * (eigen.vectors.T @ r)) @ (cross @ eigen.vectors).T
     return r_test - moved.reshape(time.shape + r_test.shape)
 
@@ -217,16 +215,26 @@ def _eigen_of_kernel(theta: Array) -> linalg.SymmetricEigen:
             f"{-report.psd_tolerance:.1e}), got {report.smallest_eigenvalue:.1e}: a kernel of one "
             "function on one set of examples always is"
         )
-    # Rounding leaves null directions slightly below zero; e^{-ηλt} would grow there.
-    return eigen._replace(values=np.maximum(eigen.values, 0.0))
+    # Rounding leaves null directions on either side of zero: e^{-ηλt} would grow on one and learn
+    # in the end, on the other, what no step learns.
+    matrix = flat_kernel(theta)
+    noise = len(matrix) * float(np.finfo(matrix.dtype).eps) * report.largest_eigenvalue
+    return eigen._replace(values=np.where(eigen.values > noise, eigen.values, 0.0))
 
 
 def _flat_residual(name: str, residual: Array, theta: Array) -> np.ndarray:
-    flat = checks.finite(name, np.asarray(residual, np.float64)).reshape(-1)
-    return checks.shape(f"{name} (flattened)", flat, (flat_kernel(theta).shape[1],))
+    if np.iscomplexobj(residual):
+        raise checks.UserError(f"`{name}` must be real, got {np.asarray(residual).dtype}")
+    values = checks.finite(name, np.asarray(residual, np.float64))
+    shape = np.shape(theta)
+    outputs = shape[3] if len(shape) == 4 else 1
+    if values.ndim > 1:  # the outputs of each example beside each other
+        checks.shape(name, values, (shape[1], outputs))
+    return checks.shape(f"{name} (flattened)", values.reshape(-1), (shape[1] * outputs,))
 
 
 def _time(learning_rate: float, steps: Steps) -> np.ndarray:
     """η t."""
     checks.positive("learning_rate", learning_rate)
-    return np.asarray(learning_rate * linalg.checked_steps(steps))
+    with np.errstate(over="ignore"):  # forever is a time
+        return np.asarray(learning_rate * linalg.checked_steps(steps))

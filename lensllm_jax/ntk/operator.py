@@ -40,7 +40,7 @@ from jaxtyping import Float, Inexact
 from lensllm_jax import checks, linalg, padding
 from lensllm_jax.linalg import NtkSpectrum, Steps
 from lensllm_jax.ntk import gram
-from lensllm_jax.ntk.gram import check_examples, num_outputs
+from lensllm_jax.ntk.gram import num_outputs
 from lensllm_jax.typing import ApplyFn, Array, Params
 
 BLOCK_SIZE = 64  # examples in memory at once: enough for the matrix products to be large
@@ -63,6 +63,7 @@ def ntk_matvec(
     *,
     x2: Any = None,
     block_size: int = BLOCK_SIZE,
+    check_rows: bool = True,
 ) -> Inexact[np.ndarray, "..."]:
     r"""The product :math:`\Theta(x, x_2)\, v`, without the kernel.
 
@@ -74,6 +75,7 @@ def ntk_matvec(
             more leading axis, which share the pass through the model.
         x2: the examples of the columns; ``None`` stands for ``x``.
         block_size: examples in memory at once.
+        check_rows: compare one row of outputs with its example alone.
 
     Returns:
         Shaped like ``f(params, x)``, with the leading axis of ``v`` where it has one.
@@ -81,10 +83,11 @@ def ntk_matvec(
     Raises:
         UserError: if shapes do not fit, or an entry of ``v`` or of the product is not finite.
     """
-    gram.check_params(params)
-    checks.positive("block_size", block_size)
-    rows = _Blocks.of("x", f, params, x, block_size)
-    columns = rows if x2 is None else _Blocks.of("x2", f, params, x2, block_size)
+    block_size = gram.count("block_size", block_size)
+    x, x2 = gram.as_arrays(x), gram.as_arrays(x2)
+    traced, *_ = gram.check_inputs(f, params, x, x2, rows_checked=check_rows, names=("x", "x2"))
+    rows = _Blocks.of(traced, params, x, block_size)
+    columns = rows if x2 is None else _Blocks.of(traced, params, x2, block_size)
     v = checks.finite("v", np.asarray(v, rows.dtype))
     if v.shape != columns.shape and v.shape[1:] != columns.shape:
         raise checks.UserError(
@@ -92,7 +95,7 @@ def ntk_matvec(
             f"got {v.shape}"
         )
     vectors = v.reshape(-1, *columns.shape)
-    product = _matvecs(f, params, rows.x, columns.x, columns.cut(vectors))
+    product = _matvecs(traced, params, rows.x, columns.x, columns.cut(vectors))
     return checks.finite("theta v", rows.join(np.asarray(product)).reshape(_like(v, columns, rows)))
 
 
@@ -106,6 +109,7 @@ def ntk_loss_matrix_free(
     steps: Steps,
     num_matvecs: int = 50,
     block_size: int = BLOCK_SIZE,
+    check_rows: bool = True,
 ) -> MatrixFreeNtkLoss:
     r""":math:`F(\Theta, t) = \| e^{-\eta \Theta t} r \|_2^2` from products :math:`\Theta v` alone.
 
@@ -118,6 +122,7 @@ def ntk_loss_matrix_free(
         steps: :math:`t` in optimizer steps, one number or an array of them.
         num_matvecs: m, products with the kernel; each is a pass over all examples.
         block_size: examples in memory at once.
+        check_rows: compare one row of outputs with its example alone.
 
     Returns:
         F in the shape of ``steps``, a bound of its error, and the rule that gives it.
@@ -133,16 +138,17 @@ def ntk_loss_matrix_free(
         >>> remaining.loss.round(4).tolist()  # e^{-1} + e^{-0.01} + 1 at t = 1
         [3.0, 2.3579, 1.0]
     """
-    gram.check_params(params)
-    for name, count in (("num_matvecs", num_matvecs), ("block_size", block_size)):
-        checks.positive(name, count)
-    blocks = _Blocks.of("x", f, params, x, block_size)
+    num_matvecs = gram.count("num_matvecs", num_matvecs)
+    block_size = gram.count("block_size", block_size)
+    x = gram.as_arrays(x)
+    traced, *_ = gram.check_inputs(f, params, x, None, rows_checked=check_rows, names=("x", "x2"))
+    blocks = _Blocks.of(traced, params, x, block_size)
     r = checks.finite("residual", np.asarray(residual, np.float64))
     checks.shape("residual", r, blocks.shape)
     norm = float(np.linalg.norm(r))
     start = (r / norm if norm else np.ones_like(r)).astype(blocks.dtype)
     start, counted = (blocks.cut(a[None])[0] for a in (start, np.ones_like(start)))
-    krylov = _lanczos(f, params, blocks.x, start, counted, min(int(num_matvecs), r.size))
+    krylov = _lanczos(traced, params, blocks.x, start, counted, min(num_matvecs, r.size))
     rules = _rules(krylov, norm**2, learning_rate)
     t = np.asarray(steps, np.float64)
     loss, upper = rules.gauss.loss(t), rules.radau.loss(t)
@@ -166,10 +172,10 @@ class _Blocks:
     dtype: np.dtype  # of the outputs
 
     @classmethod
-    def of(cls, name: str, f: ApplyFn, params: Params, x: Any, block_size: int) -> "_Blocks":
-        n = check_examples(name, x)
+    def of(cls, f: ApplyFn, params: Params, x: Any, block_size: int) -> "_Blocks":
+        n = padding.num_examples(x)
         k = num_outputs(f, params, x)
-        block = min(int(block_size), n)
+        block = min(block_size, n)
         out = jax.eval_shape(f, params, x)
         blocked = padding.stack_blocks(jax.tree.map(np.asarray, x), block)
         return cls(blocked, (n,) if k is None else (n, k), out.dtype)

@@ -2,9 +2,10 @@ r"""Tile store: a kernel in a folder, safe against being killed at any moment.
 
 A tile is a rectangle :math:`\Theta(X_{rows}, X_{columns})`, one file each; of a symmetric kernel
 only the tiles on and above the diagonal exist.  A file appears whole or not at all (written aside,
-flushed to the disk, renamed) and carries the SHA-256 of its bytes in its name, so that a
-damaged one is recognised and computed again.  The folder belongs to one kernel: ``settings.json``
-holds what decides every bit of it, and anything else is refused by the name of what differs.
+flushed to the disk, renamed) and carries in its name the SHA-256 of its place and its bytes, with
+their shape and type, so that one that is damaged or renamed is recognised and computed again.  The
+folder belongs to one kernel: ``settings.json`` holds what decides every bit of it, and anything
+else is refused by the name of what differs.
 
 Several processes share the work through the folder alone: tile i belongs to process i mod p of
 ``jax.distributed``, and each waits until the others' tiles are there.
@@ -38,6 +39,7 @@ import numpy as np
 from lensllm_jax import checks, durable
 from lensllm_jax._version import __version__
 from lensllm_jax.fingerprint import fingerprint
+from lensllm_jax.ntk.function import TracedFn
 from lensllm_jax.typing import ApplyFn, Array, Params
 
 logger = logging.getLogger(__name__)
@@ -65,6 +67,8 @@ class TileStore:
     path: Path
     # names of the files of each tile when the folder was last scanned
     _files: dict[str, list[str]] = dataclasses.field(default_factory=dict, repr=False)
+    # (outputs of a pair, type) of the tiles, once a tile is known: all have the same
+    _kinds: list[tuple] = dataclasses.field(default_factory=list, repr=False)
 
     @classmethod
     def open(cls, path: str | Path, settings: Mapping[str, Any]) -> "TileStore":
@@ -131,24 +135,40 @@ class TileStore:
         for name in self._files.get(_stem(tile), ()):
             file = self.path / name
             content, named = file.read_bytes(), _TILE.fullmatch(name)
-            if named and named[3] == hashlib.sha256(content).hexdigest():
-                return np.load(io.BytesIO(content), allow_pickle=False)
+            if named and named[3] == _digest(_stem(tile), content):
+                values = np.load(io.BytesIO(content), allow_pickle=False)
+                if self._fits(tile, values):
+                    return values
         return None
+
+    def _fits(self, tile: _Rectangle, values: np.ndarray) -> bool:
+        """Whether an array may be this tile: its rows and columns, the kind of the others."""
+        kind = (values.shape[2:], values.dtype)
+        if values.shape[:2] != tuple(span.stop - span.start for span in tile):
+            return False
+        if not self._kinds:
+            self._kinds.append(kind)
+        return kind == self._kinds[0]
 
     def _drop(self, tile: _Rectangle) -> None:
         """Deletes damaged files of a tile; only the process that owns it does."""
         for name in self._files.pop(_stem(tile), ()):
             logger.warning(
-                "%s is damaged (its SHA-256 is not that of its name): computed again",
+                "%s is damaged (its SHA-256 or its shape is not that of its name): computed again",
                 self.path / name,
             )
             (self.path / name).unlink(missing_ok=True)
 
     def _write(self, tile: _Rectangle, values: np.ndarray) -> None:
         checks.finite(f"theta ({_stem(tile)})", values)
+        if not self._fits(tile, values):
+            raise checks.UserError(
+                f"`store` must hold tiles of one kind, got {values.dtype} {values.shape} for "
+                f"{_stem(tile)} where others have {self._kinds}: empty {self.path} and run again"
+            )
         buffer = io.BytesIO()
         np.save(buffer, values, allow_pickle=False)
-        name = f"{_stem(tile)}_{hashlib.sha256(buffer.getbuffer()).hexdigest()}.npy"
+        name = f"{_stem(tile)}_{_digest(_stem(tile), buffer.getvalue())}.npy"
         durable.replace(self.path / name, buffer.getvalue())
         self._files[_stem(tile)] = [name]
 
@@ -181,16 +201,27 @@ def kernel_settings(
     """What decides every bit of a kernel, as JSON values.
 
     Args:
-        f: the function; it enters through its program, constants included, and where it is a
-            dataclass by the names of its fields too, so that an error can name one.
+        f: the function; it enters through its program and that of its derivative, constants
+            included, and where it is a dataclass by the names of its fields too, so that an error
+            can name one.
         params: its parameters.
         x1: examples of the rows.
         x2: examples of the columns, or ``None``.
         **settings: method, block size, read-out and whatever else decides the result.
+
+    Raises:
+        UserError: if ``f`` calls back into Python, where no fingerprint can see.
     """
-    # its text names every constant; a jaxpr's leaves the values of arrays out
-    program = jax.jit(lambda params, x: f(params, x)).lower(params, x1).as_text()
-    named, function = dict(settings), cast(Any, f)  # which may be more than a function
+    traced = TracedFn.of(f, params, *(x for x in (x1, x2) if x is not None))
+    if traced.callbacks:
+        raise checks.UserError(
+            f"`store` must be left out for a function that calls back into Python, got one with "
+            f"{', '.join(traced.callbacks)}: what it computes there may change unseen"
+        )
+    # the text of its gradient, which shows rules of custom derivatives too
+    gradient = jax.jit(jax.grad(lambda params, x: jax.numpy.sum(traced(params, x))))
+    program = traced.digest + gradient.lower(params, x1).as_text()
+    named, function = dict(settings), cast(Any, traced.f)  # which may be more than a function
     for field in dataclasses.fields(function) if dataclasses.is_dataclass(function) else ():
         if not callable(value := getattr(function, field.name)):
             named[field.name] = value
@@ -205,6 +236,11 @@ def kernel_settings(
         "x2": None if x2 is None else fingerprint(x2),
         **{name: str(value) if value is not None else None for name, value in named.items()},
     }
+
+
+def _digest(stem: str, content: bytes) -> str:
+    """SHA-256 of a tile's place and of its file, which begins with its shape and type."""
+    return hashlib.sha256(f"{stem}\n".encode() + content).hexdigest()
 
 
 def _stem(tile: _Rectangle) -> str:

@@ -92,7 +92,7 @@ def sweep_probe(program: sweeps.Program, leaves: Sequence, examples: Sequence) -
     """The forward and the backward sweep of all examples, of which two chunks run.
 
     ``leaves`` and ``examples`` may be shapes.  It stops with a ``UserError`` that names the layer
-    if a value is not finite.
+    if a value is NaN.
     """
     peak_bytes = program.schedule.peak_stage_bytes
     whole = make_plan(padding.num_examples(examples), peak_bytes, None)
@@ -104,7 +104,9 @@ def sweep_probe(program: sweeps.Program, leaves: Sequence, examples: Sequence) -
     def run() -> None:
         with jax.default_matmul_precision("highest"):
             block = sweeps.forward_sweep(program, leaves, x, plan)
-            for completed in sweeps.backward_sweep(program, leaves, [block]):
+            if block.nans:
+                raise sweeps.layer_error(block.nans[0])
+            for completed in sweeps.backward_sweep(leaves, [block]):
                 jax.block_until_ready(completed.terms)
 
     return Probe(run, whole.size / plan.size)

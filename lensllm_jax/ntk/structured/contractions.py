@@ -98,9 +98,8 @@ def _by_parameter(left: ParameterTerms, right: ParameterTerms | None) -> list[Pa
 
 def _group_pairs(sides: Sequence[Any]) -> list[tuple[Group, Group | None]]:
     """The groups of one parameter's terms, of one side or of two."""
-    rows = gradients.group_terms(sides[0])
-    columns = [None] * len(rows) if len(sides) == 1 else gradients.group_terms(sides[1])
-    return list(zip(rows, columns, strict=True))
+    groups = gradients.group_sides(sides)
+    return [(side[0], side[1] if len(side) > 1 else None) for side in groups]
 
 
 def _blas_kernel(sides: ParameterTerms, *, trace: bool) -> np.ndarray:
@@ -120,7 +119,7 @@ def _all_by_blas(sides: ParameterTerms, *, trace: bool) -> bool:
 @functools.lru_cache(maxsize=1024)
 def _all_shapes_by_blas(structure: Any, leaves: tuple, *, trace: bool) -> bool:
     pairs = jax.eval_shape(_group_pairs, jax.tree.unflatten(structure, leaves))
-    return all(_is_by_blas(*pair, trace=trace) for pair in pairs)
+    return bool(pairs) and all(_is_by_blas(*pair, trace=trace) for pair in pairs)
 
 
 @functools.partial(jax.jit, static_argnames=("trace", "mesh"))
@@ -150,8 +149,17 @@ def _stacked_kernels(
     blocks = []
     for sides in _by_parameter(left, right):
         parts = [gram(*pair, trace=trace) for pair in _group_pairs(sides)]
-        blocks.append(functools.reduce(operator.add, parts))
+        blocks.append(functools.reduce(operator.add, parts) if parts else _zeros(sides, trace))
     return jnp.stack(blocks)
+
+
+def _zeros(sides: Sequence[Any], trace: bool) -> jax.Array:
+    """The kernel of two sides that use disjoint slices of a parameter."""
+    first, last = (Group((side[0].term,), 1, 1) for side in (sides[0], sides[-1]))
+    k = max(num_outputs(placed.term) for side in sides for placed in side)
+    outputs = () if trace else (k, k)
+    dtype = sum_dtype(jax.tree.leaves(sides)[-1].dtype)
+    return jnp.zeros((first.num_examples, last.num_examples, *outputs), dtype)
 
 
 def gram(left: Group, right: Group | None, *, trace: bool) -> jax.Array:

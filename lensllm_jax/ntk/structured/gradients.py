@@ -19,6 +19,7 @@ Example:
 
 import dataclasses
 import functools
+import itertools
 import math
 from collections.abc import Sequence
 from typing import Any, TypeAlias
@@ -185,7 +186,22 @@ def group_terms(terms: Sequence[PlacedTerm]) -> list[Group]:
     The gradients of two groups are orthogonal, since they touch disjoint slices.  Terms that agree
     on no layout are materialized.
     """
-    return [_group(overlapping, hull) for overlapping, hull in _by_overlap(terms)]
+    return [group for (group,) in group_sides([terms])]
+
+
+def group_sides(sides: Sequence[Sequence[PlacedTerm]]) -> list[tuple[Group, ...]]:
+    """The groups of one parameter's terms on each side of a kernel, in the same layouts.
+
+    What only one side uses adds nothing.
+    """
+    groups = []
+    for overlapping, hull in _by_overlap(list(itertools.chain(*sides))):
+        # by identity, since terms hold arrays
+        members = {id(term) for term in overlapping}
+        parts = [[term for term in side if id(term) in members] for side in sides]
+        if all(parts):
+            groups.append(_groups(parts, hull))
+    return groups
 
 
 def _by_overlap(terms: Sequence[PlacedTerm]) -> list[tuple[list[PlacedTerm], Box]]:
@@ -209,13 +225,26 @@ def _overlap(a: Box, b: Box) -> bool:
     return all(max(p, r) < min(q, s) for (p, q), (r, s) in zip(a, b, strict=True))
 
 
-def _group(terms: list[PlacedTerm], box: Box) -> Group:
+def _groups(parts: Sequence[list[PlacedTerm]], box: Box) -> tuple[Group, ...]:
+    """The terms of each side in one layout and, where their types differ, in one type."""
+    terms = list(itertools.chain(*parts))
     layout = _common_layout(terms, box)
+    placed: list[list[Term]]
     if layout is None:
-        embedded = tuple(_embedded(term, box) for term in terms)
-        return Group(embedded, 1, embedded[0].values.shape[3])
-    num_rows, num_columns = (_size(box, axes) for axes in layout)
-    return Group(tuple(_in_layout(term, layout) for term in terms), num_rows, num_columns)
+        placed = [[_embedded(term, box) for term in part] for part in parts]
+        num_rows, num_columns = 1, _size(box, range(len(box)))
+    else:
+        placed = [[_in_layout(term, layout) for term in part] for part in parts]
+        num_rows, num_columns = (_size(box, axes) for axes in layout)
+    dtypes = {leaf.dtype for leaf in jax.tree.leaves(placed) if _is_float(leaf)}
+    if len(dtypes) > 1:
+        dtype = functools.reduce(jnp.promote_types, sorted(dtypes, key=str))
+        placed = jax.tree.map(lambda leaf: leaf.astype(dtype) if _is_float(leaf) else leaf, placed)
+    return tuple(Group(tuple(part), num_rows, num_columns) for part in placed)
+
+
+def _is_float(array: Any) -> bool:
+    return jnp.issubdtype(array.dtype, jnp.floating)  # ids are not
 
 
 def _common_layout(terms: list[PlacedTerm], box: Box) -> _Layout | None:

@@ -23,22 +23,26 @@ Example:
 import dataclasses
 import enum
 import functools
+import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
+import jax.numpy as jnp
+import numpy as np
 from jax.extend import core
 
 from lensllm_jax.ntk.structured.taps import (
-    TRANSPARENT_CALLS,
     Ref,
     Taps,
     apply,
+    called_program,
     evaluate,
     inner_program,
-    is_view,
     opened,
+    rule_of,
     scan_counts,
+    unrolled_counts,
 )
 
 Key = tuple[int, int | None]  # a parameter, or a slice of a stacked one
@@ -59,7 +63,7 @@ class Slot:
     source: Source
     index: int  # of the parameter, constant or value
     step: int | None = None  # the slice of its first axis that enters; None for the whole
-    dtype: Any = None  # what a parameter is cast to; None for its own
+    dtype: Any = None  # what a parameter is cast to, once; None for its own
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -111,14 +115,15 @@ class Schedule:
         return first
 
 
-def partition(program: core.ClosedJaxpr, *, num_params: int) -> Schedule:
+def partition(program: core.ClosedJaxpr, *, num_params: int, loops: bool = True) -> Schedule:
     """Partitions a program at the steps of its loops over layers.
 
     Args:
         program: from ``jax.make_jaxpr(f)(params, *inputs)`` for one example, with one output.
         num_params: how many of its arguments are parameters; they come first.
+        loops: whether to; without, the program is one stage.
     """
-    schedule = _Partitioner(program, num_params, loops=True).schedule()
+    schedule = _Partitioner(program, num_params, loops=loops).schedule()
     if _slices_and_wholes_meet(schedule):
         # one group of gradient terms cannot hold a slice and the whole: unrolled, it can
         schedule = _Partitioner(program, num_params, loops=False).schedule()
@@ -142,6 +147,8 @@ class _Instruction:
     apply: Callable[[Sequence[Any], Taps], Sequence[Any]]
     operands: tuple[int, ...]
     results: tuple[int, ...]
+    # which results a parameter reaches, from the operands that it does
+    active: Callable[[Sequence[bool]], Sequence[bool]]
     num_bytes: int = 0
     num_flops: int = 0
 
@@ -155,6 +162,7 @@ class _Loop:
     results: tuple[int, ...]
     num_fixed: int
     num_state: int
+    active: tuple[bool, ...]  # of each state: whether a parameter reaches it in some step
 
 
 class _Partitioner:
@@ -175,7 +183,7 @@ class _Partitioner:
         (output,) = self.read(program.jaxpr, program.consts, names)
         self.output = self.new()
         # the last stage returns the output even where no operation made it
-        self.instruct(_Instruction(_unchanged, (output,), (self.output,)))
+        self.instruct(_Instruction(_unchanged, (output,), (self.output,), tuple))
 
     def new(self) -> int:
         self.count += 1
@@ -197,8 +205,14 @@ class _Partitioner:
         part = self.parts[-1]
         assert isinstance(part, list)
         part.append(instruction)
-        if any(self.from_params(name) or name in self.active for name in instruction.operands):
-            self.active.update(instruction.results)
+        self.mark(instruction.results, instruction.active(self.reached_by(instruction.operands)))
+
+    def reached_by(self, names: Sequence[int]) -> list[bool]:
+        """Which values a parameter reaches."""
+        return [self.from_params(name) or name in self.active for name in names]
+
+    def mark(self, names: Sequence[int], active: Sequence[bool]) -> None:
+        self.active.update(itertools.compress(names, active))
 
     def read(self, jaxpr: core.Jaxpr, consts: Sequence, arguments: Sequence[int]) -> list[int]:
         names: dict[Any, int] = dict(zip(jaxpr.invars, arguments, strict=True))
@@ -215,34 +229,35 @@ class _Partitioner:
         return [name_of(atom) for atom in jaxpr.outvars]
 
     def equation(self, equation: Any, operands: list[int]) -> Sequence[int]:
-        name = equation.primitive.name
-        if name in TRANSPARENT_CALLS:
-            return self.read(*opened(equation.params["jaxpr"]), operands)
-        if name == "scan" and (loop := self.loop(equation, operands)) is not None:
+        if (program := called_program(equation)) is not None:
+            return self.read(*program, operands)
+        if (loop := self.loop(equation, operands)) is not None:
             self.parts.append(loop)
-            self.active.update(loop.results)
+            self.mark(loop.results, loop.active)
             return loop.results
         results = tuple(self.new() for _ in equation.outvars)
         instruction = _Instruction(
             functools.partial(apply, equation),
             tuple(operands),
             results,
+            functools.partial(_active_results, equation),
             *_costs([equation]),
         )
-        if is_view(equation) and len(operands) == 1 and self.from_params(operands[0]):
-            (operand,), (result,) = operands, results
-            self.views[result] = instruction
-            if name == "convert_element_type" and operand in self.known:
-                dtype = equation.outvars[0].aval.dtype
-                self.known[result] = dataclasses.replace(self.known[operand], dtype=dtype)
-        else:
+        rule = rule_of(equation)
+        if rule is None or not rule.is_view or not self.from_params(operands[0]):
             self.instruct(instruction)
+            return results
+        (operand, *_), (result,) = operands, results
+        self.views[result] = instruction
+        cast_before = operand not in self.known or self.known[operand].dtype is not None
+        if equation.primitive.name == "convert_element_type" and not cast_before:
+            dtype = equation.outvars[0].aval.dtype
+            self.known[result] = dataclasses.replace(self.known[operand], dtype=dtype)
         return results
 
     def loop(self, equation: Any, operands: list[int]) -> _Loop | None:
         """The loop, if it steps through stacked parameters and can be partitioned."""
-        settings = equation.params
-        counts = scan_counts(settings)
+        counts = unrolled_counts(equation)
         if not self.loops or counts is None:
             return None
         num_fixed, num_state = counts
@@ -258,10 +273,11 @@ class _Partitioner:
         state = []
         for name in operands[num_fixed : num_fixed + num_state]:
             state.append(self.new())  # a state must be a value, whatever it starts from
-            self.instruct(_Instruction(_unchanged, (name,), (state[-1],)))
+            self.instruct(_Instruction(_unchanged, (name,), (state[-1],), tuple))
         results = tuple(self.new() for _ in equation.outvars)
         entering = (*operands[:num_fixed], *state, *stacked)
-        return _Loop(equation, entering, results, num_fixed, num_state)
+        active = tuple(_active_results(equation, self.reached_by(entering)))
+        return _Loop(equation, entering, results, num_fixed, num_state, active)
 
     def schedule(self) -> Schedule:
         calls: list[Call] = []
@@ -329,7 +345,7 @@ class _Partitioner:
             step = length - 1 - i if settings["reverse"] else i
             last = i == length - 1
             results = loop.results if last else tuple(self.new() for _ in state)
-            self.active.update(results)
+            self.mark(results, loop.active)
             slots = (
                 *(self.slot(name) for name in (*fixed, *state)),
                 *(self.slot(name, step) for name in stacked),
@@ -341,6 +357,37 @@ class _Partitioner:
 def _unchanged(operands: Sequence[Any], taps: Taps) -> Sequence[Any]:
     del taps
     return operands
+
+
+def _active_results(equation: Any, entering: Sequence[bool]) -> list[bool]:
+    """Which results a parameter may reach with a gradient, from the operands that it reaches."""
+    reached = [any(entering)] * len(equation.outvars)
+    if (program := called_program(equation)) is not None:
+        reached = _active_outputs(program[0], entering)
+    elif equation.primitive.name == "scan" and (counts := scan_counts(equation.params)) is not None:
+        num_fixed, num_state = counts
+        flags, body = list(entering), opened(equation.params["jaxpr"])[0]
+        for _ in range(num_state + 1):  # what reaches a state may reach others a step later
+            reached = _active_outputs(body, flags)
+            for i in range(num_state):
+                flags[num_fixed + i] |= reached[i]
+        reached = [*flags[num_fixed : num_fixed + num_state], *reached[num_state:]]
+    return [
+        flag and bool(jnp.issubdtype(variable.aval.dtype, np.inexact))
+        for flag, variable in zip(reached, equation.outvars, strict=True)
+    ]
+
+
+def _active_outputs(jaxpr: core.Jaxpr, entering: Sequence[bool]) -> list[bool]:
+    active = set(itertools.compress(jaxpr.invars, entering))
+
+    def is_active(atom: Any) -> bool:
+        return not isinstance(atom, core.Literal) and atom in active
+
+    for equation in jaxpr.eqns:
+        flags = _active_results(equation, [is_active(atom) for atom in equation.invars])
+        active.update(itertools.compress(equation.outvars, flags))
+    return [is_active(atom) for atom in jaxpr.outvars]
 
 
 def _costs(equations: Iterable[Any]) -> tuple[int, int]:
@@ -366,6 +413,6 @@ def _costs(equations: Iterable[Any]) -> tuple[int, int]:
 
 def operand(slot: Slot, value: Any, position: int) -> Any:
     """A stage's operand: of a parameter, or a slice taken already, a reference by position."""
-    if slot.source is not Source.PARAM:
+    if slot.source is not Source.PARAM or not value.size:  # an empty one has no gradient
         return value
     return Ref.of(value if slot.dtype is None else value.astype(slot.dtype), position)

@@ -52,7 +52,7 @@ class ParameterKernels(NamedTuple):
 
 
 class Program(NamedTuple):
-    """A traced function."""
+    """A function, traced for examples of one shape."""
 
     schedule: Schedule
     names: tuple[str, ...]  # path of each parameter
@@ -63,10 +63,13 @@ class Program(NamedTuple):
 class Block(NamedTuple):
     """The state of some examples between two stages; dictionaries that the sweeps update."""
 
+    program: Program
     plan: Plan
     values: dict[int, Array]  # between stages, (n, ...)
     cotangents: dict[int, Array]  # of what lies downstream, (n, k, ...)
     terms: dict[Key, list[PlacedTerm]]  # of parameters with uses still to come
+    nans: list[str]  # the first layer with such a value; infinities may be masks
+    infinities: list[str]
 
 
 class Completed(NamedTuple):
@@ -77,17 +80,19 @@ class Completed(NamedTuple):
 
 
 def kernel_by_parameter(
-    f: ApplyFn, params: Params, x1: Any, x2: Any = None, *, trace: bool, mesh: Mesh | None = None
-) -> Iterator[ParameterKernels]:
+    f: ApplyFn, params: Params, x1: Any, x2: Any = None, *,
+    trace: bool, mesh: Mesh | None = None, first: tuple[int, int] = (0, 0),
+) -> Iterator[ParameterKernels]:  # fmt: skip
     """The kernel of two blocks of examples, parameter by parameter, from the last to the first.
 
     Args:
         f: ``f(params, x)`` with outputs (n,) or (n, k), examples independent.
         params: pytree of floating arrays.
         x1: n examples of the rows, a pytree with a leading axis.
-        x2: m examples of the columns; ``None`` stands for ``x1``.
+        x2: m examples of the columns, of any shape that f takes; ``None`` stands for ``x1``.
         trace: sum over equal outputs.
         mesh: devices that share the examples of either side, along its one axis.
+        first: the numbers of the first row and the first column, for messages.
 
     Yields:
         Parts that add up to the kernel; a parameter that f never uses has none.
@@ -95,35 +100,46 @@ def kernel_by_parameter(
     Raises:
         UserError: if a value or a gradient is not finite; it names where.
     """
-    program = trace_program(f, params, x1)
     leaves = jax.tree.leaves(params)
     sides = [x for x in (x1, x2) if x is not None]
+    programs = _programs(f, params, sides)
     n, m = padding.num_examples(sides[0]), padding.num_examples(sides[-1])
-    peak_bytes = program.schedule.peak_stage_bytes
     with jax.default_matmul_precision("highest"):
         blocks = []
-        for x in sides:
-            plan = make_plan(padding.num_examples(x), peak_bytes, mesh)
+        for program, x in zip(programs, sides, strict=True):
+            plan = make_plan(padding.num_examples(x), program.schedule.peak_stage_bytes, mesh)
             padded = jax.tree.leaves(padding.pad(x, plan.size))
             blocks.append(forward_sweep(program, leaves, padded, plan))
-        for keys, terms in backward_sweep(program, leaves, blocks):
-            theta = parameter_kernels(*terms, trace=trace, mesh=mesh)
+        not_finite = [name for block in blocks for name in block.nans]
+        not_finite += [name for block in blocks for name in block.infinities]
+        for keys, terms in backward_sweep(leaves, blocks):
+            theta = parameter_kernels(*terms, trace=trace, mesh=mesh)[:, :n, :m]
             del terms  # before the next stage computes its own
-            names = tuple(_name(program, key) for key in keys)
-            _check_gradients(names, theta)
-            yield ParameterKernels(names, theta[:, :n, :m])
+            names = tuple(_name(programs[0], key) for key in keys)
+            _check_gradients(names, theta, not_finite, first)
+            yield ParameterKernels(names, theta)
+
+
+def _programs(f: ApplyFn, params: Params, sides: Sequence[Any]) -> list[Program]:
+    """The program of each side, with the same slices of stacked parameters."""
+    programs = [trace_program(f, params, x) for x in sides]
+    keys = {key for program in programs for key in program.schedule.first_uses()}
+    if any(step is not None and (leaf, None) in keys for leaf, step in keys):
+        programs = [trace_program(f, params, x, loops=False) for x in sides]
+    return programs
 
 
 def structured_ntk(
-    f: ApplyFn, params: Params, x1: Any, x2: Any = None, *, trace: bool, mesh: Mesh | None = None
-) -> Array:
+    f: ApplyFn, params: Params, x1: Any, x2: Any = None, *,
+    trace: bool, mesh: Mesh | None = None, first: tuple[int, int] = (0, 0),
+) -> Array:  # fmt: skip
     """The kernel of two blocks of examples: the sum of ``kernel_by_parameter``.
 
     Returns:
         (n, m, k, k), or (n, m) if traced.
     """
     total: Any = None
-    for part in kernel_by_parameter(f, params, x1, x2, trace=trace, mesh=mesh):
+    for part in kernel_by_parameter(f, params, x1, x2, trace=trace, mesh=mesh, first=first):
         with np.errstate(over="ignore"):  # the check of the sum finds it
             theta = part.theta.sum(0)
             total = theta if total is None else total + theta
@@ -145,14 +161,17 @@ def gradient_groups(f: ApplyFn, params: Params, x: Any) -> list[tuple[str, Group
         block = forward_sweep(program, leaves, jax.tree.leaves(x), Plan(n, n, None))
         return [
             (_name(program, key), group)
-            for keys, (side,) in backward_sweep(program, leaves, [block])
+            for keys, (side,) in backward_sweep(leaves, [block])
             for key, terms in zip(keys, side, strict=True)
             for group in group_terms(terms)
         ]
 
 
-def trace_program(f: ApplyFn, params: Params, x: Any) -> Program:
-    """The program of one example, in stages; cached by ``f`` and the shapes."""
+def trace_program(f: ApplyFn, params: Params, x: Any, *, loops: bool = True) -> Program:
+    """The program of one example, in stages; cached by ``f`` and the shapes.
+
+    Without ``loops`` those over layers are unrolled within a stage.
+    """
     leaves, structure = jax.tree.flatten(params)
     names = [jax.tree_util.keystr(path) for path, _ in jax.tree.leaves_with_path(params)]
     x_leaves, x_structure = jax.tree.flatten(x)
@@ -160,11 +179,11 @@ def trace_program(f: ApplyFn, params: Params, x: Any) -> Program:
     x_shapes = tuple((jnp.shape(leaf)[1:], jnp.result_type(leaf)) for leaf in x_leaves)
     x64 = bool(jax.config.read("jax_enable_x64"))
     key: Any = f  # hashable, as every function is
-    return _trace(key, (structure, tuple(names), shapes), (x_structure, x_shapes), x64)
+    return _trace(key, (structure, tuple(names), shapes), (x_structure, x_shapes), loops, x64)
 
 
 @functools.lru_cache(maxsize=64)
-def _trace(f: Any, params: tuple, examples: tuple, x64: bool) -> Program:
+def _trace(f: Any, params: tuple, examples: tuple, loops: bool, x64: bool) -> Program:
     del x64  # part of the key: the same function traces to another program
     structure, names, shapes = params
     x_structure, x_shapes = examples
@@ -178,7 +197,8 @@ def _trace(f: Any, params: tuple, examples: tuple, x64: bool) -> Program:
             [jax.ShapeDtypeStruct(*shape) for shape in shapes],
             [jax.ShapeDtypeStruct(*shape) for shape in x_shapes],
         )
-    return Program(partition(program, num_params=len(shapes)), names, out.shape[0], out.dtype)
+    schedule = partition(program, num_params=len(shapes), loops=loops)
+    return Program(schedule, names, out.shape[0], out.dtype)
 
 
 def forward_sweep(program: Program, leaves: list, x_leaves: list, plan: Plan) -> Block:
@@ -192,35 +212,44 @@ def forward_sweep(program: Program, leaves: list, x_leaves: list, plan: Plan) ->
     """
     schedule = program.schedule
     values = dict(zip(schedule.inputs, x_leaves, strict=True))
+    nans: list[str] = []
+    infinities: list[str] = []
     for call in schedule.calls[:-1]:
         fixed, varying = _operands(schedule, call, leaves, values)
         results = _forward(_signature(call), fixed, varying, plan=plan)
-        _check_values(program, call, results)
+        for worst, is_bad in ((nans, jnp.isnan), (infinities, jnp.isinf)):
+            if not worst and _has(results, is_bad):
+                worst.append(_layer(program, call))
         values.update(zip(call.results, results, strict=True))
     n, k = x_leaves[0].shape[0], program.num_outputs
     # output a of every example at once: examples do not mix, so their cotangents do not either
     basis = jnp.broadcast_to(jnp.eye(k, dtype=program.dtype)[None], (n, k, k))
-    return Block(plan, values, {schedule.output: basis}, {})
+    return Block(program, plan, values, {schedule.output: basis}, {}, nans, infinities)
 
 
-def backward_sweep(program: Program, leaves: list, blocks: list[Block]) -> Iterator[Completed]:
-    """The terms of each parameter, for each block, as soon as its first use has been passed.
+def backward_sweep(leaves: list, blocks: list[Block]) -> Iterator[Completed]:
+    """The terms of each parameter, for each block, as soon as its first uses have been passed.
+
+    A parameter that does not reach the outputs of some block has none.
 
     Args:
-        program: the program.
-        leaves: its parameters.
+        leaves: the parameters.
         blocks: from ``forward_sweep``; emptied on the way.
     """
-    schedule = program.schedule
-    first_uses = schedule.first_uses()
-    for index in reversed(range(len(schedule.calls))):
-        for block in blocks:
-            _stage_backward(schedule, schedule.calls[index], leaves, block)
-        keys = [key for key in blocks[0].terms if first_uses[key] == index]
+    schedules = [block.program.schedule for block in blocks]
+    first_uses = [schedule.first_uses() for schedule in schedules]
+    for left in reversed(range(max(len(schedule.calls) for schedule in schedules))):
+        for schedule, block in zip(schedules, blocks, strict=True):
+            if left < len(schedule.calls):
+                _stage_backward(schedule, schedule.calls[left], leaves, block)
+        complete = [
+            key for key in dict.fromkeys(key for block in blocks for key in block.terms)
+            if all(uses.get(key, left) >= left for uses in first_uses)
+        ]  # fmt: skip
+        keys = [key for key in complete if all(key in block.terms for block in blocks)]
+        sides = [{key: tuple(block.terms.pop(key, ())) for key in complete} for block in blocks]
         if keys:
-            yield Completed(
-                keys, [tuple(tuple(block.terms.pop(key)) for key in keys) for block in blocks]
-            )
+            yield Completed(keys, [tuple(side[key] for key in keys) for side in sides])
 
 
 def _stage_backward(schedule: Schedule, call: Call, leaves: list, block: Block) -> None:
@@ -229,7 +258,7 @@ def _stage_backward(schedule: Schedule, call: Call, leaves: list, block: Block) 
     slots = [slot for slot in call.slots if slot.source is Source.VALUE]
     wanted = tuple(
         i for i, slot in enumerate(slots)
-        if slot.index in schedule.active and jnp.issubdtype(varying[i].dtype, np.floating)
+        if slot.index in schedule.active and jnp.issubdtype(varying[i].dtype, np.inexact)
     )  # fmt: skip
     reached = tuple(i for i, name in enumerate(call.results) if name in block.cotangents)
     downstream = [block.cotangents.pop(call.results[i]) for i in reached]
@@ -388,36 +417,56 @@ class _Shared:
 
 def _name(program: Program, key: Key) -> str:
     leaf, step = key
-    return program.names[leaf] if step is None else f"{program.names[leaf]}[{step}]"
+    name = program.names[leaf] or "`params`"  # which may be one array
+    return name if step is None else f"{name}[{step}]"
 
 
-def _check_gradients(names: tuple[str, ...], theta: Array) -> None:
-    is_finite = np.isfinite(theta).all(axis=tuple(range(1, theta.ndim)))
-    if not is_finite.all():
-        first = names[int(np.argmin(is_finite))]
-        raise checks.UserError(
-            f"the gradient in parameter {first} must be finite, got NaN or infinity: look at the "
-            "weights and at what enters that layer, or compute in float64"
-        )
+def _check_gradients(
+    names: tuple[str, ...], theta: Array, not_finite: list[str], first: tuple[int, int]
+) -> None:
+    entries = np.asarray(theta).reshape(*theta.shape[:3], -1)
+    is_finite = np.asarray(np.isfinite(entries).all(axis=3))  # (parameters, n, m)
+    if is_finite.all():
+        return
+    if not_finite:
+        raise layer_error(not_finite[0])
+    which = int(np.argmin(is_finite.all(axis=(1, 2))))
+    # a gradient that is not finite spoils its row or its column, whole
+    rows, columns = (np.flatnonzero(~is_finite[which].any(axis=axis)) for axis in (1, 0))
+    where = "some examples"
+    if len(rows):
+        where = f"example {first[0] + rows[0]} of the rows"
+    elif len(columns):
+        where = f"example {first[1] + columns[0]} of the columns"
+    raise checks.UserError(
+        f"the gradient in parameter {names[which]} must be finite, got NaN or infinity for "
+        f"{where}: look at the weights and at what enters that layer, or compute in float64"
+    )
 
 
-def _check_values(program: Program, call: Call, values: list) -> None:
-    """Stops where the forward sweep first meets a number that is not finite."""
-    floating = [v for v in values if jnp.issubdtype(v.dtype, np.floating)]
-    if any(isinstance(v, jax.core.Tracer) for v in floating):
-        return  # shapes have no values
-    if floating and not bool(_all_finite(floating)):
-        names = ", ".join(
-            _name(program, (slot.index, slot.step))
-            for slot in call.slots
-            if slot.source is Source.PARAM
-        )
-        raise checks.UserError(
-            f"the values of the layer of {names} must be finite, got NaN or infinity: look at "
-            "these weights, or compute in float64"
-        )
+def layer_error(layer: str) -> checks.UserError:
+    """What is wrong where a layer has values that are not finite."""
+    return checks.UserError(
+        f"the values of the layer of {layer} must be finite, got NaN or infinity: look at these "
+        "weights, or compute in float64"
+    )
 
 
-@jax.jit
-def _all_finite(values: list) -> jax.Array:
-    return jnp.stack([jnp.isfinite(value).all() for value in values]).all()
+def _layer(program: Program, call: Call) -> str:
+    """The parameters that enter a call."""
+    slots = [slot for slot in call.slots if slot.source is Source.PARAM]
+    names = ", ".join(_name(program, (slot.index, slot.step)) for slot in slots)
+    return names or "the inputs"
+
+
+def _has(values: list, is_bad: Any) -> bool:
+    """Whether a number among values is bad; False of shapes, which have no numbers."""
+    inexact = [v for v in values if jnp.issubdtype(v.dtype, np.inexact)]
+    if not inexact or any(isinstance(v, jax.core.Tracer) for v in inexact):
+        return False
+    return bool(_any_of(inexact, is_bad))
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def _any_of(values: list, is_bad: Any) -> jax.Array:
+    return jnp.stack([is_bad(value).any() for value in values]).any()

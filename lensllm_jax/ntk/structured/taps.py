@@ -9,7 +9,8 @@ A parameter W acts through its uses.  At a use the program computes :math:`y = u
 
 A tied table has several uses, and terms of one parameter are added before they are multiplied:
 cross terms cannot be forgotten.  Since ``Materialized`` is always right, every function is in
-reach; the first two forms only make it cheap.
+reach; the first two forms only make it cheap.  ``RULES`` lists which operations have a cheap form,
+and the values of each of their settings for which it holds.
 
 ``evaluate`` runs a traced function with a tap at each use: it records a (or the ids) and adds a
 perturbation to y, whose gradient is delta.  It reads the program that JAX traced, so a model needs
@@ -30,8 +31,8 @@ Example:
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -194,16 +195,22 @@ def apply(equation: Any, operands: Sequence[Any], taps: Taps) -> Sequence[Any]:
     operands = list(operands)
     if not any(isinstance(operand, Ref) for operand in operands):
         return _bind(equation, operands)
-    name = equation.primitive.name
-    if name in TRANSPARENT_CALLS:
-        return evaluate(*opened(equation.params["jaxpr"]), operands, taps)
-    if name == "scan" and (counts := scan_counts(equation.params)) is not None:
+    if (program := called_program(equation)) is not None:
+        return evaluate(*program, operands, taps)
+    if (counts := unrolled_counts(equation)) is not None:
         return _unrolled_scan(equation.params, *counts, operands, taps)
-    if name in _VIEWS and (view := _VIEWS[name](equation, operands)) is not None:
-        return [view]
-    if name in _RULES and (result := _RULES[name](equation, operands, taps)) is not None:
-        return [result]
+    if (rule := rule_of(equation)) is not None:
+        result = rule.apply(equation, operands, taps)
+        if result is not None:
+            return [result]
     return _bind(equation, [taps.whole(operand) for operand in operands])
+
+
+def called_program(equation: Any) -> tuple[core.Jaxpr, Sequence] | None:
+    """What a call without a derivative rule of its own runs, and its constants."""
+    if equation.primitive.name not in TRANSPARENT_CALLS:
+        return None
+    return opened(equation.params.get("jaxpr", equation.params.get("call_jaxpr")))
 
 
 def opened(program: Any) -> tuple[core.Jaxpr, Sequence]:
@@ -218,20 +225,28 @@ def inner_program(equation: Any) -> core.Jaxpr | None:
     return None if program is None else opened(program)[0]
 
 
-def scan_counts(settings: dict) -> tuple[int, int] | None:
+def scan_counts(settings: Mapping[str, Any]) -> tuple[int, int] | None:
     """How many operands of a loop are constants and how many its state.
 
-    ``None`` for a loop that is not unrolled: it is too long, or this version of JAX records the
-    counts in a way that we do not know.  Its parameters are materialized: exact, but expensive.
+    ``None`` where this version of JAX records the counts in a way that we do not know.
     """
-    if settings["length"] > MAX_UNROLLED_STEPS:
-        return None
     if "num_consts" in settings:  # JAX 0.10
         return settings["num_consts"], settings["num_carry"]
     if "ft_in" in settings:  # JAX 0.12
         consts, carry, _ = settings["ft_in"].unpack()
         return len(consts), len(carry)
     return None
+
+
+def unrolled_counts(equation: Any) -> tuple[int, int] | None:
+    """The same of a loop that is unrolled; ``None`` for any other operation.
+
+    Parameters of a loop that is too long are materialized: exact, but expensive.
+    """
+    settings = equation.params
+    if equation.primitive.name != "scan" or not 0 < settings["length"] <= MAX_UNROLLED_STEPS:
+        return None
+    return scan_counts(settings)
 
 
 def _unrolled_scan(
@@ -274,14 +289,16 @@ def _shrunk(box: tuple, axis: int, start: int, stop: int) -> tuple:
 # Views: the same parameter, entry for entry, in another arrangement.
 
 
-def _transposed(equation: Any, operands: list) -> Ref | None:
+def _transposed(equation: Any, operands: list, taps: Taps) -> Ref | None:
+    del taps  # a view is no use
     (ref,) = operands
     axes = tuple(ref.axes[i] for i in equation.params["permutation"])
     return dataclasses.replace(ref, value=_bind(equation, [ref.value])[0], axes=axes)
 
 
-def _reshaped(equation: Any, operands: list) -> Ref | None:
+def _reshaped(equation: Any, operands: list, taps: Taps) -> Ref | None:
     """Axes merged, separated where they had been merged, added or dropped at length one."""
+    del taps
     if len(operands) != 1:  # a shape that is known at run time only
         return None
     (ref,) = operands
@@ -304,18 +321,16 @@ def _regrouped(ref: Ref, shape: tuple[int, ...]) -> tuple[tuple[int, ...], ...] 
     return tuple(groups)
 
 
-def _recast(equation: Any, operands: list) -> Ref | None:
+def _recast(equation: Any, operands: list, taps: Taps) -> Ref | None:
+    del taps  # a view is no use
     (ref,) = operands
-    value = _bind(equation, [ref.value])[0]
-    is_float = jnp.issubdtype(value.dtype, np.floating)
-    return dataclasses.replace(ref, value=value) if is_float else None
+    return dataclasses.replace(ref, value=_bind(equation, [ref.value])[0])
 
 
-def _sliced(equation: Any, operands: list) -> Ref | None:
+def _sliced(equation: Any, operands: list, taps: Taps) -> Ref | None:
+    del taps  # a view is no use
     (ref,) = operands
     settings = equation.params
-    if any(stride != 1 for stride in settings["strides"] or ()):
-        return None
     box, axes = ref.box, list(ref.axes)
     spans = zip(settings["start_indices"], settings["limit_indices"], strict=True)
     for i, (start, stop) in enumerate(spans):
@@ -328,22 +343,7 @@ def _sliced(equation: Any, operands: list) -> Ref | None:
     return Ref(_bind(equation, [ref.value])[0], ref.leaf, box, tuple(axes))
 
 
-_VIEWS: dict[str, Callable[[Any, list], Ref | None]] = {
-    "transpose": _transposed,
-    "reshape": _reshaped,
-    "squeeze": _reshaped,
-    "broadcast_in_dim": _reshaped,
-    "convert_element_type": _recast,
-    "slice": _sliced,
-}
-
-
-def is_view(equation: Any) -> bool:
-    """Whether an equation may only rearrange a parameter."""
-    return equation.primitive.name in _VIEWS
-
-
-# Rules: the uses with a cheap form.
+# Uses with a cheap form.
 
 
 def _dot_general(equation: Any, operands: list, taps: Taps) -> Any:
@@ -359,6 +359,7 @@ def _dot_general(equation: Any, operands: list, taps: Taps) -> Any:
     row_order = [axis for i in contracted_w for axis in ref.axes[i]]
     column_order = [axis for i in free_w for axis in ref.axes[i]]
     num_tokens = math.prod(a.shape[i] for i in free_a)
+    dtype = jnp.promote_types(a.dtype, equation.outvars[0].aval.dtype)
 
     def right_fn(delta: Any) -> Any:
         # y has the free axes of the first operand, then those of the second
@@ -368,8 +369,10 @@ def _dot_general(equation: Any, operands: list, taps: Taps) -> Any:
 
     factor = taps.factor(
         a,
-        (*free_a, -1, *contracted_a, *row_order),
-        lambda: ref.by_axis(a.transpose(*free_a, *contracted_a), row_order, num_tokens)[None],
+        (dtype, *map(tuple, (free_a, contracted_a, row_order, ref.lengths(row_order)))),
+        lambda: ref.by_axis(
+            a.transpose(*free_a, *contracted_a).astype(dtype), row_order, num_tokens
+        )[None],
     )
     operands = [ref.value, a] if side == 0 else [a, ref.value]
     axes = (tuple(sorted(row_order)), tuple(sorted(column_order)))
@@ -387,22 +390,24 @@ def _gather(equation: Any, operands: list, taps: Taps) -> Any:
     num_rows, *row = ref.value.shape
     takes_rows = (
         numbers.collapsed_slice_dims == numbers.start_index_map == (0,)
-        and not numbers.operand_batching_dims
         and tuple(settings["slice_sizes"]) == (1, *row)
         and tuple(numbers.offset_dims) == tuple(range(indices.ndim - 1, y.ndim))
         and list(ref.axes[0]) == sorted(ref.axes[0])
     )
-    mode = settings["mode"]
-    modes = lax.GatherScatterMode
-    if not takes_rows or mode not in (modes.CLIP, modes.FILL_OR_DROP, modes.PROMISE_IN_BOUNDS):
+    if not takes_rows:
         return None
+    mode = settings["mode"]
     num_ids = math.prod(indices.shape[:-1])
 
     def ids() -> Any:
         flat = indices.reshape(-1)
-        if mode == modes.FILL_OR_DROP:  # the constant that is filled in has no gradient
-            return jnp.where((flat >= 0) & (flat < num_rows), flat, -1)
-        return jnp.clip(flat, 0, num_rows - 1)
+        # in the ids' own type, which may not reach the table's end
+        last = min(num_rows - 1, int(jnp.iinfo(flat.dtype).max))
+        clipped = jnp.clip(flat, 0, last)
+        within = clipped.astype(jnp.int32)
+        if mode != lax.GatherScatterMode.FILL_OR_DROP:
+            return within
+        return jnp.where(flat == clipped, within, -1)  # a constant filled in has no gradient
 
     order = [axis for axes in ref.axes[1:] for axis in axes]
 
@@ -414,7 +419,102 @@ def _gather(equation: Any, operands: list, taps: Taps) -> Any:
     return taps.add(y, Tap(factor, Lookup, ref.leaf, ref.box, *axes, right_fn))
 
 
-_RULES: dict[str, Callable[[Any, list, Taps], Any]] = {
-    "dot_general": _dot_general,
-    "gather": _gather,
+class Rule(NamedTuple):
+    """An operation with a cheap form, and when it holds.
+
+    Everywhere: all lengths positive; the result, and what of the operands is a parameter, real
+    floats of 16 bits or more, since the derivative of a cast to fewer rounds as much; the other
+    operands real.  Whatever has no rule, or not here, is differentiated whole.
+    """
+
+    # from the equation, its operands and the taps; None where it does not hold after all
+    apply: Callable[[Any, list, Taps], Any]
+    # each setting of the primitive, and the values that are understood
+    settings: Mapping[str, Callable[[Any], bool]]
+    is_view: bool = False  # the same entries in another arrangement
+
+
+def _any(value: Any) -> bool:
+    del value
+    return True
+
+
+def _unset(value: Any) -> bool:
+    return value is None
+
+
+def _ones(strides: Any) -> bool:
+    return all(stride == 1 for stride in strides or ())
+
+
+_GATHER_MODES = (
+    lax.GatherScatterMode.CLIP,
+    lax.GatherScatterMode.FILL_OR_DROP,
+    lax.GatherScatterMode.PROMISE_IN_BOUNDS,
+)
+
+# fmt: off
+RULES: dict[str, Rule] = {
+    "transpose": Rule(_transposed, {"permutation": _any}, is_view=True),
+    "reshape": Rule(
+        _reshaped, {"new_sizes": _any, "dimensions": _unset, "sharding": _unset}, is_view=True
+    ),
+    "squeeze": Rule(_reshaped, {"dimensions": _any}, is_view=True),
+    "broadcast_in_dim": Rule(
+        _reshaped,
+        {"shape": _any, "broadcast_dimensions": _any, "sharding": _unset},
+        is_view=True,
+    ),
+    "convert_element_type": Rule(
+        _recast, {"new_dtype": _any, "weak_type": _any, "sharding": _unset}, is_view=True
+    ),
+    "slice": Rule(
+        _sliced, {"start_indices": _any, "limit_indices": _any, "strides": _ones}, is_view=True
+    ),
+    "dot_general": Rule(
+        _dot_general,
+        {
+            "dimension_numbers": _any,
+            "precision": _any,  # how the product is rounded
+            "preferred_element_type": _any,  # the result's, which is checked
+            "out_sharding": _unset,
+        },
+    ),
+    "gather": Rule(
+        _gather,
+        {
+            "dimension_numbers": lambda numbers: not numbers.operand_batching_dims,
+            "slice_sizes": _any,
+            "mode": lambda mode: mode in _GATHER_MODES,
+            "fill_value": _any,
+            "unique_indices": _any,  # these two are promises
+            "indices_are_sorted": _any,
+        },
+    ),
 }
+# fmt: on
+
+
+def rule_of(equation: Any) -> Rule | None:
+    """The cheap form of an operation on a parameter, if all that it presumes holds."""
+    rule = RULES.get(equation.primitive.name)
+    if rule is None or not equation.params.keys() <= rule.settings.keys():
+        return None
+    entering = [atom.aval for atom in equation.invars]
+    (result,) = (variable.aval for variable in equation.outvars)
+    holds = (
+        all(understood(equation.params[name]) for name, understood in rule.settings.items()
+            if name in equation.params)
+        and all(all(aval.shape) and _is_real(aval.dtype) for aval in (*entering, result))
+        and is_plain_float(result.dtype)
+    )  # fmt: skip
+    return rule if holds else None
+
+
+def is_plain_float(dtype: Any) -> bool:
+    """Whether numbers of a type have derivatives of the same precision."""
+    return jnp.issubdtype(dtype, np.floating) and dtype.itemsize > 1
+
+
+def _is_real(dtype: Any) -> bool:
+    return is_plain_float(dtype) or jnp.issubdtype(dtype, np.integer) or dtype == np.bool_

@@ -115,6 +115,35 @@ MISTAKES = [
         "hold arrays with one ... got shapes",
         lambda tmp: kernel({"a": EYE, "b": EYE[:1]}),
     ),
+    ("devices", "list of JAX devices ... got 'cpu'", lambda tmp: kernel(devices="cpu")),
+    ("block_size", "positive whole number ... got 0.5", lambda tmp: kernel(block_size=0.5)),
+    ("x1", "examples of one shape ... got a list", lambda tmp: kernel([[1.0], [1.0, 2.0]])),
+    ("x1", "hold arrays ... got str at ['a']", lambda tmp: kernel({"a": "text", "b": EYE})),
+    (
+        "params",
+        "hold arrays ... got function at ['act']",
+        lambda tmp: kernel(params={"w": ONES, "act": linear}),
+    ),
+    (
+        "params",
+        "hold numbers ... got what jax.jit",
+        lambda tmp: jax.jit(lambda w: kernel(params=w))(ONES),
+    ),
+    (
+        "f(params, x2)",
+        "as many outputs ... got 1",
+        lambda tmp: kernel(x2=EYE[:, :1], f=lambda w, x: x),
+    ),
+    (
+        "f(params, x1)",
+        "one row for one example ... got (2,)",
+        lambda tmp: kernel(f=lambda w, x: x @ w - ONES),
+    ),
+    (
+        "f(params, x1)",
+        "each row from its own example alone ... got 0.5",
+        lambda tmp: kernel(f=lambda w, x: x @ w / len(x)),
+    ),
     ("x2", "pytree like `x1` ... got PyTreeDef", lambda tmp: kernel(x2={"a": EYE})),
     (
         "f(params, x)",
@@ -145,6 +174,11 @@ MISTAKES = [
         "batch",
         "have the keys attention_mask ... got none named attention_mask",
         lambda tmp: lens.candidate_ntk(Model(), {"input_ids": IDS}),
+    ),
+    (
+        "batch['input_ids']",
+        "tokens from 0 to 4 ... got 5 at (0, 2)",
+        lambda tmp: of_candidate({"input_ids": IDS + 2}),
     ),
     (
         "batch['labels']",
@@ -212,6 +246,12 @@ MISTAKES = [
         "have shape ... got (3,)",
         lambda tmp: kernel_loss(residual=np.ones(3)),
     ),
+    ("residual", "be real, got complex128", lambda tmp: kernel_loss(residual=ONES * 1j)),
+    (
+        "residual",
+        "have shape (2, 1), got (1, 2)",
+        lambda tmp: kernel_loss(residual=ONES[None]),
+    ),
     ("learning_rate", "positive ... got 0.0", lambda tmp: kernel_loss(learning_rate=0.0)),
     ("learning_rate", "positive ... got 0.0", lambda tmp: on_test(learning_rate=0.0)),
     ("steps", "finite ... got nan at index ()", lambda tmp: kernel_loss(steps=np.nan)),
@@ -268,6 +308,18 @@ MISTAKES = [
         lambda tmp: stored(written(tmp / SETTINGS, '{"settings": {"method": "other"}}').parent),
     ),
     ("store", "hold tile_0_0 ... got none that is whole", lambda tmp: stored(tmp).read(TILE)),
+    (
+        "store",
+        "tiles of one kind ... got float32 (1, 2) for tile_0_0",
+        lambda tmp: stored(tmp).fill([TILE], lambda tile: EYE[:1]),
+    ),
+    (
+        "store",
+        "left out ... got one with pure_callback",
+        lambda tmp: kernel(
+            f=lambda w, x: x @ w * jax.pure_callback(lambda: ONES[0], ONES[0]), store=tmp
+        ),
+    ),
     (
         "theta (tile_0_0)",
         "finite ... got nan at index (0, 0)",

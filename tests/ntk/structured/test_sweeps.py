@@ -152,7 +152,7 @@ def test_terms_that_read_the_same_states_share_one_array(chunk_size):
     program = sweeps.trace_program(f, params, x)
     leaves = jax.tree.leaves(params)
     block = sweeps.forward_sweep(program, leaves, [x], chunks.Plan(4, chunk_size, None))
-    ((keys, (side,)),) = sweeps.backward_sweep(program, leaves, [block])
+    ((keys, (side,)),) = sweeps.backward_sweep(leaves, [block])
     states = {
         program.names[leaf]: placed.term.rows
         for (leaf, _), (placed,) in zip(keys, side, strict=True)

@@ -1,0 +1,232 @@
+r"""The function whose kernel is taken: what it runs, and that its rows are independent.
+
+A kernel :math:`\Theta_{ij}` of two examples exists only where output i of f depends on example i
+alone.  ``check_rows`` compares a row with the same example alone.
+
+Compiled programs are stored by function.  A function may change, though, without becoming another
+object (a constant that it closes over is set anew), or have no hash.  ``TracedFn`` is the
+function together with the SHA-256 of its program: constants, nested programs and all.
+
+Example:
+    >>> import jax.numpy as jnp
+    >>> y = {"scale": 1.0}
+    >>> f = lambda w, x: x @ w * y["scale"]
+    >>> before = TracedFn.of(f, jnp.ones(2), jnp.ones((3, 2)))
+    >>> y["scale"] = 2.0
+    >>> before == TracedFn.of(f, jnp.ones(2), jnp.ones((3, 2)))
+    False
+"""
+
+import dataclasses
+import functools
+import hashlib
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.extend import core
+
+from lensllm_jax import checks, padding
+from lensllm_jax.typing import ApplyFn, Array, Params
+
+# by bytes of the least precise float in the program: two sizes of a batch round differently, each
+# rounding a thousand times or more below these
+_ROW_TOLERANCE = {8: 1e-6, 4: 1e-3, 2: 5e-2, 1: 0.5}
+_PERTURBATION = 1e-2  # of parameters at which all rows are equal, such as a head of zeros
+_ADDRESS = re.compile(r" at 0x[0-9a-f]+|0x[0-9a-f]{6,}")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class TracedFn:
+    """A function that is equal to itself as long as it runs the same program."""
+
+    f: ApplyFn
+    digest: str  # SHA-256 of its program
+    float_bytes: int  # of the least precise float in it
+    callbacks: tuple[str, ...]  # primitives that call back into Python
+
+    @classmethod
+    def of(cls, f: ApplyFn, params: Params, *sides: Any) -> "TracedFn":
+        """Traces ``f`` for one example of each side.
+
+        Raises:
+            UserError: if an array is traced itself: a kernel is computed outside ``jax.jit``.
+        """
+        if isinstance(f, cls):
+            return f
+        _check_not_traced((params, sides))
+        walk = _Walk()
+        for x in sides:
+            one = jax.tree.map(_one_example, x)
+            walk.closed(jax.make_jaxpr(lambda p, x: f(p, x))(jax.tree.map(_shape, params), one))
+        return cls(f, walk.digest.hexdigest(), walk.float_bytes, tuple(sorted(walk.callbacks)))
+
+    def __call__(self, params: Params, x: Any) -> Array:
+        """The outputs of ``f``."""
+        return self.f(params, x)
+
+    def __eq__(self, other: object) -> bool:
+        """Whether both are one function that runs one program."""
+        if not isinstance(other, TracedFn) or self.digest != other.digest:
+            return False
+        try:
+            return self.f is other.f or bool(self.f == other.f)
+        except (TypeError, ValueError):  # a dataclass of arrays has no truth value
+            return False
+
+    def __hash__(self) -> int:
+        """By the program."""
+        return hash(self.digest)
+
+
+def check_rows(name: str, f: TracedFn, params: Params, x: Any) -> None:
+    """Checks that a row of outputs is that of its example alone.
+
+    The first example alone is compared with the row that it has beside the last one: the forward
+    passes of three examples.
+
+    Args:
+        name: what the caller calls ``x``.
+        f: the function.
+        params: its parameters; where they make all rows equal, others close by are taken.
+        x: the examples.
+
+    Raises:
+        UserError: if they differ by more than rounding.
+    """
+    pair = padding.take_rows(x, [0, padding.num_examples(x) - 1])
+    alone = padding.take(x, 0, 1)
+    difference = None
+    for perturbed in (False, True):
+        both, one = (
+            np.asarray(_outputs(f, params, rows, perturbed), np.float64).reshape(size, -1)
+            for rows, size in ((pair, 2), (alone, 1))
+        )
+        if not (np.isfinite(both).all() and np.isfinite(one).all()):
+            break
+        worst = int(np.argmax(np.abs(both[0] - one[0]))) if both.size else 0
+        tolerance = _ROW_TOLERANCE[f.float_bytes] * np.abs(both).max(initial=0.0)
+        if not both.size or abs(both[0, worst] - one[0, worst]) <= tolerance:
+            difference = None
+        elif difference is None:
+            difference = both[0, worst], one[0, worst]
+        # where rows are equal, or a difference may be the rounding of a small rest, look elsewhere
+        if difference is None and not np.array_equal(both[0], both[1]):
+            return
+    if difference is not None:
+        raise checks.UserError(
+            f"`f(params, {name})` must compute each row from its own example alone, got "
+            "{:.6g} for example 0 beside another one and {:.6g} alone: take statistics over the "
+            "batch and divisions by its size out of f, or leave this check out with "
+            "check_rows=False".format(*difference)
+        )
+
+
+@functools.partial(jax.jit, static_argnums=(0, 3))
+def _outputs(f: TracedFn, params: Params, x: Any, perturbed: bool) -> Array:
+    def moved(leaf: Array) -> Array:
+        angles = jnp.arange(jnp.size(leaf)) % 97
+        return leaf + _PERTURBATION * jnp.cos(angles).reshape(jnp.shape(leaf)).astype(leaf.dtype)
+
+    return f(jax.tree.map(moved, params) if perturbed else params, x)
+
+
+def _check_not_traced(tree: Any) -> None:
+    if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(tree)):
+        raise checks.UserError(
+            "`params` and `x` must hold numbers, got what jax.jit, jax.vmap or jax.grad traces: "
+            "a kernel is computed outside of them, since it compiles its own programs"
+        )
+
+
+def _shape(leaf: Any) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(jnp.shape(leaf), jnp.result_type(leaf))
+
+
+def _one_example(leaf: Any) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct((1, *jnp.shape(leaf)[1:]), jnp.result_type(leaf))
+
+
+class _Walk:
+    """Adds up what a program consists of; names are numbers in its own order."""
+
+    def __init__(self) -> None:
+        self.digest = hashlib.sha256()
+        self.float_bytes = 8
+        self.callbacks: set[str] = set()
+
+    def closed(self, program: core.ClosedJaxpr) -> None:
+        self.value(tuple(program.consts))
+        self.jaxpr(program.jaxpr)
+
+    def jaxpr(self, jaxpr: core.Jaxpr) -> None:
+        names: dict[Any, int] = {}
+        for variable in (*jaxpr.constvars, *jaxpr.invars):
+            self.text(names.setdefault(variable, len(names)), self.type(variable))
+        for equation in jaxpr.eqns:
+            name = equation.primitive.name
+            self.text(name)
+            if "callback" in name:
+                self.callbacks.add(name)
+            for atom in equation.invars:
+                self.atom(atom, names)
+            for setting, value in sorted(equation.params.items()):
+                self.text(setting)
+                self.value(value, by_identity="callback" in name)
+            for variable in equation.outvars:
+                self.text(names.setdefault(variable, len(names)), self.type(variable))
+        for atom in jaxpr.outvars:
+            self.atom(atom, names)
+
+    def atom(self, atom: Any, names: Mapping[Any, int]) -> None:
+        if isinstance(atom, core.Literal):
+            self.text(self.type(atom))
+            self.value(atom.val)
+        else:
+            self.text(names[atom])
+
+    def type(self, atom: Any) -> str:
+        dtype = getattr(atom.aval, "dtype", None)
+        if dtype is not None and jnp.issubdtype(dtype, np.floating):
+            self.float_bytes = min(self.float_bytes, dtype.itemsize)
+        return str(atom.aval)
+
+    def value(self, value: Any, *, by_identity: bool = False) -> None:
+        """What a setting holds: a program, numbers, a function, or several of them."""
+        if isinstance(value, core.ClosedJaxpr):
+            self.closed(value)
+        elif isinstance(value, core.Jaxpr):
+            self.jaxpr(value)
+        elif isinstance(value, np.ndarray | np.generic | jax.Array):
+            _check_not_traced(value)
+            if isinstance(value, jax.Array) and jnp.issubdtype(value.dtype, jax.dtypes.prng_key):
+                value = jax.random.key_data(value)
+            array = np.asarray(value)
+            self.text(array.dtype, array.shape)
+            self.digest.update(array.tobytes())
+        elif isinstance(value, tuple | list):
+            self.text("(")
+            for member in value:
+                self.value(member, by_identity=by_identity)
+            self.text(")")
+        elif isinstance(value, Mapping):
+            self.value(tuple(sorted(value.items(), key=str)), by_identity=by_identity)
+        elif by_identity:  # with the addresses of functions
+            self.text(repr(value))
+        else:
+            self.text(_described(value))
+
+    def text(self, *parts: Any) -> None:
+        self.digest.update(" ".join(map(str, parts)).encode())
+        self.digest.update(b"\0")
+
+
+def _described(value: Any) -> str:
+    """A setting in words that are the same in every process."""
+    if isinstance(value, Callable):  # type: ignore[arg-type]
+        module = getattr(value, "__module__", "")
+        return f"{module}.{getattr(value, '__qualname__', type(value).__name__)}"
+    return _ADDRESS.sub("", repr(value))
