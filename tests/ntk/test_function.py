@@ -187,5 +187,5 @@ def test_a_gradient_that_is_not_finite_names_its_example(side, block_size):
     x1, x2 = (x, X) if side == "rows" else (X, x)
     with pytest.raises(UserError, match=f"example 3 of the {side}"):
         empirical_ntk(f, W, x1, x2, block_size=block_size)
-    with pytest.raises(UserError, match="example 3 of the (rows|columns)"):
+    with pytest.raises(UserError, match=r"example 3 of the (rows|columns)"):
         empirical_ntk(f, W, x, block_size=block_size)

@@ -201,3 +201,24 @@ def test_what_is_no_kernel_is_refused():
         stopped = "Type-check error|" if message == "must have shape" else ""
         with pytest.raises((UserError, TypeError), match=stopped + message):
             ntk_loss(theta, residual, **settings_)
+
+
+def test_directions_that_only_rounding_opens_never_decay():
+    jacobian = np.random.default_rng(0).normal(size=(6, 4))
+    jacobian[4:] = jacobian[:2]  # two examples occur twice
+    theta = jacobian @ jacobian.T
+    null = RESIDUAL - jacobian @ np.linalg.lstsq(jacobian, RESIDUAL, rcond=None)[0]
+    assert np.linalg.eigvalsh(theta)[:2].any()  # not exactly zero, therefore
+    for steps in (1e6, 1e18, 1e308):
+        got = ntk_train_residual(theta, RESIDUAL, learning_rate=10.0, steps=steps)
+        np.testing.assert_allclose(got, null, atol=1e-10)
+        loss = ntk_loss(theta, RESIDUAL, learning_rate=10.0, steps=steps)
+        np.testing.assert_allclose(loss, np.sum(null**2), rtol=1e-10)
+        on_test = ntk_test_residual(
+            theta, theta, RESIDUAL, RESIDUAL, learning_rate=10.0, steps=steps
+        )
+        np.testing.assert_allclose(on_test, null, atol=1e-9)
+
+
+def test_small_eigenvalues_above_rounding_do_decay():
+    assert ntk_loss(np.diag([1.0, 1e-9]), np.ones(2), learning_rate=1.0, steps=1e11) < 1e-80

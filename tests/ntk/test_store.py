@@ -1,5 +1,7 @@
 """Tiles on disk: the same bits as in memory, whatever happens in between."""
 
+import hashlib
+import io
 import json
 import logging
 import os
@@ -211,3 +213,37 @@ def test_rectangles_and_many_outputs_are_stored_whole(tmp_path):
     shape = {"block_size": 2, "symmetric": False}
     store.fill(tiles(5, 3, **shape), lambda tile: values[tile.rows, tile.columns])
     np.testing.assert_array_equal(assemble(store.read, 5, 3, **shape), values)
+
+
+def test_tiles_in_another_place_or_of_another_kind_are_computed_again(tmp_path):
+    values = np.arange(16.0).reshape(4, 4)
+    shape = {"block_size": 2, "symmetric": False}
+
+    def filled():
+        store = TileStore.open(tmp_path, {})
+        store.fill(tiles(4, 4, **shape), lambda tile: values[tile.rows, tile.columns])
+        return assemble(store.read, 4, 4, **shape)
+
+    def write(stem, array):
+        """A file whose name fits its bytes."""
+        buffer = io.BytesIO()
+        np.save(buffer, array)
+        digest = hashlib.sha256(f"{stem}\n".encode() + buffer.getvalue()).hexdigest()
+        (tmp_path / f"{stem}_{digest}.npy").write_bytes(buffer.getvalue())
+
+    filled()
+    (first,), (last,) = tmp_path.glob("tile_0_0_*"), tmp_path.glob("tile_2_2_*")
+    moved = last.with_name(first.name.replace("tile_0_0", "tile_2_2"))
+    last.unlink()
+    first.rename(moved)
+    np.testing.assert_array_equal(filled(), values)
+    assert not moved.exists()
+    for wrong in (np.ones((1, 1)), np.ones((2, 2), np.float32), np.ones((2, 2, 1, 1))):
+        (victim,) = tmp_path.glob("tile_2_0_*")
+        victim.unlink()
+        write("tile_2_0", wrong)
+        np.testing.assert_array_equal(filled(), values)
+        (victim,) = tmp_path.glob("tile_2_0_*")
+        victim.unlink()
+        write("tile_2_0", values[2:, :2] + 1)  # this one is of the right kind: it is believed
+        assert filled()[2, 0] == values[2, 0] + 1

@@ -246,7 +246,7 @@ MISTAKES = [
         "have shape ... got (3,)",
         lambda tmp: kernel_loss(residual=np.ones(3)),
     ),
-    ("residual", "be real, got complex128", lambda tmp: kernel_loss(residual=ONES * 1j)),
+    ("residual", "be real, got complex64", lambda tmp: kernel_loss(residual=ONES * 1j)),
     (
         "residual",
         "have shape (2, 1), got (1, 2)",
