@@ -2,6 +2,7 @@
 #   make demo   ranks seven bundled candidates for one task, into out/demo
 #   make figures   draws every figure of docs/REPRODUCTION.md from committed tables, into out/figures
 #   make test   runs the tests; make test-x64 runs them in float64
+#   make fuzz   compares the kernels of 20,000 random programs with dense ones, in float64: hours
 #   make lint types torch-parity published notebooks browser docs ray wheel   what else .ci/run checks
 #   make smoke PYTHON=python3.13   a few fast tests on another Python
 #   make lock   regenerates requirements*.txt from setup.cfg
@@ -13,7 +14,7 @@ PYTEST := $(BIN)/python -m pytest -n auto --dist worksteal
 
 DEMO := zoo/cerebras-s,zoo/gpt2-m,zoo/gpt2-s,zoo/gpt2-xs,zoo/opt-m,zoo/opt-s,zoo/opt-xs
 
-.PHONY: demo figures test test-x64 lint types torch-parity published notebooks browser docs ray wheel smoke lock
+.PHONY: demo figures test test-x64 fuzz lint types torch-parity published notebooks browser docs ray wheel smoke lock
 
 demo: .venv/runs
 	$(BIN)/python -m experiments.select_model --candidates=$(DEMO) --task=pydoc \
@@ -26,6 +27,11 @@ figures: .venv/runs
 # tests), in test-x64 and torch-parity as users do.
 test: .venv/tests
 	JAX_DISABLE_MOST_OPTIMIZATIONS=1 $(PYTEST) -m "not torch and not float64 and not browser and not ray and not wheel and not published"
+
+FUZZ_PROGRAMS := 20000
+
+fuzz: .venv/tests
+	JAX_DISABLE_MOST_OPTIMIZATIONS=1 FUZZ_PROGRAMS=$(FUZZ_PROGRAMS) $(BIN)/python -m pytest tests/ntk/test_fuzz.py
 
 # the examples in docstrings print float32: they are tests of the default mode alone
 test-x64: .venv/tests
