@@ -63,8 +63,8 @@ class Task:
     name: str  # what load_task was given
     description: str  # where the text comes from and what is asked of the model
     train: tuple[Example, ...]  # in a fixed shuffled order
-    validation: tuple[Example, ...]
-    test: tuple[Example, ...]
+    validation: tuple[Example, ...]  # decide when a fine-tune stops
+    test: tuple[Example, ...]  # whose loss is reported
     removed: Mapping[str, int]  # reason -> number of records left out
     fingerprint: str  # sha256 (hex) over the three splits in order
 
