@@ -29,9 +29,11 @@ test: .venv/tests
 	JAX_DISABLE_MOST_OPTIMIZATIONS=1 $(PYTEST) -m "not torch and not float64 and not browser and not ray and not wheel and not published"
 
 FUZZ_PROGRAMS := 20000
+FUZZ_FILES := 100000
 
 fuzz: .venv/tests
-	JAX_DISABLE_MOST_OPTIMIZATIONS=1 FUZZ_PROGRAMS=$(FUZZ_PROGRAMS) $(BIN)/python -m pytest tests/ntk/test_fuzz.py
+	JAX_DISABLE_MOST_OPTIMIZATIONS=1 FUZZ_PROGRAMS=$(FUZZ_PROGRAMS) FUZZ_FILES=$(FUZZ_FILES) \
+	  $(BIN)/python -m pytest tests/ntk/test_fuzz.py tests/checkpoints/test_mutations.py
 
 # the examples in docstrings print float32: they are tests of the default mode alone
 test-x64: .venv/tests

@@ -21,6 +21,20 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
+# Each compiled program holds memory maps, of which a process may have 65,530: far below that,
+# a suite of this length crashes where a program is written to the cache.
+MAX_MAPS = 20_000
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _few_memory_maps():
+    """Compiled programs are dropped between modules once they are many."""
+    yield
+    maps = Path("/proc/self/maps")
+    if maps.exists() and len(maps.read_text().splitlines()) > MAX_MAPS:
+        jax.clear_caches()
+
+
 @pytest.fixture
 def x64():
     """Float64 for the length of one test, whatever the suite runs in."""

@@ -63,7 +63,8 @@ class Measured(KernelLoss):
     factor per curve, since what a kernel gives has the unit of a squared residual.
     """
 
-    loss: Float[np.ndarray, "*num_curves num_sizes"]  # F, of one curve or of each
+    loss: Float[np.ndarray, " num_sizes"] | Float[np.ndarray, "num_curves num_sizes"]
+    # F, of one curve or of each
     free_scale: bool = False  # whether F counts up to one fitted factor per curve
     parameter = "scale"
 

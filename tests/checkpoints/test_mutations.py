@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import resource
 
 import numpy as np
@@ -54,13 +55,13 @@ def read_config(config):
     parameter_shapes(parse_config(config).config)
 
 
-COUNTS = [1000, pytest.param(100_000, marks=pytest.mark.slow)]
+# 100,000 in `make fuzz`
+NUM_CASES = int(os.environ.get("FUZZ_FILES", "1000"))
 
 
-@pytest.mark.parametrize("num_cases", COUNTS)
-def test_configs(num_cases):
-    num_read, num_refused = read_all(mutated_config, parse_config, num_cases, 0)
-    assert min(num_read, num_refused) > num_cases / 10
+def test_configs():
+    num_read, num_refused = read_all(mutated_config, parse_config, NUM_CASES, 0)
+    assert min(num_read, num_refused) > NUM_CASES / 10
 
 
 def test_shapes_of_configs_that_are_read():
@@ -68,9 +69,8 @@ def test_shapes_of_configs_that_are_read():
     assert num_read > 10
 
 
-@pytest.mark.parametrize("num_cases", COUNTS)
 @pytest.mark.parametrize("mutated", [mutated_bytes, mutated_header])
-def test_headers(num_cases, mutated, tmp_path):
+def test_headers(mutated, tmp_path):
     path = tmp_path / SINGLE
     # the header and few of the values: what is read is the same
     length = int.from_bytes(CONTENT[:8], "little")
@@ -81,7 +81,7 @@ def test_headers(num_cases, mutated, tmp_path):
         for tensor in open_tensors(path).values():
             assert all(0 <= side < 2**63 for side in tensor.shape)
 
-    _, num_refused = read_all(lambda rng: mutated(rng, whole), read, num_cases, num_cases)
+    _, num_refused = read_all(lambda rng: mutated(rng, whole), read, NUM_CASES, NUM_CASES)
     assert num_refused > 0
 
 

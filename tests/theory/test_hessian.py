@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from lensllm_jax import checks
-from lensllm_jax.models import families
+from lensllm_jax.models import registry
 from lensllm_jax.theory import hessian
 from lensllm_jax.theory.blocks import Block, displacement, squared_norms, weight_blocks
 from lensllm_jax.theory.hessian import (
@@ -39,6 +39,12 @@ FAMILIES = {
     "t5": "decoder/.*cross_attention/query/kernel",
     "mt5": "encoder/.*query/kernel",
     "bart": "decoder/.*cross_attention/query/kernel",
+    "mistral": "query/kernel",
+    "gemma": "query/kernel",
+    "gpt-neo": "query/kernel",
+    "smollm3": "query/kernel",
+    "olmo2": "query/kernel",
+    "stablelm": "query/kernel",
 }
 
 
@@ -107,7 +113,7 @@ def test_forms_of_every_family_equal_the_eigendecomposition(variant, x64):
 
 def test_no_family_is_left_out():
     configs = {**VARIANTS, **ENCODER_DECODERS}
-    assert {configs[variant]["model_type"] for variant in FAMILIES} == set(families.FAMILIES)
+    assert {configs[variant]["model_type"] for variant in FAMILIES} == set(registry.FAMILIES)
 
 
 @pytest.mark.float64
