@@ -20,6 +20,7 @@ TINY |= {attributes["model_type"]: attributes for attributes in ENCODER_DECODERS
 TURNED = {
     "feed_forward_proj", "tie_word_embeddings", "_sliding_window_pattern", "use_sliding_window",
     "max_window_layers", "attention_types", "no_rope_layer_interval",
+    "num_hidden_layers",  # of BART, whose depth it is an alias of
 }  # fmt: skip
 
 WORDS = {"cache_implementation": "static", "summary_activation": "tanh"}
