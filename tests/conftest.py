@@ -21,8 +21,8 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
-# Each compiled program holds memory maps, of which a process may have 65,530: far below that,
-# a suite of this length crashes where a program is written to the cache.
+# Each compiled program holds memory maps, of which a process may have 65,530.  A worker once
+# crashed where JAX writes a program to the cache; whether maps were the cause is not known.
 MAX_MAPS = 20_000
 
 

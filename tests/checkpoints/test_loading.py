@@ -22,29 +22,12 @@ from lensllm_jax.checkpoints.weights import load_params
 from lensllm_jax.checkpoints.zoo import FOLDER
 from lensllm_jax.data.denoising import denoising_examples, span_corruption, text_infilling
 from lensllm_jax.finetune.loop import Loop, OptimizerConfig
+from tests.checkpoints.changes import SMALLEST, change_config, change_tensors
 from tests.models.encoder_decoders import ENCODER_DECODERS
 from tests.models.tiny import write_tiny_checkpoint
 from tests.models.variants import VARIANTS
 
 ZOO = [name.removeprefix("zoo/") for name in lens.list_zoo()]
-SMALLEST = "gpt2-xs"
-
-
-@pytest.fixture
-def folder(tmp_path):
-    """A copy of the smallest bundled candidate, to be damaged."""
-    return shutil.copytree(FOLDER / SMALLEST, tmp_path / SMALLEST)
-
-
-def change_config(folder, **attributes):
-    config = json.loads((folder / CONFIG).read_text())
-    (folder / CONFIG).write_text(json.dumps({**config, **attributes}))
-
-
-def change_tensors(folder, change):
-    tensors = load_file(folder / SINGLE)
-    change(tensors)
-    save_file(tensors, folder / SINGLE)
 
 
 def refusal(folder):

@@ -9,34 +9,13 @@ import numpy as np
 import pytest
 import tokenizers
 import transformers
-from safetensors.numpy import load_file, save_file
 
 import lensllm_jax as lens
 from lensllm_jax import checks
 from lensllm_jax.checkpoints.candidate import load_folder
-from lensllm_jax.checkpoints.config import CONFIG
-from lensllm_jax.checkpoints.folder import SINGLE
 from lensllm_jax.checkpoints.tokenizer import check_texts
 from lensllm_jax.checkpoints.zoo import FOLDER
-
-SMALLEST = "gpt2-xs"
-
-
-@pytest.fixture
-def folder(tmp_path):
-    """A copy of the smallest bundled candidate, to be changed."""
-    return shutil.copytree(FOLDER / SMALLEST, tmp_path / SMALLEST)
-
-
-def change_config(folder, **attributes):
-    config = json.loads((folder / CONFIG).read_text())
-    (folder / CONFIG).write_text(json.dumps({**config, **attributes}))
-
-
-def change_tensors(folder, change):
-    tensors = load_file(folder / SINGLE)
-    change(tensors)
-    save_file(tensors, folder / SINGLE)
+from tests.checkpoints.changes import SMALLEST, change_config, change_tensors
 
 
 def test_tokenizer_is_read_late_and_must_fit_the_embedding(folder):
