@@ -40,5 +40,12 @@ def bucket_of(lengths: Int[np.ndarray, " n"], buckets: tuple[int, ...]) -> Int[n
 
 
 def truncated(batch: Batch, length: int | None) -> Batch:
-    """The batch without the positions (last axis) from ``length`` on; None keeps all."""
-    return {name: array[..., :length] for name, array in batch.items()}
+    """The batch without the positions (last axis) from ``length`` on; None keeps all.
+
+    Arrays with one number per example stay as they are.
+    """
+    per_example = np.ndim(batch["labels"]) - 1
+    return {
+        name: array if np.ndim(array) == per_example else array[..., :length]
+        for name, array in batch.items()
+    }

@@ -129,6 +129,8 @@ def denoising_examples(
     return pair_arrays(
         sources,
         targets,
+        ends=[len(target) - 1 for target in targets],
+        num_target_bytes=[0] * len(targets),  # windows of tokens: no text of their own
         max_length=windows.shape[1] + len(bos) + 1,
         max_target_length=max(map(len, targets)),
         num_unscored=len(bos),

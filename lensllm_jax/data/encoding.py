@@ -26,7 +26,7 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import numpy as np
-from jaxtyping import Int, Int32
+from jaxtyping import Bool, Int, Int32
 
 from lensllm_jax.checks import UserError
 from lensllm_jax.data.prefixes import split_prefix
@@ -43,7 +43,9 @@ class EncodedExamples:
     input_ids: Int32[np.ndarray, "n s"]  # what the model, or its encoder, reads
     attention_mask: Int32[np.ndarray, "n s"]  # 1 on tokens, 0 on padding
     labels: Int32[np.ndarray, "n u"]  # targets, IGNORE elsewhere; u = s if decoder-only
+    is_end: Bool[np.ndarray, "n u"]  # the label is the end token, which is no text of the target
     num_target_tokens: Int32[np.ndarray, " n"]  # scored tokens of each example, at least 1
+    num_target_bytes: Int32[np.ndarray, " n"]  # UTF-8 bytes of the text that the labels spell
     decoder_input_ids: Int32[np.ndarray, "n u"] | None = None  # encoder-decoder only
 
     def __len__(self) -> int:
@@ -66,6 +68,18 @@ class EncodedExamples:
             batch["decoder_input_ids"] = self.decoder_input_ids[rows]
         return batch
 
+    def scored_batch(self, indices: Int[np.ndarray, " b"]) -> dict[str, np.ndarray]:
+        """:meth:`batch` with what a loss per byte needs: ``is_end``, ``num_target_bytes`` (b,).
+
+        A padding row has no end and no byte.
+        """
+        rows, real = np.maximum(indices, 0), indices >= 0
+        return {
+            **self.batch(indices),
+            "is_end": self.is_end[rows] & real[:, None],
+            "num_target_bytes": self.num_target_bytes[rows] * real.astype(np.int32),
+        }
+
     def take(self, indices: Int[np.ndarray, " b"]) -> "EncodedExamples":
         """The examples ``indices``, in that order."""
         decoder = self.decoder_input_ids
@@ -73,7 +87,9 @@ class EncodedExamples:
             input_ids=self.input_ids[indices],
             attention_mask=self.attention_mask[indices],
             labels=self.labels[indices],
+            is_end=self.is_end[indices],
             num_target_tokens=self.num_target_tokens[indices],
+            num_target_bytes=self.num_target_bytes[indices],
             decoder_input_ids=None if decoder is None else decoder[indices],
         )
 
@@ -102,7 +118,7 @@ def encode_causal(
     bos = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
     rows, starts = [], []
     for prompt, target in zip(prompts, targets, strict=True):
-        scored = [*target, tokenizer.eos_token_id][: max_length - 1]  # one token of context
+        scored = [*target.ids, tokenizer.eos_token_id][: max_length - 1]  # one token of context
         head = bos or ([] if prompt.num_tokens else [tokenizer.eos_token_id])
         room = max_length - len(head) - len(scored)
         context = head + prompt.cut(room)
@@ -110,7 +126,13 @@ def encode_causal(
         starts.append(len(context))
     input_ids, attention_mask = _padded(rows, max_length, _pad_id(tokenizer))
     before_target = np.arange(max_length)[None, :] < np.asarray(starts)[:, None]
-    return _encoded(input_ids, attention_mask, input_ids, (attention_mask == 0) | before_target)
+    return _encoded(
+        input_ids,
+        attention_mask,
+        labels=np.where((attention_mask == 0) | before_target, np.int32(IGNORE), input_ids),
+        ends=[start + len(target.ids) for start, target in zip(starts, targets, strict=True)],
+        num_target_bytes=[target.num_bytes(max_length - 1) for target in targets],
+    )
 
 
 def encode_seq2seq(
@@ -146,10 +168,12 @@ def encode_seq2seq(
     bos = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
     eos, pad = tokenizer.eos_token_id, _pad_id(tokenizer)
     sources = [bos + prompt.cut(max_length - len(bos) - 1) + [eos] for prompt in prompts]
-    scored = [[*bos, *target, eos][:max_target_length] for target in targets]
+    scored = [[*bos, *target.ids, eos][:max_target_length] for target in targets]
     return pair_arrays(
         sources,
         scored,
+        ends=[len(bos) + len(target.ids) for target in targets],
+        num_target_bytes=[target.num_bytes(max_target_length - len(bos)) for target in targets],
         max_length=max_length,
         max_target_length=max_target_length,
         num_unscored=len(bos),
@@ -162,6 +186,8 @@ def pair_arrays(
     sources: Sequence[Sequence[int]],
     targets: Sequence[Sequence[int]],
     *,
+    ends: Sequence[int],
+    num_target_bytes: Sequence[int],
     max_length: int,
     max_target_length: int,
     num_unscored: int,
@@ -173,6 +199,8 @@ def pair_arrays(
     Args:
         sources: encoder tokens, at most ``max_length`` each.
         targets: decoder tokens, at most ``max_target_length`` each.
+        ends: position of each target's end token, or beyond the target where it has none.
+        num_target_bytes: bytes of the text that each target spells, 0 where it has no text.
         max_length: ``s``.
         max_target_length: ``u``.
         num_unscored: leading tokens of every target that are no label, such as a bos.
@@ -184,7 +212,14 @@ def pair_arrays(
     start = np.full((len(targets), 1), decoder_start_token_id, np.int32)
     ignored = (target_mask == 0) | (np.arange(max_target_length)[None, :] < num_unscored)
     decoder_input_ids = np.concatenate([start, target_ids[:, :-1]], axis=1)
-    return _encoded(input_ids, attention_mask, target_ids, ignored, decoder_input_ids)
+    return _encoded(
+        input_ids,
+        attention_mask,
+        labels=np.where(ignored, np.int32(IGNORE), target_ids),
+        ends=ends,
+        num_target_bytes=num_target_bytes,
+        decoder_input_ids=decoder_input_ids,
+    )
 
 
 def num_truncated(examples: Sequence[Example], tokenizer: Tokenizer, *, max_length: int) -> int:
@@ -215,9 +250,21 @@ class _Prompt:
         return self.text[: max(room - len(request), 0)] + request
 
 
+@dataclass(frozen=True, slots=True)
+class _Target:
+    """Token ids of a target, and the bytes of its text up to the end of each."""
+
+    ids: list[int]
+    bytes_up_to: list[int]
+
+    def num_bytes(self, num_tokens: int) -> int:
+        """Bytes of the text of the first ``num_tokens`` tokens."""
+        return self.bytes_up_to[min(num_tokens, len(self.ids)) - 1]
+
+
 def _token_lists(
     examples: Sequence[Example], tokenizer: Tokenizer, *, joined: bool
-) -> tuple[list[_Prompt], list[list[int]]]:
+) -> tuple[list[_Prompt], list[_Target]]:
     """Token ids of prompts and of targets; ``joined``: the target continues the prompt's line."""
     if not examples:
         raise UserError("`examples` must hold at least one record, got none")
@@ -229,16 +276,26 @@ def _token_lists(
     spaced = [_spaced_target(e) if joined else e.target for e in examples]
     # Where the last line begins; 0 for a single line, since rfind then says -1.
     lines = [max(e.prompt.rstrip().rfind("\n"), 0) for e in examples]
-    texts, requests, targets = (
+    texts, requests = (
         tokenizer(part, add_special_tokens=False, verbose=False)["input_ids"]
         for part in (
             [e.prompt[:line] for e, line in zip(examples, lines, strict=True)],
             [e.prompt[line:] for e, line in zip(examples, lines, strict=True)],
-            spaced,
         )
     )
+    found = tokenizer(spaced, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+    targets = [
+        _Target(ids, [len(text[spaces:end].encode()) for _, end in offsets])
+        for ids, offsets, text, spaces in zip(
+            found["input_ids"],
+            found["offset_mapping"],
+            spaced,
+            [len(text) - len(e.target) for text, e in zip(spaced, examples, strict=True)],
+            strict=True,
+        )
+    ]
     for i, target in enumerate(targets):
-        if not target:
+        if not target.ids:
             raise UserError(
                 f"`examples` must have a token to score in every target, "
                 f"got none in record {i}: {examples[i]!r}"
@@ -278,14 +335,20 @@ def _padded(
 def _encoded(
     input_ids: np.ndarray,
     attention_mask: np.ndarray,
-    targets: np.ndarray,
-    ignored: np.ndarray,
+    *,
+    labels: np.ndarray,
+    ends: Sequence[int],
+    num_target_bytes: Sequence[int],
     decoder_input_ids: np.ndarray | None = None,
 ) -> EncodedExamples:
+    scored = labels != IGNORE
+    at_end = np.arange(labels.shape[1])[None, :] == np.asarray(ends)[:, None]
     return EncodedExamples(
         input_ids=input_ids,
         attention_mask=attention_mask,
-        labels=np.where(ignored, np.int32(IGNORE), targets),
-        num_target_tokens=(~ignored).sum(axis=1, dtype=np.int32),
+        labels=labels,
+        is_end=at_end & scored,
+        num_target_tokens=scored.sum(axis=1, dtype=np.int32),
+        num_target_bytes=np.asarray(num_target_bytes, np.int32),
         decoder_input_ids=decoder_input_ids,
     )

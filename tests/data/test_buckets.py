@@ -21,6 +21,14 @@ def test_truncated_batches_lose_what_is_behind_their_length():
     assert truncated(batch, None)["input_ids"].shape == (2, 6)
 
 
+def test_numbers_of_an_example_have_no_position_to_lose():
+    batch = {"labels": np.arange(6).reshape(2, 3), "num_target_bytes": np.arange(2)}
+    assert truncated(batch, 1)["num_target_bytes"].tolist() == [0, 1]
+    steps = {"labels": np.zeros((4, 2, 3)), "num_target_bytes": np.zeros((4, 2))}
+    shapes = {name: array.shape for name, array in truncated(steps, 1).items()}
+    assert shapes == {"labels": (4, 2, 1), "num_target_bytes": (4, 2)}
+
+
 def test_lengths_count_the_targets_of_an_encoder_decoder():
     batch = {"attention_mask": np.array([[1, 1, 0], [1, 0, 0], [0, 0, 0]]),
              "labels": np.array([[5, -100], [5, 6], [-100, -100]])}  # fmt: skip

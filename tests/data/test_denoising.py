@@ -86,6 +86,8 @@ def test_examples_end_with_eos_and_do_not_score_bos():
     assert encoded.labels[:, 0].tolist() == [-100, -100]
     assert encoded.labels[0, 1:].tolist() == [*windows[0].tolist(), 2]
     assert encoded.decoder_input_ids[0].tolist() == [2, 0, *windows[0].tolist()]
+    assert encoded.labels[encoded.is_end].tolist() == [2, 2]
+    assert encoded.num_target_bytes.tolist() == [0, 0]
     assert encoded.input_ids.shape == (2, 12)
     lengths = encoded.attention_mask.sum(1)
     assert (encoded.input_ids[np.arange(2), lengths - 1] == 2).all()

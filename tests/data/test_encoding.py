@@ -172,6 +172,25 @@ def test_without_a_prompt_the_first_third_is_the_context(t5_like):
     assert rows(encoded.labels) == [[B, C, EOS, IGNORE, IGNORE]]
 
 
+def test_the_end_token_is_told_from_the_text_and_the_bytes_are_those_of_the_target(
+    opt_like, t5_like
+):
+    examples = [Example("a", "b c"), Example("a", "b  e f g h i")]
+    for encoded in (
+        encode_causal(examples, opt_like, max_length=6),
+        encode_seq2seq(
+            examples, t5_like, max_length=6, max_target_length=5, decoder_start_token_id=PAD
+        ),
+    ):
+        assert encoded.labels[encoded.is_end].tolist() == [EOS]  # the second has lost its end
+        assert encoded.is_end[0].any()
+        # five tokens of the second stay, whose text has two spaces after the first
+        assert rows(encoded.num_target_bytes) == [3, 10]
+        batch = encoded.take(np.array([1, 0])).scored_batch(np.array([1, -1]))
+        assert rows(batch["num_target_bytes"]) == [3, 0]
+        assert rows(batch["is_end"].sum(axis=1)) == [1, 0]
+
+
 def test_padding_rows_of_a_batch_carry_no_target(opt_like):
     encoded = encode_causal([Example("a", w) for w in "abc"], opt_like, max_length=5)
     batch = encoded.batch(np.array([2, -1]))
