@@ -62,7 +62,9 @@ def main(_: Sequence[str]) -> None:
     task = FLAGS.load_task(pool)
     check_kernel_examples(task, config.num_kernel_examples)
     settings = task_settings(pool, task, config)
-    folder = RunFolder.open(FLAGS.output_dir, settings, **FLAGS.task_notes(task, pool))
+    folder = RunFolder.open(
+        FLAGS.output_dir, settings, shared=NUM_PROCESSES.value > 1, **FLAGS.task_notes(task, pool)
+    )
     with Progress(total=1.0, quiet=FLAGS.quiet) as progress:
         _show_tiles(progress)
         progress.at(0.0, f"{name}: kernel")
@@ -74,7 +76,7 @@ def main(_: Sequence[str]) -> None:
         rest = progress.total - progress.done  # nothing, where tiles were counted
         progress.finish(rest, f"{name}: largest eigenvalue {largest:.4g}")
     theta = np.load(folder.path / "ntk.npy")
-    run, summary = folder.read_json(RUN), folder.read_json("ntk.json")
+    run, summary = folder.read_json(RUN), folder.read_piece("ntk.json")
     report = kernel_report(name, theta, spectrum, run, summary)
     folder.write_text("report.html", to_html(report))
     print(folder.path / "ntk.npy")

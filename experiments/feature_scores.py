@@ -30,8 +30,8 @@ from experiments.common.flags import define_budgets, define_curve
 from experiments.common.measurement_flags import measurement_flags
 from experiments.common.progress import Progress
 from experiments.common.ranking_metrics import metrics_row, show_metrics
-from experiments.common.resume import pretrained_settings, slug_of
-from experiments.common.run_folder import RunFolder, known
+from experiments.common.resume import pretrained_settings
+from experiments.common.run_folder import RunFolder, file_name_of, known
 from lensllm_jax import checks
 from lensllm_jax.checkpoints.stored import stored_weights
 from lensllm_jax.checkpoints.zoo import folder_of, load_candidate
@@ -122,16 +122,18 @@ def _remember_features(
     name: str, task: Task, config: MeasurementConfig, count: int, folder: RunFolder
 ) -> Features:
     """Those of the first ``count`` training examples, measured if the folder lacks them."""
-    path = f"features/{slug_of(name)}"
-    if not folder.has(f"{path}.json"):
+    path = f"features/{file_name_of(name)}"
+    if not folder.has_array(f"{path}.npy", f"{path}.json"):
         start = time.monotonic()
         candidate = load_candidate(name)
         batch = Measurement(candidate, task, config=config).subset(count)
-        folder.write_array(f"{path}.npy", first_target_states(candidate, batch))
+        digest = folder.write_array(f"{path}.npy", first_target_states(candidate, batch))
         seconds = time.monotonic() - start
         tokens = batch["attention_mask"].sum(1).tolist()
-        folder.write_json(f"{path}.json", {"tokens": tokens, "seconds": seconds})
-    stored = folder.read_json(f"{path}.json")
+        folder.write_piece(
+            f"{path}.json", {"tokens": tokens, "seconds": seconds, "npy_sha256": digest}
+        )
+    stored = folder.read_piece(f"{path}.json")
     states = np.load(folder.path / f"{path}.npy", allow_pickle=False)
     return Features(states, stored["tokens"], stored["seconds"])
 

@@ -235,7 +235,7 @@ def _losses_of(grid: Grid, folder: RunFolder) -> Losses:
     return {
         seed: {
             name: {
-                size: folder.read_json(path)["test_loss"]
+                size: folder.read_piece(path)["test_loss"]
                 for size in grid.sizes
                 if folder.has(path := grid.path(name, size, seed))
             }
@@ -270,7 +270,7 @@ def _write_tables(grid: Grid, folder: RunFolder, losses: Losses) -> None:
 def _ledger_rows(grid: Grid, folder: RunFolder) -> list[dict[str, Any]]:
     """One row per fine-tune: its result and its cost."""
     return [
-        _ledger_row(job, folder.read_json(grid.path(job.name, job.size, job.config.seed)))
+        _ledger_row(job, folder.read_piece(grid.path(job.name, job.size, job.config.seed)))
         for job in grid.jobs(folder)
         if job.size > 0 and job.path is not None and job.path.exists()
     ]

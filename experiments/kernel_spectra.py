@@ -31,8 +31,8 @@ from absl import flags
 from experiments.common import cli
 from experiments.common.measurement_flags import measurement_flags
 from experiments.common.progress import Progress
-from experiments.common.resume import pretrained_settings, slug_of
-from experiments.common.run_folder import RunFolder
+from experiments.common.resume import pretrained_settings
+from experiments.common.run_folder import RunFolder, file_name_of
 from lensllm_jax import checks
 from lensllm_jax.checkpoints.candidate import Candidate
 from lensllm_jax.checkpoints.zoo import load_candidate
@@ -78,16 +78,16 @@ def main(_: Sequence[str]) -> None:
     rows: list[dict[str, Any]] = []
     with Progress(total=float(len(names)), quiet=FLAGS.quiet) as progress:
         for name in names:
-            path = f"kernels/{slug_of(name)}.json"
+            path = f"kernels/{file_name_of(name)}.json"
             progress.at(0.0, f"{name}: kernels")
             if not folder.has(path):
                 measured = list(_kernels(name, task, config, readouts))
-                folder.write_json(path, {"rows": measured})
+                folder.write_piece(path, {"rows": measured})
                 progress.finish(1.0, f"{name}: kernels measured")
             else:
                 progress.skip(1.0)
-            rows += folder.read_json(path)["rows"]
-    stem = slug_of(task.name)
+            rows += folder.read_piece(path)["rows"]
+    stem = file_name_of(task.name)
     folder.write_rows(f"{stem}_spectra.csv", [_spectrum_row(row) for row in rows])
     folder.write_rows(f"{stem}_flow.csv", [flow for row in rows for flow in _flow_rows(row)])
     folder.write_rows(f"{stem}_kernels.csv", [_kernel_row(row) for row in rows])

@@ -34,8 +34,8 @@ from absl import flags
 from experiments.common import cli, terminal
 from experiments.common.measurement_flags import measurement_flags
 from experiments.common.progress import Progress
-from experiments.common.resume import slug_of, task_settings
-from experiments.common.run_folder import RunFolder
+from experiments.common.resume import task_settings
+from experiments.common.run_folder import RunFolder, file_name_of
 from lensllm_jax import checks, padding
 from lensllm_jax.checkpoints.zoo import load_candidate
 from lensllm_jax.finetune.objective import nats_and_count
@@ -107,7 +107,7 @@ def main(_: Sequence[str]) -> None:
     summaries = {}
     with Progress(total=float(len(sizes) * len(names)), quiet=FLAGS.quiet) as progress:
         for name in names:
-            subfolder = RunFolder(folder.path / slug_of(name)) if len(names) > 1 else folder
+            subfolder = RunFolder(folder.path / file_name_of(name)) if len(names) > 1 else folder
             bench = _Bench(Measurement(load_candidate(name), task, config=config))
             cells = [_remember_cell(bench, size, subfolder, progress) for size in sizes]
             summaries[name] = _write(subfolder, cells)

@@ -20,6 +20,8 @@ A folder may belong to one set of settings, so that a run resumes only what it b
 """
 
 import contextlib
+import fcntl
+import glob
 import json
 import os
 import secrets
@@ -90,8 +92,11 @@ def open_folder(
     content = json_bytes({"settings": settings, **(notes or {})})
     create(path / record, content)
     try:
-        before = dict(json.loads((path / record).read_text())["settings"])
-    except (ValueError, KeyError, TypeError) as error:
+        stored = json.loads((path / record).read_text())
+        before = stored["settings"]
+        if not isinstance(before, dict) or not stored.keys() >= (notes or {}).keys():
+            raise TypeError("the settings must be an object, and the notes there")
+    except (ValueError, KeyError, TypeError, RecursionError, OSError) as error:
         raise checks.UserError(
             f"`{argument}` must hold a {record} of ours, got one that does not read: {path}; "
             f"{another}"
@@ -127,13 +132,24 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     ]
 
 
+def remove_partials(target: Path) -> None:
+    """Removes what killed writers of ``target`` left; that of a living one is locked and stays."""
+    for partial in target.parent.glob(f".{glob.escape(target.name)}.*{PARTIAL}"):
+        with contextlib.suppress(OSError), open(partial, "r+b") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            partial.unlink()
+
+
 @contextlib.contextmanager
 def _aside(target: Path) -> Iterator[Path]:
     """A temporary name in the target's folder, unique to this writer; removed at the end."""
     target.parent.mkdir(parents=True, exist_ok=True)
     aside = target.with_name(f".{target.name}.{secrets.token_hex(8)}{PARTIAL}")
     try:
-        yield aside
+        with open(aside, "xb") as file:
+            with contextlib.suppress(OSError):  # a file system without locks
+                fcntl.flock(file, fcntl.LOCK_EX)
+            yield aside
     finally:
         aside.unlink(missing_ok=True)
     _flush(target.parent)

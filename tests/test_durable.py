@@ -41,3 +41,15 @@ def test_differences_name_what_is_added_lost_and_changed():
     assert durable.differences({"a": 1, "b": 2, "c": 3}, {"b": 2, "c": 4, "d": 5}) == [
         "a=1 there, None now", "c=3 there, 4 now", "d=None there, 5 now",
     ]  # fmt: skip
+
+
+def test_what_a_living_writer_has_not_finished_stays(tmp_path):
+    target = tmp_path / "a.[0]txt"
+    left = target.with_name(f".{target.name}.0{durable.PARTIAL}")
+    left.write_bytes(b"of a killed writer")
+    with durable.writing(target) as aside:
+        aside.write_bytes(b"whole")
+        durable.remove_partials(target)
+        assert aside.exists()
+        assert not left.exists()
+    assert target.read_bytes() == b"whole"

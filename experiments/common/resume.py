@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from experiments.common.progress import Progress
-from experiments.common.run_folder import RunFolder
+from experiments.common.run_folder import RunFolder, file_name_of
 from lensllm_jax.checkpoints.summary import CandidateSummary
 from lensllm_jax.data.task import Task
 from lensllm_jax.linalg import NtkSpectrum
@@ -25,11 +25,6 @@ from lensllm_jax.measurement.jobs import Cell, Job, Measurer, ProgressUpdate
 from lensllm_jax.measurement.measurement import Measurement, MeasurementConfig, spectrum_for_law
 from lensllm_jax.ntk.candidate import CandidateNtk
 from lensllm_jax.ntk.loss import kernel_report
-
-
-def slug_of(name: str) -> str:
-    """A candidate's name as a file name."""
-    return name.strip("/").replace("/", "--")
 
 
 def cell_path(name: str, size: int, *, among_seeds: int | None = None) -> str:
@@ -41,7 +36,7 @@ def cell_path(name: str, size: int, *, among_seeds: int | None = None) -> str:
         among_seeds: the seed, where the run has several; no cell of size 0 depends on it.
     """
     seed = "" if among_seeds is None or size == 0 else f"seed-{among_seeds}/"
-    return f"cells/{slug_of(name)}/{seed}{size}.json"
+    return f"cells/{file_name_of(name)}/{seed}{size}.json"
 
 
 def task_settings(names: Iterable[str], task: Task, config: MeasurementConfig) -> dict[str, Any]:
@@ -75,11 +70,15 @@ class Cells:
         return [job for job in jobs if not self._skip_finished(job)]
 
     def _skip_finished(self, job: Job) -> bool:
-        if job.path is None or not job.path.exists():
+        if job.path is None or not self.folder.has(self._piece_of(job)):
             return False
         job.discard()  # a run was killed after the cell was written and before this
         self.progress.skip(job.work)
         return True
+
+    def _piece_of(self, job: Job) -> str:
+        assert job.path is not None
+        return str(job.path.relative_to(self.folder.path))
 
     def show(self, job: Job, update: ProgressUpdate) -> None:
         """Shows how far a job is."""
@@ -87,8 +86,7 @@ class Cells:
 
     def keep(self, job: Job, cell: Cell) -> None:
         """Writes a finished cell and removes its checkpoints."""
-        assert job.path is not None
-        self.folder.write_json(str(job.path.relative_to(self.folder.path)), cell)
+        self.folder.write_piece(self._piece_of(job), cell)
         job.discard()
         speed = cell.get("tokens_per_second")
         message = f"{job}, test loss {cell['test_loss']:.4f}"
@@ -100,8 +98,7 @@ class Cells:
         """The cell of a job, measured now in this process unless it is finished."""
         if not self._skip_finished(job):
             self.keep(job, measurer.measure(job, on_progress=functools.partial(self.show, job)))
-        assert job.path is not None
-        return self.folder.read_json(str(job.path.relative_to(self.folder.path)))
+        return self.folder.read_piece(self._piece_of(job))
 
 
 class CandidateRun:
@@ -147,7 +144,7 @@ class CandidateRun:
         name, folder, progress = self.summary.name, self._cells.folder, self._cells.progress
         progress.at(0.0, f"{name}: kernel")
         self.spectrum = remember_kernel(
-            folder, f"kernels/{slug_of(name)}",
+            folder, f"kernels/{file_name_of(name)}",
             lambda: self._measurer.measurement(name, self._config),
         )  # fmt: skip
 
@@ -169,12 +166,13 @@ def remember_kernel(
         load: called if the kernel is to be computed.
         store: folder of finished tiles, from which a killed run resumes.
     """
-    if not folder.has(f"{path}/ntk.json"):
+    if not folder.has_array(f"{path}/ntk.npy", f"{path}/ntk.json"):
         measurement = load()
         kernel = measurement.kernel(store=store)
-        folder.write_array(f"{path}/ntk.npy", kernel.theta)
-        folder.write_json(f"{path}/ntk.json", _kernel_summary(measurement, kernel))
-    stored = folder.read_json(f"{path}/ntk.json")["spectrum"]
+        digest = folder.write_array(f"{path}/ntk.npy", kernel.theta)
+        summary = {**_kernel_summary(measurement, kernel), "npy_sha256": digest}
+        folder.write_piece(f"{path}/ntk.json", summary)
+    stored = folder.read_piece(f"{path}/ntk.json")["spectrum"]
     return NtkSpectrum(
         np.array(stored["eigenvalues"]), np.array(stored["projections"]), stored["learning_rate"]
     )

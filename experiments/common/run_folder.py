@@ -15,20 +15,30 @@ Example:
 
 import csv
 import dataclasses
+import fcntl
 import hashlib
 import io
 import json
+import os
+import re
+import shlex
 import sys
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
 from lensllm_jax import __version__, checks, durable
 
 RUN = "run.json"
+_DIGEST = "digest"  # of the rest of a piece
+# names in which "/" becomes "--" and no other name does
+_PART = r"\w[\w.]*(-[\w.]+)*"
+_PLAIN = re.compile(f"{_PART}(/{_PART})*", re.ASCII)
+_LONGEST_NAME = 128  # characters; file systems allow 255 bytes
 RECORDED_PACKAGES = ("jax", "jaxlib", "flax", "optax", "neural-tangents", "transformers", "numpy")
 
 
@@ -41,38 +51,70 @@ class RunFolder:
     """
 
     path: Path
+    _lock: "_Lock | None" = dataclasses.field(default=None, repr=False, compare=False)
 
     @classmethod
-    def open(cls, path: str | Path, settings: Mapping[str, Any], **notes: Any) -> "RunFolder":
-        """Opens a new folder, or one of the same settings.
+    def open(
+        cls, path: str | Path, settings: Mapping[str, Any], *, shared: bool = False, **notes: Any
+    ) -> "RunFolder":
+        """Opens a new folder, or one of the same settings, for this process alone.
 
         Args:
             path: where it is or will be.
             settings: JSON values that decide all results.
+            shared: for all processes that open it so.
             **notes: further JSON values for a reader of ``run.json``.
 
         Raises:
-            UserError: if the path is a file, or holds another run or other files.
+            UserError: if the path is a file, holds another run or other files, or another process
+                has it open.
         """
         about = {"command": command(), **versions(), **notes}
-        return cls(durable.open_folder("output_dir", path, settings, record=RUN, notes=about))
+        folder = durable.open_folder("output_dir", path, settings, record=RUN, notes=about)
+        return cls(folder, _Lock.of(folder, shared=shared))
 
     def remember(self, name: str, compute: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:
         """The finished piece ``name`` (.json), computed now if the folder lacks it."""
         if not self.has(name):
-            self.write_json(name, compute())
-        return self.read_json(name)
+            self.write_piece(name, compute())
+        return self.read_piece(name)
 
-    def read_json(self, name: str) -> dict[str, Any]:
+    def read_piece(self, name: str) -> dict[str, Any]:
         """A finished piece."""
-        return json.loads((self.path / name).read_text())
+        if (piece := self._piece(name)) is None:
+            raise checks.UserError(
+                f"`output_dir` must hold a whole {name}, got none in {self.path}: "
+                "run the same command again"
+            )
+        return piece
 
     def has(self, name: str) -> bool:
-        """Whether the piece is finished."""
-        return (self.path / name).exists()
+        """Whether the piece is finished; a damaged one is named on stderr."""
+        there = self._piece(name) is not None
+        if not there and (self.path / name).exists():
+            print(f"{self.path / name} is damaged: it is made again", file=sys.stderr)
+            (self.path / name).unlink()
+        return there
+
+    def _piece(self, name: str) -> dict[str, Any] | None:
+        """Its content, or None where there is none whose digest is right."""
+        try:
+            piece = json.loads((self.path / name).read_bytes())
+            whole = piece.pop(_DIGEST) == _digest_of(piece)
+        except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
+            return None
+        return piece if whole else None
+
+    def write_piece(self, name: str, content: Mapping[str, Any]) -> None:
+        """Writes a piece, with a digest; NaN and infinity are refused, JSON has none."""
+        self.write_json(name, {**content, _DIGEST: _digest_of(content)})
+
+    def read_json(self, name: str) -> dict[str, Any]:
+        """A file of JSON."""
+        return json.loads((self.path / name).read_bytes())
 
     def write_json(self, name: str, content: Mapping[str, Any]) -> None:
-        """Writes a piece; NaN and infinity are refused, JSON has none."""
+        """Writes a file of JSON; NaN and infinity are refused, JSON has none."""
         self.write_bytes(name, durable.json_bytes(content))
 
     def write_text(self, name: str, text: str) -> None:
@@ -90,15 +132,82 @@ class RunFolder:
         writer.writerows(rows)
         self.write_text(name, text.getvalue())
 
-    def write_array(self, name: str, array: np.ndarray) -> None:
-        """Writes a .npy file."""
+    def write_array(self, name: str, array: np.ndarray) -> str:
+        """Writes a .npy file; returns its SHA-256."""
         buffer = io.BytesIO()
         np.save(buffer, array, allow_pickle=False)
         self.write_bytes(name, buffer.getvalue())
+        return hashlib.sha256(buffer.getvalue()).hexdigest()
+
+    def has_array(self, name: str, piece: str) -> bool:
+        """Whether a .npy file is the one whose SHA-256 stands in a piece, as ``npy_sha256``."""
+        if not self.has(piece):
+            return False
+        whole = self.path / name
+        if whole.exists() and sha256_of(whole) == self.read_piece(piece).get("npy_sha256"):
+            return True
+        print(f"{whole} is missing or damaged: it is made again", file=sys.stderr)
+        return False
 
     def write_bytes(self, name: str, content: bytes) -> None:
         """Writes a file that appears whole or not at all, even if the machine stops."""
         durable.replace(self.path / name, content)
+
+
+def file_name_of(name: str) -> str:
+    """A file name for a candidate or a task, another one for every other name.
+
+    Plain names stay legible; all others, such as one that holds ``--`` or is ``..``, end in a
+    digest, which begins with a character that the plain ones lack.
+
+    Example:
+        >>> file_name_of("zoo/gpt2-xs"), file_name_of("x--y")
+        ('zoo--gpt2-xs', 'x--y~6484a281af1cc95b')
+    """
+    slug = name.replace("/", "--")
+    if len(slug) <= _LONGEST_NAME and _PLAIN.fullmatch(name):
+        return slug
+    digest = hashlib.sha256(name.encode(errors="surrogatepass")).hexdigest()[:16]
+    return f"{re.sub('[^A-Za-z0-9_.-]', '-', slug)[-_LONGEST_NAME // 2 :].lstrip('-.')}~{digest}"
+
+
+def _digest_of(content: Mapping[str, Any]) -> str:
+    return hashlib.sha256(durable.json_bytes(content)).hexdigest()
+
+
+class _Lock:
+    """The record of a folder, locked against other processes while this object lives."""
+
+    held: ClassVar["weakref.WeakValueDictionary[str, _Lock]"] = weakref.WeakValueDictionary()
+
+    def __init__(self, record: Path):
+        self._opened = os.open(record, os.O_RDWR)
+
+    def __del__(self) -> None:
+        os.close(self._opened)
+
+    @classmethod
+    def of(cls, folder: Path, *, shared: bool) -> "_Lock | None":
+        """The lock of a folder, that of this process if it has one; None without such locks.
+
+        Raises:
+            UserError: if another process holds it.
+        """
+        key = os.path.realpath(folder)
+        if (held := cls.held.get(key)) is not None:
+            return held
+        lock = cls(folder / RUN)
+        try:
+            fcntl.flock(lock._opened, fcntl.LOCK_NB | (fcntl.LOCK_SH if shared else fcntl.LOCK_EX))
+        except BlockingIOError:
+            raise checks.UserError(
+                f"`output_dir` must belong to one process at a time, got {folder}, which another "
+                "one has open: wait until it ends, or name another folder"
+            ) from None
+        except OSError:
+            return None
+        cls.held[key] = lock
+        return lock
 
 
 def read_rows(path: str | Path) -> list[dict[str, str]]:
@@ -127,7 +236,7 @@ def known(row: Mapping[str, Any]) -> dict[str, Any]:
 def command() -> str:
     """The command line that started this process, as it can be pasted."""
     name = Path(sys.argv[0]).stem
-    return " ".join([f"python -m experiments.{name}", *sys.argv[1:]])
+    return " ".join([f"python -m experiments.{name}", *map(shlex.quote, sys.argv[1:])])
 
 
 def versions() -> dict[str, Any]:

@@ -127,8 +127,7 @@ class Checkpoint:
         Raises:
             UserError: if the file is damaged, or of another fine-tune.
         """
-        for partial in self.path.parent.glob(f".{self.path.name}.*{durable.PARTIAL}"):
-            partial.unlink(missing_ok=True)  # of a killed writer
+        durable.remove_partials(self.path)
         if not self.path.exists():
             return start
         stored, tensors = self._read()

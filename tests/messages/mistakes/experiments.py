@@ -211,6 +211,11 @@ MISTAKES = [
     ),
     (
         "output_dir",
+        "hold a whole a.json ... got none",
+        lambda tmp: opened(tmp).read_piece("a.json"),
+    ),
+    (
+        "output_dir",
         "these settings",
         lambda tmp: opened(written(tmp / "run.json", '{"settings": {"seed": 1}}').parent, seed=2),
     ),

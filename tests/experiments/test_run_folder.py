@@ -1,0 +1,175 @@
+"""A run folder: a file name for every candidate, one process at a time, nothing damaged is read."""
+
+import itertools
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from experiments.common import run_folder
+from experiments.common.progress import Progress
+from experiments.common.resume import Cells, cell_path
+from experiments.common.run_folder import RUN, RunFolder, command, file_name_of
+from lensllm_jax.checks import UserError
+from lensllm_jax.measurement.jobs import Job
+from lensllm_jax.measurement.measurement import MeasurementConfig
+
+LONGEST_FILE_NAME = 255  # bytes
+OPENS = """
+import sys
+from experiments.common import cli
+from experiments.common.run_folder import RunFolder
+def main(argv):
+    folder = RunFolder.open("{path}", {{}}, shared={shared})
+    print("open", flush=True)
+    sys.stdin.readline()
+sys.argv = ["x"]
+cli.run(main)
+"""
+PIECE = {"test_loss": 1.25, "spectrum": [1.0, 2.0]}
+
+
+@given(st.lists(st.text(st.sampled_from("ab-/.~_@ \\\n\0é"), max_size=9), min_size=2, unique=True))
+@example(["x--y", "x/y", "x-/-y", "/x--y", "x/y/", "..", ".", "", "../..", "x//y"])
+@example(["a" * 300, "a" * 301, "a" * 300 + "/", "b" * 128, "b" * 129])
+def test_every_name_has_a_file_name_of_its_own_within_the_folder(names):
+    files = [file_name_of(name) for name in names]
+    assert len(set(files)) == len(files)
+    for file in files:
+        assert file not in ("", ".", "..")
+        assert not file.startswith((".", "-"))
+        assert not set(file) & set("/\\\n\0 ")
+        assert len(file.encode()) < LONGEST_FILE_NAME
+
+
+def test_short_names_of_few_characters_never_share_a_file():
+    names = ["".join(t) for n in range(1, 6) for t in itertools.product("a-/.~", repeat=n)]
+    assert len({file_name_of(name) for name in names}) == len(names)
+
+
+def test_hub_ids_and_bundled_candidates_stay_legible():
+    assert file_name_of("zoo/gpt2-xs") == "zoo--gpt2-xs"
+    assert file_name_of("Qwen/Qwen2.5-0.5B") == "Qwen--Qwen2.5-0.5B"
+
+
+def test_candidates_of_similar_names_get_their_own_losses(tmp_path):
+    cells = Cells(RunFolder.open(tmp_path, {}), Progress(total=1.0, quiet=True))
+    names = ["x--y", "x/y", "m", "m/", "/m", "..", "../m"]
+    jobs = [
+        Job(name, 1, 4, MeasurementConfig(), path=tmp_path / cell_path(name, 4)) for name in names
+    ]
+    for loss, job in enumerate(jobs, start=1):
+        assert cells.unfinished([job]) == [job]
+        cells.keep(job, {"test_loss": float(loss)})
+    read = [cells.folder.read_piece(cell_path(name, 4))["test_loss"] for name in names]
+    assert read == [1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0]
+    assert all(job.path.resolve().is_relative_to(tmp_path / "cells") for job in jobs)
+
+
+DAMAGES = {
+    "cut": lambda content: content[: len(content) // 2],
+    "empty": lambda content: b"",
+    "another loss": lambda content: content.replace(b"1.25", b"1.26"),
+    "not a number": lambda content: content.replace(b"1.25", b"NaN"),
+    "not ours": lambda content: b'{"test_loss": 1.25}',
+    "a list": lambda content: b"[]",
+    "null": lambda content: b"null",
+    "no text": lambda content: b"\xff\xfe",
+    "deep": lambda content: b"[" * 100_000,
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_piece_is_named_and_made_again(tmp_path, capsys, damage):
+    folder = RunFolder.open(tmp_path, {})
+    assert folder.remember("cells/a.json", lambda: PIECE) == PIECE
+    path = tmp_path / "cells/a.json"
+    whole = path.read_bytes()
+    path.write_bytes(DAMAGES[damage](whole))
+    assert folder.remember("cells/a.json", lambda: PIECE) == PIECE
+    assert path.read_bytes() == whole
+    assert capsys.readouterr().err == f"{path} is damaged: it is made again\n"
+    folder.remember("cells/a.json", lambda: 1 / 0)
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("damage", ["cut", "empty", "gone"])
+def test_a_damaged_array_is_named_and_made_again(tmp_path, capsys, damage):
+    folder = RunFolder.open(tmp_path, {})
+    digest = folder.write_array("ntk.npy", np.eye(3))
+    folder.write_piece("ntk.json", {"npy_sha256": digest})
+    assert folder.has_array("ntk.npy", "ntk.json")
+    path = tmp_path / "ntk.npy"
+    if damage == "gone":
+        path.unlink()
+    else:
+        path.write_bytes(DAMAGES[damage](path.read_bytes()))
+    assert not folder.has_array("ntk.npy", "ntk.json")
+    assert str(path) in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "record", ["[]", "{}", "null", '{"settings": []}', '{"settings": null}', '{"settings": {}}',
+               '{"settings": {}, "command": 1}', "[" * 100_000, "\udcff", '{"settings": "ab"}',
+               '{"settings": [[1, 2]]}'],
+)  # fmt: skip
+def test_a_record_that_is_not_ours_is_refused(tmp_path, record):
+    (tmp_path / RUN).write_bytes(record.encode(errors="surrogateescape"))
+    with pytest.raises(UserError, match=r"`output_dir` must hold a run.json of ours, got one that"):
+        RunFolder.open(tmp_path, {})
+
+
+def opened(path, *, shared):
+    """A process that has the folder open, or has said why not."""
+    script = OPENS.format(path=path, shared=shared)
+    process = subprocess.Popen(
+        [sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    return process, process.stdout.readline()
+
+
+def test_a_folder_is_open_in_one_process_at_a_time(tmp_path):
+    folder = RunFolder.open(tmp_path, {})
+    assert RunFolder.open(tmp_path, {}).path == folder.path  # again in this process
+    process, line = opened(tmp_path, shared=False)
+    _, error = process.communicate()
+    assert (process.returncode, line) == (2, "")
+    assert error.startswith("error: `output_dir` must belong to one process at a time, got ")
+    assert error.count("\n") == 1
+    del folder  # the lock goes with it
+    process, line = opened(tmp_path, shared=True)
+    assert line == "open\n"
+    with pytest.raises(UserError, match="one process at a time"):
+        RunFolder.open(tmp_path, {})
+    RunFolder.open(tmp_path, {}, shared=True)
+    process.kill()
+    process.communicate()
+    RunFolder.open(tmp_path, {})  # a killed process holds nothing
+
+
+def test_a_file_system_without_locks_is_used_without(tmp_path, monkeypatch):
+    def unsupported(*_):
+        raise OSError(95, "Operation not supported")
+
+    monkeypatch.setattr(run_folder.fcntl, "flock", unsupported)
+    assert RunFolder.open(tmp_path, {}).remember("a.json", lambda: PIECE) == PIECE
+    assert sorted(os.listdir(tmp_path)) == ["a.json", RUN]
+
+
+def test_the_command_can_be_pasted(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["/x/rank_curves.py", "--curves=my tables/a.csv", "--x=$1"])
+    assert command() == ("python -m experiments.rank_curves '--curves=my tables/a.csv' '--x=$1'")
+
+
+def test_pieces_are_the_same_bytes_for_the_same_content(tmp_path):
+    folder = RunFolder.open(tmp_path, {})
+    folder.write_piece("a.json", {"b": 1, "a": 0.1})
+    folder.write_piece("b.json", {"a": 0.1, "b": 1})
+    assert (tmp_path / "a.json").read_bytes() == (tmp_path / "b.json").read_bytes()
+    assert set(json.loads((tmp_path / "a.json").read_text())) == {"a", "b", "digest"}
