@@ -92,16 +92,18 @@ def open_folder(
     content = json_bytes({"settings": settings, **(notes or {})})
     create(path / record, content)
     try:
-        stored = json.loads((path / record).read_text())
-        before = stored["settings"]
-        if not isinstance(before, dict) or not stored.keys() >= (notes or {}).keys():
-            raise TypeError("the settings must be an object, and the notes there")
-    except (ValueError, KeyError, TypeError, RecursionError, OSError) as error:
+        stored = json.loads((path / record).read_bytes())
+        before, lost = stored["settings"], (notes or {}).keys() - stored.keys()
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError, OSError):
+        before = lost = None
+    is_ours = isinstance(before, dict)
+    different = differences(before, json.loads(content)["settings"]) if is_ours else []
+    if not is_ours or (lost and not different):
         raise checks.UserError(
             f"`{argument}` must hold a {record} of ours, got one that does not read: {path}; "
             f"{another}"
-        ) from error
-    if different := differences(before, json.loads(content)["settings"]):
+        )
+    if different:
         raise checks.UserError(
             f"`{argument}` must hold results of these settings, got {path} with "
             f"{'; '.join(different)}: {another}"

@@ -140,7 +140,8 @@ def test_a_folder_is_open_in_one_process_at_a_time(tmp_path):
     process, line = opened(tmp_path, shared=False)
     _, error = process.communicate()
     assert (process.returncode, line) == (2, "")
-    assert error.startswith("error: `output_dir` must belong to one process at a time, got ")
+    assert error.startswith("error: ")
+    assert "`output_dir` must belong to one process at a time, got " in error
     assert error.count("\n") == 1
     del folder  # the lock goes with it
     process, line = opened(tmp_path, shared=True)
