@@ -3,10 +3,13 @@ r"""Measures the test loss of candidates after fine-tuning on each of several su
     python -m experiments.finetune_grid --candidates=zoo --task=sotu \
         --sizes=0,200,400,800,1600,3200,6400 --output_dir=out/grid-sotu
 
---output_dir receives losses.csv in the public table format (which rank_curves and
-lensllm_jax.read_loss_table read) and ledger.csv: for every fine-tune its seed, learning rate and
-batch size, its steps and the best of them, tokens, seconds, FLOPs, and a digest of the examples in
-the order of training; run.json holds how many records of the task were left out and why.  Subsets
+--output_dir receives losses.csv (nats per byte of target text) in the public table format, which
+rank_curves and lensllm_jax.read_loss_table read, and ledger.csv, a row per measured loss: test_loss
+and loss_se, its standard error over the test records; difference_se, that of its difference from
+the lowest loss at this size and seed over the same records; end_loss, nats per record of the end
+token, which no other loss holds; and of a fine-tune its seed, learning rate and batch size, its
+steps and the best of them, tokens, seconds, FLOPs, and a digest of the examples in the order of
+training.  run.json holds how many records of the task were left out and why.  Subsets
 are nested prefixes of one order.  The same command resumes a killed run, also inside a fine-tune
 or a search, and makes none of them twice.  A fine-tune that fails (a loss that is not finite, a
 damaged checkpoint, a full disk) leaves its cell empty and its reason in failures.csv; the rest is
@@ -28,6 +31,7 @@ On seven bundled candidates (GPT-2 and OPT) and 2 cores: 28 minutes for sizes 0 
 """
 
 import dataclasses
+import itertools
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -40,7 +44,13 @@ from experiments.common import cli, executors, terminal
 from experiments.common.executors import ExecutorConfig
 from experiments.common.measurement_flags import measurement_flags
 from experiments.common.progress import Progress, remaining
-from experiments.common.resume import Cells, cell_path, task_settings
+from experiments.common.resume import (
+    Cells,
+    cell_path,
+    has_cell,
+    task_settings,
+    test_covariance,
+)
 from experiments.common.run_folder import RunFolder
 from lensllm_jax import checks
 from lensllm_jax.checkpoints.summary import CandidateSummary
@@ -237,7 +247,7 @@ def _losses_of(grid: Grid, folder: RunFolder) -> Losses:
             name: {
                 size: folder.read_piece(path)["test_loss"]
                 for size in grid.sizes
-                if folder.has(path := grid.path(name, size, seed))
+                if has_cell(folder, path := grid.path(name, size, seed))
             }
             for name in grid.pool
         }
@@ -268,29 +278,57 @@ def _write_tables(grid: Grid, folder: RunFolder, losses: Losses) -> None:
 
 
 def _ledger_rows(grid: Grid, folder: RunFolder) -> list[dict[str, Any]]:
-    """One row per fine-tune: its result and its cost."""
+    """One row per measured loss: its errors and its cost."""
+    errors = _difference_errors(grid, folder)
     return [
-        _ledger_row(job, folder.read_piece(grid.path(job.name, job.size, job.config.seed)))
+        _ledger_row(job, folder.read_piece(path), errors[path])
         for job in grid.jobs(folder)
-        if job.size > 0 and job.path is not None and job.path.exists()
+        if (path := grid.path(job.name, job.size, job.config.seed)) in errors
     ]
 
 
-def _ledger_row(job: Job, cell: Cell) -> dict[str, Any]:
-    """The row of one fine-tune."""
+def _difference_errors(grid: Grid, folder: RunFolder) -> dict[str, float | None]:
+    """Of each finished cell: of its difference from the best at its size and seed."""
+    errors: dict[str, float | None] = {}
+    for seed, size in itertools.product(grid.seeds, grid.sizes):
+        paths = [p for name in grid.pool if has_cell(folder, p := grid.path(name, size, seed))]
+        if paths:
+            covariance = test_covariance(folder, paths)
+            best = int(np.argmin([folder.read_piece(path)["test_loss"] for path in paths]))
+            variances = np.diag(covariance) + covariance[best, best] - 2 * covariance[best]
+            errors |= zip(paths, _finite_roots(variances), strict=True)
+    return errors
+
+
+def _finite_roots(variances: np.ndarray) -> list[float | None]:
+    """Standard errors; rounding leaves tiny variances below zero, one record has none."""
+    roots = np.sqrt(np.maximum(variances, 0.0))
+    return [float(root) if np.isfinite(root) else None for root in roots]
+
+
+def _ledger_row(job: Job, cell: Cell, difference_se: float | None) -> dict[str, Any]:
+    """The row of one measured loss; before fine-tuning nothing was spent."""
+    num_params, num_tokens = float(job.num_params), cell.get("num_tokens", 0)
     search_tokens = cell.get("search", {}).get("num_tokens", 0)
+
+    def columns(*names: str) -> dict[str, Any]:
+        return {name: cell.get(name) for name in names}
+
     return {
         "candidate": job.name,
         "size": job.size,
-        **{name: cell[name] for name in ("seed", "learning_rate", "batch_size", "test_loss",
-                                         "validation_loss", "best_step", "num_steps",
-                                         "stopped_early", "num_tokens", "seconds",
-                                         "tokens_per_second")},
-        "flops": int(training_flops(float(job.num_params), float(cell["num_tokens"]))),
+        "seed": job.config.seed,
+        **columns("learning_rate", "batch_size", "test_loss", "loss_se"),
+        "difference_se": difference_se,
+        **columns("end_loss", "validation_loss", "best_step", "num_steps", "stopped_early"),
+        "num_tokens": num_tokens,
+        "seconds": cell.get("seconds", 0.0),
+        **columns("tokens_per_second"),
+        "flops": int(training_flops(num_params, float(num_tokens))),
         "search_tokens": search_tokens,
-        "search_flops": int(training_flops(float(job.num_params), float(search_tokens))),
-        "data_order_sha256": cell["data_order_sha256"],
-    }  # fmt: skip
+        "search_flops": int(training_flops(num_params, float(search_tokens))),
+        **columns("data_order_sha256"),
+    }
 
 
 def _show(grid: Grid, losses: Losses, ledger: Sequence[Mapping]) -> None:

@@ -202,7 +202,7 @@ def _pretrain(name: str, recipe: Recipe, folder: Path) -> None:
                   flush=True)  # fmt: skip
     held_out_task = _Pretraining(candidate, tokenizer, seed=0)
     held_out_batches = [held_out_task.batch(held_out[i : i + 16]) for i in range(0, HELD_OUT, 16)]
-    loss = round(loop.evaluate(state.params, held_out_batches), 4)
+    loss = round(loop.objective(state.params, held_out_batches), 4)
     minutes = round((time.monotonic() - start) / 60, 1)
     report = {
         "corpora": list(recipe.corpora),

@@ -213,7 +213,7 @@ class _Bench:
         )  # fmt: skip
         return {
             "size": size,
-            "test_loss": tuned.result.test_loss,
+            "test_loss": self.measurement.objective(tuned.params),
             "best_step": tuned.result.best_step,
             **self._curvature(tuned.params, moved, few),
             **_form_columns(forms),

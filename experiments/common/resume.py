@@ -1,7 +1,8 @@
 """Resume: what an earlier, killed run of the same settings finished is read, not measured again.
 
 A cell is the test loss of a candidate on one subset, ``cells/<candidate>/<size>.json``, next
-to the checkpoints of an unfinished one.  A kernel is ``ntk.npy`` with ``ntk.json``, which is
+to the checkpoints of an unfinished one.  ``<size>.npy`` (2, n), written before it, holds the nats
+of each test record's text and its bytes.  A kernel is ``ntk.npy`` with ``ntk.json``, which is
 written last.
 
 Example:
@@ -11,17 +12,19 @@ Example:
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float
 
 from experiments.common.progress import Progress
 from experiments.common.run_folder import RunFolder, file_name_of
 from lensllm_jax.checkpoints.summary import CandidateSummary
 from lensllm_jax.data.task import Task
+from lensllm_jax.finetune.evaluation import loss_covariance
 from lensllm_jax.linalg import NtkSpectrum
-from lensllm_jax.measurement.jobs import Cell, Job, Measurer, ProgressUpdate
+from lensllm_jax.measurement.jobs import RECORDS, Cell, Job, Measurer, ProgressUpdate
 from lensllm_jax.measurement.measurement import Measurement, MeasurementConfig, spectrum_for_law
 from lensllm_jax.ntk.candidate import CandidateNtk
 from lensllm_jax.ntk.loss import kernel_report
@@ -58,6 +61,22 @@ def pretrained_settings(
     return {name: settings[name] for name in fields}
 
 
+def _records_path(path: str) -> str:
+    """Of the losses of a cell's test records, which is at ``path``."""
+    return path.removesuffix(".json") + ".npy"
+
+
+def has_cell(folder: RunFolder, path: str) -> bool:
+    """Whether a cell is finished."""
+    return folder.has_array(_records_path(path), path)
+
+
+def test_covariance(folder: RunFolder, paths: Sequence[str]) -> Float[np.ndarray, "c c"]:
+    """Of the test losses of finished cells, squared nats per byte; over the same test records."""
+    records = [folder.read_array(_records_path(path)) for path in paths]
+    return loss_covariance(*np.stack(records, axis=1))
+
+
 @dataclasses.dataclass(frozen=True)
 class Cells:
     """The cells of a run folder, and the progress of the run."""
@@ -70,7 +89,7 @@ class Cells:
         return [job for job in jobs if not self._skip_finished(job)]
 
     def _skip_finished(self, job: Job) -> bool:
-        if job.path is None or not self.folder.has(self._piece_of(job)):
+        if job.path is None or not has_cell(self.folder, self._piece_of(job)):
             return False
         job.discard()  # a run was killed after the cell was written and before this
         self.progress.skip(job.work)
@@ -86,7 +105,10 @@ class Cells:
 
     def keep(self, job: Job, cell: Cell) -> None:
         """Writes a finished cell and removes its checkpoints."""
-        self.folder.write_piece(self._piece_of(job), cell)
+        piece = self._piece_of(job)
+        digest = self.folder.write_array(_records_path(piece), cell[RECORDS])
+        numbers = {k: v for k, v in cell.items() if k != RECORDS}
+        self.folder.write_piece(piece, {**numbers, "npy_sha256": digest})
         job.discard()
         speed = cell.get("tokens_per_second")
         message = f"{job}, test loss {cell['test_loss']:.4f}"
@@ -106,7 +128,7 @@ class CandidateRun:
 
     Attributes:
         summary: the candidate without its weights, which are loaded once a piece needs them.
-        losses: size -> test loss, nats per target token; 0 is before fine-tuning.
+        losses: size -> test loss, nats per byte; 0 is before fine-tuning.
         num_tokens: size -> tokens trained on.
         spectrum: of its kernel, with the learning rate of fine-tuning; None if not computed.
     """
@@ -132,7 +154,7 @@ class CandidateRun:
         )  # fmt: skip
 
     def measure_loss(self, size: int) -> float:
-        """The test loss after fine-tuning on ``size`` examples, nats per target token."""
+        """The test loss after fine-tuning on ``size`` examples, nats per byte."""
         cell = self._cells.measured(self.job(size), self._measurer)
         self.losses[size] = cell["test_loss"]
         if size > 0:

@@ -149,6 +149,10 @@ class RunFolder:
         print(f"{whole} is missing or damaged: it is made again", file=sys.stderr)
         return False
 
+    def read_array(self, name: str) -> np.ndarray:
+        """A .npy file."""
+        return np.load(self.path / name, allow_pickle=False)
+
     def write_bytes(self, name: str, content: bytes) -> None:
         """Writes a file that appears whole or not at all, even if the machine stops."""
         durable.replace(self.path / name, content)

@@ -1,8 +1,9 @@
 r"""Fine-tune: one candidate trained on one subset until its validation loss stops falling.
 
-The result is one point of a learning curve: the test loss at the best validation step, in
-nats per target token.  Settings and seed decide everything, so a killed run gives the same number
-when it is run again.
+The result is one point of a learning curve: the test loss at the best validation step.  Steps
+descend nats per target token, the end token included; validation and test are measured in nats
+per byte of target text (:mod:`lensllm_jax.finetune.evaluation`).  Settings and seed decide
+everything, so a killed run gives the same number when it is run again.
 
 Example:
     >>> import numpy as np, lensllm_jax as lens
@@ -10,11 +11,12 @@ Example:
     >>> from lensllm_jax.finetune.loop import Loop, OptimizerConfig
     >>> c = lens.load_candidate("zoo/gpt2-xs")
     >>> ids = np.random.default_rng(0).integers(5, 50, (8, 12)).astype(np.int32)
-    >>> data = {"input_ids": ids, "attention_mask": np.ones_like(ids), "labels": ids}
+    >>> data = {"input_ids": ids, "attention_mask": np.ones_like(ids), "labels": ids,
+    ...         "is_end": np.zeros(ids.shape, bool), "num_target_bytes": np.full(8, 30)}
     >>> config = FineTuneConfig(batch_size=4, max_epochs=2)
     >>> loop = Loop(c.apply_fn, OptimizerConfig(learning_rate=1e-3), shift=True)
-    >>> result = fine_tune(loop, c.params, Splits(data, data, data), config=config).result
-    >>> result.test_loss < loop.evaluate(c.params, [data])
+    >>> tuned = fine_tune(loop, c.params, Splits(data, data, data), config=config)
+    >>> tuned.test.loss < loop.evaluate(c.params, EvaluationBatches.of(data)).loss
     True
 """
 
@@ -30,18 +32,17 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from lensllm_jax import checks
-from lensllm_jax.data.buckets import bucket_of, check_buckets, row_lengths, truncated
+from lensllm_jax.data.buckets import check_buckets, row_lengths, truncated
+from lensllm_jax.finetune.evaluation import Evaluation, EvaluationBatches, check_text
 from lensllm_jax.finetune.loop import Loop
 from lensllm_jax.finetune.order import Call, calls_of, order_digest
 from lensllm_jax.finetune.resume import Checkpoint, Position
 from lensllm_jax.fingerprint import fingerprint
 from lensllm_jax.typing import IGNORE, Array, Batch, Params
 
-_EVALUATION_BATCH = 64  # examples; one shape for every evaluation
-
 
 class Splits(NamedTuple):
-    """Token arrays (n, s) of a task's splits."""
+    """Token arrays (n, s) of a task's splits, the last two with what ``evaluation`` needs."""
 
     train: Batch
     validation: Batch  # decides when to stop
@@ -101,8 +102,8 @@ class FineTuneConfig:
 class FineTuneResult(NamedTuple):
     """One point of a learning curve."""
 
-    test_loss: float  # nats per target token, at the best step
-    validation_loss: float  # nats per target token, at the best step
+    test_loss: float  # nats per byte, at the best step
+    validation_loss: float  # nats per byte, at the best step
     best_step: int  # optimiser steps to the lowest validation loss
     num_steps: int  # optimiser steps made
     num_tokens: int  # tokens trained on, prompts included, padding not
@@ -115,6 +116,7 @@ class FineTuned(NamedTuple):
 
     result: FineTuneResult
     params: Params  # at the best step
+    test: Evaluation  # at the best step
 
 
 class Progress(NamedTuple):
@@ -123,7 +125,7 @@ class Progress(NamedTuple):
     step: int  # optimiser steps made
     max_steps: int  # made if patience never runs out
     train_loss: float  # nats per target token, mean of the last call
-    validation_loss: float  # nats per target token, last evaluated
+    validation_loss: float  # nats per byte, last evaluated
     tokens_per_second: float  # trained on by this process, compiling and evaluating included
 
 
@@ -151,12 +153,11 @@ def fine_tune(
         FloatingPointError: if a loss is not finite.
         UserError: if the checkpoint is damaged, or of another fine-tune, or there is no target.
     """
-    for name, data in splits._asdict().items():
-        check_targets(name, data, shift=loop.shift)
+    check_splits(splits, shift=loop.shift)
     lengths = row_lengths(splits.train)
     num_calls = config.num_calls(len(lengths))
     calls_per_evaluation = config.calls_per_evaluation(len(lengths))
-    validation_batches = evaluation_batches(splits.validation, buckets=config.buckets)
+    validation = EvaluationBatches.of(splits.validation, buckets=config.buckets)
     position = Position.at_start(loop.start(params))
     if checkpoint is not None:
         settings = resumed_settings(loop, position.state.params, splits, config)
@@ -170,7 +171,7 @@ def fine_tune(
             break
         position, losses = _after_call(loop, position, splits.train, call, last_step)
         if position.call % calls_per_evaluation == 0 or position.call == num_calls:
-            loss = loop.evaluate(position.state.params, validation_batches)
+            loss = loop.evaluate(position.state.params, validation).loss
             step = position.call * config.steps_per_call
             position = _after_evaluation(position, loss, step)
             if on_progress is not None:
@@ -178,10 +179,11 @@ def fine_tune(
                 on_progress(Progress(step, max_steps, float(losses.mean()), loss, speed))
         if checkpoint is not None:
             checkpoint.save_if_due(position, settings)
+    test = loop.evaluate(
+        position.best_params, EvaluationBatches.of(splits.test, buckets=config.buckets)
+    )
     result = FineTuneResult(
-        test_loss=loop.evaluate(
-            position.best_params, evaluation_batches(splits.test, buckets=config.buckets)
-        ),
+        test_loss=test.loss,
         validation_loss=position.best_loss,
         best_step=position.best_step,
         num_steps=position.call * config.steps_per_call,
@@ -191,47 +193,24 @@ def fine_tune(
             splits.train, itertools.islice(config.calls(lengths), position.call)
         ),
     )
-    return FineTuned(result, position.best_params)
+    return FineTuned(result, position.best_params, test)
 
 
-def evaluation_batches(data: Batch, *, buckets: tuple[int, ...] = ()) -> list[Batch]:
-    """The examples (n, s) in batches of one number of rows; padding rows have no target.
+def check_splits(splits: Splits, *, shift: bool) -> None:
+    """Refuses splits without a target: their mean loss would be 0 / 0.
 
-    With ``buckets`` (ascending lengths, tokens) the examples are sorted by length, and each
-    batch is truncated to the smallest bucket that holds it.
+    Raises:
+        UserError: if one has none, or validation or test no byte of target text.
     """
-    if buckets:
-        order = np.argsort(row_lengths(data), kind="stable")
-        data = {name: np.asarray(values)[order] for name, values in data.items()}
-    num_missing = -len(data["input_ids"]) % _EVALUATION_BATCH
-    padded = {
-        name: np.pad(
-            values, ((0, num_missing), (0, 0)), constant_values=IGNORE if name == "labels" else 1
-        )
-        for name, values in data.items()
-    }
-    starts = range(0, len(padded["input_ids"]), _EVALUATION_BATCH)
-    batches: list[Batch] = [
-        {k: v[i : i + _EVALUATION_BATCH] for k, v in padded.items()} for i in starts
-    ]
-    if not buckets:
-        return batches
-    longest = [row_lengths(data)[i : i + _EVALUATION_BATCH].max() for i in starts]
-    limits = (*buckets, None)
-    return [
-        truncated(batch, limits[index])
-        for batch, index in zip(batches, bucket_of(np.array(longest), buckets), strict=True)
-    ]
-
-
-def check_targets(name: str, data: Batch, *, shift: bool) -> None:
-    """Raises UserError if a split has no target token: its mean loss would be 0 / 0."""
-    labels = np.asarray(data["labels"])
-    if not ((labels[:, 1:] if shift else labels) != IGNORE).any():
-        raise checks.UserError(
-            f"`{name}` must hold a target token, got none in {len(labels)} examples: keep more of "
-            "each"
-        )
+    for name, data in splits._asdict().items():
+        labels = np.asarray(data["labels"])
+        if not ((labels[:, 1:] if shift else labels) != IGNORE).any():
+            raise checks.UserError(
+                f"`{name}` must hold a target token, got none in {len(labels)} examples: keep more "
+                "of each"
+            )
+    for name in ("validation", "test"):
+        check_text(name, getattr(splits, name))
 
 
 def _after_call(

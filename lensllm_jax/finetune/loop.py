@@ -22,7 +22,7 @@ Example:
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import jax
@@ -33,7 +33,14 @@ from flax import traverse_util
 from jaxtyping import Float
 
 from lensllm_jax import checks
-from lensllm_jax.finetune.objective import NatsAndCount, batch_nats_and_count, num_targets
+from lensllm_jax.finetune.evaluation import Evaluation, EvaluationBatches
+from lensllm_jax.finetune.objective import (
+    NatsAndCount,
+    RecordNats,
+    batch_nats_and_count,
+    batch_record_nats,
+    num_targets,
+)
 from lensllm_jax.typing import ApplyFn, Array, Batch, Params
 
 _DECAYED = ("kernel", "embedding")  # matrices; biases and norms are never decayed
@@ -151,7 +158,8 @@ class Loop:
         # of its state alone, which no schedule changes
         self._optimizer = config.optimizer(last_step=1)
         self._train = jax.jit(self._steps, donate_argnums=0)
-        self._evaluate = jax.jit(self.nats)
+        self._evaluate = jax.jit(self.record_nats)
+        self._nats = jax.jit(self.nats)
 
     def start(self, params: Params) -> TrainState:
         """The state before the first step; ``params`` are copied, to float32 at least."""
@@ -198,22 +206,27 @@ class Loop:
             )
         return state, losses
 
-    def evaluate(self, params: Params, batches: Sequence[Batch]) -> float:
-        """Mean loss over every target token of ``batches`` (b, s), nats per target token.
+    def evaluate(self, params: Params, records: EvaluationBatches) -> Evaluation:
+        """The losses of ``records``, in nats per byte of target text.
 
         Raises:
-            FloatingPointError: if it is not finite.
+            FloatingPointError: if one is not finite.
         """
-        sums = [self._evaluate(params, dict(batch)) for batch in batches]
-        nats = sum(float(s.nats) for s in sums)
-        count = sum(int(s.num_targets) for s in sums)
-        if not np.isfinite(nats):
-            raise FloatingPointError(f"evaluation loss must be finite, got {nats}")
-        return nats / count
+        found = [self._evaluate(params, dict(batch)) for batch in records.batches]
+        return records.evaluation(*(np.concatenate(rows) for rows in zip(*found, strict=True)))
+
+    def objective(self, params: Params, batches: Iterable[Batch]) -> float:
+        """What steps descend: the mean over every target token of ``batches`` (b, s), in nats."""
+        sums = [self._nats(params, dict(batch)) for batch in batches]
+        return sum(float(s.nats) for s in sums) / sum(int(s.num_targets) for s in sums)
 
     def nats(self, params: Params, batch: Batch) -> NatsAndCount:
         """Summed loss of one batch (b, s); pure, to be compiled by its caller."""
         return batch_nats_and_count(self.apply_fn, params, batch, shift=self.shift)
+
+    def record_nats(self, params: Params, batch: Batch) -> RecordNats:
+        """Losses of each record of one batch (b, s); pure, to be compiled by its caller."""
+        return batch_record_nats(self.apply_fn, params, batch, shift=self.shift)
 
     def _steps(self, state: TrainState, batches: Batch, last_step: Any):
         return self.steps(state, batches, self.config.optimizer(last_step=last_step))

@@ -6,15 +6,16 @@ For one example with logits :math:`z \in R^{s \times v}` and labels :math:`c \in
 .. math:: \ell = \sum_{i : c_i \ge 0} \big( \log \sum_j e^{z_{ij}} - z_{i c_i} \big)
    \quad \text{nats.}
 
-Batches report the sum and the number of target tokens: sums add up to the same total however a
-batch is split, means do not.
+Training reports the sum of a batch and its number of target tokens: sums add up to the same
+total however a batch is split, means do not.  Evaluation keeps the nats of each record, those of
+the target text apart from those of its end token.
 """
 
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 from lensllm_jax.language_modelling import target_logprobs
 from lensllm_jax.typing import IGNORE, ApplyFn, Array, Batch, Params
@@ -25,6 +26,13 @@ class NatsAndCount(NamedTuple):
 
     nats: Float[Array, ""]  # summed over target tokens
     num_targets: Int[Array, ""]  # target tokens
+
+
+class RecordNats(NamedTuple):
+    """Summed losses of each record."""
+
+    text: Float[Array, " b"]  # nats of the tokens of its target text
+    end: Float[Array, " b"]  # nats of its end token; 0 where there is none
 
 
 def nats_and_count(
@@ -51,3 +59,24 @@ def batch_nats_and_count(
     logits = apply_fn(params, batch)
     each = jax.vmap(lambda z, c: nats_and_count(z, c, shift=shift))(logits, batch["labels"])
     return NatsAndCount(jnp.sum(each.nats), jnp.sum(each.num_targets))
+
+
+def record_nats(
+    logits: Float[Array, "s v"], labels: Int[Array, " s"], is_end: Bool[Array, " s"], *, shift: bool
+) -> RecordNats:
+    """Losses of one record (without the axis b); ``is_end`` where the label is its end token."""
+    logprobs, _ = target_logprobs(logits, labels, shift=shift)
+    is_end = is_end[1:] if shift else is_end
+    return RecordNats(
+        text=-jnp.sum(jnp.where(is_end, 0.0, logprobs)),
+        end=-jnp.sum(jnp.where(is_end, logprobs, 0.0)),
+    )
+
+
+def batch_record_nats(
+    apply_fn: ApplyFn, params: Params, batch: Batch, *, shift: bool
+) -> RecordNats:
+    """Losses of each record of a batch, which holds ``is_end`` (b, s) as well."""
+    logits = apply_fn(params, batch)
+    each = jax.vmap(lambda z, c, end: record_nats(z, c, end, shift=shift))
+    return each(logits, batch["labels"], batch["is_end"])

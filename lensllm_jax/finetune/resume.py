@@ -58,7 +58,7 @@ class Position(NamedTuple):
     state: TrainState
     best_params: Params  # at the best step
     call: int = 0  # calls made
-    best_loss: float = float("inf")  # nats per target token, lowest validation loss
+    best_loss: float = float("inf")  # nats per byte, lowest validation loss
     best_step: int = 0  # optimiser steps to it
     since_best: int = 0  # evaluations since then
     num_tokens: int = 0  # tokens trained on

@@ -11,7 +11,8 @@ Example:
     >>> from lensllm_jax.finetune.loop import Loop, OptimizerConfig
     >>> c = lens.load_candidate("zoo/gpt2-xs")
     >>> ids = np.random.default_rng(0).integers(5, 50, (8, 8)).astype(np.int32)
-    >>> data = {"input_ids": ids, "attention_mask": np.ones_like(ids), "labels": ids}
+    >>> data = {"input_ids": ids, "attention_mask": np.ones_like(ids), "labels": ids,
+    ...         "is_end": np.zeros(ids.shape, bool), "num_target_bytes": np.full(8, 20)}
     >>> found = search_rates(
     ...     Loop(c.apply_fn, OptimizerConfig(learning_rate=1e-3, warmup_steps=1), shift=True),
     ...     c.params, Splits(data, data, data), SearchGrid(rates=(1e-6, 1e-3), batch_sizes=(8,)),
@@ -33,11 +34,11 @@ from jaxtyping import Float, Int
 
 from lensllm_jax import checks
 from lensllm_jax.data.buckets import row_lengths, truncated
+from lensllm_jax.finetune.evaluation import EvaluationBatches
 from lensllm_jax.finetune.fine_tune import (
     FineTuneConfig,
     Splits,
-    check_targets,
-    evaluation_batches,
+    check_splits,
     resumed_settings,
 )
 from lensllm_jax.finetune.loop import Loop, TrainState
@@ -60,7 +61,7 @@ class SearchResult(NamedTuple):
 
     rates: tuple[float, ...]  # per step
     batch_sizes: tuple[int, ...]  # examples
-    losses: Float[np.ndarray, "b r"]  # nats per target token; infinite where it diverged
+    losses: Float[np.ndarray, "b r"]  # nats per byte; infinite where it diverged
     best_steps: Int[np.ndarray, "b r"]  # optimiser steps to them
     num_tokens: int  # trained on by all settings vmapped, prompts included, padding not
 
@@ -83,7 +84,7 @@ class SearchProgress(NamedTuple):
     """Where a search is."""
 
     share: float  # of the calls made if patience never runs out
-    validation_loss: float  # nats per target token, the lowest of all settings so far
+    validation_loss: float  # nats per byte, the lowest of all settings so far
     tokens_per_second: float  # over all rates, in this process, compilation included
 
 
@@ -91,7 +92,7 @@ class SearchPosition(NamedTuple):
     """Where a search stands between two calls."""
 
     state: TrainState  # of the current batch size, a leading axis r
-    losses: Float[np.ndarray, "b r"]  # nats per target token, lowest so far
+    losses: Float[np.ndarray, "b r"]  # nats per byte, lowest so far
     best_steps: Int[np.ndarray, "b r"]  # optimiser steps to them
     since_best: Int[np.ndarray, "b r"]  # evaluations since then
     row: int = 0  # of the current batch size
@@ -124,7 +125,7 @@ class SearchPosition(NamedTuple):
         """The position after an evaluation of all rates.
 
         Args:
-            validation_losses: nats per target token.
+            validation_losses: nats per byte.
             step: of the optimiser.
             patience: evaluations without a new best after which a rate's losses no longer
                 count, though it still trains with the others.
@@ -171,8 +172,7 @@ def search_rates(
         )
     for rate in rates:
         checks.positive("rates", rate)
-    for name in ("train", "validation"):
-        check_targets(name, getattr(splits, name), shift=loop.shift)
+    check_splits(splits, shift=loop.shift)
     configs = [dataclasses.replace(config, batch_size=size) for size in batch_sizes]
     vmapped = _Vmapped(loop, rates)
     position = SearchPosition.at_start(vmapped.start(params), len(batch_sizes), len(rates))
@@ -211,7 +211,7 @@ def _positions(
     lengths = row_lengths(splits.train)
     num_calls = config.num_calls(len(lengths))
     calls_per_evaluation = config.calls_per_evaluation(len(lengths))
-    batches = evaluation_batches(splits.validation, buckets=config.buckets)
+    validation = EvaluationBatches.of(splits.validation, buckets=config.buckets)
     last_step = vmapped.loop.last_step(num_calls * config.steps_per_call)
     for call in itertools.islice(config.calls(lengths), position.call, num_calls):
         # before the call: a checkpoint may hold the very end
@@ -225,7 +225,7 @@ def _positions(
         )
         if position.call % calls_per_evaluation == 0 or position.call == num_calls:
             position = position.evaluated(
-                vmapped.evaluate(position.state.params, batches),
+                vmapped.evaluate(position.state.params, validation),
                 position.call * config.steps_per_call, patience=config.patience,
             )  # fmt: skip
         yield position
@@ -242,7 +242,7 @@ class _Vmapped:
             return loop.steps(state, batches, optimizer)[0]
 
         self._train = jax.jit(jax.vmap(train, in_axes=(0, None, 0, None)), donate_argnums=0)
-        self._evaluate = jax.jit(jax.vmap(loop.nats, in_axes=(0, None)))
+        self._evaluate = jax.jit(jax.vmap(loop.record_nats, in_axes=(0, None)))
 
     def start(self, params: Params) -> TrainState:
         """The state before the first step, stacked over the rates."""
@@ -253,9 +253,8 @@ class _Vmapped:
         """The state after the steps of one call."""
         return self._train(state, dict(batches), self.rates, last_step)
 
-    def evaluate(self, params: Params, batches: Sequence[Batch]) -> Float[np.ndarray, " r"]:
-        """Nats per target token of every rate, infinite where they are not finite."""
-        sums = [self._evaluate(params, dict(batch)) for batch in batches]
-        nats = sum(np.asarray(s.nats, np.float64) for s in sums)
-        count = sum(np.asarray(s.num_targets) for s in sums)
-        return np.where(np.isfinite(nats), nats / count, np.inf)
+    def evaluate(self, params: Params, records: EvaluationBatches) -> Float[np.ndarray, " r"]:
+        """Nats per byte of every rate, infinite where they are not finite."""
+        found = [self._evaluate(params, dict(batch)).text for batch in records.batches]
+        nats = np.concatenate(found, axis=1).sum(1, dtype=np.float64)
+        return np.where(np.isfinite(nats), nats / records.num_bytes.sum(), np.inf)

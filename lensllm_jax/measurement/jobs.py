@@ -1,7 +1,8 @@
 r"""Job: one point of one learning curve that is to be measured, in whatever process.
 
 A job can be pickled and depends on nothing but its fields, so that jobs may be measured anywhere
-and in any order.  Its result is a cell: the test loss in nats per target token, and what it took.
+and in any order.  Its result is a cell: the test loss in nats per byte of target text with its
+standard error, the nats of the end token per record, what each test record cost, and what it took.
 Where learning rates or batch sizes are searched, all of them train on the subset first, the lowest
 validation loss chooses, and the cell is the fine-tune with that choice.
 
@@ -22,11 +23,13 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
 import jax
+import numpy as np
 
 from lensllm_jax import checks, durable
 from lensllm_jax.checkpoints.candidate import Candidate
 from lensllm_jax.checkpoints.zoo import load_candidate
 from lensllm_jax.data.task import Task
+from lensllm_jax.finetune.evaluation import Evaluation
 from lensllm_jax.finetune.fine_tune import Progress
 from lensllm_jax.finetune.loop import Loop
 from lensllm_jax.finetune.resume import Checkpoint
@@ -39,7 +42,9 @@ FAILURES = (FloatingPointError, OSError, checks.UserError, jax.errors.JaxRuntime
 # of its search, and the result of the search
 UNFINISHED, SEARCHING, SEARCHED = ".safetensors", ".search.safetensors", ".searched"
 
-Cell: TypeAlias = dict[str, Any]  # JSON values
+RECORDS = "records"  # of a cell: the nats of each test record's text, and its bytes; (2, n)
+
+Cell: TypeAlias = dict[str, Any]  # JSON values, and the array of ``RECORDS``
 
 
 def _read_only(content: Mapping) -> types.MappingProxyType:
@@ -161,7 +166,7 @@ class Measurer:
         """
         measurement = self.measurement(job.name, job.config)
         if job.size == 0:
-            return {"test_loss": measurement.zero_shot()}
+            return _measured(measurement.zero_shot())
         if job.search is None:
             return _fine_tuned(job, measurement, on_progress)
         search = _searched(job, job.search, measurement, on_progress)
@@ -192,12 +197,24 @@ def _fine_tuned(job: Job, measurement: Measurement, on_progress: OnProgress) -> 
     tuned = measurement.fine_tune(job.size, on_progress=after_evaluation, checkpoint=checkpoint)
     config = measurement.config
     return {
+        **_measured(tuned.test),
         **tuned.result._asdict(),
         "seconds": _seconds(start, checkpoint),
         "tokens_per_second": speed,
         "learning_rate": config.learning_rate,
         "batch_size": config.batch_size,
         "seed": config.seed,
+    }
+
+
+def _measured(test: Evaluation) -> Cell:
+    """What a cell says of the test losses."""
+    return {
+        "test_loss": test.loss,
+        # None where one record, or none with an end token, is no sample; JSON has no NaN
+        "loss_se": None if math.isnan(test.loss_se) else test.loss_se,
+        "end_loss": None if math.isnan(test.end_loss) else test.end_loss,
+        RECORDS: np.stack([test.nats, test.num_bytes]),
     }
 
 

@@ -26,16 +26,16 @@ import numpy as np
 
 from lensllm_jax import checks
 from lensllm_jax.checkpoints.candidate import Candidate
-from lensllm_jax.data.encoding import encode_causal, encode_seq2seq
+from lensllm_jax.data.encoding import EncodedExamples, encode_causal, encode_seq2seq
 from lensllm_jax.data.subsets import subset_order
 from lensllm_jax.data.task import Example, Task
 from lensllm_jax.finetune.compute import ComputeConfig, loop_for
+from lensllm_jax.finetune.evaluation import Evaluation, EvaluationBatches
 from lensllm_jax.finetune.fine_tune import (
     FineTuneConfig,
     FineTuned,
     Progress,
     Splits,
-    evaluation_batches,
     fine_tune,
 )
 from lensllm_jax.finetune.loop import Loop, OptimizerConfig
@@ -44,7 +44,7 @@ from lensllm_jax.finetune.search import SearchGrid, SearchProgress, SearchResult
 from lensllm_jax.linalg import NtkSpectrum
 from lensllm_jax.ntk.candidate import CandidateNtk, candidate_ntk
 from lensllm_jax.ntk.loss import ntk_spectrum
-from lensllm_jax.typing import Batch
+from lensllm_jax.typing import Batch, Params
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,11 +119,12 @@ class Measurement:
 
     @functools.cached_property
     def _validation(self) -> Batch:
-        return self._encode(self.task.validation[: self.config.num_validation_examples])
+        examples = self.task.validation[: self.config.num_validation_examples]
+        return _scored(self._encode(examples))
 
     @functools.cached_property
     def _test(self) -> Batch:
-        return self._encode(self.task.test)
+        return _scored(self._encode(self.task.test))
 
     @functools.cached_property
     def _order(self) -> np.ndarray:
@@ -140,15 +141,20 @@ class Measurement:
                 f"`size` must be at most {len(self.task.train)} (the training examples of "
                 f"{self.task.name}), got {size}"
             )
-        return self._encode([self.task.train[i] for i in self._order[:size]])
+        encoded = self._encode([self.task.train[i] for i in self._order[:size]])
+        return encoded.batch(np.arange(size))
 
     def splits(self, size: int) -> Splits:
         """The subset of ``size`` examples, validation and test, as token batches."""
         return Splits(self.subset(size), self._validation, self._test)
 
-    def zero_shot(self) -> float:
-        """Test loss before fine-tuning, nats per target token."""
-        return self.loop.evaluate(self.candidate.params, evaluation_batches(self._test))
+    def zero_shot(self) -> Evaluation:
+        """The test losses before fine-tuning."""
+        return self.loop.evaluate(self.candidate.params, EvaluationBatches.of(self._test))
+
+    def objective(self, params: Params) -> float:
+        """What steps descend, on the test split: nats per target token, the end token included."""
+        return self.loop.objective(params, EvaluationBatches.of(self._test).batches)
 
     def fine_tune(
         self, size: int, *, on_progress: Callable[[Progress], None] | None = None,
@@ -186,20 +192,23 @@ class Measurement:
             store=store,
         )
 
-    def _encode(self, texts: Sequence[Example]) -> Batch:
+    def _encode(self, texts: Sequence[Example]) -> EncodedExamples:
         tokenizer, max_length = self.candidate.tokenizer, self.config.max_length
         if not self.candidate.is_encoder_decoder:
-            encoded = encode_causal(texts, tokenizer, max_length=max_length)
-        else:
-            encoded = encode_seq2seq(
-                texts,
-                tokenizer,
-                max_length=max_length,
-                # a target is cut where a decoder's would be, which needs one token of context
-                max_target_length=max_length - (tokenizer.bos_token_id is None),
-                decoder_start_token_id=self.candidate.decoder_start_token_id,
-            )
-        return encoded.batch(np.arange(len(texts)))
+            return encode_causal(texts, tokenizer, max_length=max_length)
+        return encode_seq2seq(
+            texts,
+            tokenizer,
+            max_length=max_length,
+            # a target is cut where a decoder's would be, which needs one token of context
+            max_target_length=max_length - (tokenizer.bos_token_id is None),
+            decoder_start_token_id=self.candidate.decoder_start_token_id,
+        )
+
+
+def _scored(encoded: EncodedExamples) -> Batch:
+    """All rows, with what a loss per byte needs."""
+    return encoded.scored_batch(np.arange(len(encoded)))
 
 
 def spectrum_for_law(kernel: CandidateNtk, *, learning_rate: float) -> NtkSpectrum:

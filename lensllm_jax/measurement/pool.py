@@ -90,7 +90,7 @@ def check_kernel_examples(task: Task, num_kernel_examples: int) -> None:
 def loss_table(
     pool: Mapping[str, CandidateSummary], losses: Mapping[str, Mapping[int, float]], task: Task
 ) -> LossTable:
-    """Losses by candidate and size (nats per target token) as a table, NaN where not measured."""
+    """Losses by candidate and size (nats per byte) as a table, NaN where not measured."""
     sizes = sorted({size for row in losses.values() for size in row})
     return LossTable(
         names=tuple(pool),

@@ -335,10 +335,10 @@ def test_bundled_candidate_really_was_pretrained(name):
     )
     for corpus in set(report["corpora"]) & set(PRETRAINING_TEXT):
         batch = pretraining_batch(candidate, PRETRAINING_TEXT[corpus], report.get("objective"))
-        loss = loop.evaluate(candidate.params, [batch])
+        loss = loop.objective(candidate.params, [batch])
         assert loss < np.log(candidate.config.vocab_size) - 2.0, corpus
         blank = jax.tree.map(np.zeros_like, candidate.params)  # the control: all tokens alike
-        assert loop.evaluate(blank, [batch]) > np.log(candidate.config.vocab_size) - 0.01
+        assert loop.objective(blank, [batch]) > np.log(candidate.config.vocab_size) - 0.01
 
 
 def test_the_zoo_is_small_enough_to_be_bundled():

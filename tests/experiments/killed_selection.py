@@ -26,6 +26,7 @@ from lensllm_jax.measurement.measurement import Measurement
 from lensllm_jax.ntk.method import NtkMethod
 from lensllm_jax.ntk.readout import Readout
 from tests import forked
+from tests.finetune import tiny
 
 SLOPES = {"a": 0.30, "b": 0.25, "c": 0.20, "d": 0.10}
 SPOILT = ("b", 16)  # Algorithm 1 stops here: off the line through the larger sizes
@@ -52,7 +53,8 @@ def fake_fine_tune(measurement, size, **_):
     off = 1.5 if (name, size) == SPOILT else 1.0
     wiggle = 1 + 1e-3 * (size % 3)
     loss = 8.0 * off * wiggle * size ** -SLOPES[name]
-    return FineTuned(FineTuneResult(loss, loss, 1, 1, 10 * size, False, ""), None)
+    result = FineTuneResult(loss, loss, 1, 1, 10 * size, False, "")
+    return FineTuned(result, None, tiny.evaluation(loss))
 
 
 def fake_kernel(measurement, **_):
@@ -80,7 +82,7 @@ def install():
     """Puts the formula in the place of models."""
     jobs.load_candidate, select_model.describe_pool = fake_candidate, fake_pool
     Measurement.fine_tune, Measurement.kernel = fake_fine_tune, fake_kernel
-    Measurement.zero_shot = lambda measurement: 9.0
+    Measurement.zero_shot = lambda measurement: tiny.evaluation(9.0)
     select_model.FLAGS.candidates = lambda: tuple(SLOPES)
     select_model.FLAGS.load_task = lambda pool: load_task(flags.FLAGS.task)
     select_model.FLAGS.task_notes = lambda task, pool: {}

@@ -259,6 +259,7 @@ def test_grid_measures_every_cell_and_its_cost(text_task, tmp_path):
     assert table.sizes.tolist() == [0, 8, 16]
     ledger = rows(tmp_path / "grid" / "ledger.csv")
     params = lens.load_candidate("zoo/gpt2-xs").num_params
+    assert len(ledger) == 3
     for row in ledger:
         assert int(row["flops"]) == 6 * params * int(row["num_tokens"])
     assert_refused(run("finetune_grid", **{**flags, "sizes": "8,99999"}), "99999")

@@ -93,15 +93,48 @@ def test_copies_between_splits_are_left_out_and_counted(plain):
 
 def test_the_ledger_says_what_each_fine_tune_took(plain):
     ledger = rows(plain / "ledger.csv")
-    assert [row["size"] for row in ledger] == ["8", "16"]
+    assert [row["size"] for row in ledger] == ["0", "8", "16"]
+    assert (ledger[0]["flops"], ledger[0]["num_tokens"], ledger[0]["best_step"]) == ("0", "0", "")
     params = lens.load_candidate("zoo/gpt2-xs").num_params
-    for row in ledger:
+    for row in ledger[1:]:
         assert (row["seed"], row["learning_rate"], row["batch_size"]) == ("0", "0.001", "4")
         assert int(row["flops"]) == 6 * params * int(row["num_tokens"])
         assert 0 < int(row["best_step"]) <= int(row["num_steps"])
         assert float(row["tokens_per_second"]) > 0
         assert (row["search_tokens"], row["search_flops"]) == ("0", "0")
-    assert ledger[0]["data_order_sha256"] != ledger[1]["data_order_sha256"]
+    assert ledger[1]["data_order_sha256"] != ledger[2]["data_order_sha256"]
+
+
+def test_losses_are_nats_per_byte_with_their_errors(plain, task):
+    """From the targets' text alone, without any token."""
+    measurement = Measurer(lens.load_task(task)).measurement(
+        "zoo/gpt2-xs", MeasurementConfig(max_length=24)
+    )
+    num_bytes = [len(example.target.encode()) for example in measurement.task.test]
+    for row in rows(plain / "ledger.csv"):
+        records = np.load(plain / "cells" / "zoo--gpt2-xs" / f"{row['size']}.npy")
+        assert records[1].tolist() == num_bytes
+        assert float(row["test_loss"]) == records[0].sum() / sum(num_bytes)
+        assert 0 < float(row["loss_se"]) < float(row["test_loss"])
+        assert float(row["difference_se"]) == 0  # it is the only candidate, and the best
+    before = measurement.zero_shot()
+    assert float(rows(plain / "ledger.csv")[0]["end_loss"]) == before.end_loss
+    per_token = measurement.objective(measurement.candidate.params)
+    assert per_token > 2 * before.loss  # control: the unit makes a difference
+
+
+def test_a_difference_on_the_same_records_is_surer_than_two_losses(task, tmp_path):
+    candidates = "zoo/gpt2-xs,zoo/opt-xs"
+    assert run(task, tmp_path / "out", quiet=True, candidates=candidates, sizes="0") == 0
+    best, other = sorted(rows(tmp_path / "out/ledger.csv"), key=lambda r: float(r["test_loss"]))
+    names = [row["candidate"].replace("/", "--") for row in (best, other)]
+    records = [np.load(tmp_path / "out" / "cells" / name / "0.npy") for name in names]
+    nats, num_bytes = records[1][0] - records[0][0], records[0][1]
+    residuals = nats - nats.sum() / num_bytes.sum() * num_bytes
+    n = len(nats)
+    expected = np.sqrt(n / (n - 1) * (residuals**2).sum()) / num_bytes.sum()
+    assert float(other["difference_se"]) == pytest.approx(expected, rel=1e-9)
+    assert float(best["difference_se"]) == 0
 
 
 def test_losses_are_means_over_seeds_and_each_seed_has_its_table(searched):
@@ -115,8 +148,8 @@ def test_losses_are_means_over_seeds_and_each_seed_has_its_table(searched):
     assert settings["seed"] == [0, 1]
     assert (settings["learning_rate"], settings["batch_size"]) == ([1e-5, 1e-3], [4, 8])
     ledger = rows(searched / "ledger.csv")
-    assert [row["seed"] for row in ledger] == ["0", "1"]
-    assert ledger[0]["data_order_sha256"] != ledger[1]["data_order_sha256"]
+    assert [(row["size"], row["seed"]) for row in ledger] == [("0", "0"), ("8", "0"), ("8", "1")]
+    assert ledger[1]["data_order_sha256"] != ledger[2]["data_order_sha256"]
 
 
 def test_the_lowest_validation_loss_chooses(searched):
@@ -130,7 +163,7 @@ def test_the_lowest_validation_loss_chooses(searched):
         assert found["validation_loss"] == pytest.approx(losses.min(), rel=1e-4)
         assert losses.max() > losses.min() + 1e-3  # control: the settings differ
     params = lens.load_candidate("zoo/gpt2-xs").num_params
-    for row in rows(searched / "ledger.csv"):
+    for row in rows(searched / "ledger.csv")[1:]:
         assert int(row["search_tokens"]) > int(row["num_tokens"])
         assert int(row["search_flops"]) == 6 * params * int(row["search_tokens"])
 

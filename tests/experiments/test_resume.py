@@ -1,6 +1,7 @@
 """Pieces of a run folder: read where they are finished, measured once where they are not."""
 
 import jax
+import numpy as np
 import pytest
 
 from experiments.common.progress import Progress
@@ -77,7 +78,7 @@ def test_a_finished_candidate_is_read_without_its_weights(tmp_path, monkeypatch)
 def test_checkpoints_of_a_finished_cell_are_removed(tmp_path):
     run = Run(tmp_path, ["zoo/gpt2-xs"])
     job, other = (run.pool["zoo/gpt2-xs"].job(size) for size in (8, 16))
-    run.cells.keep(job, {"test_loss": 1.0, "num_tokens": 1})
+    run.cells.keep(job, {"test_loss": 1.0, "num_tokens": 1, jobs.RECORDS: np.ones((2, 3))})
     leftovers = [one.path.with_suffix(jobs.SEARCHED) for one in (job, other)]
     for path in leftovers:  # a run was killed before it could remove the first
         path.write_text("{}")

@@ -5,7 +5,8 @@ import pytest
 
 import lensllm_jax as lens
 from lensllm_jax import checks
-from lensllm_jax.finetune.fine_tune import FineTuneConfig, Splits, evaluation_batches, fine_tune
+from lensllm_jax.finetune.evaluation import EvaluationBatches
+from lensllm_jax.finetune.fine_tune import FineTuneConfig, Splits, fine_tune
 from lensllm_jax.finetune.loop import Loop, OptimizerConfig
 from tests.finetune import tiny
 
@@ -19,7 +20,10 @@ def data(num_examples, *, seed=0, length=12):
     for row, cut in enumerate(rng.integers(6, length, num_examples)):
         mask[row, cut:] = 0
         labels[row, cut:] = -100
-    return {"input_ids": ids, "attention_mask": mask, "labels": labels}
+    return {
+        "input_ids": ids, "attention_mask": mask, "labels": labels,
+        "is_end": np.zeros(ids.shape, bool), "num_target_bytes": 3 * (labels != -100).sum(1),
+    }  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -32,19 +36,27 @@ def loop(candidate):
     return Loop(candidate.apply_fn, OptimizerConfig(learning_rate=2e-3), shift=True)
 
 
+def measured(loop, candidate, batch):
+    return loop.evaluate(candidate.params, EvaluationBatches.of(batch))
+
+
 def test_padding_tokens_change_nothing(loop, candidate):
     batch = data(4)
     changed = dict(batch, input_ids=np.where(batch["attention_mask"] == 1, batch["input_ids"], 7))
-    assert loop.evaluate(candidate.params, [changed]) == loop.evaluate(candidate.params, [batch])
+    assert measured(loop, candidate, changed).loss == measured(loop, candidate, batch).loss
 
 
 def test_rows_that_fill_the_last_evaluation_batch_do_not_count(loop, candidate):
     batch = data(5)
-    filled = evaluation_batches(batch)
+    filled = EvaluationBatches.of(batch).batches
     assert filled[0]["input_ids"].shape[0] > 5
-    assert loop.evaluate(candidate.params, filled) == pytest.approx(
-        loop.evaluate(candidate.params, [batch]),
+    assert loop.objective(candidate.params, filled) == pytest.approx(
+        loop.objective(candidate.params, [batch]),
         rel=1e-6,  # other batch shape, other order of sums in float32
+    )
+    assert measured(loop, candidate, batch).loss == pytest.approx(
+        loop.objective(candidate.params, [batch]) / 3,  # bytes per token, and no end token
+        rel=1e-6,
     )
 
 
@@ -54,7 +66,7 @@ def test_training_lowers_the_loss_and_is_repeatable(loop, candidate):
     first = fine_tune(loop, candidate.params, Splits(train, train, train), config=config).result
     again = fine_tune(loop, candidate.params, Splits(train, train, train), config=config).result
     assert first == again
-    assert first.test_loss < loop.evaluate(candidate.params, evaluation_batches(train)) - 0.5
+    assert first.test_loss < measured(loop, candidate, train).loss - 0.15
     other = fine_tune(
         loop, candidate.params, Splits(train, train, train),
         config=FineTuneConfig(batch_size=8, max_epochs=6, patience=3, steps_per_call=4, seed=1),

@@ -37,7 +37,7 @@ def test_a_mean_of_the_parts_means_would_be_another_loss():
     loop = Loop(tiny.apply_fn, OPTIMIZER, shift=True)
     _, whole = tiny.trained(loop, tiny.params(), batches)
     parts = [
-        loop.evaluate(tiny.params(), [{name: a[0, i::2] for name, a in batches.items()}])
+        loop.objective(tiny.params(), [{name: a[0, i::2] for name, a in batches.items()}])
         for i in range(2)
     ]
     assert abs(np.mean(parts) - whole[0]) > 1e-3

@@ -58,18 +58,18 @@ def stopped(loop, tmp_path):
 
 
 def test_the_test_stops_by_patience(whole):
-    (result, _), num_calls = whole
+    (result, *_), num_calls = whole
     assert result.stopped_early
     assert result.best_step < result.num_steps == num_calls * CONFIG.steps_per_call
 
 
 def test_killed_at_every_call_it_ends_in_the_same_bits(loop, whole, tmp_path):
-    (expected, params), num_calls = whole
+    (expected, params, _), num_calls = whole
     for kill_at in range(1, num_calls + 1):
         checkpoint = Checkpoint(tmp_path / f"{kill_at}.safetensors", every_seconds=0)
         with pytest.raises(Killed):
             run(loop, checkpoint, kill_at=kill_at)
-        (result, resumed), later_calls = run(loop, checkpoint)
+        (result, resumed, _), later_calls = run(loop, checkpoint)
         assert result == expected
         assert later_calls == num_calls - (kill_at - 1)  # nothing is trained twice
         jax.tree.map(np.testing.assert_array_equal, resumed, params)
@@ -78,7 +78,7 @@ def test_killed_at_every_call_it_ends_in_the_same_bits(loop, whole, tmp_path):
 def test_killed_after_the_last_call_it_only_measures(loop, whole, tmp_path):
     checkpoint = Checkpoint(tmp_path / "cell.safetensors", every_seconds=0)
     run(loop, checkpoint)
-    (result, _), num_calls = run(loop, checkpoint)
+    (result, *_), num_calls = run(loop, checkpoint)
     assert result == whole[0].result
     assert num_calls == 0
     checkpoint.discard()
@@ -97,7 +97,7 @@ def test_seconds_of_all_lives_are_summed(loop, whole, tmp_path, monkeypatch):
             with pytest.raises(Killed):
                 run(loop, checkpoint, kill_at=kill_at)
         else:
-            (result, _), _ = run(loop, checkpoint)
+            (result, *_), _ = run(loop, checkpoint)
         # a life counts up to its last writing, a few ticks before its end
         assert checkpoint.earlier_seconds == pytest.approx(sum(lasted), abs=5 * len(lasted))
         assert (checkpoint.earlier_seconds > 0) == bool(lasted)
@@ -136,7 +136,7 @@ def test_a_file_of_another_fine_tune_is_refused(loop, stopped):
 def test_what_a_killed_writer_left_is_removed(loop, stopped, whole):
     left = stopped.with_name(f".{stopped.name}.0123{durable.PARTIAL}")
     left.write_bytes(b"half")
-    (result, _), _ = run(loop, Checkpoint(stopped))
+    (result, *_), _ = run(loop, Checkpoint(stopped))
     assert result == whole[0].result
     assert not left.exists()
 

@@ -3,7 +3,10 @@
 import jax.numpy as jnp
 import numpy as np
 
+from lensllm_jax.finetune.evaluation import Evaluation
+
 VOCAB = 20
+MODEL_INPUTS = ("input_ids", "attention_mask", "labels")
 
 
 def apply_fn(params, batch):
@@ -26,15 +29,29 @@ def params(*, dtype=np.float32):
 
 
 def examples(num_examples, *, seed=0, width=16):
-    """Arrays (n, width): two tokens of prompt, then targets, padding behind; half are short."""
+    """Arrays (n, width): two tokens of prompt, then targets, padding behind; half are short.
+
+    The last target is the end token; every other one spells one to three bytes.
+    """
     rng = np.random.default_rng(seed)
     ids = rng.integers(3, VOCAB, (num_examples, width)).astype(np.int32)
     ends = np.where(rng.random(num_examples) < 0.5, rng.integers(4, 7, num_examples),
                     rng.integers(7, width + 1, num_examples))  # fmt: skip
     position = np.arange(width)[None, :]
     is_token = position < ends[:, None]
-    labels = np.where(is_token & (position >= 2), ids, -100).astype(np.int32)
-    return {"input_ids": ids, "attention_mask": is_token.astype(np.int32), "labels": labels}
+    is_target, is_end = is_token & (position >= 2), position == ends[:, None] - 1
+    return {
+        "input_ids": ids,
+        "attention_mask": is_token.astype(np.int32),
+        "labels": np.where(is_target, ids, -100).astype(np.int32),
+        "is_end": is_end,
+        "num_target_bytes": ((1 + ids % 3) * (is_target & ~is_end)).sum(1),
+    }
+
+
+def evaluation(loss):
+    """Of two test records of ten bytes each, at ``loss`` nats per byte."""
+    return Evaluation(loss * np.array([9.0, 11.0]), np.ones(2), np.array([10, 10]), 2)
 
 
 def trained(loop, params, batches):
@@ -46,4 +63,4 @@ def trained(loop, params, batches):
 def calls(num_steps, batch_size, **settings):
     """Arrays (steps, b, width)."""
     data = examples(num_steps * batch_size, **settings)
-    return {name: a.reshape(num_steps, batch_size, -1) for name, a in data.items()}
+    return {name: data[name].reshape(num_steps, batch_size, -1) for name in MODEL_INPUTS}

@@ -10,7 +10,7 @@ import pytest
 from lensllm_jax.data.task import Example, build_task
 from lensllm_jax.finetune.search import SearchGrid
 from lensllm_jax.measurement import jobs
-from lensllm_jax.measurement.jobs import Job, Measurer
+from lensllm_jax.measurement.jobs import RECORDS, Job, Measurer
 from lensllm_jax.measurement.measurement import MeasurementConfig
 
 
@@ -42,6 +42,7 @@ def test_seconds_of_a_killed_cell_are_those_of_both_lives(task, tmp_path, monkey
     assert [update.share for update in updates] == sorted(update.share for update in updates)
     for cell in (resumed, whole):  # durations alone may differ
         del cell["seconds"], cell["tokens_per_second"]
+        cell[RECORDS] = cell[RECORDS].tolist()
     assert resumed == whole
 
 

@@ -26,6 +26,7 @@ from lensllm_jax.finetune.fine_tune import FineTuned, FineTuneResult
 from lensllm_jax.linalg import NtkSpectrum
 from lensllm_jax.measurement.measurement import Measurement
 from tests import forked
+from tests.finetune import tiny
 
 TEXT = "\n".join(f"the {i} kings of the land" for i in range(60))
 SHARED = ["--candidates=zoo/gpt2-xs,zoo/opt-xs", "--num_kernel_examples=2", "--quiet"]
@@ -45,7 +46,8 @@ def fine_tune(measurement, size, **_):
         file.write(f"{measurement.candidate.name} {size}\n")
     while len(started.read_text().splitlines()) == int(os.environ["LAST"]):
         time.sleep(0.01)
-    return FineTuned(FineTuneResult(9.0 / size, 9.0 / size, 1, 1, 10 * size, True, ""), None)
+    result = FineTuneResult(9.0 / size, 9.0 / size, 1, 1, 10 * size, True, "")
+    return FineTuned(result, None, tiny.evaluation(9.0 / size))
 
 
 def kernel(folder, path, load):
@@ -55,7 +57,7 @@ def kernel(folder, path, load):
 
 # in the program and the processes that its executor starts, not where this module is imported
 if __name__ in ("__main__", "__mp_main__"):
-    Measurement.fine_tune, Measurement.zero_shot = fine_tune, lambda measurement: 9.0
+    Measurement.fine_tune, Measurement.zero_shot = fine_tune, lambda _: tiny.evaluation(9.0)
     resume.remember_kernel = kernel
 
 

@@ -103,7 +103,7 @@ def test_the_loss_on_real_texts_is_that_of_pytorch(name, candidate, pytorch, tex
     loop = Loop(candidate.apply_fn, OptimizerConfig(learning_rate=1e-3), shift=True)
     # eight at a time: logits over the largest vocabulary take a megabyte per token
     batches = [{key: array[i : i + 8] for key, array in texts.items()} for i in range(0, 64, 8)]
-    loss = loop.evaluate(candidate.params, batches)
+    loss = loop.objective(candidate.params, batches)
     nats = count = 0.0
     for batch in batches:
         logits, labels = torch_logits(pytorch, batch)[:, :-1], batch["labels"][:, 1:]

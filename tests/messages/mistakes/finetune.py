@@ -27,7 +27,7 @@ def searched(*rates):
     """A search in which every fine-tune diverges."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(search, "_positions", lambda *_: iter(()))
-        data = {"labels": np.zeros((2, 3))}
+        data = {"labels": np.zeros((2, 3)), **TEXT}
         return search.search_rates(
             loop(),
             {},
@@ -47,6 +47,15 @@ def checkpoint(folder, content=None):
     if content is not None:
         saved.path.write_bytes(content)
     return saved.load(start, {"seed": 1})
+
+
+TEXT = {"is_end": np.zeros((2, 3), bool), "num_target_bytes": np.ones(2, int)}
+
+
+def tuned(**data):
+    """A fine-tune on two examples of three tokens."""
+    splits = Splits(*[{"labels": np.zeros((2, 3)), **data}] * 3)
+    return fine_tune(loop(), {}, splits, config=FineTuneConfig())
 
 
 # (argument, key phrases, the mistake in an empty folder)
@@ -75,9 +84,13 @@ MISTAKES = [
     (
         "train",
         "hold a target token ... got none in 2 examples",
-        lambda tmp: fine_tune(
-            loop(), {}, Splits(*[{"labels": np.full((2, 3), -100)}] * 3), config=FineTuneConfig()
-        ),
+        lambda tmp: tuned(labels=np.full((2, 3), -100)),
+    ),
+    ("validation", "hold is_end and num_target_bytes ... got labels", lambda tmp: tuned()),
+    (
+        "validation",
+        "hold a byte of target text ... got none in 2 examples",
+        lambda tmp: tuned(**{**TEXT, "num_target_bytes": np.zeros(2, int)}),
     ),
     (
         "every_seconds",

@@ -1,0 +1,161 @@
+r"""Evaluation: the loss by which candidates are compared, in nats per byte of target text.
+
+Record i has a target of :math:`b_i` bytes (UTF-8), on whose tokens a candidate spends
+:math:`x_i` nats.  Over n records
+
+.. math::
+    L = \frac{\sum_i x_i}{\sum_i b_i}, \qquad
+    C_{cd} = \frac{n}{n - 1} \frac{\sum_i e_{ci} e_{di}}{(\sum_i b_i)^2}, \quad
+    e_{ci} = x_{ci} - L_c b_i,
+
+where C is the covariance over independent records (ratio estimator) of the losses of candidates
+c and d: the standard error of :math:`L_c` is :math:`\sqrt{C_{cc}}`, that of :math:`L_c - L_d` is
+:math:`\sqrt{C_{cc} + C_{dd} - 2 C_{cd}}`.  The end token is no text: its nats per record are a
+number of their own.  Nats per token would favour a small vocabulary.
+
+Example:
+    >>> test = Evaluation(np.array([3.0, 1.0]), np.array([0.5, 0.7]), np.array([4, 4]), 2)
+    >>> test.loss, test.loss_se, test.end_loss
+    (0.5, 0.25, 0.6)
+"""
+
+import dataclasses
+import math
+
+import numpy as np
+from jaxtyping import Float, Int, Shaped
+
+from lensllm_jax import checks
+from lensllm_jax.data.buckets import bucket_of, row_lengths, truncated
+from lensllm_jax.typing import IGNORE, Batch
+
+_ROWS = 64  # examples of a batch; one shape for every evaluation
+SCORED = ("is_end", "num_target_bytes")  # what an evaluation needs besides the model's inputs
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """Losses of n records, in the task's order."""
+
+    nats: Float[np.ndarray, " n"]  # of the tokens of the target text
+    end_nats: Float[np.ndarray, " n"]  # of the end token; 0 where it was cut off
+    num_bytes: Int[np.ndarray, " n"]  # of the target text
+    num_ends: int  # records with an end token
+
+    @property
+    def loss(self) -> float:
+        """Nats per byte of target text."""
+        return float(self.nats.sum() / self.num_bytes.sum())
+
+    @property
+    def loss_se(self) -> float:
+        """Standard error of ``loss`` over records, nats per byte; NaN for one record."""
+        return math.sqrt(loss_covariance(self.nats[None], self.num_bytes[None])[0, 0])
+
+    @property
+    def end_loss(self) -> float:
+        """Nats per record that has an end token; NaN if none has."""
+        return float(self.end_nats.sum() / self.num_ends) if self.num_ends else math.nan
+
+
+def loss_covariance(
+    nats: Float[np.ndarray, "c n"], num_bytes: Shaped[np.ndarray, "c n"]
+) -> Float[np.ndarray, "c c"]:
+    """C of the losses of c candidates on the same n records, squared nats per byte.
+
+    Args:
+        nats: a row per candidate.
+        num_bytes: of each record's target text.
+
+    Returns:
+        C; NaN for one record.
+    """
+    count, total = nats.shape[1], num_bytes.sum(1, keepdims=True)
+    if count < 2:
+        return np.full((len(nats), len(nats)), math.nan)
+    errors = (nats - nats.sum(1, keepdims=True) / total * num_bytes) / total
+    return count / (count - 1) * (errors @ errors.T)
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluationBatches:
+    """Records in batches of one number of rows; rows that fill the last one have no target.
+
+    Attributes:
+        batches: arrays (b, s), one row's texts and masks each.
+        order: record of each row, padding rows left out.
+        num_bytes: of each record's target text.
+        num_ends: records with an end token.
+    """
+
+    batches: tuple[Batch, ...]
+    order: Int[np.ndarray, " n"]
+    num_bytes: Int[np.ndarray, " n"]
+    num_ends: int
+
+    @classmethod
+    def of(cls, data: Batch, *, buckets: tuple[int, ...] = ()) -> "EvaluationBatches":
+        """The batches of ``data`` (n, s).
+
+        With ``buckets`` (ascending lengths, tokens) the records are sorted by length, and each
+        batch is truncated to the smallest bucket that holds it.
+
+        Args:
+            data: as ``EncodedExamples.scored_batch`` returns it.
+            buckets: lengths to truncate to.
+        """
+        lengths = row_lengths(data)
+        count = len(lengths)
+        order = np.argsort(lengths, kind="stable") if buckets else np.arange(count)
+        missing = -count % _ROWS
+        filled = {name: _filled(name, np.asarray(v)[order], missing) for name, v in data.items()}
+        starts, limits = range(0, count, _ROWS), (*buckets, None)
+        longest = np.array([lengths[order[i : i + _ROWS]].max() for i in starts])
+        batches = tuple(
+            truncated({k: v[i : i + _ROWS] for k, v in filled.items()}, limits[bucket])
+            for i, bucket in zip(starts, bucket_of(longest, buckets), strict=True)
+        )
+        return cls(
+            batches, order, np.asarray(data["num_target_bytes"], np.int64),
+            int(np.asarray(data["is_end"]).any(1).sum()),
+        )  # fmt: skip
+
+    def evaluation(
+        self, nats: Float[np.ndarray, " rows"], end_nats: Float[np.ndarray, " rows"]
+    ) -> Evaluation:
+        """The evaluation, from what each row of the batches cost.
+
+        Raises:
+            FloatingPointError: if a loss is not finite.
+        """
+        if not np.isfinite(nats.sum() + end_nats.sum()):
+            raise FloatingPointError(f"evaluation loss must be finite, got {nats.sum()}")
+        sides = np.zeros((2, len(self.order)))
+        sides[:, self.order] = np.stack([nats, end_nats])[:, : len(self.order)]
+        return Evaluation(sides[0], sides[1], self.num_bytes, self.num_ends)
+
+
+def _filled(name: str, values: np.ndarray, missing: int) -> np.ndarray:
+    """With rows behind that have no target, no end and no byte."""
+    filling = {"labels": IGNORE, "is_end": 0, "num_target_bytes": 0}.get(name, 1)
+    widths = [(0, missing)] + [(0, 0)] * (values.ndim - 1)
+    return np.pad(values, widths, constant_values=filling)
+
+
+def check_text(name: str, data: Batch) -> None:
+    """Refuses a split without a byte of target text, whose loss would be 0 / 0.
+
+    Raises:
+        UserError: if it is one, or holds nothing that says so.
+    """
+    missing = [key for key in SCORED if key not in data]
+    if missing:
+        raise checks.UserError(
+            f"`{name}` must hold {' and '.join(missing)}, got {', '.join(data)}: take it from "
+            "EncodedExamples.scored_batch"
+        )
+    if not np.asarray(data["num_target_bytes"]).any():
+        raise checks.UserError(
+            f"`{name}` must hold a byte of target text, got none in "
+            f"{len(data['num_target_bytes'])} examples: keep more of each"
+        )
