@@ -46,7 +46,7 @@ def test_sum_over_projections_is_the_trace_over_all_logits_in_expectation(distri
     jacobian = np.random.default_rng(0).normal(size=(3, 4 * 5, 6))  # targets times vocabulary
     trace = np.einsum("ilp,jlp->ij", jacobian, jacobian)
     sums = []
-    for seed in range(500):
+    for seed in range(120):
         projection = readout.Projection(2, seed=seed, distribution=distribution)
         r = np.asarray(projection.directions(4, 5, np.float32), np.float64)
         projected = np.einsum("kl,ilp->ikp", r.transpose(1, 0, 2).reshape(2, -1), jacobian)
@@ -55,7 +55,7 @@ def test_sum_over_projections_is_the_trace_over_all_logits_in_expectation(distri
     # nine normal scores: one beyond 4.5 happens once in 16,000 draws of the seeds
     assert np.max(np.abs(np.mean(sums, axis=0) - trace) / deviation) < 4.5
     # without the division by k the same test fails by far
-    assert np.max(np.abs(2 * np.mean(sums, axis=0) - trace) / deviation) > 20
+    assert np.max(np.abs(2 * np.mean(sums, axis=0) - trace) / deviation) > 10
 
 
 def test_neither_padding_nor_a_longer_prompt_changes_a_projection():
