@@ -36,7 +36,7 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 
 from lensllm_jax import checks
 from lensllm_jax.scaling.fit import fit_laws
@@ -84,6 +84,11 @@ class Curves:
             )
 
     @property
+    def last(self) -> Int[np.ndarray, " num_candidates"]:
+        """The column of each candidate's largest size, the last one's where it has none."""
+        return len(self.octaves) - 1 - self.is_measured[:, ::-1].argmax(1)
+
+    @property
     def mean(self) -> Float[np.ndarray, " num_sizes"]:
         """The pool's mean curve from 0 on: in each octave, of the candidates measured at both ends.
 
@@ -97,8 +102,7 @@ class Curves:
     @property
     def at_budget(self) -> _Rows:
         """Log losses at the budget, from the last one measured along the pool's mean curve."""
-        mean, num_sizes = self.mean, len(self.octaves)
-        last = num_sizes - 1 - self.is_measured[:, ::-1].argmax(1)
+        mean, last = self.mean, self.last
         rows = np.arange(len(last))
         values = self.log_losses[rows, last] + mean[-1] - mean[last]
         return np.where(self.is_measured.any(1), values, np.nanmean(values))
@@ -189,7 +193,7 @@ class Evidenced:
     past_views: Float[np.ndarray, "num_origins 4 num_candidates"]  # log losses at today's budget
     truth: _Rows  # log losses at today's budget; NaN where not measured
     walks: _Rows  # scale at the target by the walks of slopes
-    octaves: float  # from today's budget to the target
+    octaves: _Rows  # from each candidate's largest size to the target
 
     @classmethod
     def of(cls, problem: Problem) -> "Evidenced":
@@ -199,7 +203,8 @@ class Evidenced:
         walks = log_std_of_walks(curves.octaves, curves.log_losses, curves.mean, problem.octaves)
         octaves = [math.log2(problem.budget_size / origin) for origin in origins_of(problem)]
         truth = np.log(problem.table.losses[:, -1])
-        return cls(now, np.array(octaves), past, truth, walks, problem.octaves)
+        left = problem.octaves - curves.octaves[curves.last]
+        return cls(now, np.array(octaves), past, truth, walks, left)
 
     def posterior(self, constants: Constants = DEFAULT) -> Posterior:
         """The mean of views, with a scale from the past and from the walks."""

@@ -11,6 +11,7 @@ from lensllm_jax.selection.halving import Halving
 from lensllm_jax.selection.loss_table import LossTable
 from lensllm_jax.selection.orders import DropRule
 from lensllm_jax.selection.problem import Evidence, Problem
+from lensllm_jax.selection.race import Outcome, Race, RaceRule
 from lensllm_jax.selection.selectors import lensllm, logme, nlp_metrics
 
 SIZES = np.array([0, 200, 400, 800])
@@ -44,6 +45,14 @@ def read(path, content=b"config name,200\n"):
 
 def phase(ntk_losses):
     return lensllm.fit_phase(Problem(TABLE, 1600, evidence=Evidence(ntk_losses=ntk_losses)))
+
+
+def rule(**changes):
+    return RaceRule(**{"target_size": 800, "sizes": (100, 200), **changes})
+
+
+def race(names=("a", "b"), **changes):
+    return Race.start(names, (1.0,) * len(names), rule(**{"max_cost": 1.0, **changes}))
 
 
 # (argument, key phrases, the mistake in an empty folder)
@@ -180,6 +189,22 @@ MISTAKES = [
         "observe",
         "not be called after ... got size 100",
         lambda tmp: dataclasses.replace(SEARCH, rejected=(200, 3.0)).observe(100, 1.0),
+    ),
+    ("target_size", "positive ... got 0", lambda tmp: rule(target_size=0)),
+    ("target_size", "at least the largest ... got 150", lambda tmp: rule(target_size=150)),
+    ("sizes", "ascending from above 0 ... got (200, 100)", lambda tmp: rule(sizes=(200, 100))),
+    ("confidence", "above 0.5 ... got 0.5", lambda tmp: rule(confidence=0.5)),
+    ("max_cost", "positive ... got 0.0", lambda tmp: rule(max_cost=0.0)),
+    ("max_seconds", "positive ... got 0.0", lambda tmp: rule(max_seconds=0.0)),
+    ("worth", "zero or more ... got -1.0", lambda tmp: rule(worth=-1.0)),
+    ("names", "two candidates or more ... got 1", lambda tmp: race(("a",))),
+    ("max_cost", "pay for 100 examples ... got 0.1", lambda tmp: race(max_cost=0.1)),
+    ("name", "one of ... got 'c'", lambda tmp: race().observe(Outcome("c", 100, 1.0))),
+    ("loss", "finite ... got nan", lambda tmp: race().observe(Outcome("a", 100, np.nan))),
+    (
+        "size",
+        "above the last one ... got 100",
+        lambda tmp: race().observe(Outcome("a", 100, 1.0)).observe(Outcome("a", 100, 1.0)),
     ),
     (
         "tokens_per_example",

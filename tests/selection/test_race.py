@@ -1,0 +1,170 @@
+"""A race: what it runs, drops and spends, when it stops, and that losses alone decide it."""
+
+import numpy as np
+import pytest
+
+from lensllm_jax import checks
+from lensllm_jax.selection import race as racing
+from lensllm_jax.selection.loss_table import LossTable
+from lensllm_jax.selection.problem import Problem
+from lensllm_jax.selection.race import Outcome, Race, RaceRule, StopReason, replay
+from lensllm_jax.selection.selectors import posterior
+
+SIZES = tuple(100 * 2**k for k in range(9))
+TARGET = SIZES[-1]
+
+
+def table_of(exponents, *, noise=0.0, levels=None, params=None, sizes=SIZES):
+    """Power laws, their log losses off by a normal error."""
+    count, rng = len(exponents), np.random.default_rng(0)
+    levels = np.full(count, 9.0) if levels is None else levels
+    logs = np.log(levels)[:, None] - np.outer(exponents, np.log(sizes))
+    losses = np.exp(logs + noise * rng.standard_normal(logs.shape))
+    names = tuple("abcdefghij"[:count])
+    params = np.ones(count) if params is None else np.array(params)
+    return LossTable(names, np.array(sizes), losses, params, ("",) * count)
+
+
+CLEAR = table_of([0.1, 0.2, 0.3], noise=1e-3)
+CLOSE = table_of([0.199, 0.2, 0.201], noise=2e-2)
+
+
+def rule_of(**changes):
+    return RaceRule(**{"target_size": TARGET, "sizes": SIZES, "max_cost": 0.5, **changes})
+
+
+def end_of(table, **changes):
+    *_, race = replay(table, rule_of(**changes))
+    return race
+
+
+def test_a_clear_race_ends_early_with_the_best_and_never_runs_the_hopeless_on():
+    race = end_of(CLEAR)
+    assert race.leader == "c"
+    assert race.stop.reason in (StopReason.CONFIDENCE, StopReason.FINISHED)
+    assert race.probability >= 0.95
+    assert race.cost < 0.2
+    assert race.largest["a"] < SIZES[-2]
+    close = end_of(CLOSE)  # the control: nothing is certain there
+    assert close.cost > race.cost
+
+
+@pytest.mark.parametrize("max_cost", [0.02, 0.05, 0.3])
+def test_a_race_spends_no_more_than_it_may_and_says_that_it_stopped_for_that(max_cost):
+    race = end_of(CLOSE, max_cost=max_cost, confidence=1.0)
+    assert race.cost <= max_cost + 1e-9
+    assert race.cost > 0.5 * max_cost
+    assert race.stop.reason is StopReason.BUDGET
+
+
+def test_cost_is_parameters_times_examples_of_tuning_all():
+    table = table_of([0.1, 0.2], params=[1.0, 3.0])
+    race = Race.start(table.names, (1.0, 3.0), rule_of())
+    assert race.cost_of("b", TARGET) == 0.75
+    race = race.observe(Outcome("b", TARGET // 2, 2.0)).observe(Outcome("a", TARGET // 4, 2.0))
+    assert race.cost == pytest.approx(0.75 / 2 + 0.25 / 4)
+    assert Race.start("ab", (1.0, np.nan), rule_of()).cost_of("b", TARGET) == 0.5
+
+
+def test_the_same_losses_give_the_same_race_in_whatever_order_they_came():
+    states = [*replay(CLOSE, rule_of(max_cost=0.2))]
+    again = [*replay(CLOSE, rule_of(max_cost=0.2))]
+    assert [one.losses for one in states] == [one.losses for one in again]
+    late = states[-1]
+    shuffled = Race.start(CLOSE.names, (1.0,) * 3, rule_of(max_cost=0.2))
+    for name in reversed(CLOSE.names):
+        for size in sorted(late.losses[name]):
+            shuffled = shuffled.observe(Outcome(name, size, late.losses[name][size]))
+    assert shuffled.odds.probability_best.tolist() == late.odds.probability_best.tolist()
+    assert shuffled.stop == late.stop
+
+
+def test_several_at_a_time_are_of_different_candidates_within_the_budget():
+    rule = rule_of(max_cost=0.3, confidence=1.0)
+    race = Race.start(CLOSE.names, (1.0,) * 3, rule)
+    measure = {name: dict(zip(SIZES, row, strict=True))
+               for name, row in zip(CLOSE.names, CLOSE.losses, strict=True)}  # fmt: skip
+    counts = []
+    while moves := race.moves(3):
+        if counts:  # after the first sizes
+            assert len({move.candidate for move in moves}) == len(moves)
+        counts.append(len(moves))
+        for move in moves:
+            loss = measure[move.candidate][move.size]
+            race = race.observe(Outcome(move.candidate, move.size, float(loss)))
+    assert max(counts[1:]) > 1
+    assert race.cost <= 0.3 + 1e-9
+
+
+def test_a_candidate_that_fails_keeps_its_evidence_and_the_others_go_on():
+    losses = CLEAR.losses.copy()
+    losses[2, 3:] = np.nan
+    table = LossTable(CLEAR.names, CLEAR.sizes, losses, CLEAR.num_params, CLEAR.family)
+    race = end_of(table, confidence=1.0)
+    assert set(race.failed) == {"c"}
+    assert max(race.losses["c"]) == SIZES[2]
+    assert race.largest["b"] > SIZES[2]
+    assert race.odds.probability_best[2] > 0.0
+
+
+def test_drops_are_final_and_need_a_chance_far_below_that_of_a_pair():
+    race = end_of(table_of([0.05, 0.3, 0.3], noise=1e-2), confidence=0.99)
+    assert "a" in race.dropped
+    assert race.dropped["a"].probability_best < race.epsilon <= 0.002
+    assert race.largest["a"] == race.dropped["a"].size
+    assert race.leader not in race.dropped
+    assert not end_of(CLOSE, max_cost=0.1, confidence=0.99).dropped  # the control
+
+
+def test_regret_that_is_not_worth_its_cost_ends_a_race():
+    race = end_of(CLOSE, worth=10.0, confidence=1.0)
+    assert race.stop.reason is StopReason.WORTH
+    assert race.cost < end_of(CLOSE, worth=1e-6, confidence=1.0).cost
+
+
+def test_seconds_end_a_race_at_its_own_pace():
+    race = Race.start(CLOSE.names, (1.0,) * 3, rule_of(max_seconds=50.0, confidence=1.0))
+    losses = {name: dict(zip(SIZES, map(float, row), strict=True))
+              for name, row in zip(CLOSE.names, CLOSE.losses, strict=True)}  # fmt: skip
+
+    def measure(moves):
+        for name, size, *_ in moves:
+            yield Outcome(name, size, losses[name][size], seconds=size / 100)
+
+    *_, race = racing.run(race, measure)
+    assert 25.0 < race.seconds <= 50.0
+    assert race.stop.reason is StopReason.BUDGET
+
+
+def test_the_fall_of_expected_regret_is_what_draws_say():
+    rng = np.random.default_rng(3)
+    for gap, moved in ((0.0, 0.1), (0.1, 0.1), (0.3, 0.1)):
+        own = gap + moved * rng.standard_normal(2**20)
+        drawn = min(gap, 0.0) - np.minimum(own, 0.0).mean()
+        assert racing._fall(gap, moved) == pytest.approx(drawn, abs=2e-4)
+    assert racing._fall(0.1, 0.0) == 0.0
+
+
+def test_who_has_run_further_is_known_better():
+    """In one pool one candidate has reached the target and another has far to go."""
+    losses = CLOSE.losses.copy()
+    losses[0, 4:] = np.nan
+    losses[1, 6:] = np.nan
+    table = LossTable(CLOSE.names, CLOSE.sizes, losses, CLOSE.num_params, CLOSE.family)
+    far, nearer, there = posterior.score(Problem(table, TARGET)).log_std
+    assert far > nearer > there
+    assert there <= 1e-3
+
+
+@pytest.mark.parametrize("count", [2, 3, 10])
+def test_equal_candidates_run_until_the_budget_ends_and_share_the_probability(count):
+    race = end_of(table_of([0.2] * count), max_cost=0.1)
+    assert race.stop is not None
+    np.testing.assert_allclose(race.odds.probability_best, 1.0 / count, atol=0.05)
+
+
+def test_one_first_size_is_enough_to_start_and_none_is_refused():
+    race = end_of(CLOSE, sizes=(100, 200), max_cost=0.004, confidence=1.0)
+    assert race.cost == pytest.approx(100 / TARGET)
+    with pytest.raises(checks.UserError, match="`max_cost` must pay for 100 examples"):
+        end_of(CLOSE, max_cost=0.003)
