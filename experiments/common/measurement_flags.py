@@ -79,16 +79,20 @@ class MeasurementFlags:
         return self._pool.load_task(pool)
 
     def task_notes(self, task: Task, pool: Mapping[str, CandidateSummary]) -> dict[str, Any]:
-        """What a reader wants to know of the task, for run.json; shown too, unless quiet."""
+        """What a reader wants to know of task and candidates, for run.json; shown unless quiet."""
         max_length = self._settings.config().max_length
         truncated, of = truncated_targets(task, pool, max_length=max_length)
+        checkpoints = {name: list(s.notes) for name, s in pool.items() if s.notes}
         if not self.quiet:
+            for line in (f"{name}: {note}" for name, found in checkpoints.items() for note in found):
+                print(line, flush=True)
             for line in _notes(task, {k: n for k, n in truncated.items() if n}, of, max_length):
                 print(line, flush=True)
         return {
             "examples": {split: len(getattr(task, split)) for split in _SPLITS},
             "left_out": dict(task.removed),  # by reason: empty, repeated between splits, ...
             "truncated_targets": {"of": of, **truncated},
+            "checkpoints": checkpoints,
         }
 
     def config(self) -> MeasurementConfig:

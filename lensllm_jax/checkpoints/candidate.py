@@ -27,7 +27,7 @@ from flax import traverse_util
 
 from lensllm_jax import checks, durable
 from lensllm_jax.checkpoints.adapters import Adapter
-from lensllm_jax.checkpoints.config import CONFIG, read_config
+from lensllm_jax.checkpoints.config import CONFIG, CheckpointConfig, read_config
 from lensllm_jax.checkpoints.files import is_inside
 from lensllm_jax.checkpoints.folder import SINGLE
 from lensllm_jax.checkpoints.gguf.header import is_gguf, read_header
@@ -58,7 +58,7 @@ class Candidate:
             there.
         dequantized_from: llama.cpp's names of the types in which weights were stored in fewer
             bits, such as Q4_K; none where they were floating-point numbers.
-        notes: what a user may want to know of the checkpoint.
+        notes: what a user may want to know of the checkpoint, a line each.
     """
 
     name: str
@@ -188,9 +188,25 @@ def load_folder(
         params=jax.device_put(params, may_alias=True),
         hf_config=described.attributes,
         folder=adapter.folder if adapter and has_tokenizer(adapter.folder) else folder,
-        notes=described.notes,
-        dequantized_from=read_header(folder).quantized_types if is_gguf(folder) else (),
+        notes=notes_of(folder, described, adapter),
+        dequantized_from=_dequantized_from(folder),
     )
+
+
+def notes_of(folder: Path, described: CheckpointConfig, adapter: Adapter | None) -> tuple[str, ...]:
+    """What a user may want to know of a checkpoint before it is loaded, a line each."""
+    types = ", ".join(_dequantized_from(folder))
+    # the attributes of a GGUF file's config are ours, not its maker's
+    notes = () if is_gguf(folder) else described.notes
+    notes += (f"weights dequantized from {types}",) if types else ()
+    if adapter is None:
+        return notes
+    base = adapter.base if adapter.base.isprintable() else ascii(adapter.base)
+    return (*notes, f"adapter merged into {base}")
+
+
+def _dequantized_from(folder: Path) -> tuple[str, ...]:
+    return read_header(folder).quantized_types if is_gguf(folder) else ()
 
 
 def _floating(dtype: str) -> np.dtype:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from lensllm_jax.checkpoints.adapters import is_adapter, read_adapter
+from lensllm_jax.checkpoints.candidate import notes_of
 from lensllm_jax.checkpoints.config import read_config
 from lensllm_jax.checkpoints.tensors import TensorFiles
 from lensllm_jax.checkpoints.tokenizer import has_tokenizer, read_tokenizer
@@ -33,7 +34,7 @@ class CandidateSummary:
     num_params: int  # a shared one counted once, constants not at all
     config: ModelConfig
     tokenizer: Any = dataclasses.field(repr=False)
-    notes: tuple[str, ...] = ()  # what a user may want to know of the checkpoint
+    notes: tuple[str, ...] = ()  # what a user may want to know of it, a line each
 
 
 def describe_candidate(name: str | Path) -> CandidateSummary:
@@ -47,8 +48,9 @@ def describe_candidate(name: str | Path) -> CandidateSummary:
             or the tokenizer is absent or damaged.
     """
     folder = tokens = folder_of(name)
-    if is_adapter(folder):
-        folder = base_of(read_adapter(folder))
+    adapter = read_adapter(folder) if is_adapter(folder) else None
+    if adapter is not None:
+        folder = base_of(adapter)
         tokens = tokens if has_tokenizer(tokens) else folder
     described = read_config(folder)
     family, files = described.family, TensorFiles.of_folder(folder)
@@ -61,4 +63,5 @@ def describe_candidate(name: str | Path) -> CandidateSummary:
     )  # fmt: skip
     trained = (s for path, s in parameter_shapes(config).items() if path.split("/")[-1] != CONSTANT)
     num_params = sum(map(math.prod, trained))
-    return CandidateSummary(str(name), family.name, num_params, config, tokenizer, described.notes)
+    notes = notes_of(folder, described, adapter)
+    return CandidateSummary(str(name), family.name, num_params, config, tokenizer, notes)

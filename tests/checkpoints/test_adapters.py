@@ -59,6 +59,7 @@ def test_a_bundled_base_is_described_without_its_weights(tmp_path):
     described = describe_candidate(str(adapter))
     assert described.num_params == lens.load_candidate("zoo/gpt2-xs").num_params
     assert described.tokenizer("a")["input_ids"]
+    assert described.notes == ("adapter merged into zoo/gpt2-xs",)
 
 
 def test_whole_tensors_replace_those_of_the_base(tmp_path):

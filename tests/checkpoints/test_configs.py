@@ -36,6 +36,14 @@ def test_what_the_model_of_a_family_does_not_know_is_ignored_and_listed(family):
     assert parse_config(TINY[family]).notes == ()
 
 
+def test_a_note_is_one_printable_line_whatever_the_attributes_are_called():
+    strange = dict.fromkeys(["a\nb", "\x1b[31m", "x" * 500, *map(str, range(50))], 1)
+    (note,) = parse_config({**TINY["gpt2"], **strange}).notes
+    assert note.isprintable()
+    assert len(note) < 800
+    assert "and 45 more" in note
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_what_it_knows_and_we_do_not_support_is_refused_by_name(family):
     assert "is_causal=False (not supported)" in refusal({**TINY[family], "is_causal": False})

@@ -10,12 +10,22 @@ import pytest
 
 from lensllm_jax import checks
 from lensllm_jax.checkpoints.candidate import load_folder
-from lensllm_jax.checkpoints.config import parse_config
+from lensllm_jax.checkpoints.config import parse_config, read_config
 from lensllm_jax.checkpoints.folder import SINGLE
 from lensllm_jax.checkpoints.formats import open_tensors
+from lensllm_jax.checkpoints.gguf.header import read_header
 from lensllm_jax.checkpoints.weights import parameter_shapes
+from lensllm_jax.checkpoints.tensors import TensorFiles
+from lensllm_jax.checkpoints.tokenizer import read_tokenizer
 from lensllm_jax.checkpoints.zoo import FOLDER
-from tests.checkpoints.mutations import mutated_bytes, mutated_config, mutated_header
+from tests.checkpoints.gguf_files import write_gguf
+from tests.checkpoints.mutations import (
+    mutated_bytes,
+    mutated_config,
+    mutated_header,
+    mutated_metadata,
+)
+from tests.checkpoints.test_gguf import byte_level
 from tests.models.tiny import write_tiny_checkpoint
 from tests.models.variants import VARIANTS
 
@@ -51,12 +61,13 @@ def read_all(make, read, num_cases, seed):
     return num_read, num_refused
 
 
-def read_config(config):
+def read_shapes(config):
     parameter_shapes(parse_config(config).config)
 
 
 # 100,000 in `make fuzz`
 NUM_CASES = int(os.environ.get("FUZZ_FILES", "1000"))
+NUM_GGUF = int(os.environ.get("FUZZ_FILES", "250")) // 5  # of each model
 
 
 def test_configs():
@@ -65,7 +76,7 @@ def test_configs():
 
 
 def test_shapes_of_configs_that_are_read():
-    num_read, _ = read_all(mutated_config, read_config, 100, 1)
+    num_read, _ = read_all(mutated_config, read_shapes, 100, 1)
     assert num_read > 10
 
 
@@ -83,6 +94,34 @@ def test_headers(mutated, tmp_path):
 
     _, num_refused = read_all(lambda rng: mutated(rng, whole), read, NUM_CASES, NUM_CASES)
     assert num_refused > 0
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("model", ["llama3", "gemma2", "phi3", "gptneox", "t5"])
+def test_gguf_files(model, tmp_path):
+    """Header, config, tensors and tokenizer of files with other bytes and other metadata."""
+    _, path = write_gguf(tmp_path, model, metadata=byte_level().items())
+    content, header = path.read_bytes(), read_header(path)
+    end = min(tensor.offset for tensor in header.tensors.values())
+
+    def make(rng):
+        if rng.random() < 0.7:
+            return mutated_metadata(rng, header, content)
+        mutated = bytearray(content)
+        for at in rng.integers(0, end, rng.integers(1, 4)):
+            mutated[at] = rng.integers(0, 256)
+        return mutated
+
+    def read(mutated):
+        path.write_bytes(mutated)
+        described, files = read_config(path), TensorFiles.of_folder(path)
+        for _, tensor in files.open(set(files.file_of)):
+            tensor.rows(0, 1)
+        read_tokenizer(path, described.attributes, vocab_size=64, table="embedding")
+
+    read(content)
+    num_read, num_refused = read_all(make, read, NUM_GGUF, 3)
+    assert min(num_read, num_refused) > NUM_GGUF / 20
 
 
 def test_folders(tmp_path):

@@ -82,10 +82,13 @@ def _qwen3(header: Header) -> dict[str, Any]:
 
 def _phi3(header: Header) -> dict[str, Any]:
     width = _head_dim(header)
+    rotated = header.architecture_value("rope.dimension_count")
     return {
         **_rms_decoder(header, "phi3"),
         "sliding_window": header.architecture_value("attention.sliding_window") or None,
-        "partial_rotary_factor": header.architecture_value("rope.dimension_count", width) / width,
+        "partial_rotary_factor": (
+            1.0 if rotated is None else _required(header, "rope.dimension_count") / width
+        ),
         "original_max_position_embeddings": header.architecture_value(
             "rope.scaling.original_context_length", _required(header, "context_length")
         ),
@@ -211,7 +214,7 @@ def _rms_decoder(header: Header, model_type: str) -> dict[str, Any]:
 def _required(header: Header, *keys: str) -> Any:
     """The first of these settings that the file has, a number."""
     value = next((v for key in keys if (v := header.architecture_value(key)) is not None), None)
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < np.inf:
         raise checks.UserError(
             f"{header.architecture}.{keys[0]} of `{header.path}` must be a number, got {value!r}"
         )
@@ -219,7 +222,12 @@ def _required(header: Header, *keys: str) -> Any:
 
 
 def _head_dim(header: Header) -> int:
-    return _required(header, "embedding_length") // _required(header, "attention.head_count")
+    width, heads = _required(header, "embedding_length"), _required(header, "attention.head_count")
+    if heads > width:
+        raise checks.UserError(
+            f"`{header.path}` must be at least as wide as it has heads, got {width} and {heads}"
+        )
+    return int(width // heads)
 
 
 def _query_scalar(header: Header, *, of_27b: int) -> int | float:
@@ -245,7 +253,8 @@ def _llama3_scaling(header: Header) -> dict[str, Any]:
 
     divisors = read_values(header, "rope_freqs.weight")
     settings = {"rope_type": "llama3", "factor": max(float(divisors.max()), 1.0), **_LLAMA3}
-    base = header.architecture_value("rope.freq_base", 10000.0)
+    default = header.architecture_value("rope.freq_base") is None
+    base = 10000.0 if default else _required(header, "rope.freq_base")
     width = 2 * len(divisors)
     scaled = Rotary.of_config({**settings, "rope_theta": base}, width).frequencies()
     plain = Rotary.of_config({"rope_theta": base}, width).frequencies()
