@@ -46,8 +46,11 @@ class CheckpointConfig(NamedTuple):
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What a user may want to know of it."""
-        listed = ", ".join(self.ignored)
+        """What a user may want to know of it, a line each."""
+        # a name may be any text, a line break or the codes of a terminal among it
+        names = [key if key.isidentifier() else ascii(key) for key in self.ignored]
+        more = f" and {len(names) - 8} more" if len(names) > 8 else ""
+        listed = ", ".join(name[:60] for name in names[:8]) + more
         note = f"{CONFIG}: {listed} ignored, as by Hugging Face's {self.family.name} model"
         return (note,) if self.ignored else ()
 
@@ -108,6 +111,7 @@ def parse_config(stored: Mapping[str, Any], *, name: str = CONFIG) -> Checkpoint
             f"`{name}` must be a valid {model_type} config, "
             f"got {' '.join(str(error).split())[-_LONGEST:]}"
         ) from error
+    attributes |= {key: stored[key] for key in family.as_stored if key in stored}
     ignored = unknown_attributes(config_class, attributes)
     known = {key: value for key, value in attributes.items() if key not in ignored}
     _check_sizes(known, name, 2**31 - 1)

@@ -58,6 +58,7 @@ class StackConfig:
         head_dim: width of a head.
         d_ff: inner width of the feed-forward network.
         buckets: of relative positions; ``None`` where positions are a learned table.
+        table_per_block: whether each block has a table of those buckets (else one serves all).
     """
 
     num_layers: int
@@ -65,6 +66,7 @@ class StackConfig:
     head_dim: int
     d_ff: int
     buckets: Buckets | None = None
+    table_per_block: bool = False
 
     def __post_init__(self):
         for name in ("num_layers", "num_heads", "head_dim", "d_ff"):
@@ -170,6 +172,12 @@ class EncoderDecoderConfig:
         return jnp.where(shifted == IGNORE, self.pad_token_id, shifted)
 
 
+def relative_bias(size: StackConfig, dtype: jnp.dtype | None) -> RelativeBias:
+    """The table of a stack's relative positions, or of one of its blocks."""
+    assert size.buckets is not None
+    return RelativeBias(size.buckets, size.num_heads, dtype, name="relative_bias")
+
+
 class Block(nn.Module):
     """One block: self-attention, in a decoder cross attention, feed-forward."""
 
@@ -181,6 +189,8 @@ class Block(nn.Module):
     def __call__(self, x, mask, bias, memory, memory_mask):
         """States ``(b*s, d)`` after the block, and ``None`` as ``nn.scan`` wants."""
         c = self.config
+        if self.size.table_per_block:
+            bias = relative_bias(self.size, self.dtype)(mask.shape[-1])
         x = self._residual("attention", x, lambda x: self._attention("attention")(
             x, mask, bias=bias))  # fmt: skip
         if memory is not None:
@@ -230,12 +240,9 @@ class Stack(nn.Module):
         c = self.config
         b, s = mask.shape[0], mask.shape[-1]
         bias = None
-        if self.size.buckets is not None:
-            # one table for all blocks: the first one's, in the checkpoints
-            bias = RelativeBias(
-                self.size.buckets, self.size.num_heads, self.dtype, name="relative_bias"
-            )(s)
-        else:
+        if self.size.buckets is not None and not self.size.table_per_block:
+            bias = relative_bias(self.size, self.dtype)(s)
+        if self.size.buckets is None:
             x = x + self._positions(s, c.max_positions)(
                 jnp.tile(jnp.arange(s) + c.position_offset, b)
             )

@@ -123,6 +123,8 @@ class Family:
         prefixes: what may stand before every tensor name, most usual first.
         ties_absent_head: whether a head that a checkpoint lacks is the embedding, whatever its
             config says.
+        as_stored: attributes that count as the checkpoint has them, though Hugging Face's class
+            overwrites them.
         ignored: regular expressions of tensors that hold no parameter (mask buffers).
     """
 
@@ -134,6 +136,7 @@ class Family:
     required: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     prefixes: tuple[str, ...] = ("model.", "")
     ties_absent_head: bool = False
+    as_stored: tuple[str, ...] = ()
     ignored: tuple[str, ...] = ()
 
     def read_config(

@@ -37,6 +37,8 @@ ENCODER_DECODERS = {
     "t5-untied-relu": {**T5, **UNTIED},
     "t5-gated-silu-epsilon": {**T5, "feed_forward_proj": "gated-silu", "layer_norm_epsilon": 1e-2},
     "mt5": {**T5, **UNTIED, "model_type": "mt5", "feed_forward_proj": "gated-gelu"},
+    "umt5": {**T5, **UNTIED, "model_type": "umt5", "feed_forward_proj": "gated-gelu"},
+    "umt5-tied": {**T5, "model_type": "umt5", "feed_forward_proj": "gated-gelu"},
     "bart": BART,
     "bart-scaled-embeddings": {**BART, "scale_embedding": True},
     "bart-relu": {**BART, "activation_function": "relu"},

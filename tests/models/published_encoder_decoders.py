@@ -32,6 +32,13 @@ MT5 = {
     "tokenizer_class": "T5Tokenizer",
     "vocab_size": 250112,
 }
+UMT5 = {
+    **MT5,
+    "model_type": "umt5",
+    "architectures": ["UMT5ForConditionalGeneration"],
+    "scalable_attention": True,
+    "vocab_size": 256384,
+}
 BART = {
     "model_type": "bart",
     "architectures": ["BartModel"],
@@ -82,6 +89,7 @@ PUBLISHED = {
     },
     "google/mt5-base": {**MT5, "d_model": 768, "d_ff": 2048, "num_layers": 12, "num_heads": 12},
     "google/mt5-large": {**MT5, "d_model": 1024, "d_ff": 2816, "num_layers": 24, "num_heads": 16},
+    "google/umt5-small": {**UMT5, "d_model": 512, "d_ff": 1024, "num_layers": 8, "num_heads": 6},
     "facebook/bart-base": bart(768, 6, 12),
     "facebook/bart-large": bart(1024, 12, 16),
 }  # fmt: skip

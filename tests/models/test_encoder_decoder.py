@@ -36,7 +36,7 @@ def test_logits_and_gradients_equal_pytorch_in_float64(variant, tmp_path, x64):
 
 # one of each way to hold the head; of an untied BART, Hugging Face gives the stacks own tables
 @pytest.mark.parametrize(
-    "variant", ["t5", "t5-1.1", "mt5", "bart-scaled-embeddings", "bart-untied"]
+    "variant", ["t5", "t5-1.1", "mt5", "umt5-tied", "bart-scaled-embeddings", "bart-untied"]
 )
 def test_saved_folder_loads_in_pytorch_with_equal_logits(variant, tmp_path):
     model = random_model(ENCODER_DECODERS[variant])
@@ -52,7 +52,7 @@ def test_saved_folder_loads_in_pytorch_with_equal_logits(variant, tmp_path):
     assert relative_difference(ours, before) > 1e-3  # the scaled weights did arrive
 
 
-@pytest.mark.parametrize("variant", ["t5", "t5-1.1", "mt5"])
+@pytest.mark.parametrize("variant", ["t5", "t5-1.1", "mt5", "umt5-tied"])
 @pytest.mark.parametrize("own_head", [False, True])
 def test_the_head_is_that_of_the_tensors_as_in_pytorch(variant, own_head, tmp_path):
     """As Hugging Face saves a new model today, tied whatever its config says; and with a head."""

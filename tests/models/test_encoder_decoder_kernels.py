@@ -14,7 +14,7 @@ from tests.tolerances import assert_close, relative_difference
 pytestmark = pytest.mark.float64  # compiling, in float64 whatever the suite runs in
 
 # shared and separate heads, both norms, relative and learned positions, cross attention
-VARIANTS = ("t5", "bart-scaled-embeddings", "mt5", "bart-untied")
+VARIANTS = ("t5", "bart-scaled-embeddings", "mt5", "umt5-tied", "bart-untied")
 
 
 def kernel_batch(candidate):

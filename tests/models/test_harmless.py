@@ -39,7 +39,7 @@ def other(name, value):
 
 def torch_logits(attributes, weights=None):
     """Logits of a tiny model, and its weights (given ones, or those drawn for it)."""
-    encoder_decoder = attributes["model_type"] in ("bart", "mt5", "t5")
+    encoder_decoder = attributes["model_type"] in ("bart", "mt5", "t5", "umt5")
     data = seq2seq_batch() if encoder_decoder else batch()
     model = random_model(attributes)
     if weights is not None:

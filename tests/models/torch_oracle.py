@@ -72,10 +72,12 @@ def separate_untied_head(model, attributes):
 
     Hugging Face ties the head of a new T5 whatever its config says (a loaded one keeps the
     head of its checkpoint), and gives the stacks of an untied BART a table each, which no
-    published checkpoint has.
+    published checkpoint has.  A UMT5 scales the states before any head while its config says
+    tied, which its class always does, and no checkpoint with a head of its own was trained so.
     """
     if not model.config.is_encoder_decoder or attributes.get("tie_word_embeddings", True):
         return
+    model.config.tie_word_embeddings = False
     body = getattr(model, "model", model)
     for stack in (body.encoder, body.decoder):
         stack.embed_tokens.weight = body.shared.weight

@@ -38,6 +38,7 @@ FAMILIES = {
     "phi3": "query/kernel",
     "t5": "decoder/.*cross_attention/query/kernel",
     "mt5": "encoder/.*query/kernel",
+    "umt5": "encoder/.*query/kernel",
     "bart": "decoder/.*cross_attention/query/kernel",
     "mistral": "query/kernel",
     "gemma": "query/kernel",

@@ -29,7 +29,9 @@ def config(hf: Mapping[str, Any]) -> EncoderDecoderConfig:
     return described(hf, scaled_head=hf["scale_decoder_outputs"])
 
 
-def described(hf: Mapping[str, Any], *, scaled_head: bool) -> EncoderDecoderConfig:
+def described(
+    hf: Mapping[str, Any], *, scaled_head: bool, table_per_block: bool = False
+) -> EncoderDecoderConfig:
     """Our config; a scaled head is the table of embeddings, unless the checkpoint holds another."""
     encoder, decoder = (
         StackConfig(
@@ -42,6 +44,7 @@ def described(hf: Mapping[str, Any], *, scaled_head: bool) -> EncoderDecoderConf
                 max_distance=hf["relative_attention_max_distance"],
                 bidirectional=bidirectional,
             ),
+            table_per_block=table_per_block,
         )
         for depth, bidirectional in (("num_layers", True), ("num_decoder_layers", False))
     )
@@ -74,10 +77,13 @@ def weights(config: EncoderDecoderConfig) -> tuple[Weight, ...]:
         ("encoder", ("attention", "feed_forward")),
         ("decoder", ("attention", "cross_attention", "feed_forward")),
     ):
+        # one table for all blocks is stored with the first
+        own = config.encoder.table_per_block
+        block, holder = ("{layer}", f"{stack}/blocks") if own else ("0", stack)
         table += [
             Weight(
-                f"{stack}.block.0.layer.0.SelfAttention.relative_attention_bias.weight",
-                f"{stack}/relative_bias/table/embedding",
+                f"{stack}.block.{block}.layer.0.SelfAttention.relative_attention_bias.weight",
+                f"{holder}/relative_bias/table/embedding",
             ),
             *norm_weights(f"{stack}.final_layer_norm", f"{stack}/final_norm", use_bias=False),
         ]
