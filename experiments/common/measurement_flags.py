@@ -84,7 +84,9 @@ class MeasurementFlags:
         truncated, of = truncated_targets(task, pool, max_length=max_length)
         checkpoints = {name: list(s.notes) for name, s in pool.items() if s.notes}
         if not self.quiet:
-            for line in (f"{name}: {note}" for name, found in checkpoints.items() for note in found):
+            for line in (
+                f"{name}: {note}" for name, found in checkpoints.items() for note in found
+            ):
                 print(line, flush=True)
             for line in _notes(task, {k: n for k, n in truncated.items() if n}, of, max_length):
                 print(line, flush=True)

@@ -14,9 +14,9 @@ from lensllm_jax.checkpoints.config import parse_config, read_config
 from lensllm_jax.checkpoints.folder import SINGLE
 from lensllm_jax.checkpoints.formats import open_tensors
 from lensllm_jax.checkpoints.gguf.header import read_header
-from lensllm_jax.checkpoints.weights import parameter_shapes
 from lensllm_jax.checkpoints.tensors import TensorFiles
 from lensllm_jax.checkpoints.tokenizer import read_tokenizer
+from lensllm_jax.checkpoints.weights import parameter_shapes
 from lensllm_jax.checkpoints.zoo import FOLDER
 from tests.checkpoints.gguf_files import write_gguf
 from tests.checkpoints.mutations import (

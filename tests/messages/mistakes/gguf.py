@@ -81,6 +81,19 @@ MISTAKES = [
         lambda tmp: loaded(tmp, {"llama.context_length": "long"}),
     ),
     (
+        "a.gguf",
+        "at least as wide as it has heads ... got 8 and 9",
+        lambda tmp: loaded(
+            tmp,
+            {
+                **{key.replace("llama", "gptneox"): number for key, number in SIZES.items()},
+                "general.architecture": "gptneox",
+                "gptneox.attention.head_count": 9,
+                "gptneox.attention.layer_norm_epsilon": 1e-5,
+            },
+        ),
+    ),
+    (
         "rope_freqs.weight",
         "that of Llama 3 ... got others up to 0",
         lambda tmp: loaded(tmp, tensors={**EMBEDDING, "rope_freqs.weight": (0, (2,))}),
