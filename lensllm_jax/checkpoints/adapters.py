@@ -10,6 +10,7 @@ a whole replace the base's.
 """
 
 import dataclasses
+import json
 import math
 import re
 from collections.abc import Iterator, Mapping
@@ -19,10 +20,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-from lensllm_jax import checks
+from lensllm_jax import checks, durable
 from lensllm_jax.checkpoints.files import is_there, read_json
 from lensllm_jax.checkpoints.formats import StoredTensor, open_tensors
 from lensllm_jax.checkpoints.tensors import TensorFiles
+from lensllm_jax.checkpoints.weights import side_by_side
 from lensllm_jax.models.family import Family, ModelConfig
 
 ADAPTER_CONFIG = "adapter_config.json"
@@ -147,6 +149,75 @@ def read_adapter(folder: Path) -> Adapter:
     local = next((p for p in (Path(base).expanduser(), folder / base) if p.exists()), None)
     name = str(local) if local else f"{base}@{revision}" if revision else base
     return Adapter(folder, name, settings)
+
+
+class Factors(NamedTuple):
+    """The update s A B of a kernel (d_in, d_out), or of one per block along a leading axis l."""
+
+    a: Float[np.ndarray, "*l d_in r"]
+    b: Float[np.ndarray, "*l r d_out"]
+
+
+def write_adapter(
+    folder: Path, factors: Mapping[str, Factors], family: Family, config: ModelConfig,
+    *, base: str, scale: float,
+) -> None:  # fmt: skip
+    """Writes an adapter folder, which PEFT and ``read_adapter`` read.
+
+    Args:
+        folder: where to; made if absent.
+        factors: by slash-joined path of the kernel, all of one rank.
+        family: of the base.
+        config: of the base.
+        base: what ``base_model_name_or_path`` is to say.
+        scale: s.
+    """
+    from safetensors.numpy import save_file
+
+    rank = next(iter(factors.values())).a.shape[-1]
+    ranks: dict[str, int] = {}  # by the last part of a module's name
+    tensors: dict[str, np.ndarray] = {}
+    for module, a, b in _modules(factors, family, config):
+        ranks[module.rpartition(".")[2]] = len(a)
+        tensors[f"{_WRAPPER}{module}.lora_A.weight"] = a
+        tensors[f"{_WRAPPER}{module}.lora_B.weight"] = b
+    other = {name: r for name, r in ranks.items() if r != rank}
+    kind = "SEQ_2_SEQ_LM" if config.is_encoder_decoder else "CAUSAL_LM"
+    settings = {
+        "peft_type": "LORA", "task_type": kind, "base_model_name_or_path": base, "bias": "none",
+        "r": rank, "lora_alpha": scale * rank, "lora_dropout": 0.0, "inference_mode": True,
+        "target_modules": sorted(ranks),
+        "rank_pattern": other, "alpha_pattern": {name: scale * r for name, r in other.items()},
+        "fan_in_fan_out": bool(_untransposed(family, config)),  # GPT-2's layers are all stored so
+    }  # fmt: skip
+    with durable.writing(folder / _WEIGHTS) as whole:
+        save_file(tensors, whole, metadata={"format": "pt"})
+    (folder / ADAPTER_CONFIG).write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n")
+
+
+def _modules(
+    factors: Mapping[str, Factors], family: Family, config: ModelConfig
+) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
+    """Name, A (r, d_in) and B (d_out, r) of each of Hugging Face's layers.
+
+    One that holds several of our kernels side by side has the ranks of all: the rows of A follow
+    each other, and each writes its own part of the outputs.
+    """
+    for weight in family.weights(config):
+        parts = [factors[path] for path in weight.targets if path in factors]
+        if not parts:
+            continue
+        prefix = "" if weight.outside else family.prefixes[0]
+        for layer in range(len(parts[0].a)) if weight.stacked else (0,):
+            pairs = [Factors(a[layer], b[layer]) if weight.stacked else (a, b) for a, b in parts]
+            a = np.concatenate([a for a, _ in pairs], axis=1)
+            b = np.concatenate([
+                side_by_side([b if i == j else np.zeros((b.shape[0], other.shape[1]), b.dtype)
+                              for j, (_, other) in enumerate(pairs)], weight.groups)
+                for i, (_, b) in enumerate(pairs)
+            ])  # fmt: skip
+            name = (prefix + weight.source(layer)).removesuffix(".weight")
+            yield name, np.ascontiguousarray(a.T), np.ascontiguousarray(b.T)
 
 
 def _parts(path: Path) -> dict[str, dict[str, StoredTensor]]:

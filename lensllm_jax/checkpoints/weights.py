@@ -168,7 +168,7 @@ def checkpoint_tensors(
     flat = {k: np.asarray(v) for k, v in traverse_util.flatten_dict(params, sep="/").items()}
     shapes = {path: values.shape for path, values in flat.items()}
     for slot in _slots(family, config, shapes, family.prefixes[0]):
-        whole = _joined(
+        whole = side_by_side(
             [slot.part_of(flat[path]) for path in slot.weight.targets], slot.weight.groups
         )
         if offset and slot.weight.offset:
@@ -331,8 +331,8 @@ def _split(whole: np.ndarray, lengths: Sequence[int], groups: int) -> list[np.nd
     ]
 
 
-def _joined(parts: Sequence[np.ndarray], groups: int) -> np.ndarray:
-    """The inverse of ``_split``."""
+def side_by_side(parts: Sequence[np.ndarray], groups: int) -> np.ndarray:
+    """Parameters as one tensor holds them along its last axis, the inverse of ``_split``."""
     leading = parts[0].shape[:-1]
     grouped = [part.reshape(*leading, groups, -1) for part in parts]
     return np.concatenate(grouped, axis=-1).reshape(*leading, -1)

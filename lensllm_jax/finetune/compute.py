@@ -7,23 +7,33 @@ than :math:`2^{-8}` of a weight would vanish in bfloat16.
 ``remat`` recomputes each block in the backward pass (Chen et al., 2016).  With
 ``num_micro_batches`` one step is several smaller passes, whose gradients add up to that of the
 whole batch: each is divided by the targets of all.
+
+``tune="lora"`` trains low-rank updates alone (:mod:`lensllm_jax.finetune.lora`), beside weights
+that may be kept in bfloat16; ``devices`` cuts all arrays between several
+(:mod:`lensllm_jax.finetune.sharding`); ``moments_dtype`` halves the optimiser's state
+(:mod:`lensllm_jax.finetune.moments`).
 """
 
+import contextlib
 import dataclasses
 import os
 from pathlib import Path
-from typing import cast
+from typing import NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from lensllm_jax import checks
 from lensllm_jax.checkpoints.candidate import Candidate
-from lensllm_jax.finetune.loop import Loop, OptimizerConfig
+from lensllm_jax.finetune import lora
+from lensllm_jax.finetune.loop import MOMENTS_DTYPES, Loop, OptimizerConfig
+from lensllm_jax.finetune.sharding import on_host, shards_over
 from lensllm_jax.models.family import ModelConfig
 from lensllm_jax.typing import ApplyFn, Batch, Params
 
 _DTYPES = ("bfloat16", "float32", "float64")
+FULL, LORA = TUNES = ("full", "lora")
 # JAX's settings: where compiled programs are cached, and that all are, however small
 CACHE_FOLDER = "jax_compilation_cache_dir"
 CACHE_SETTINGS = {
@@ -41,36 +51,75 @@ class ComputeConfig:
         remat: recompute each block in the backward pass: less memory, a third more time.
         unroll_layers: write the blocks out instead of scanning them: slower to compile.
         num_micro_batches: passes whose gradients make one step; divides the batch size.
+        tune: what is trained: "full", all weights; "lora", low-rank updates of the matrices of
+            attention and feed-forward layers.
+        lora_rank: of those updates.
+        frozen_dtype: in which the weights beside them are kept (default: as loaded).
+        moments_dtype: in which AdamW's moments are kept.
+        devices: between which arrays and batches are cut; divides the batch size.
     """
 
     dtype: str | None = None
     remat: bool = False
     unroll_layers: bool = False
     num_micro_batches: int = 1
+    tune: str = FULL
+    lora_rank: int = 16
+    frozen_dtype: str | None = None
+    moments_dtype: str = "float32"
+    devices: int = 1
 
     def __post_init__(self):
-        checks.positive("num_micro_batches", self.num_micro_batches)
-        if self.dtype is not None:
-            checks.one_of("dtype", self.dtype, _DTYPES)
+        for name in ("num_micro_batches", "lora_rank", "devices"):
+            checks.positive(name, getattr(self, name))
+        checks.one_of("tune", self.tune, TUNES)
+        checks.one_of("moments_dtype", self.moments_dtype, MOMENTS_DTYPES)
+        for name in ("dtype", "frozen_dtype"):
+            if getattr(self, name) is not None:
+                checks.one_of(name, getattr(self, name), _DTYPES)
+        if self.frozen_dtype is not None and self.tune != LORA:
+            raise checks.UserError(
+                f"`frozen_dtype` must go with `tune` {LORA}, for full tuning freezes no weight, "
+                f"got {self.frozen_dtype}"
+            )
+
+    @property
+    def computing_dtype(self) -> str | None:
+        """Of products; frozen weights in another type must not lower it."""
+        return self.dtype or (self.frozen_dtype and "float32")
+
+    def check_batch(self, batch_size: int) -> None:
+        """Raises UserError unless passes and devices divide a batch evenly."""
+        if batch_size % self.num_micro_batches:
+            raise checks.UserError(
+                f"`num_micro_batches` must divide the batch size {batch_size}, got "
+                f"{self.num_micro_batches}"
+            )
+        if (part := batch_size // self.num_micro_batches) % self.devices:
+            raise checks.UserError(
+                f"`devices` must divide the {part} examples of a pass, got {self.devices}: change "
+                "`batch_size` or `num_micro_batches`"
+            )
 
 
 def config_apply_fn(config: ModelConfig, compute: ComputeConfig) -> ApplyFn:
     """``(params, batch) -> logits``; float32 parameters stay float32 in every dtype."""
     module = config.module(
-        dtype=None if compute.dtype is None else jnp.dtype(compute.dtype),
+        dtype=None if compute.computing_dtype is None else jnp.dtype(compute.computing_dtype),
         remat=compute.remat,
         unroll_layers=compute.unroll_layers,
     )
 
     def apply_fn(params: Params, batch: Batch) -> jax.Array:
-        logits = module.apply({"params": params}, *config.arguments(batch))
+        with lora.adapting() if compute.tune == LORA else contextlib.nullcontext():
+            logits = module.apply({"params": params}, *config.arguments(batch))
         return cast(jax.Array, logits)
 
     return apply_fn
 
 
 def loop_for(
-    candidate: Candidate, optimizer: OptimizerConfig, *, compute: ComputeConfig | None = None
+    candidate: Candidate, optimizer: OptimizerConfig, compute: ComputeConfig | None = None
 ) -> Loop:
     """The candidate's compiled steps, computed as configured."""
     compute = compute or ComputeConfig()
@@ -79,7 +128,37 @@ def loop_for(
         optimizer,
         shift=not candidate.is_encoder_decoder,
         num_micro_batches=compute.num_micro_batches,
+        shards=shards_over(compute.devices),
     )
+
+
+class Start(NamedTuple):
+    """Where a fine-tune of a candidate starts."""
+
+    params: Params  # those that are trained
+    frozen: Params  # those that are not
+
+
+def start_of(candidate: Candidate, compute: ComputeConfig, *, seed: int) -> Start:
+    """The parameters that are trained, and those beside them; ``seed`` is of LoRA's factors."""
+    if compute.tune == FULL:
+        return Start(candidate.params, {})
+    frozen = candidate.params
+    if compute.frozen_dtype is not None:  # on the host: no device need hold them twice
+        dtype = jnp.dtype(compute.frozen_dtype)
+        frozen = jax.tree.map(lambda leaf: np.asarray(leaf).astype(dtype), frozen)
+    return Start(lora.init_factors(candidate.params, rank=compute.lora_rank, seed=seed), frozen)
+
+
+def whole_params(candidate: Candidate, compute: ComputeConfig, params: Params) -> Params:
+    """All parameters of a fine-tuned candidate, from those that were trained."""
+    return params if compute.tune == FULL else lora.merged(candidate.params, params)
+
+
+def loading(compute: ComputeConfig) -> contextlib.AbstractContextManager:
+    """Where a candidate is loaded: on the host if one device should not hold all its weights."""
+    whole = compute.tune == FULL and compute.devices == 1
+    return contextlib.nullcontext() if whole else on_host()
 
 
 def keep_compiled(folder: str | Path) -> None:

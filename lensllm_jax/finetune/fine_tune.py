@@ -240,7 +240,7 @@ def resumed_settings(
         **dataclasses.asdict(config),
         **dataclasses.asdict(loop.config),
         "num_micro_batches": loop.num_micro_batches,
-        "params": fingerprint(params),
+        "params": fingerprint([params, loop.frozen] if loop.frozen else params),
         "train": fingerprint(dict(splits.train)),
         "validation": fingerprint(dict(splits.validation)),
     }

@@ -21,6 +21,7 @@ Example:
     (1,)
 """
 
+import copy
 import dataclasses
 from collections.abc import Iterable
 from typing import Any, NamedTuple
@@ -34,6 +35,7 @@ from jaxtyping import Float
 
 from lensllm_jax import checks
 from lensllm_jax.finetune.evaluation import Evaluation, EvaluationBatches
+from lensllm_jax.finetune.moments import with_bfloat16_state
 from lensllm_jax.finetune.objective import (
     NatsAndCount,
     RecordNats,
@@ -41,9 +43,11 @@ from lensllm_jax.finetune.objective import (
     batch_record_nats,
     num_targets,
 )
+from lensllm_jax.finetune.sharding import Shards
 from lensllm_jax.typing import ApplyFn, Array, Batch, Params
 
 _DECAYED = ("kernel", "embedding")  # matrices; biases and norms are never decayed
+MOMENTS_DTYPES = ("float32", "bfloat16")
 ALL_STEPS = "all"  # the decay ends at the last step that a fine-tune may make
 
 
@@ -60,6 +64,7 @@ class OptimizerConfig:
             end needs.
         clip_norm: largest global gradient norm.
         b2: decay of the second moment.
+        moments_dtype: in which both moments are kept between steps.
     """
 
     learning_rate: float
@@ -68,8 +73,10 @@ class OptimizerConfig:
     decay_steps: int | str | None = None
     clip_norm: float = 1.0
     b2: float = 0.999
+    moments_dtype: str = "float32"
 
     def __post_init__(self):
+        checks.one_of("moments_dtype", self.moments_dtype, MOMENTS_DTYPES)
         checks.positive("learning_rate", self.learning_rate)
         checks.positive("clip_norm", self.clip_norm)
         checks.not_negative("weight_decay", self.weight_decay)
@@ -121,7 +128,7 @@ class OptimizerConfig:
             flat = traverse_util.flatten_dict(params)
             return traverse_util.unflatten_dict({path: path[-1] in _DECAYED for path in flat})
 
-        return optax.chain(
+        chain = optax.chain(
             optax.clip_by_global_norm(self.clip_norm),
             optax.adamw(
                 self.schedule(learning_rate, last_step=last_step),
@@ -130,12 +137,13 @@ class OptimizerConfig:
                 mask=decayed,
             ),
         )
+        return chain if self.moments_dtype == "float32" else with_bfloat16_state(chain)
 
 
 class TrainState(NamedTuple):
     """What a step changes."""
 
-    params: Params
+    params: Params  # those that are trained
     optimizer_state: Any
 
 
@@ -147,13 +155,16 @@ class Loop:
         config: settings of the optimiser.
         shift: whether logits predict the next position's label.
         num_micro_batches: passes whose gradients make one step.
+        shards: of every array over several devices; None where there is one.
+        frozen: parameters that ``apply_fn`` reads beside those that are trained.
     """
 
     def __init__(
         self, apply_fn: ApplyFn, config: OptimizerConfig, *, shift: bool,
-        num_micro_batches: int = 1,
+        num_micro_batches: int = 1, shards: Shards | None = None,
     ):  # fmt: skip
         self.apply_fn, self.config, self.shift = apply_fn, config, shift
+        self.shards, self.frozen = shards, {}
         self.num_micro_batches = checks.positive("num_micro_batches", num_micro_batches)
         # of its state alone, which no schedule changes
         self._optimizer = config.optimizer(last_step=1)
@@ -161,13 +172,39 @@ class Loop:
         self._evaluate = jax.jit(self.record_nats)
         self._nats = jax.jit(self.nats)
 
+    def beside(self, frozen: Params) -> "Loop":
+        """The same compiled steps, which now read ``frozen`` beside what they train."""
+        loop = copy.copy(self)
+        if self.shards is None:  # once, where a pass would fetch it from the host each time
+            loop.frozen = jax.device_put(frozen, jax.devices()[0])
+        else:
+            loop.frozen = self.shards.place(frozen)
+        return loop
+
     def start(self, params: Params) -> TrainState:
         """The state before the first step; ``params`` are copied, to float32 at least."""
-        params = jax.tree.map(
-            lambda leaf: jnp.array(leaf, jnp.promote_types(leaf.dtype, jnp.float32), copy=True),
-            params,
-        )
-        return TrainState(params, self._optimizer.init(params))
+        state = TrainState(params := self._copied(params), self._optimizer.init(params))
+        return self.place(state)
+
+    def _copied(self, params: Params) -> Params:
+        """Parameters where and in the type in which they are trained."""
+
+        def copied(leaf):
+            dtype = jnp.promote_types(leaf.dtype, jnp.float32)
+            # where devices share the work, none of them need hold a whole array
+            if self.shards is not None:
+                return np.asarray(leaf).astype(dtype)
+            return jnp.array(leaf, dtype, copy=True)
+
+        return self.place(jax.tree.map(copied, params))
+
+    def place(self, tree: Any) -> Any:
+        """Arrays cut between the devices if there are several."""
+        return tree if self.shards is None else self.shards.place(tree)
+
+    def place_batch(self, batch: Batch, *, axis: int) -> Batch:
+        """Arrays whose ``axis`` counts examples, cut between the devices if there are several."""
+        return dict(batch) if self.shards is None else self.shards.place_batch(batch, axis=axis)
 
     def last_step(self, max_steps: int) -> np.int32 | None:
         """An input of the step, never compiled in; None where no schedule depends on it."""
@@ -196,7 +233,8 @@ class Loop:
                 f"`num_micro_batches` must divide the batch size {batch_size}, got "
                 f"{self.num_micro_batches}"
             )
-        state, losses = self._train(state, dict(batches), last_step)
+        batches = self.place_batch(batches, axis=1)
+        state, losses = self._train(state, batches, last_step, self.frozen)
         losses = np.asarray(losses)
         if not np.isfinite(losses).all():
             raise FloatingPointError(
@@ -212,48 +250,57 @@ class Loop:
         Raises:
             FloatingPointError: if one is not finite.
         """
-        found = [self._evaluate(params, dict(batch)) for batch in records.batches]
+        placed = (self.place_batch(batch, axis=0) for batch in records.batches)
+        found = [self._evaluate(params, batch, self.frozen) for batch in placed]
         return records.evaluation(*(np.concatenate(rows) for rows in zip(*found, strict=True)))
 
     def objective(self, params: Params, batches: Iterable[Batch]) -> float:
         """What steps descend: the mean over every target token of ``batches`` (b, s), in nats."""
-        sums = [self._nats(params, dict(batch)) for batch in batches]
+        placed = (self.place_batch(batch, axis=0) for batch in batches)
+        sums = [self._nats(params, batch, self.frozen) for batch in placed]
         return sum(float(s.nats) for s in sums) / sum(int(s.num_targets) for s in sums)
 
-    def nats(self, params: Params, batch: Batch) -> NatsAndCount:
+    def nats(self, params: Params, batch: Batch, frozen: Params) -> NatsAndCount:
         """Summed loss of one batch (b, s); pure, to be compiled by its caller."""
-        return batch_nats_and_count(self.apply_fn, params, batch, shift=self.shift)
+        weights = joined(params, frozen)
+        return batch_nats_and_count(self.apply_fn, weights, batch, shift=self.shift)
 
-    def record_nats(self, params: Params, batch: Batch) -> RecordNats:
+    def record_nats(self, params: Params, batch: Batch, frozen: Params) -> RecordNats:
         """Losses of each record of one batch (b, s); pure, to be compiled by its caller."""
-        return batch_record_nats(self.apply_fn, params, batch, shift=self.shift)
+        return batch_record_nats(
+            self.apply_fn, joined(params, frozen), batch, shift=self.shift
+        )
 
-    def _steps(self, state: TrainState, batches: Batch, last_step: Any):
-        return self.steps(state, batches, self.config.optimizer(last_step=last_step))
+    def _steps(self, state: TrainState, batches: Batch, last_step: Any, frozen: Params):
+        return self.steps(state, batches, self.config.optimizer(last_step=last_step), frozen)
 
     def steps(
-        self, state: TrainState, batches: Batch, optimizer: optax.GradientTransformation
-    ) -> tuple[TrainState, Float[Array, " t"]]:
+        self, state: TrainState, batches: Batch, optimizer: optax.GradientTransformation,
+        frozen: Params,
+    ) -> tuple[TrainState, Float[Array, " t"]]:  # fmt: skip
         """Several steps on ``batches`` (steps, b, s); pure, to be compiled by its caller.
 
         Returns the state after them, and the loss before each (nats per target token).
         """
 
         def step(state, batch):
-            loss, gradient = self._loss_and_gradient(state.params, batch)
+            loss, gradient = self._loss_and_gradient(state.params, batch, frozen)
             updates, optimizer_state = optimizer.update(
                 gradient, state.optimizer_state, state.params
             )
-            return TrainState(optax.apply_updates(state.params, updates), optimizer_state), loss
+            state = TrainState(optax.apply_updates(state.params, updates), optimizer_state)
+            return state if self.shards is None else self.shards.constrain(state), loss
 
         return jax.lax.scan(step, state, batches)
 
-    def _loss_and_gradient(self, params: Params, batch: Batch) -> tuple[Array, Params]:
+    def _loss_and_gradient(
+        self, params: Params, batch: Batch, frozen: Params
+    ) -> tuple[Array, Params]:
         """Of the mean over all target tokens of the batch, accumulated over micro-batches."""
         divisor = jnp.maximum(num_targets(batch["labels"], shift=self.shift), 1)
 
         def share(params, part):
-            return self.nats(params, part).nats / divisor
+            return self.nats(params, part, frozen).nats / divisor
 
         if self.num_micro_batches == 1:
             return jax.value_and_grad(share)(params, batch)
@@ -269,3 +316,11 @@ class Loop:
         shapes = jax.eval_shape(jax.value_and_grad(share), params, batch)
         nothing = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
         return jax.lax.scan(add, nothing, parts)[0]
+
+
+def joined(params: Params, frozen: Params) -> Params:
+    """One tree of the leaves of two, which share none."""
+    if not frozen:
+        return params
+    flat = traverse_util.flatten_dict(params) | traverse_util.flatten_dict(frozen)
+    return traverse_util.unflatten_dict(flat)

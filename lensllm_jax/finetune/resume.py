@@ -145,7 +145,7 @@ class Checkpoint:
             )
         leaves, structure = jax.tree.flatten(start.arrays)
         values = [
-            jnp.asarray(tensors[name]) if isinstance(leaf, jax.Array) else tensors[name]
+            _where(leaf, tensors[name])
             for name, leaf in zip(expected, leaves, strict=True)
         ]
         self.earlier_seconds = stored["seconds"]
@@ -176,6 +176,14 @@ class Checkpoint:
             f"`checkpoint` must be a whole file, got {self.path}, damaged ({why}): delete it to "
             f"start again"
         )
+
+
+def _where(leaf: Any, values: np.ndarray) -> Any:
+    """The values where a leaf of the start is: on the host, a device, or cut between several."""
+    if not isinstance(leaf, jax.Array):
+        return values
+    one = len(leaf.sharding.device_set) == 1
+    return jnp.asarray(values) if one else jax.device_put(values, leaf.sharding)
 
 
 def _shape_and_dtype(array: np.ndarray | None) -> tuple | None:

@@ -237,12 +237,14 @@ class _Vmapped:
     def __init__(self, loop: Loop, rates: Sequence[float]):
         self.loop, self.rates = loop, np.asarray(rates, np.float32)
 
-        def train(state: TrainState, batches: Batch, rate: Array, last_step: Any) -> TrainState:
+        def train(
+            state: TrainState, batches: Batch, rate: Array, last_step: Any, frozen: Params
+        ) -> TrainState:
             optimizer = loop.config.optimizer(rate, last_step=last_step)
-            return loop.steps(state, batches, optimizer)[0]
+            return loop.steps(state, batches, optimizer, frozen)[0]
 
-        self._train = jax.jit(jax.vmap(train, in_axes=(0, None, 0, None)), donate_argnums=0)
-        self._evaluate = jax.jit(jax.vmap(loop.record_nats, in_axes=(0, None)))
+        self._train = jax.jit(jax.vmap(train, in_axes=(0, None, 0, None, None)), donate_argnums=0)
+        self._evaluate = jax.jit(jax.vmap(loop.record_nats, in_axes=(0, None, None)))
 
     def start(self, params: Params) -> TrainState:
         """The state before the first step, stacked over the rates."""
@@ -251,10 +253,12 @@ class _Vmapped:
 
     def train(self, state: TrainState, batches: Batch, last_step: np.int32 | None) -> TrainState:
         """The state after the steps of one call."""
-        return self._train(state, dict(batches), self.rates, last_step)
+        batches = self.loop.place_batch(batches, axis=1)
+        return self._train(state, batches, self.rates, last_step, self.loop.frozen)
 
     def evaluate(self, params: Params, records: EvaluationBatches) -> Float[np.ndarray, " r"]:
         """Nats per byte of every rate, infinite where they are not finite."""
-        found = [self._evaluate(params, dict(batch)).text for batch in records.batches]
+        placed = (self.loop.place_batch(batch, axis=0) for batch in records.batches)
+        found = [self._evaluate(params, batch, self.loop.frozen).text for batch in placed]
         nats = np.concatenate(found, axis=1).sum(1, dtype=np.float64)
         return np.where(np.isfinite(nats), nats / records.num_bytes.sum(), np.inf)

@@ -29,6 +29,7 @@ from lensllm_jax import checks, durable
 from lensllm_jax.checkpoints.candidate import Candidate
 from lensllm_jax.checkpoints.zoo import load_candidate
 from lensllm_jax.data.task import Task
+from lensllm_jax.finetune.compute import loading, loop_for
 from lensllm_jax.finetune.evaluation import Evaluation
 from lensllm_jax.finetune.fine_tune import Progress
 from lensllm_jax.finetune.loop import Loop
@@ -140,13 +141,12 @@ class Measurer:
             self._candidate = None  # the last one leaves memory first
             if not self.revisits:
                 self._loops.clear()
-            self._candidate = load_candidate(name)
+            with loading(config.compute):
+                self._candidate = load_candidate(name)
         loops, settings = self._loops.setdefault(name, {}), (config.optimizer(), config.compute)
-        measurement = Measurement(
-            self._candidate, self.task, config=config, loop=loops.get(settings)
-        )
-        loops[settings] = measurement.loop
-        return measurement
+        if settings not in loops:
+            loops[settings] = loop_for(self._candidate, *settings)
+        return Measurement(self._candidate, self.task, config=config, loop=loops[settings])
 
     def forget(self, name: str) -> None:
         """Drops a candidate's compiled steps: no job of it follows."""

@@ -29,7 +29,7 @@ from lensllm_jax.checkpoints.candidate import Candidate
 from lensllm_jax.data.encoding import EncodedExamples, encode_causal, encode_seq2seq
 from lensllm_jax.data.subsets import subset_order
 from lensllm_jax.data.task import Example, Task
-from lensllm_jax.finetune.compute import ComputeConfig, loop_for
+from lensllm_jax.finetune.compute import ComputeConfig, Start, loop_for, start_of
 from lensllm_jax.finetune.evaluation import Evaluation, EvaluationBatches
 from lensllm_jax.finetune.fine_tune import (
     FineTuneConfig,
@@ -74,11 +74,7 @@ class MeasurementConfig:
             checks.positive(name, getattr(self, name))
         for part in (self.fine_tuning, self.optimizer):
             part()  # raises UserError here, not in the first fine-tune
-        if self.batch_size % self.compute.num_micro_batches:
-            raise checks.UserError(
-                f"`num_micro_batches` must divide the batch size {self.batch_size}, got "
-                f"{self.compute.num_micro_batches}"
-            )
+        self.compute.check_batch(self.batch_size)
 
     def fine_tuning(self) -> FineTuneConfig:
         """When a fine-tune evaluates and stops."""
@@ -92,6 +88,7 @@ class MeasurementConfig:
         return OptimizerConfig(
             learning_rate=self.learning_rate, weight_decay=self.weight_decay,
             warmup_steps=self.warmup_steps, decay_steps=self.decay_steps, clip_norm=self.clip_norm,
+            moments_dtype=self.compute.moments_dtype,
         )  # fmt: skip
 
 
@@ -109,13 +106,19 @@ class Measurement:
         loop: Loop | None = None,
     ):  # fmt: skip
         self.candidate, self.task, self.config = candidate, task, config
-        if loop is not None:  # already compiled, by an earlier measurement
-            self.loop = loop
+        self._compiled = loop  # by an earlier measurement
+
+    @functools.cached_property
+    def _start(self) -> Start:
+        return start_of(self.candidate, self.config.compute, seed=self.config.seed)
 
     @functools.cached_property
     def loop(self) -> Loop:
-        """Compiled steps with these settings."""
-        return loop_for(self.candidate, self.config.optimizer(), compute=self.config.compute)
+        """Compiled steps with these settings, beside the weights that they do not train."""
+        loop = self._compiled or loop_for(
+            self.candidate, self.config.optimizer(), compute=self.config.compute
+        )
+        return loop.beside(self._start.frozen)
 
     @functools.cached_property
     def _validation(self) -> Batch:
@@ -150,7 +153,8 @@ class Measurement:
 
     def zero_shot(self) -> Evaluation:
         """The test losses before fine-tuning."""
-        return self.loop.evaluate(self.candidate.params, EvaluationBatches.of(self._test))
+        params = self.loop.place(self._start.params)
+        return self.loop.evaluate(params, EvaluationBatches.of(self._test))
 
     def objective(self, params: Params) -> float:
         """What steps descend, on the test split: nats per target token, the end token included."""
@@ -162,7 +166,7 @@ class Measurement:
     ) -> FineTuned:  # fmt: skip
         """The point of the learning curve at ``size`` training examples, with its weights."""
         return fine_tune(
-            self.loop, self.candidate.params, self.splits(size), config=self.config.fine_tuning(),
+            self.loop, self._start.params, self.splits(size), config=self.config.fine_tuning(),
             on_progress=on_progress, checkpoint=checkpoint,
         )  # fmt: skip
 
@@ -173,7 +177,7 @@ class Measurement:
     ) -> SearchResult:  # fmt: skip
         """Every rate and batch size on ``size`` examples, compared by validation loss."""
         return search_rates(
-            self.loop, self.candidate.params, self.splits(size), grid,
+            self.loop, self._start.params, self.splits(size), grid,
             config=self.config.fine_tuning(), on_progress=on_progress, checkpoint=checkpoint,
         )  # fmt: skip
 
