@@ -19,10 +19,10 @@ from lensllm_jax.checkpoints.zoo import list_zoo
 from lensllm_jax.data.catalogue import load_task
 from lensllm_jax.data.lengths import with_mean_length
 from lensllm_jax.data.task import Task
-from lensllm_jax.finetune.compute import ComputeConfig, keep_compiled
-from lensllm_jax.finetune.loop import ALL_STEPS
+from lensllm_jax.finetune.compute import FULL, TUNES, ComputeConfig, keep_compiled
+from lensllm_jax.finetune.loop import ALL_STEPS, MOMENTS_DTYPES
 from lensllm_jax.measurement.measurement import MeasurementConfig
-from lensllm_jax.measurement.pool import shared_task, truncated_targets
+from lensllm_jax.measurement.pool import check_tuning, shared_task, truncated_targets
 from lensllm_jax.ntk.gram import NtkMethod
 from lensllm_jax.ntk.readout import Readout
 
@@ -74,8 +74,9 @@ class MeasurementFlags:
         """The task as the candidates of the pool can be compared on it.
 
         Raises:
-            UserError: if there is no such task or field.
+            UserError: if there is no such task or field, or a candidate cannot be tuned so.
         """
+        check_tuning(pool, self._settings.config().compute)
         return self._pool.load_task(pool)
 
     def task_notes(self, task: Task, pool: Mapping[str, CandidateSummary]) -> dict[str, Any]:
@@ -217,6 +218,21 @@ class _SettingsFlags:
         self._remat = flags.DEFINE_bool(
             "remat", False, "Compute blocks again backwards: less memory."
         )
+        self._tune = flags.DEFINE_enum(
+            "tune", FULL, TUNES, "All weights, or low-rank updates of their matrices."
+        )
+        self._lora_rank = flags.DEFINE_integer(
+            "lora_rank", ComputeConfig.lora_rank, "Rank of the updates of --tune=lora."
+        )
+        self._frozen_dtype = flags.DEFINE_enum(
+            "frozen_dtype", None, ["bfloat16", "float32"], "Of the weights that lora leaves."
+        )
+        self._moments_dtype = flags.DEFINE_enum(
+            "moments_dtype", ComputeConfig.moments_dtype, MOMENTS_DTYPES, "Of AdamW's moments."
+        )
+        self._devices = flags.DEFINE_integer(
+            "devices", 1, "Between which weights, moments and batches are cut."
+        )
 
     def config(self) -> MeasurementConfig:
         return MeasurementConfig(
@@ -229,6 +245,11 @@ class _SettingsFlags:
                 dtype=self._compute_dtype.value,
                 remat=self._remat.value,
                 num_micro_batches=self._micro_batches.value,
+                tune=self._tune.value,
+                lora_rank=self._lora_rank.value,
+                frozen_dtype=self._frozen_dtype.value,
+                moments_dtype=self._moments_dtype.value,
+                devices=self._devices.value,
             ),
         )
 

@@ -73,7 +73,7 @@ def check_rank(name: str, shapes: Mapping[str, tuple[int, ...]], rank: int) -> N
 
 
 def init_factors(params: Params, *, rank: int, seed: int) -> Params:
-    """The factors of every adapted kernel at the start, in the default float type.
+    """The factors of every adapted kernel at the start, in float32 at least.
 
     Args:
         params: of the candidate, arrays or their shapes.
@@ -86,8 +86,10 @@ def init_factors(params: Params, *, rank: int, seed: int) -> Params:
     for path, (*layers, d_in, d_out) in kernels.items():
         layer = path.removesuffix("/kernel")
         key = jax.random.fold_in(jax.random.key(seed), zlib.crc32(layer.encode()))
-        a = jax.random.uniform(key, (*layers, d_in, rank), minval=-1.0, maxval=1.0)
-        factors |= {f"{layer}/{A}": a * d_in**-0.5, f"{layer}/{B}": jnp.zeros((*layers, rank, d_out))}
+        dtype = jnp.promote_types(flat[path].dtype, jnp.float32)
+        a = jax.random.uniform(key, (*layers, d_in, rank), dtype, minval=-1.0, maxval=1.0)
+        factors[f"{layer}/{A}"] = a * d_in**-0.5
+        factors[f"{layer}/{B}"] = jnp.zeros((*layers, rank, d_out), dtype)
     return traverse_util.unflatten_dict(factors, sep="/")
 
 

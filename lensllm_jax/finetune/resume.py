@@ -144,10 +144,7 @@ class Checkpoint:
                 "delete it to start again"
             )
         leaves, structure = jax.tree.flatten(start.arrays)
-        values = [
-            _where(leaf, tensors[name])
-            for name, leaf in zip(expected, leaves, strict=True)
-        ]
+        values = [_where(leaf, tensors[name]) for name, leaf in zip(expected, leaves, strict=True)]
         self.earlier_seconds = stored["seconds"]
         return cast(ResumableT, start.at(jax.tree.unflatten(structure, values), stored["counts"]))
 

@@ -13,9 +13,13 @@ import numpy as np
 from lensllm_jax import checks
 from lensllm_jax.checkpoints.summary import CandidateSummary, describe_candidate
 from lensllm_jax.checkpoints.tokenizer import check_texts
+from lensllm_jax.checkpoints.weights import parameter_shapes
 from lensllm_jax.data.encoding import num_truncated
 from lensllm_jax.data.prefixes import with_prompts
 from lensllm_jax.data.task import Task
+from lensllm_jax.finetune.compute import LORA, ComputeConfig
+from lensllm_jax.finetune.lora import check_rank
+from lensllm_jax.finetune.sharding import shards_over
 from lensllm_jax.selection.loss_table import LossTable
 
 _MOST_COUNTED = 5000  # records whose tokens are counted for every candidate
@@ -46,6 +50,18 @@ def describe_pool(names: Sequence[str], *, max_length: int) -> dict[str, Candida
                 f"target), got {max_length}"
             )
     return pool
+
+
+def check_tuning(pool: Mapping[str, CandidateSummary], compute: ComputeConfig) -> None:
+    """Refuses settings that a candidate of the pool, or this machine, cannot follow.
+
+    Raises:
+        UserError: if there are fewer devices, or LoRA's rank is none of a lower rank.
+    """
+    shards_over(compute.devices)
+    if compute.tune == LORA:
+        for name, summary in pool.items():
+            check_rank(name, parameter_shapes(summary.config), compute.lora_rank)
 
 
 def shared_task(task: Task, pool: Mapping[str, CandidateSummary]) -> Task:

@@ -8,8 +8,10 @@ import pytest
 from lensllm_jax.finetune import search
 from lensllm_jax.finetune.compute import ComputeConfig
 from lensllm_jax.finetune.fine_tune import FineTuneConfig, Splits, fine_tune
+from lensllm_jax.finetune.lora import check_rank
 from lensllm_jax.finetune.loop import Loop, OptimizerConfig, TrainState
 from lensllm_jax.finetune.resume import Checkpoint, Position
+from lensllm_jax.finetune.sharding import shards_over
 
 OPTIMIZER = OptimizerConfig(learning_rate=1e-3)
 
@@ -62,6 +64,31 @@ def tuned(**data):
 MISTAKES = [
     ("num_micro_batches", "positive ... got 0", lambda tmp: ComputeConfig(num_micro_batches=0)),
     ("dtype", "one of ... got 'int8'", lambda tmp: ComputeConfig(dtype="int8")),
+    ("tune", "one of full, lora, got 'all'", lambda tmp: ComputeConfig(tune="all")),
+    ("moments_dtype", "one of ... got 'int8'", lambda tmp: ComputeConfig(moments_dtype="int8")),
+    ("moments_dtype", "one of ... got 'int8'", lambda tmp: optimizer(moments_dtype="int8")),
+    ("frozen_dtype", "lora ... got bfloat16", lambda tmp: ComputeConfig(frozen_dtype="bfloat16")),
+    (
+        "num_micro_batches",
+        "divide the batch size 8 ... got 3",
+        lambda tmp: ComputeConfig(num_micro_batches=3).check_batch(8),
+    ),
+    (
+        "devices",
+        "divide the 4 examples of a pass ... got 8 ... `batch_size`",
+        lambda tmp: ComputeConfig(num_micro_batches=2, devices=8).check_batch(8),
+    ),
+    ("devices", "from 1 to ... got 4096", lambda tmp: shards_over(4096)),
+    (
+        "tune",
+        "full for toy ... no attention or feed-forward matrix",
+        lambda tmp: check_rank("toy", {"head/kernel": (4, 9)}, 2),
+    ),
+    (
+        "lora_rank",
+        "from 1 to 3 ... blocks/attention/key/kernel of toy ... got 4",
+        lambda tmp: check_rank("toy", {"blocks/attention/key/kernel": (2, 9, 4)}, 4),
+    ),
     ("seed", "zero or positive ... got -1", lambda tmp: FineTuneConfig(seed=-1)),
     ("patience", "positive ... got 0", lambda tmp: FineTuneConfig(patience=0)),
     ("learning_rate", "positive ... got 0.0", lambda tmp: optimizer(learning_rate=0.0)),
