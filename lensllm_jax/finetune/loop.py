@@ -164,7 +164,8 @@ class Loop:
         num_micro_batches: int = 1, shards: Shards | None = None,
     ):  # fmt: skip
         self.apply_fn, self.config, self.shift = apply_fn, config, shift
-        self.shards, self.frozen = shards, {}
+        self.shards = shards
+        self.frozen: Params = {}
         self.num_micro_batches = checks.positive("num_micro_batches", num_micro_batches)
         # of its state alone, which no schedule changes
         self._optimizer = config.optimizer(last_step=1)
@@ -267,9 +268,7 @@ class Loop:
 
     def record_nats(self, params: Params, batch: Batch, frozen: Params) -> RecordNats:
         """Losses of each record of one batch (b, s); pure, to be compiled by its caller."""
-        return batch_record_nats(
-            self.apply_fn, joined(params, frozen), batch, shift=self.shift
-        )
+        return batch_record_nats(self.apply_fn, joined(params, frozen), batch, shift=self.shift)
 
     def _steps(self, state: TrainState, batches: Batch, last_step: Any, frozen: Params):
         return self.steps(state, batches, self.config.optimizer(last_step=last_step), frozen)

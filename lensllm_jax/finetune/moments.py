@@ -1,9 +1,10 @@
 r"""Moments: an optimiser whose state is kept in bfloat16, half of float32's bytes.
 
 A moving average with decay :math:`\beta_2 = .999` moves by a thousandth a step, less than half of
-bfloat16's spacing of :math:`2^{-8}`: rounded to the nearest it would never fall again.  The state is
-therefore rounded up or down at random, with the true value as its mean (Croci et al., 2022).  The
-random bits follow from the number of the step, so that a resumed fine-tune ends in the same bits.
+bfloat16's spacing of :math:`2^{-8}`: rounded to the nearest it would never fall again.  The state
+is therefore rounded up or down at random, with the true value as its mean (Croci et al., 2022).
+The random bits follow from the number of the step, so that a resumed fine-tune ends in the same
+bits.
 
 Example:
     >>> import optax
@@ -25,7 +26,7 @@ from lensllm_jax.typing import Array, Params
 class NarrowState(NamedTuple):
     """The state of an optimiser, its floating-point arrays in bfloat16."""
 
-    count: Int[Array, ""]  # steps made
+    step: Int[Array, ""]
     inner: Any
 
 
@@ -45,12 +46,12 @@ def with_bfloat16_state(optimizer: optax.GradientTransformation) -> optax.Gradie
         )
         updates, inner = optimizer.update(gradient, wide, params)
         leaves, structure = jax.tree.flatten(inner)
-        keys = jax.random.split(jax.random.fold_in(jax.random.key(0), state.count), len(leaves))
+        keys = jax.random.split(jax.random.fold_in(jax.random.key(0), state.step), len(leaves))
         narrow = [
             stochastically_rounded(leaf, key) if _is_float(leaf) else leaf
             for leaf, key in zip(leaves, keys, strict=True)
         ]
-        return updates, NarrowState(state.count + 1, jax.tree.unflatten(structure, narrow))
+        return updates, NarrowState(state.step + 1, jax.tree.unflatten(structure, narrow))
 
     return optax.GradientTransformation(init, update)
 

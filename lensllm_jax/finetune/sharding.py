@@ -74,8 +74,8 @@ def longest_divisible(shape: tuple[int, ...], num_devices: int, *, stacked: bool
     ``stacked``: whether the first axis counts blocks, and is not to be cut.
 
     Example:
-        >>> longest_divisible((8, 12, 16), 4, stacked=True), longest_divisible((3,), 4, stacked=False)
-        (2, None)
+        >>> longest_divisible((8, 12, 16), 4, stacked=True)
+        2
     """
     axes = [axis for axis in range(int(stacked), len(shape)) if shape[axis] % num_devices == 0]
     return max(axes, key=lambda axis: shape[axis], default=None)

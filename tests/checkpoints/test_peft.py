@@ -15,8 +15,10 @@ from tests.models.variants import VARIANTS, batch
 from tests.tolerances import assert_close, relative_difference
 
 # one of each way to hold several matrices in a tensor, and each block
-NAMES = ("gpt2", "opt-350m-form", "llama-tied-grouped", "pythia", "phi3", "gemma3", "phi", "stablelm",
-         "gpt-neo", "t5-1.1", "bart")  # fmt: skip
+NAMES = (
+    "gpt2", "opt-350m-form", "llama-tied-grouped", "pythia", "phi3", "gemma3", "phi", "stablelm",
+    "gpt-neo", "t5-1.1", "bart",
+)  # fmt: skip
 
 
 def tuned(name, folder):
@@ -35,10 +37,8 @@ def tuned(name, folder):
 def logits(candidate, factors):
     """A batch, where it means something, and the logits there as they are while training."""
     data = seq2seq_batch() if candidate.is_encoder_decoder else batch()
-    if candidate.is_encoder_decoder:
-        rows = data["labels"] != -100
-    else:
-        rows = data["attention_mask"] == 1
+    is_label, is_token = data["labels"] != -100, data["attention_mask"] == 1
+    rows = is_label if candidate.is_encoder_decoder else is_token
     apply_fn = config_apply_fn(candidate.config, ComputeConfig(tune="lora"))
     return data, rows, np.asarray(apply_fn(joined(factors, candidate.params), data))[rows]
 

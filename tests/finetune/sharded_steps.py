@@ -1,4 +1,4 @@
-"""Run by test_sharding in a process of its own: fine-tunes over eight virtual devices and on one."""
+"""Run by test_sharding in a process of its own: fine-tunes over eight virtual devices, and one."""
 
 import json
 import sys
@@ -24,12 +24,12 @@ def losses(candidate, compute):
     optimizer = OptimizerConfig(1e-2, warmup_steps=0)
     start = start_of(candidate, compute, seed=0)
     loop = loop_for(candidate, optimizer, compute).beside(start.frozen)
-    batches = tiny.calls(3, 16, width=8)
+    batches = {name: tiny.calls(3, 16, width=8)[name] for name in tiny.MODEL_INPUTS}
     if candidate.is_encoder_decoder:
         batches["decoder_input_ids"] = batches["input_ids"]
     state, found = loop.train(loop.start(start.params), batches)
     batch = {name: array[0] for name, array in batches.items()}
-    return [*found.tolist(), loop.evaluate(state.params, [batch])], (state, loop.frozen)
+    return [*found.tolist(), loop.objective(state.params, [batch])], (state, loop.frozen)
 
 
 def on_one_device(tree):

@@ -17,6 +17,7 @@ from lensllm_jax.finetune.compute import (
     start_of,
     whole_params,
 )
+from lensllm_jax.finetune.evaluation import EvaluationBatches
 from lensllm_jax.finetune.fine_tune import FineTuneConfig, Splits, fine_tune
 from lensllm_jax.finetune.loop import OptimizerConfig, joined
 from lensllm_jax.finetune.resume import Checkpoint
@@ -52,8 +53,13 @@ def tuned(candidate, splits):
 
 def test_it_starts_at_the_pretrained_loss_and_trains_the_factors_alone(candidate, splits, tuned):
     loop, start, found = tuned
-    before = loop.evaluate(start.params, [splits.test])
-    plain = loop_for(candidate, OPTIMIZER).evaluate(candidate.params, [splits.test])
+    records = EvaluationBatches.of(splits.test)
+    before = loop.evaluate(start.params, records).loss
+    plain = (
+        loop_for(candidate, OPTIMIZER)
+        .evaluate(candidate.params, EvaluationBatches.of(splits.test))
+        .loss
+    )
     assert before == plain
     assert found.result.test_loss < before - 0.05
     paths = traverse_util.flatten_dict(found.params, sep="/")
@@ -61,8 +67,8 @@ def test_it_starts_at_the_pretrained_loss_and_trains_the_factors_alone(candidate
     assert all(np.any(leaf) for leaf in paths.values())
     whole = whole_params(candidate, LORA, found.params)
     assert jax.tree.structure(whole) == jax.tree.structure(candidate.params)
-    merged = loop_for(candidate, OPTIMIZER).evaluate(whole, [splits.test])
-    assert merged == pytest.approx(loop.evaluate(found.params, [splits.test]), rel=1e-5)
+    merged = loop_for(candidate, OPTIMIZER).evaluate(whole, records).loss
+    assert merged == pytest.approx(loop.evaluate(found.params, records).loss, rel=1e-5)
 
 
 def test_a_killed_one_resumes_to_the_same_bits_and_not_beside_other_weights(
@@ -75,7 +81,8 @@ def test_a_killed_one_resumes_to_the_same_bits_and_not_beside_other_weights(
     resumed = fine_tune(
         loop, start.params, splits, config=CONFIG, checkpoint=checkpoint, on_progress=calls.append
     )
-    assert not calls and resumed.result == found.result
+    assert not calls
+    assert resumed.result == found.result
     other = loop.beside(jax.tree.map(lambda leaf: leaf * 2, start.frozen))
     with pytest.raises(lens.checks.UserError, match="`checkpoint` must be of this fine-tune"):
         fine_tune(other, start.params, splits, config=CONFIG, checkpoint=checkpoint)
@@ -98,9 +105,10 @@ def test_frozen_weights_in_bfloat16_are_half_as_large_and_nearly_as_good(candida
     assert {str(leaf.dtype) for leaf in jax.tree.leaves(loop.frozen)} == {"bfloat16"}
     logits = jax.eval_shape(loop.apply_fn, joined(start.params, loop.frozen), splits.test)
     assert logits.dtype == jnp.float32
-    loss = loop.evaluate(start.params, [splits.test])
-    plain = tuned[0].evaluate(start.params, [splits.test])
-    assert loss == pytest.approx(plain, rel=1e-2) and loss != plain
+    loss = loop.evaluate(start.params, EvaluationBatches.of(splits.test)).loss
+    plain = tuned[0].evaluate(start.params, EvaluationBatches.of(splits.test)).loss
+    assert loss == pytest.approx(plain, rel=1e-2)
+    assert loss != plain
 
 
 def test_the_kernel_of_the_factors_alone_is_exact(x64):

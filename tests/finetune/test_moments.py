@@ -49,7 +49,7 @@ def test_training_keeps_half_the_bytes_and_follows_float32():
         found[dtype] = state, losses
         moments = [leaf for leaf in jax.tree.leaves(state.optimizer_state) if leaf.ndim]
         assert {str(leaf.dtype) for leaf in moments} == {dtype}
-    (wide, expected), (narrow, losses) = found["float32"], found["bfloat16"]
+    (_, expected), (narrow, losses) = found["float32"], found["bfloat16"]
     assert jax.tree.leaves(narrow.params)[0].dtype == np.float32
     assert expected[-10:].mean() < 0.8 * expected[0]
     assert relative_difference(losses[-10:].mean(), expected[-10:].mean()) < 2e-2  # 8 bits

@@ -8,8 +8,8 @@ import pytest
 from lensllm_jax.finetune import search
 from lensllm_jax.finetune.compute import ComputeConfig
 from lensllm_jax.finetune.fine_tune import FineTuneConfig, Splits, fine_tune
-from lensllm_jax.finetune.lora import check_rank
 from lensllm_jax.finetune.loop import Loop, OptimizerConfig, TrainState
+from lensllm_jax.finetune.lora import check_rank
 from lensllm_jax.finetune.resume import Checkpoint, Position
 from lensllm_jax.finetune.sharding import shards_over
 
