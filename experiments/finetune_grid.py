@@ -56,6 +56,7 @@ from lensllm_jax import checks
 from lensllm_jax.checkpoints.summary import CandidateSummary
 from lensllm_jax.data.task import Task
 from lensllm_jax.finetune.search import SearchGrid
+from lensllm_jax.language_modelling import BITS_PER_NAT, LOSS_UNIT
 from lensllm_jax.measurement.jobs import Cell, Job, JobResult, one_line
 from lensllm_jax.measurement.measurement import MeasurementConfig
 from lensllm_jax.measurement.pool import describe_pool, loss_table
@@ -333,7 +334,8 @@ def _ledger_row(job: Job, cell: Cell, difference_se: float | None) -> dict[str, 
 
 def _show(grid: Grid, losses: Losses, ledger: Sequence[Mapping]) -> None:
     """The losses on the terminal, and what each candidate took."""
-    title = f"{grid.task.name}: test loss (nats per token) by training examples"
+    bits = f"1 nat = {BITS_PER_NAT:.3f} bits"
+    title = f"{grid.task.name}: test loss ({LOSS_UNIT}; {bits}) by training examples"
     if len(grid.seeds) > 1:
         title += f", mean ± half the range of {len(grid.seeds)} seeds"
     table = terminal.table()

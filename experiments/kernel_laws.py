@@ -5,7 +5,7 @@ r"""Table 2 and Figure 3 with F measured: Eq 10, the rectified law, and the rele
 
 In sample: a law is fitted to all sizes.  Held out: to the sizes up to 1/budget of the largest, and
 evaluated on all larger ones, no prediction being above the largest loss that was fitted.  Errors
-are root mean squares of raw losses in nats per token, as in the paper's Table 2.  F is measured at
+are root mean squares of raw losses in nats per byte, as in the paper's Table 2.  F is measured at
 each size's own step, beyond the budget at steps in proportion to D
 (experiments/common/kernel_tables.py), over
 
@@ -109,7 +109,7 @@ class Result(NamedTuple):
 
     columns: dict[str, Any]  # what names the law in a table
     budget: int  # divisor of the largest size; 1 is in sample
-    errors: Float[np.ndarray, " num_candidates"]  # nats per token
+    errors: Float[np.ndarray, " num_candidates"]  # nats per byte
 
 
 def variants(pool: Pool) -> Iterator[Variant]:
@@ -193,7 +193,7 @@ def fit_variants(
 def errors_of(
     pool: Pool, fits: LawFits, ntk_loss: np.ndarray | None, budget: int
 ) -> Float[np.ndarray, " num_candidates"]:
-    """Root mean square error per candidate, nats per token; NaN where no fit is usable.
+    """Root mean square error per candidate, nats per byte; NaN where no fit is usable.
 
     With a budget of 1, fits are evaluated on the sizes that were fitted, else on the larger ones.
     ``ntk_loss`` is F at every size, where the law reads it.
@@ -280,7 +280,7 @@ def _show(rows: Sequence[dict[str, Any]], budgets: Sequence[int]) -> None:
         return float(np.mean([float(row["less_rectified"] or "inf") for row in held_out]))
 
     shown = terminal.table(
-        "RMSE in nats per token (mean minus the rectified law's)",
+        "RMSE in nats per byte (mean minus the rectified law's)",
         left=["law"],
         right=["in sample" if budget == 1 else f"from 1/{budget}" for budget in budgets],
     )

@@ -10,7 +10,7 @@ candidates that all tasks have are averaged over the tasks first, and intervals 
 (lensllm_jax/paired.py) then take the candidate as a whole.
 
 --output_dir receives pooled.csv: a row per comparison that all tasks have, with the mean difference
-(method minus control, nats per token) on each task and over them, its 95 % interval, and p-values
+(method minus control, nats per byte) on each task and over them, its 95 % interval, and p-values
 alone and over all rows of its kind: `law` (F in Eq 10 against the rectified law, held out) and
 `value` (another method with the kernel against the same without).  Seconds.
 """
@@ -153,7 +153,7 @@ def averaged(
 def _show(rows: Sequence[Mapping[str, Any]]) -> None:
     """How many comparisons fall which way, by kind and method."""
     shown = terminal.table(
-        "The kernel's differences over all tasks (nats per token)",
+        "The kernel's differences over all tasks (nats per byte)",
         left=["kind", "method"],
         right=["rows", "mean", "smaller", "p<0.05 -/+", "family -/+"],
     )

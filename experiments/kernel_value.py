@@ -377,7 +377,7 @@ def _show(rows: Sequence[dict[str, Any]]) -> None:
     for row in rows:
         groups.setdefault((row["method"], row["uses"]), []).append(row)
     shown = terminal.table(
-        "|error| in nats per token at the largest size; difference from control",
+        "|error| in nats per byte at the largest size; difference from control",
         left=["method", "uses"],
         right=["rows", "mean |error|", "difference", "helped", "p < 0.05"],
     )

@@ -6,8 +6,8 @@ r"""How well each law fits measured curves, and how well it predicts what it nev
 
 In sample: the law is fitted to all sizes of a curve.  Held out: it is fitted to the sizes up to
 1/budget of the largest and evaluated on all larger ones.  Errors are root mean squares of raw
-losses, as in the paper's Table 2, in nats per token.  LensLLM is fitted without a kernel, F a
-bounded free number; the rectified law, fitted by the same optimiser, is its control, so the last
+losses, as in the paper's Table 2, in the unit of their table.  LensLLM is fitted without a kernel,
+F a bounded free number; the rectified law, fitted by the same optimiser, is its control: the last
 columns hold the mean over candidates of law minus rectified with its 90 % interval (Student's).
 
 --output_dir receives law_errors.csv (a row per task, candidate, law and budget; budget 1 is in
@@ -62,7 +62,7 @@ def main(_: Sequence[str]) -> None:
 
 
 def _curve_errors(table: LossTable, law: Law, budget: int) -> np.ndarray:
-    """Root mean square error per candidate, nats per token; NaN where no fit is usable.
+    """Root mean square error per candidate, in the unit of the losses; NaN where no fit is usable.
 
     The law is fitted up to 1/budget of the largest size and evaluated on the larger sizes; with a
     budget of 1 it is both fitted to and evaluated on all sizes that it can read.
@@ -120,7 +120,7 @@ def _rows(tables: Sequence[LossTable], errors: Mapping[Key, np.ndarray]) -> list
 
 def _show(task: str, budgets: Sequence[int], rows: Sequence[Mapping[str, Any]]) -> None:
     shown = terminal.table(
-        f"{task}: RMSE in nats per token (mean minus the rectified law's)",
+        f"{task}: RMSE in the unit of the losses (mean minus the rectified law's)",
         left=["law"],
         right=["in sample" if budget == 1 else f"from 1/{budget}" for budget in budgets],
     )

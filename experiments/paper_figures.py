@@ -119,7 +119,7 @@ def _kernel_laws(rows: Rows, task: str) -> bytes:
     return paper_plots.differences_figure(
         compared,
         groups=groups,
-        x_label="RMSE minus rectified's (nats/token)",
+        x_label="RMSE minus rectified's (nats/byte)",
         title=f"{task}: Eq 10 with F measured, held out (left of 0: F helps)",
     )
 
@@ -135,7 +135,7 @@ def _kernel_value(rows: Rows, task: str) -> bytes:
     return paper_plots.differences_figure(
         compared,
         groups=groups,
-        x_label="|error| minus control's (nats/token)",
+        x_label="|error| minus control's (nats/byte)",
         title=f"{task}: what the kernel adds to a prediction without it (left of 0: it helps)",
     )
 

@@ -237,9 +237,7 @@ def _predicted_figure(table: LossTable, rankings) -> bytes:
     predicting = {key: r for key, r in rankings.items() if key[0] == table.task and r.predicted}
     truth = table.column(int(table.sizes[-1]))
     least = min((key[1] for key in predicting), default=0)
-    figure, axes = figures.axes_with(
-        "true loss (nats per token)", "predicted loss (nats per token)"
-    )
+    figure, axes = figures.axes_with(table.in_unit("true loss"), table.in_unit("predicted loss"))
     for name in _ranked_on(table, predicting):
         by_name = predicting[table.task, least, name].predicted
         predicted = [by_name[candidate] for candidate in table.names]

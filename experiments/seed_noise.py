@@ -72,7 +72,7 @@ def _shared(first: LossTable, second: LossTable) -> tuple[list[str], list[int]]:
 
 
 def row_of(size: int, a: Losses, b: Losses) -> dict[str, Any]:
-    """A row of noise.csv from the losses of two seeds at one size, nats per token."""
+    """A row of noise.csv from the losses of two seeds at one size, nats per byte."""
     difference = b - a
     n = len(difference)
     squares = float(np.sum((difference - difference.mean()) ** 2)) / 2

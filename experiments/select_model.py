@@ -38,12 +38,13 @@ from experiments.common import cli, terminal
 from experiments.common.flags import define_gamma, define_keep, define_tau
 from experiments.common.measurement_flags import measurement_flags
 from experiments.common.progress import Progress, remaining
-from experiments.common.resume import CandidateRun, Cells, task_settings
+from experiments.common.resume import CandidateRun, Cells, task_settings, test_covariances
 from experiments.common.run_folder import RUN, RunFolder
 from lensllm_jax import checks
 from lensllm_jax.checkpoints.summary import CandidateSummary
 from lensllm_jax.data.subsets import nested_sizes
 from lensllm_jax.data.task import Task
+from lensllm_jax.language_modelling import LOSS_UNIT
 from lensllm_jax.measurement.jobs import Job, Measurer
 from lensllm_jax.measurement.measurement import MeasurementConfig
 from lensllm_jax.measurement.pool import check_kernel_examples, describe_pool, loss_table
@@ -127,7 +128,7 @@ def main(argv: Sequence[str]) -> None:
             for name, summary in summaries.items()
         }
         dropped = _measure(pool, plan)
-    selection = _select(pool, plan, task, config, dropped)
+    selection = _select(pool, plan, task, config, dropped, folder)
     _write_results(folder, selection, task)
     show(selection)
     if not FLAGS.quiet:
@@ -203,15 +204,17 @@ def _measure_upwards(pool: Pool, plan: Plan) -> dict[str, Drop]:
 
 
 def _select(
-    pool: Pool, plan: Plan, task: Task, config: MeasurementConfig, dropped: Mapping[str, Drop]
-) -> Selection:
+    pool: Pool, plan: Plan, task: Task, config: MeasurementConfig, dropped: Mapping[str, Drop],
+    folder: RunFolder,
+) -> Selection:  # fmt: skip
     """Ranks the pool from what was measured."""
     summaries = {name: candidate.summary for name, candidate in pool.items()}
     losses = {name: candidate.losses for name, candidate in pool.items()}
     kernels = _kernel_costs(summaries, config)
     ledger = _ledger(pool, kernels)
+    table = loss_table(summaries, losses, task)
     return Selection(
-        table=loss_table(summaries, losses, task),
+        table=table,
         target_size=plan.rule.target_size,
         halving=plan.halving,
         spectra={n: c.spectrum for n, c in pool.items() if c.spectrum is not None},
@@ -219,6 +222,7 @@ def _select(
         order=plan.order,
         dropped=dropped,
         costs=_costs(pool, plan, kernels, ledger),
+        loss_covariance=test_covariances(folder, table),
     )
 
 
@@ -283,7 +287,7 @@ def show(selection: Selection) -> None:
     """The ranking on the terminal."""
     title = (
         f"{selection.table.task}: predicted test loss at {selection.target_size} examples "
-        "(nats per token)"
+        f"({LOSS_UNIT})"
     )
     rows = [{column: row[column] for column in SHOWN if column in row} for row in selection.rows()]
     _print(title, rows, texts=("candidate",))

@@ -15,11 +15,16 @@ Example:
     ([-1.3863, -1.3863], [True, True])
 """
 
+import math
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Bool, Float, Int
 
 from lensllm_jax.typing import IGNORE, Array
+
+LOSS_UNIT = "nats per byte"  # of target text, UTF-8: of every loss by which candidates are compared
+BITS_PER_NAT = 1 / math.log(2)
 
 
 def align(

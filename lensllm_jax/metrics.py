@@ -1,6 +1,6 @@
 r"""How good a ranking of candidates was, once every candidate is fine-tuned in full.
 
-With full-data losses :math:`L_i` (nats per token) and a selector's scores :math:`s_i`:
+With full-data losses :math:`L_i` (nats per byte) and a selector's scores :math:`s_i`:
 
 .. math::
     \mathrm{PearCorr} = 100\,\rho(s, L), \qquad

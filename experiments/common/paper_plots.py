@@ -51,7 +51,7 @@ def phases_figure(table: LossTable, rows: Rows) -> bytes:
         _plain_ticks(axes, sizes, losses)
         axes.set_title(f"{name.removeprefix('zoo/')}: {PHASES[row['phase']]}", fontsize=9)
         if i % NUM_COLUMNS == 0:
-            axes.set_ylabel("test loss (nats/token)")
+            axes.set_ylabel(f"test loss ({unit_of(table.task)})")
         if i + NUM_COLUMNS >= len(panels):
             axes.set_xlabel("training examples D")
     _legend_below(figure, panels)
@@ -59,6 +59,11 @@ def phases_figure(table: LossTable, rows: Rows) -> bytes:
         f"{table.task.removesuffix('_losses')}: pre-power and power phase on measured curves"
     )
     return as_png(figure)
+
+
+def unit_of(task: str) -> str:
+    """Of its losses: those of Lin et al. 2024 are published per token, ours per byte of text."""
+    return "nats/token" if task in ("flan", "gigaword") else "nats/byte"
 
 
 def _draw_pieces(
@@ -114,8 +119,8 @@ def errors_figure(rows: Rows, *, laws: Sequence[str]) -> bytes:
         axes.set_yscale("log")
         axes.margins(0.08)
         _plain_losses(axes)
-        axes.set_title(task)
-    panels[0].set_ylabel("mean RMSE (nats/token)")
+        axes.set_title(f"{task} ({unit_of(task)})")
+    panels[0].set_ylabel("mean RMSE")
     _legend_below(figure, panels)
     return as_png(figure)
 

@@ -28,6 +28,7 @@ from lensllm_jax.measurement.jobs import RECORDS, Cell, Job, Measurer, ProgressU
 from lensllm_jax.measurement.measurement import Measurement, MeasurementConfig, spectrum_for_law
 from lensllm_jax.ntk.candidate import CandidateNtk
 from lensllm_jax.ntk.loss import kernel_report
+from lensllm_jax.selection.loss_table import LossTable
 
 
 def cell_path(name: str, size: int, *, among_seeds: int | None = None) -> str:
@@ -75,6 +76,19 @@ def test_covariance(folder: RunFolder, paths: Sequence[str]) -> Float[np.ndarray
     """Of the test losses of finished cells, squared nats per byte; over the same test records."""
     records = [folder.read_array(_records_path(path)) for path in paths]
     return loss_covariance(*np.stack(records, axis=1))
+
+
+def test_covariances(
+    folder: RunFolder, table: LossTable
+) -> Float[np.ndarray, "num_sizes num_candidates num_candidates"]:
+    """:func:`test_covariance` at each size of a table; NaN where the folder has no cell."""
+    covariances = np.full((len(table.sizes), *[len(table.names)] * 2), np.nan)
+    for covariance, size in zip(covariances, table.sizes.tolist(), strict=True):
+        paths = [cell_path(name, size) for name in table.names]
+        here = [i for i, path in enumerate(paths) if has_cell(folder, path)]
+        if here:
+            covariance[np.ix_(here, here)] = test_covariance(folder, [paths[i] for i in here])
+    return covariances
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """A downstream task: prompts with the targets that a model should continue them with.
 
-The loss of a task is the mean negative log-likelihood of the *target* tokens, in nats per
-token; prompt tokens are context and are never scored.  Language modelling is the case
+The loss of a task is the negative log-likelihood of the *target* text, in nats per byte of it;
+prompts are context and are never scored.  Language modelling is the case
 ``prompt == ""``.
 
 A task is split once, in text: ``train`` may be reduced to nested subsets

@@ -20,6 +20,7 @@ from lensllm_jax.data.task import Task
 from lensllm_jax.finetune.compute import LORA, ComputeConfig
 from lensllm_jax.finetune.lora import check_rank
 from lensllm_jax.finetune.sharding import shards_over
+from lensllm_jax.language_modelling import LOSS_UNIT
 from lensllm_jax.selection.loss_table import LossTable
 
 _MOST_COUNTED = 5000  # records whose tokens are counted for every candidate
@@ -115,4 +116,5 @@ def loss_table(
         num_params=np.array([float(summary.num_params) for summary in pool.values()]),
         family=tuple(summary.family for summary in pool.values()),
         task=task.name,
+        unit=LOSS_UNIT,
     )

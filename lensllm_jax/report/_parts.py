@@ -23,7 +23,7 @@ def losses_table(measured: LossTable) -> Table:
         }
         for name, row in zip(measured.names, measured.losses, strict=True)
     ]
-    return Table(rows, "test loss (nats per token) by training examples")
+    return Table(rows, f"{measured.in_unit('test loss')} by training examples")
 
 
 def certainty(ranking: Ranking) -> list[Block]:

@@ -35,7 +35,10 @@ def curves_report(
 def _of_task(losses: LossTable, rankings: Mapping[str, Ranking]) -> list[Section]:
     """Selector -> ranking at the largest budget, the curves, the losses and the cost."""
     sections = [
-        Section(f"{losses.task}: {name} from {ranking.budget_size:,} examples", _ranking(ranking))
+        Section(
+            f"{losses.task}: {name} from {ranking.budget_size:,} examples",
+            _ranking(ranking, losses.in_unit("predicted loss")),
+        )
         for name, ranking in rankings.items()
     ]
     with_law = next((r for r in rankings.values() if r.fits is not None and r.predicted), None)
@@ -50,8 +53,8 @@ def _of_task(losses: LossTable, rankings: Mapping[str, Ranking]) -> list[Section
     return sections
 
 
-def _ranking(ranking: Ranking) -> list[Block]:
-    what = "predicted loss (nats per token)" if ranking.predicted else "score, lower is better"
+def _ranking(ranking: Ranking, predicted: str) -> list[Block]:
+    what = predicted if ranking.predicted else "score, lower is better"
     if ranking.selector == "model_size":
         what = "log of the number of parameters"
     caption = f"{ranking.selector} at {ranking.target_size:,} examples; score: {what}"

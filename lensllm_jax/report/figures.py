@@ -11,6 +11,7 @@ Example:
     b'PNG'
 """
 
+import functools
 import io
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -24,6 +25,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, NullFormatter
 
+from lensllm_jax.language_modelling import BITS_PER_NAT, LOSS_UNIT
 from lensllm_jax.selection.loss_table import LossTable
 from lensllm_jax.selection.rank import SELECTORS
 
@@ -100,7 +102,7 @@ def draw_loss_curves(
         target_size: up to which the laws are drawn, examples.
         intervals: candidate -> lower and upper loss at the target, drawn as a bar.
     """
-    figure, axes = axes_with("training examples D", "test loss (nats per token)")
+    figure, axes = axes_with("training examples D", table.in_unit("test loss"))
     positive = table.sizes[table.sizes > 0]
     grid = np.geomspace(positive[0], target_size, 200)
     for i, name in enumerate(table.names):
@@ -121,8 +123,21 @@ def draw_loss_curves(
     axes.yaxis.set_major_locator(MaxNLocator(8))
     axes.yaxis.set_major_formatter("{x:g}")
     axes.minorticks_off()
+    if table.unit == LOSS_UNIT:
+        _add_bits(axes)
     axes.set_title(f"{table.task}: measured losses, fitted laws, predictions (stars)")
     return figure, axes
+
+
+def _add_bits(axes: Axes) -> None:
+    """A second scale, on the right, of losses in nats per byte."""
+    to_bits = functools.partial(np.multiply, BITS_PER_NAT)
+    to_nats = functools.partial(np.multiply, 1 / BITS_PER_NAT)
+    bits = axes.secondary_yaxis("right", functions=(to_bits, to_nats))
+    bits.set_ylabel("bits per byte")
+    bits.yaxis.set_major_locator(MaxNLocator(8))
+    bits.yaxis.set_major_formatter("{x:g}")
+    bits.minorticks_off()
 
 
 def draw_kernel_spectra(eigenvalues: Mapping[str, Float[np.ndarray, " n"]]) -> tuple[Figure, Axes]:
@@ -199,7 +214,8 @@ def as_png(figure: Figure) -> bytes:
 
 def _legend(axes: Axes) -> None:
     if axes.get_legend_handles_labels()[0]:
-        axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
+        right = 1.12 if axes.child_axes else 1.0  # behind a second scale
+        axes.legend(loc="center left", bbox_to_anchor=(right, 0.5), frameon=False)
 
 
 # matplotlib draws text and lines in black; on a page they take the colour of its text

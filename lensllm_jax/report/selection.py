@@ -7,11 +7,13 @@ from lensllm_jax.selection.ranking import Ranking
 from lensllm_jax.selection.selection import Selection
 
 _LEGEND = (
-    "Losses are nats per target token. `predicted_loss` is L(D) = B / (F(Θ, t) + D^β) + E with F "
-    "of the measured kernel and t free, `low_90` to `high_90` its interval relative to the other "
-    "candidates, `p_beats_next` the probability of a lower loss at the target than the candidate "
-    "below; `rectified_loss` is the control; `budget_loss` and `zero_shot_loss` are measured. "
-    "`pflops` counts 6 N per training token, and the kernel."
+    "Losses are nats per byte of target text (UTF-8), its end token left out; one nat is 1.443 "
+    "bits, and `bits_per_byte` is `predicted_loss` in bits. `predicted_loss` is L(D) = B / "
+    "(F(Θ, t) + D^β) + E with F of the measured kernel and t free, `low_90` to `high_90` its "
+    "interval relative to the other candidates, `p_beats_next` the probability of a lower "
+    "loss at the target than the candidate below; `rectified_loss` is the control; "
+    "`budget_loss` and `zero_shot_loss` are measured. `pflops` counts 6 N per training "
+    "token, and the kernel."
 )
 _COST_NOTE = (
     "Orders with the kernels of the candidates that they rank; full tuning: every candidate once "
@@ -62,7 +64,7 @@ def _ranking(selection: Selection) -> list[Block]:
         place = list(row).index("p_beats_next") + 1
         chance = ("p_first_beats_it", chances.get(row["candidate"]))
         rows.append(dict([*cells[:place], chance, *cells[place:]]))
-    caption = f"{ranking.selector} at {ranking.target_size:,} examples; losses: nats per token"
+    caption = f"{ranking.selector} at {ranking.target_size:,} examples; losses: nats per byte"
     return [
         Table(rows, caption, page_only={"p_first_beats_it"}),
         *_parts.certainty(ranking),
@@ -79,7 +81,7 @@ def _losses(selection: Selection) -> list[Block]:
 def _dropped(selection: Selection) -> list[Section]:
     if not selection.dropped:
         return []
-    caption = "losses in nats per token; sizes in training examples"
+    caption = "losses in nats per byte; sizes in training examples"
     return [Section("Dropped", [Table(selection.drop_rows(), caption), Text(_DROPPED_NOTE)])]
 
 

@@ -48,7 +48,7 @@ def fit_law(
         law: "power", "vanilla", "rectified" or "lensllm".
         sizes: training examples, ascending, 0 allowed; Lin et al.'s code has 1e-10 for 0, with
             which objectives can be compared with theirs, but L(0) is no longer B / D_l + E.
-        losses: test losses, nats per token.
+        losses: test losses, nats per byte.
         ntk: for "lensllm": where F comes from; default ``Bounded`` by the largest size.
         weights: of the squared log residuals, 0 leaves a size out; default 1.
         huber_delta: where the loss of a log residual turns linear; default never.

@@ -51,7 +51,7 @@ def interval(
     num_resamples: int = 200,
     seed: int = 0,
 ) -> Ends:
-    """Lower and upper end of the predicted loss at each size, nats per token.
+    """Lower and upper end of the predicted loss at each size, nats per byte.
 
     Args:
         solution: a usable fit of one curve, with fewer parameters than sizes.

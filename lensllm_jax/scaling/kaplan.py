@@ -58,7 +58,7 @@ class KaplanFit:
         num_params: Float[np.ndarray, " num_candidates"],
         sizes: Float[np.ndarray, " num_sizes"],
     ) -> Float[np.ndarray, "num_candidates num_sizes"]:
-        """Predicted losses, nats per token; infinite at D = 0."""
+        """Predicted losses, nats per byte; infinite at D = 0."""
         p = self.params
         with np.errstate(divide="ignore"):
             data_term = p["B"] / np.asarray(sizes, np.float64)[None] ** p["alpha_D"]
@@ -112,7 +112,7 @@ def fit_kaplan(
     Args:
         num_params: parameters of each candidate.
         sizes: training examples; 0 is left out, Eq 1 is infinite there.
-        losses: test losses, nats per token; NaN is left out.
+        losses: test losses, nats per byte; NaN is left out.
 
     Returns:
         The fit; status UNDERDETERMINED with fewer than two distinct model sizes or two

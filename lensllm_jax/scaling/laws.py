@@ -1,4 +1,4 @@
-r"""Scaling laws of fine-tuning: test loss (nats per token) against training-set size.
+r"""Scaling laws of fine-tuning: test loss (nats per byte) against training-set size.
 
 .. math::
     \text{power (Eq 2, } \alpha = 1) \quad & L(D) = B / D^{\beta} + E \\
@@ -48,12 +48,12 @@ class Law(enum.Enum):
         return ("B", "beta", "E", *extra.get(self, ()))
 
 
-# parameter -> its unit; L is a loss in nats per token, D a number of examples
+# parameter -> its unit; L is the unit of the losses (nats per byte), D a number of examples
 UNITS = {
     "A": "L^(1/alpha) N^alpha_N",
     "B": "L D^beta",
     "beta": "1",
-    "E": "nats per token",
+    "E": "L",
     "D_l": "D^beta",
     "F": "D^beta",
     "scale": "D^beta / outputs^2",

@@ -65,7 +65,7 @@ def segmented_transition(
 
     Args:
         sizes: training examples, ascending; 0 and NaN losses are left out.
-        losses: test losses, nats per token.
+        losses: test losses, nats per byte.
         level: coverage of the interval, and one less the size of the F test.
 
     Raises:

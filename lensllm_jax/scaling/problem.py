@@ -28,7 +28,7 @@ class FitProblem:
 
     law: Law
     sizes: Float[np.ndarray, " num_sizes"]  # training examples, shared by all curves
-    losses: Float[np.ndarray, "num_curves num_sizes"]  # nats per token; 1 where not used
+    losses: Float[np.ndarray, "num_curves num_sizes"]  # nats per byte; 1 where not used
     weights: Float[np.ndarray, "num_curves num_sizes"]  # of squared log residuals; 0 = not used
     zero_floor: Bool[np.ndarray, " num_curves"]  # where E is fixed at 0
     ntk: KernelLoss | None = None  # None for the laws without F

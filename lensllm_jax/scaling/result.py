@@ -54,7 +54,7 @@ class LawFit:
 
     @property
     def units(self) -> dict[str, str]:
-        """Unit of each parameter; L in nats per token, D in examples."""
+        """Unit of each parameter; L is that of the losses, D examples."""
         return {name: UNITS[name] for name in self.solution.params}
 
     @property
@@ -94,7 +94,7 @@ class LawFit:
         *,
         ntk_loss: Float[np.ndarray, " num_targets"] | None = None,
     ) -> Float[np.ndarray, " num_targets"]:
-        """Predicted losses at ``sizes``, nats per token; see :meth:`Solution.predict`."""
+        """Predicted losses at ``sizes``, nats per byte; see :meth:`Solution.predict`."""
         return self.solution.predict(sizes, ntk_loss=None if ntk_loss is None else ntk_loss[None])[
             0
         ]

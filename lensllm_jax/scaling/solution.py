@@ -115,7 +115,7 @@ class Solution:
         *,
         ntk_loss: Float[np.ndarray, "num_curves num_targets"] | None = None,
     ) -> Float[np.ndarray, "num_curves num_targets"]:
-        """Predicted losses, nats per token; NaN where there is no usable fit.
+        """Predicted losses, nats per byte; NaN where there is no usable fit.
 
         Args:
             sizes: training examples.

@@ -83,7 +83,7 @@ class Halving:
         return deviation_from_line(sizes, losses, float(np.log(size)), float(np.log(loss)))
 
     def observe(self, size: int, loss: float) -> "Halving":
-        """The search after fine-tuning on ``size`` examples gave ``loss`` (nats per token).
+        """The search after fine-tuning on ``size`` examples gave ``loss`` (nats per byte).
 
         Raises:
             UserError: if the search has stopped, or the sizes do not descend.
@@ -107,7 +107,7 @@ class Halving:
 
         Args:
             sizes: training examples, ascending; 0 is left out.
-            losses: nats per token; NaN (not measured) is left out.
+            losses: nats per byte; NaN (not measured) is left out.
         """
         search = self
         for size, loss in zip(sizes[::-1], losses[::-1], strict=True):

@@ -3,7 +3,8 @@ r"""A table of measured test losses: one row per candidate, one column per train
 The file is CSV (comma, semicolon or tab): a header ``config name,0,200,400,...,size,family``, then
 one row per candidate.  Columns headed by whole numbers are training-set sizes in examples (0 is
 zero-shot); ``size`` is the number of parameters, ``family`` a name.  ``size`` and ``family`` may be
-missing.  Losses are nats per token, or any other positive quantity that falls with data.  An empty
+missing.  Losses are nats per byte of target text, as this package measures them, or any other
+positive quantity that falls with data and has one unit for all candidates.  An empty
 cell or N/A is a loss not measured yet; anything else that is not a positive finite number is
 refused, with its row and column.  Counts may be written ``1,600``, ``0.2k`` or ``1.3B``, losses
 with a decimal comma or all in percent (:mod:`lensllm_jax.selection.numbers`).
@@ -47,10 +48,11 @@ class LossTable:
 
     names: tuple[str, ...]  # candidates, unique
     sizes: Int[np.ndarray, " num_sizes"]  # training examples, ascending
-    losses: Float[np.ndarray, "num_candidates num_sizes"]  # nats per token, NaN = not measured
+    losses: Float[np.ndarray, "num_candidates num_sizes"]  # in ``unit``, NaN = not measured
     num_params: Float[np.ndarray, " num_candidates"]  # parameters, NaN = not given
     family: tuple[str, ...]  # "" = not given
     task: str = "task"  # its name in tables and figures
+    unit: str = ""  # of the losses; "" = not given, as in a file
 
     def __post_init__(self):
         if not self.names:
@@ -74,6 +76,10 @@ class LossTable:
             )
         if np.any(self.num_params <= 0):
             raise checks.UserError("`num_params` must be positive, got zero or less")
+
+    def in_unit(self, what: str) -> str:
+        """``what``, with the unit of the losses where it is known."""
+        return f"{what} ({self.unit})" if self.unit else what
 
     def column(self, size: int) -> Float[np.ndarray, " num_candidates"]:
         """Losses at ``size``; every candidate must have one.
@@ -147,7 +153,7 @@ def read_loss_table(
         task: name of the task; default the file's stem.
         higher_is_better: True reads accuracies (shares up to 1, or percent) as errors, 1 - share;
             False accepts losses most of which rise with data; by default such a table is refused.
-        perplexity: the cells are exp(nats per token), and the losses their logarithms.
+        perplexity: the cells are exponentials, and the losses their logarithms (nats).
 
     Returns:
         The table.

@@ -72,7 +72,7 @@ def _sum(ranges: Iterable[_Range]) -> _Range:
 class Replay:
     """Orders replayed on measured losses, and counted."""
 
-    losses: Mapping[str, Mapping[int, float]]  # candidate -> size above 0 -> nats per token
+    losses: Mapping[str, Mapping[int, float]]  # candidate -> size above 0 -> nats per byte
     flops: Callable[[str, int], float]  # candidate, size -> FLOPs of that fine-tune
     kernel: Callable[[str], float]  # candidate -> FLOPs of its kernel, if it is ranked
 

@@ -49,8 +49,8 @@ class Drop:
     """Why a candidate was dropped."""
 
     size: int  # the last that it was fine-tuned on, examples
-    predicted: float  # its loss at the target by its line, nats per token
-    cut: float  # the worst prediction of those that continue, nats per token
+    predicted: float  # its loss at the target by its line, nats per byte
+    cut: float  # the worst prediction of those that continue, nats per byte
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,7 +80,7 @@ class DropRule:
         """The candidates that do not continue, and why.
 
         Args:
-            losses: candidate -> size -> nats per token; the same ``gamma`` or more sizes each.
+            losses: candidate -> size -> nats per byte; the same ``gamma`` or more sizes each.
         """
         predicted = {name: self.predicted(row) for name, row in losses.items()}
         best_first = sorted(losses, key=predicted.__getitem__)  # stable: ties in the pool's order
@@ -98,7 +98,7 @@ def measure_downwards(
 
     Args:
         sizes: training examples, in any order.
-        measure: size -> test loss, nats per token.
+        measure: size -> test loss, nats per byte.
         search: its start, which holds gamma and tau.
 
     Returns:
@@ -120,7 +120,7 @@ def measure_upwards(
     Args:
         names: the pool.
         sizes: training examples, in any order.
-        measure: candidate, size -> test loss, nats per token.
+        measure: candidate, size -> test loss, nats per byte.
         rule: which candidates continue.
         on_drop: called with each candidate that is dropped.
 

@@ -54,7 +54,7 @@ class Odds(NamedTuple):
 class Posterior:
     """Predictive distribution of log losses; NaN centers are candidates without a prediction."""
 
-    center: Float[np.ndarray, " num_candidates"]  # log loss, nats per token
+    center: Float[np.ndarray, " num_candidates"]  # log loss, nats per byte
     log_std: Float[np.ndarray, " num_candidates"]  # scale of the log loss
     dof: float = math.inf  # degrees of freedom
 

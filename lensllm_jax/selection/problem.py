@@ -34,6 +34,8 @@ class Evidence:
     weights: Mapping[str, Any] | None = None  # params, or (name, array) pairs of stored tensors
     features: Mapping[str, tuple[np.ndarray, np.ndarray]] | None = None  # (n, d) and labels (n,)
     ledger: FlopsLedger | None = None  # what was spent, instead of an estimate
+    loss_covariance: Float[np.ndarray, "s c c"] | None = None  # squared unit of the losses
+    # of the test losses of c candidates at s sizes over the same records; NaN = not measured
 
     def of_each(self, kind: str, names: Sequence[str]) -> list[Any]:
         """One kind of evidence, in the order of ``names``.
@@ -84,6 +86,9 @@ class Problem:
     def at_budget(self, budget_size: int, target_size: int) -> "Problem":
         """The same problem seen from a smaller budget."""
         table, evidence = self.table.up_to(budget_size), self.evidence
+        if evidence.loss_covariance is not None:
+            covariance = evidence.loss_covariance[: len(table.sizes)]
+            evidence = dataclasses.replace(evidence, loss_covariance=covariance)
         if evidence.ntk_losses is not None:
             ntk_losses = {name: f[: len(table.sizes)] for name, f in evidence.ntk_losses.items()}
             evidence = dataclasses.replace(evidence, ntk_losses=ntk_losses)
@@ -99,7 +104,7 @@ class Scores:
     dof: float = math.inf  # degrees of freedom of log predicted losses; infinite: normal
     # share of pairs in right order, of scores that predict nothing
     concordance: float | None = None
-    predicts: bool = True  # scores are losses at the target, nats per token
+    predicts: bool = True  # scores are losses at the target, nats per byte
     bigger_is_better: bool = False  # scores rank the other way round
     reads_losses: bool = True  # scores depend on the measured losses
     picks: Float[np.ndarray, " num_candidates"] | None = None  # the lowest comes first, if given

@@ -34,7 +34,7 @@ class Ranking:
     budget_size: int  # examples, largest subset within the budget
     target_size: int  # examples
     scores: dict[str, float]  # as PearCorr takes them: a loss, or log N for model_size
-    predicted: dict[str, float]  # loss at the target, nats per token; empty if none is predicted
+    predicted: dict[str, float]  # loss at the target, nats per byte; empty if none is predicted
     order: tuple[str, ...]  # candidates, best first; those without a usable fit last
     messages: dict[str, str]  # how each candidate's fit ended
     confidence: Posterior | Concordance  # in the table's order

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
+from lensllm_jax.language_modelling import BITS_PER_NAT
 from lensllm_jax.linalg import NtkSpectrum
 from lensllm_jax.scaling.result import LawFits
 from lensllm_jax.selection.flops import FlopsLedger
@@ -32,7 +33,7 @@ _Row = dict[str, Any]
 class Selection:
     """Rows are dictionaries; what is not known in them is None."""
 
-    table: LossTable  # nats per target token; NaN where the order measured nothing
+    table: LossTable  # nats per byte; NaN where the order measured nothing
     target_size: int  # size that matters, examples
     halving: Halving  # Algorithm 1 at its start
     spectra: Mapping[str, NtkSpectrum]  # kernel of each candidate that is ranked
@@ -40,6 +41,7 @@ class Selection:
     order: Order = Order.DOWNWARDS  # in which sizes were measured
     dropped: Mapping[str, Drop] = dataclasses.field(default_factory=dict)  # before the budget
     costs: tuple[OrderCost, ...] = ()  # of every order and of full tuning
+    loss_covariance: Float[np.ndarray, "s c c"] | None = None  # as in ``Evidence``
 
     @cached_property
     def ranked(self) -> LossTable:
@@ -59,7 +61,11 @@ class Selection:
     @cached_property
     def decision(self) -> Ranking:
         """By the posterior of all losses, which reads no kernel."""
-        return self._rank("posterior")
+        covariance = self.loss_covariance
+        if covariance is not None:
+            ranked = [self.table.names.index(name) for name in self.ranked.names]
+            covariance = covariance[:, ranked][:, :, ranked]
+        return self._rank("posterior", Evidence(loss_covariance=covariance))
 
     def _rank(self, selector: str, evidence: Evidence | None = None) -> Ranking:
         return rank(
@@ -98,13 +104,14 @@ class Selection:
         return tuple(sorted(self.dropped, key=latest))
 
     def rows(self) -> list[_Row]:
-        """The pool, best first, dropped candidates last; losses in nats per target token."""
+        """The pool, best first, dropped candidates last; losses in nats per byte."""
         budget = self.ranked.by_name(self.budget_size)
         rows = []
         for row in self.ranking.rows():
             name = row["candidate"]
             known = {
                 "predicted_loss": self.ranking.predicted[name],
+                "bits_per_byte": self.ranking.predicted[name] * BITS_PER_NAT,
                 "low_90": row.get("low_90"),
                 "high_90": row.get("high_90"),
                 "p_beats_next": row["p_beats_next"],
@@ -132,7 +139,7 @@ class Selection:
         return row
 
     def drop_rows(self) -> list[_Row]:
-        """Dropped candidates, where, and by what prediction; losses in nats per target token."""
+        """Dropped candidates, where, and by what prediction; losses in nats per byte."""
         return [
             {
                 "candidate": name,

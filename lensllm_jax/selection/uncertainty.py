@@ -139,7 +139,7 @@ class Contender(NamedTuple):
     """One of the two candidates that lead a ranking."""
 
     name: str
-    predicted: float  # loss at the target, nats per token
+    predicted: float  # loss at the target, nats per byte
     log_std: float  # of its logarithm
     num_params: float  # NaN if unknown
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from lensllm_jax.linalg import NtkSpectrum
+from lensllm_jax.selection import selection as selection_module
 from lensllm_jax.selection.flops import FlopsLedger
 from lensllm_jax.selection.halving import Halving
 from lensllm_jax.selection.order_cost import FULL_TUNING, OrderCost
@@ -45,6 +46,21 @@ def test_the_decision_reads_no_kernel_and_has_a_probability(selection):
     assert 0.0 < decision.probability_best[decision.selected] <= 1.0
     without = dataclasses.replace(selection, spectra={}).decision
     assert without.scores == decision.scores
+
+
+def test_a_covariance_is_that_of_the_candidates_that_are_ranked(upwards, monkeypatch):
+    seen = []
+
+    def spy(table, **settings):
+        seen.append((table, settings["evidence"]))
+        return rank(table, **settings)
+
+    monkeypatch.setattr(selection_module, "rank", spy)
+    each = np.arange(5 * 4 * 4, dtype=float).reshape(5, 4, 4)
+    dataclasses.replace(upwards, loss_covariance=each).decision  # noqa: B018, what is asked for
+    ((table, evidence),) = seen
+    assert table.names == ("m3",)
+    assert evidence.loss_covariance.tolist() == each[:, 3:, 3:].tolist()
 
 
 def test_dropped_candidates_come_last_by_where_they_were_dropped_and_their_line(upwards):
