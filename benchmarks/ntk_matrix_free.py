@@ -2,7 +2,7 @@
 
     python -m benchmarks.ntk_matrix_free --num_examples=20000
 
-The examples are the first words of the records of a task, at most --max_length tokens each, the
+The examples are the records of a task, cut to --max_bytes bytes each, the
 candidate a bundled one; records repeat where the task has fewer.  Memory is the
 largest resident set of this process, Python, JAX and the compiler included.  A dense kernel of
 20,000 examples would alone be 1.6 GB, and its eigenvectors twice that in float64.
@@ -26,7 +26,7 @@ from lensllm_jax.ntk.readout import Readout, ReadoutFn
 CANDIDATE = flags.DEFINE_string("candidate", "zoo/gpt2-xs", "A bundled name or a folder.")
 TASK = flags.DEFINE_string("task", "pydoc", "Where the texts come from.")
 NUM_EXAMPLES = flags.DEFINE_integer("num_examples", 2000, "n.")
-MAX_LENGTH = flags.DEFINE_integer("max_length", 16, "Tokens of an example at most.")
+MAX_BYTES = flags.DEFINE_integer("max_bytes", 40, "Of an example at most.")
 NUM_MATVECS = flags.DEFINE_integer("num_matvecs", 50, "Products with the kernel.")
 BLOCK_SIZE = flags.DEFINE_integer("block_size", 64, "Examples in memory at once.")
 LEARNING_RATE = flags.DEFINE_float("learning_rate", 1e-3, "Of Eq 9; divided by n here.")
@@ -41,8 +41,8 @@ def outputs_of(f, params, batch) -> np.ndarray:
 def main(_) -> None:
     n = int(checks.positive("num_examples", NUM_EXAMPLES.value))
     candidate = load_candidate(CANDIDATE.value)
-    texts = load_task(TASK.value).train[:n]
-    encoded = encode_causal(texts, candidate.tokenizer, max_length=MAX_LENGTH.value)
+    texts = load_task(TASK.value, max_bytes=MAX_BYTES.value).train[:n]
+    encoded = encode_causal(texts, candidate.tokenizer)
     batch = encoded.batch(np.arange(n) % len(texts))
     f = ReadoutFn(candidate.apply_fn, Readout.TARGET_LOGPROB, not candidate.is_encoder_decoder)
     residual = outputs_of(f, candidate.params, batch)  # y is 0

@@ -58,7 +58,7 @@ def main(_: Sequence[str]) -> None:
         raise checks.UserError(f"`candidate` must be one, got {', '.join(names)}")
     config = dataclasses.replace(FLAGS.config(), kernel_block_size=KERNEL_BLOCK_SIZE.value)
     (name,) = names
-    pool = describe_pool(names, max_length=config.max_length)
+    pool = describe_pool(names)
     task = FLAGS.load_task(pool)
     check_kernel_examples(task, config.num_kernel_examples)
     settings = task_settings(pool, task, config)

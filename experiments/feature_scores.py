@@ -73,7 +73,7 @@ def main(_: Sequence[str]) -> None:
     table = read_loss_table(CURVES.value).select(names)
     target = int(table.sizes[-1])
     check_budgets(table, divisors)
-    pool = describe_pool(names, max_length=config.max_length)
+    pool = describe_pool(names)
     task = FLAGS.load_task(pool)
     most = target // min(divisors)
     if most > len(task.train):

@@ -184,7 +184,7 @@ def grid_of_flags() -> Grid:
     first = dataclasses.replace(
         config, seed=seeds[0], learning_rate=search.rates[0], batch_size=search.batch_sizes[0]
     )
-    pool = describe_pool(names, max_length=config.max_length)
+    pool = describe_pool(names)
     task = FLAGS.load_task(pool)
     return Grid(pool, sizes_of(SIZES.value, task), seeds, search, first, task)
 

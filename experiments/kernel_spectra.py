@@ -65,7 +65,7 @@ def main(_: Sequence[str]) -> None:
     """Measures every candidate that is not finished, then writes the three tables."""
     names = FLAGS.candidates()
     config = FLAGS.config()
-    pool = describe_pool(names, max_length=config.max_length)
+    pool = describe_pool(names)
     task = FLAGS.load_task(pool)
     readouts = sample_sizes(task)
     settings = {

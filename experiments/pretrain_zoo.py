@@ -67,19 +67,25 @@ class SpecialTokens:
     """Special tokens of a family, as in its published checkpoints."""
 
     roles: dict[str, str]  # Hugging Face's name of a role -> token
+    around: tuple[str, ...] = ("$A",)  # of a text $A
     added: tuple[str, ...] = ()  # after the vocabulary that the families share
 
 
-T5_SPECIALS = SpecialTokens({"eos_token": "</s>", "pad_token": "<pad>"}, added=SENTINELS)
+T5_SPECIALS = SpecialTokens(
+    {"eos_token": "</s>", "pad_token": "<pad>"}, around=("$A", "</s>"), added=SENTINELS
+)
 SPECIALS = {
     "gpt2": SpecialTokens({"eos_token": "<|endoftext|>", "bos_token": "<|endoftext|>"}),
-    "opt": SpecialTokens({"bos_token": "</s>", "eos_token": "</s>", "pad_token": "<pad>"}),
+    "opt": SpecialTokens(
+        {"bos_token": "</s>", "eos_token": "</s>", "pad_token": "<pad>"}, around=("</s>", "$A")
+    ),
     # one mark between documents, so that the windows teach it as a beginning too
-    "llama": SpecialTokens({"bos_token": "</s>", "eos_token": "</s>"}),
+    "llama": SpecialTokens({"bos_token": "</s>", "eos_token": "</s>"}, around=("</s>", "$A")),
     "t5": T5_SPECIALS,
     "mt5": T5_SPECIALS,
     "bart": SpecialTokens(
         {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>", "mask_token": MASK},
+        around=("<s>", "$A", "</s>"),
         added=(MASK,),
     ),
 }
@@ -311,6 +317,12 @@ def _train_tokenizer(model_type: str):
         texts, vocab_size=VOCAB_SIZE, special_tokens=list(RESERVED), show_progress=False
     )
     bpe._tokenizer.add_special_tokens(list(special.added))
+    marks = [token for token in special.around if token != "$A"]
+    if marks:
+        bpe._tokenizer.post_processor = tokenizers.processors.TemplateProcessing(
+            single=list(special.around),
+            special_tokens=[(token, bpe._tokenizer.token_to_id(token)) for token in marks],
+        )
     return transformers().PreTrainedTokenizerFast(
         tokenizer_object=bpe._tokenizer, model_max_length=WINDOW, **special.roles
     )
@@ -327,7 +339,7 @@ def _first(documents: Sequence[str], num_characters: int = 700_000) -> Iterator[
 def _tokenize(documents: Sequence[str], tokenizer, window: int, *, seed: int) -> np.ndarray:
     """Windows ``(n, window)`` of the documents, joined by the end-of-text token, shuffled."""
     ids: list[int] = []
-    for encoded in tokenizer(list(documents), verbose=False)["input_ids"]:
+    for encoded in tokenizer(list(documents), add_special_tokens=False, verbose=False)["input_ids"]:
         ids += [*encoded, tokenizer.eos_token_id]
     windows = np.asarray(ids[: len(ids) // window * window], np.int32).reshape(-1, window)
     return np.random.default_rng(seed).permutation(windows)

@@ -48,6 +48,7 @@ from lensllm_jax.language_modelling import LOSS_UNIT
 from lensllm_jax.measurement.jobs import Job, Measurer
 from lensllm_jax.measurement.measurement import MeasurementConfig
 from lensllm_jax.measurement.pool import check_kernel_examples, describe_pool, loss_table
+from lensllm_jax.measurement.rows import row_lengths
 from lensllm_jax.report import figures
 from lensllm_jax.report.html import to_html
 from lensllm_jax.report.markdown import format_cell, to_markdown
@@ -114,7 +115,7 @@ def main(argv: Sequence[str]) -> None:
     del argv
     start = time.monotonic()
     config = FLAGS.config()
-    summaries = describe_pool(FLAGS.candidates(), max_length=config.max_length)
+    summaries = describe_pool(FLAGS.candidates())
     task = FLAGS.load_task(summaries)
     plan = plan_of_flags(task)
     check_kernel_examples(task, config.num_kernel_examples)
@@ -210,7 +211,7 @@ def _select(
     """Ranks the pool from what was measured."""
     summaries = {name: candidate.summary for name, candidate in pool.items()}
     losses = {name: candidate.losses for name, candidate in pool.items()}
-    kernels = _kernel_costs(summaries, config)
+    kernels = _kernel_costs(summaries, task, config)
     ledger = _ledger(pool, kernels)
     table = loss_table(summaries, losses, task)
     return Selection(
@@ -227,12 +228,16 @@ def _select(
 
 
 def _kernel_costs(
-    summaries: Mapping[str, CandidateSummary], config: MeasurementConfig
+    summaries: Mapping[str, CandidateSummary], task: Task, config: MeasurementConfig
 ) -> dict[str, float]:
     """FLOPs of each candidate's kernel, whether or not it was computed."""
     n = config.num_kernel_examples
+    lengths = {
+        name: row_lengths(task, one, chat_template=config.chat_template)
+        for name, one in summaries.items()
+    }
     return {
-        name: kernel_flops(one.num_params, num_examples=n, num_tokens=n * config.max_length)
+        name: kernel_flops(one.num_params, num_examples=n, num_tokens=n * lengths[name].total)
         for name, one in summaries.items()
     }
 

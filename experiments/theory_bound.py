@@ -88,7 +88,7 @@ def main(_: Sequence[str]) -> None:
     names = FLAGS.candidates()
     check_flags()
     config = FLAGS.config()
-    pool = describe_pool(names, max_length=config.max_length)
+    pool = describe_pool(names)
     task = FLAGS.load_task(pool)
     sizes = _sizes(len(task.train))
     for name in names:  # what one of them cannot do must not end the run of the others late

@@ -20,7 +20,6 @@ SETTINGS = {
     "smallest_size": 8,
     "max_epochs": 1,
     "batch_size": 4,
-    "max_length": 24,
     "num_kernel_examples": 4,
 }
 

@@ -5,7 +5,7 @@ two binaries in one process share them.
 """
 
 import functools
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from lensllm_jax.data.task import Task
 from lensllm_jax.finetune.compute import FULL, TUNES, ComputeConfig, keep_compiled
 from lensllm_jax.finetune.loop import ALL_STEPS, MOMENTS_DTYPES
 from lensllm_jax.measurement.measurement import MeasurementConfig
-from lensllm_jax.measurement.pool import check_tuning, shared_task, truncated_targets
+from lensllm_jax.measurement.pool import check_tuning, shared_task
 from lensllm_jax.ntk.gram import NtkMethod
 from lensllm_jax.ntk.readout import Readout
 
@@ -76,25 +76,22 @@ class MeasurementFlags:
         Raises:
             UserError: if there is no such task or field, or a candidate cannot be tuned so.
         """
-        check_tuning(pool, self._settings.config().compute)
-        return self._pool.load_task(pool)
+        config = self._settings.config()
+        check_tuning(pool, config.compute)
+        return self._pool.load_task(pool, chat_template=config.chat_template)
 
     def task_notes(self, task: Task, pool: Mapping[str, CandidateSummary]) -> dict[str, Any]:
         """What a reader wants to know of task and candidates, for run.json; shown unless quiet."""
-        max_length = self._settings.config().max_length
-        truncated, of = truncated_targets(task, pool, max_length=max_length)
         checkpoints = {name: list(s.notes) for name, s in pool.items() if s.notes}
         if not self.quiet:
-            for line in (
-                f"{name}: {note}" for name, found in checkpoints.items() for note in found
-            ):
-                print(line, flush=True)
-            for line in _notes(task, {k: n for k, n in truncated.items() if n}, of, max_length):
-                print(line, flush=True)
+            for name, lines in (*checkpoints.items(), (task.name, task.notes())):
+                for line in lines:
+                    print(f"{name}: {line}", flush=True)
         return {
             "examples": {split: len(getattr(task, split)) for split in _SPLITS},
             "left_out": dict(task.removed),  # by reason: empty, repeated between splits, ...
-            "truncated_targets": {"of": of, **truncated},
+            "max_bytes": task.max_bytes,  # of a record's prompt and target
+            "cut": dict(task.cut),  # records that lost a part of one
             "checkpoints": checkpoints,
         }
 
@@ -110,24 +107,6 @@ class MeasurementFlags:
             keep_compiled(folder)
         checks.not_negative("checkpoint_seconds", self.checkpoint_seconds)
         return self._settings.config()
-
-
-def _notes(task: Task, truncated: Mapping[str, int], of: int, max_length: int) -> Iterator[str]:
-    """How many records the task left out, and why; how many targets are truncated, for whom.
-
-    Example:
-        >>> task = Task("sums", "", (), (), (), {"empty": 2, "train_repeats_test": 1}, "")
-        >>> list(_notes(task, {"a": 3}, 80, 16))[0]
-        'sums: 3 records left out (2 empty, 1 train repeats test)'
-        >>> list(_notes(task, {"a": 3}, 80, 16))[1]
-        'a: 3 of 80 targets lose their end at --max_length=16'
-    """
-    reasons = [f"{count:,} {reason.replace('_', ' ')}" for reason, count in task.removed.items()]
-    if reasons:
-        total = sum(task.removed.values())
-        yield f"{task.name}: {total:,} records left out ({', '.join(reasons)})"
-    for name, count in truncated.items():
-        yield f"{name}: {count:,} of {of:,} targets lose their end at --max_length={max_length}"
 
 
 @functools.cache
@@ -164,6 +143,11 @@ class _PoolFlags:
             "Average input, in tokens of the first candidate: the longest (or shortest) records "
             "go.",
         )  # fmt: skip
+        self._max_bytes = flags.DEFINE_integer(
+            "max_bytes", None,
+            "Of prompt and target, cut once for all candidates. Default: 99 % of the records stay "
+            "whole, or what the fewest positions hold.",
+        )  # fmt: skip
 
     def candidates(self) -> tuple[str, ...]:
         text = self._candidates.value
@@ -172,7 +156,7 @@ class _PoolFlags:
             raise checks.UserError(f"`candidates` must be one or more distinct names, got {text!r}")
         return names
 
-    def load_task(self, pool: Mapping[str, CandidateSummary]) -> Task:
+    def load_task(self, pool: Mapping[str, CandidateSummary], *, chat_template: str) -> Task:
         folder = self._task_folder.value
         task = load_task(
             self._task.value, prompt_field=self._prompt_field.value,
@@ -182,7 +166,7 @@ class _PoolFlags:
         if mean is not None:
             checks.positive("mean_length", mean)
             task = with_mean_length(task, next(iter(pool.values())).tokenizer, mean=mean)
-        return shared_task(task, pool)
+        return shared_task(task, pool, max_bytes=self._max_bytes.value, chat_template=chat_template)
 
 
 class _SettingsFlags:
@@ -194,6 +178,10 @@ class _SettingsFlags:
             name: _define_number(name, getattr(default, name), help)
             for name, help in _FIELDS.items()
         }
+        self._chat_template = flags.DEFINE_enum(
+            "chat_template", default.chat_template, ["none", "auto"],
+            "auto: decoders with a template read prompt and target as a conversation.",
+        )  # fmt: skip
         self._readout = flags.DEFINE_enum(
             "readout", default.readout, [r.value for r in _ONE_OUTPUT],
             "Output that the kernel is of.",
@@ -237,6 +225,7 @@ class _SettingsFlags:
     def config(self) -> MeasurementConfig:
         return MeasurementConfig(
             **{name: flag.value for name, flag in self._fields.items()},
+            chat_template=self._chat_template.value,
             readout=self._readout.value,
             method=self._method.value,
             decay_steps=_steps_or_all(self._decay_steps.value),
@@ -261,7 +250,6 @@ _FIELDS = {
     "batch_size": "Examples a step; searched likewise.",
     "warmup_steps": "Over which the learning rate rises.",
     "clip_norm": "Largest norm of a gradient.",
-    "max_length": "Tokens of an example.",
     "max_epochs": "Passes at most.",
     "patience": "Evaluations without a new best.",
     "num_kernel_examples": "Examples of the kernel.",

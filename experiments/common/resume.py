@@ -58,7 +58,7 @@ def pretrained_settings(
 ) -> dict[str, Any]:
     """Those of ``task_settings`` that decide what is measured at pretrained weights."""
     settings = task_settings(names, task, config)
-    fields = ("candidates", "task", "task_sha256", "max_length", "seed")
+    fields = ("candidates", "task", "task_sha256", "chat_template", "seed")
     return {name: settings[name] for name in fields}
 
 
@@ -222,7 +222,7 @@ def _kernel_summary(measurement: Measurement, kernel: CandidateNtk) -> dict[str,
         "task": measurement.task.name,
         "examples": f"the first {kernel.num_examples} training examples in the nested order",
         "num_examples": kernel.num_examples,
-        "max_length_tokens": measurement.config.max_length,
+        "length_tokens": measurement.lengths.total,
         "readout": kernel.readout.value,
         "method": kernel.method.value,
         "normalisation": "none: Theta_ij is the inner product of two gradients",

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from lensllm_jax.checks import UserError
+from lensllm_jax.data.cuts import cut_task
 from lensllm_jax.data.files import read_task_file
 from lensllm_jax.data.hub import HUB_TASKS, read_hub_task
 from lensllm_jax.data.pydoc import load_pydoc
@@ -32,6 +33,7 @@ def load_task(
     prompt_field: str | None = "prompt",
     target_field: str = "target",
     folder: Path | None = None,
+    max_bytes: int | None = None,
 ) -> Task:
     """A task by name, or from a local file: split and de-duplicated.
 
@@ -41,18 +43,26 @@ def load_task(
         prompt_field: column of a file's prompts; "" for language modelling on the targets.
         target_field: column of a file's targets.
         folder: a local copy of the repository of a hub task; the hub when None.
+        max_bytes: of a record's prompt and target, cut as text
+            (:mod:`lensllm_jax.data.cuts`); whole when None.
 
     Raises:
         UserError: if the name is unknown, a file is unreadable, a field is missing, or the hub
             cannot be reached.
     """
     if name in _BUILT_IN:
-        return _BUILT_IN[str(name)]()
-    if name in HUB_TASKS:
-        return read_hub_task(str(name), folder=folder)
-    if (path := Path(name).expanduser()).is_file():
-        return read_task_file(path, prompt_field=prompt_field, target_field=target_field)
-    raise UserError(
+        task = _BUILT_IN[str(name)]()
+    elif name in HUB_TASKS:
+        task = read_hub_task(str(name), folder=folder)
+    elif (path := Path(name).expanduser()).is_file():
+        task = read_task_file(path, prompt_field=prompt_field, target_field=target_field)
+    else:
+        raise _unknown(name)
+    return task if max_bytes is None else cut_task(task, max_bytes=max_bytes)
+
+
+def _unknown(name: str | Path) -> UserError:
+    return UserError(
         f"`name` must be one of {', '.join(list_tasks())}, or the path of a "
         f".jsonl, .json, .csv, .tsv, .parquet or .txt file, got {str(name)!r}"
     )

@@ -21,6 +21,7 @@ from jaxtyping import Int
 
 from lensllm_jax import checks
 from lensllm_jax.data.encoding import EncodedExamples, pair_arrays
+from lensllm_jax.data.tokens import Tokens
 
 _SPAN_CORRUPTION_SHARE = 0.15  # of the tokens are hidden (Raffel et al., 2020)
 _INFILLING_SHARE = 0.3  # (Lewis et al., 2020)
@@ -128,12 +129,9 @@ def denoising_examples(
     )
     return pair_arrays(
         sources,
-        targets,
-        ends=[len(target) - 1 for target in targets],
+        [Tokens(target, len(bos)) for target in targets],
         num_target_bytes=[0] * len(targets),  # windows of tokens: no text of their own
-        max_length=windows.shape[1] + len(bos) + 1,
-        max_target_length=max(map(len, targets)),
-        num_unscored=len(bos),
+        lengths=(windows.shape[1] + len(bos) + 1, None),
         pad_token_id=pad_token_id,
         decoder_start_token_id=decoder_start_token_id,
     )

@@ -20,8 +20,8 @@ from jaxtyping import Bool, Int
 
 from lensllm_jax import checks
 from lensllm_jax.checks import UserError
-from lensllm_jax.data.encoding import Tokenizer
 from lensllm_jax.data.task import Example, Task, fingerprint
+from lensllm_jax.data.tokens import Tokenizer
 
 
 def input_lengths(examples: Sequence[Example], tokenizer: Tokenizer) -> Int[np.ndarray, " n"]:

@@ -30,7 +30,7 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
@@ -67,6 +67,8 @@ class Task:
     test: tuple[Example, ...]  # whose loss is reported
     removed: Mapping[str, int]  # reason -> number of records left out
     fingerprint: str  # sha256 (hex) over the three splits in order
+    max_bytes: int | None = None  # that records were cut to, None where they are whole
+    cut: Mapping[str, int] = field(default_factory=dict)  # split and part -> records that lost some
 
     @classmethod
     def from_records(
@@ -93,6 +95,27 @@ class Task:
             rows_of(records), source=name, prompt_field=prompt_field, target_field=target_field
         )
         return split_task(name, f"the records of {name}, split at random", pairs)
+
+    def notes(self) -> list[str]:
+        """How many records were left out, and why; how many were cut, and to how many bytes.
+
+        Example:
+            >>> left_out, cut = {"empty": 2, "train_repeats_test": 1}, {"test_prompts": 8}
+            >>> for line in Task("sums", "", (), (), (), left_out, "", 160, cut).notes():
+            ...     print(line)
+            3 records left out (2 empty, 1 train repeats test)
+            texts cut to 160 bytes (--max_bytes): the beginning of 8 test prompts
+        """
+        lines, ends = [], {"prompts": "beginning", "targets": "end"}
+        if self.removed:
+            reasons = [f"{n:,} {reason.replace('_', ' ')}" for reason, n in self.removed.items()]
+            total = sum(self.removed.values())
+            lines.append(f"{total:,} records left out ({', '.join(reasons)})")
+        if self.cut:
+            parts = [(count, *place.rpartition("_")[::2]) for place, count in self.cut.items()]
+            lost = [f"the {ends[part]} of {count:,} {split} {part}" for count, split, part in parts]
+            lines.append(f"texts cut to {self.max_bytes:,} bytes (--max_bytes): {', '.join(lost)}")
+        return lines
 
     def __repr__(self) -> str:
         splits = ("train", "validation", "test")
@@ -206,7 +229,9 @@ def build_task(
         description=description,
         removed=MappingProxyType(dict(sorted(removed.items()))),
         fingerprint=fingerprint(kept["train"], kept["validation"], kept["test"]),
-        **kept,
+        train=kept["train"],
+        validation=kept["validation"],
+        test=kept["test"],
     )
 
 

@@ -12,7 +12,7 @@ Example:
     >>> from lensllm_jax.data.task import Example
     >>> texts = [Example("Two and two?", "four in all"), Example("Two by two?", "four again")]
     >>> c = lens.load_candidate("zoo/gpt2-xs")
-    >>> batch = encode_causal(texts, c.tokenizer, max_length=16).batch(np.arange(2))
+    >>> batch = encode_causal(texts, c.tokenizer).batch(np.arange(2))
     >>> first_target_states(c, batch).shape
     (2, 64)
     >>> first_word_classes(texts, num_words=1).tolist()

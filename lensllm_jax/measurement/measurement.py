@@ -11,7 +11,7 @@ Example:
     >>> task = build_task("kings", "a toy", train=texts[:8], validation=texts[8:10],
     ...                   test=texts[10:])
     >>> c = lens.load_candidate("zoo/gpt2-xs")
-    >>> config = MeasurementConfig(max_length=16, batch_size=4, max_epochs=1, num_kernel_examples=3)
+    >>> config = MeasurementConfig(batch_size=4, max_epochs=1, num_kernel_examples=3)
     >>> measurement = Measurement(c, task, config=config)
     >>> measurement.kernel().theta.shape
     (3, 3)
@@ -26,7 +26,7 @@ import numpy as np
 
 from lensllm_jax import checks
 from lensllm_jax.checkpoints.candidate import Candidate
-from lensllm_jax.data.encoding import EncodedExamples, encode_causal, encode_seq2seq
+from lensllm_jax.data.encoding import EncodedExamples
 from lensllm_jax.data.subsets import subset_order
 from lensllm_jax.data.task import Example, Task
 from lensllm_jax.finetune.compute import ComputeConfig, Start, loop_for, start_of
@@ -42,6 +42,7 @@ from lensllm_jax.finetune.loop import Loop, OptimizerConfig
 from lensllm_jax.finetune.resume import Checkpoint
 from lensllm_jax.finetune.search import SearchGrid, SearchProgress, SearchResult, search_rates
 from lensllm_jax.linalg import NtkSpectrum
+from lensllm_jax.measurement.rows import RowLengths, encode_rows, row_lengths
 from lensllm_jax.ntk.candidate import CandidateNtk, candidate_ntk
 from lensllm_jax.ntk.loss import ntk_spectrum
 from lensllm_jax.typing import Batch, Params
@@ -54,7 +55,7 @@ class MeasurementConfig:
     learning_rate: float = 1e-3  # of AdamW, per step, after warm-up
     weight_decay: float = 0.01  # of matrices
     batch_size: int = 32  # examples per step
-    max_length: int = 64  # tokens of prompt and target; of an encoder-decoder, of either
+    chat_template: str = "none"  # or "auto": a decoder that has one reads conversations
     max_epochs: int = 5  # passes over a subset at most
     patience: int = 2  # evaluations without a new best after which a fine-tune stops
     num_validation_examples: int = 256  # decide when to stop
@@ -70,8 +71,9 @@ class MeasurementConfig:
     compute: ComputeConfig = dataclasses.field(default_factory=ComputeConfig)
 
     def __post_init__(self):
-        for name in ("max_length", "num_kernel_examples", "num_validation_examples"):
+        for name in ("num_kernel_examples", "num_validation_examples"):
             checks.positive(name, getattr(self, name))
+        checks.one_of("chat_template", self.chat_template, ("none", "auto"))
         for part in (self.fine_tuning, self.optimizer):
             part()  # raises UserError here, not in the first fine-tune
         self.compute.check_batch(self.batch_size)
@@ -121,6 +123,15 @@ class Measurement:
         return loop.beside(self._start.frozen)
 
     @functools.cached_property
+    def lengths(self) -> RowLengths:
+        """Of every row, in this candidate's tokens: those that hold the whole task.
+
+        Raises:
+            UserError: if it has fewer positions, or cannot read a record.
+        """
+        return row_lengths(self.task, self.candidate, chat_template=self.config.chat_template)
+
+    @functools.cached_property
     def _validation(self) -> Batch:
         examples = self.task.validation[: self.config.num_validation_examples]
         return _scored(self._encode(examples))
@@ -134,7 +145,7 @@ class Measurement:
         return subset_order(len(self.task.train), seed=self.config.seed)
 
     def subset(self, size: int) -> Batch:
-        """Token batches (size, max_length) of the first training examples of the nested order.
+        """Token batches (size, s) of the first training examples of the nested order.
 
         Raises:
             UserError: if the task has fewer than ``size``.
@@ -197,17 +208,8 @@ class Measurement:
         )
 
     def _encode(self, texts: Sequence[Example]) -> EncodedExamples:
-        tokenizer, max_length = self.candidate.tokenizer, self.config.max_length
-        if not self.candidate.is_encoder_decoder:
-            return encode_causal(texts, tokenizer, max_length=max_length)
-        return encode_seq2seq(
-            texts,
-            tokenizer,
-            max_length=max_length,
-            # a target is cut where a decoder's would be, which needs one token of context
-            max_target_length=max_length - (tokenizer.bos_token_id is None),
-            decoder_start_token_id=self.candidate.decoder_start_token_id,
-        )
+        chat_template = self.config.chat_template
+        return encode_rows(texts, self.candidate, self.lengths, chat_template=chat_template)
 
 
 def _scored(encoded: EncodedExamples) -> Batch:

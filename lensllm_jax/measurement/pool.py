@@ -1,7 +1,7 @@
 """Pool: candidates to be compared on one task, checked before anything is measured.
 
 Example:
-    >>> pool = describe_pool(["zoo/gpt2-xs"], max_length=64)
+    >>> pool = describe_pool(["zoo/gpt2-xs"])
     >>> pool["zoo/gpt2-xs"].num_params
     239360
 """
@@ -14,43 +14,27 @@ from lensllm_jax import checks
 from lensllm_jax.checkpoints.summary import CandidateSummary, describe_candidate
 from lensllm_jax.checkpoints.tokenizer import check_texts
 from lensllm_jax.checkpoints.weights import parameter_shapes
-from lensllm_jax.data.encoding import num_truncated
+from lensllm_jax.data.cuts import cut_task, default_max_bytes
 from lensllm_jax.data.prefixes import with_prompts
 from lensllm_jax.data.task import Task
 from lensllm_jax.finetune.compute import LORA, ComputeConfig
 from lensllm_jax.finetune.lora import check_rank
 from lensllm_jax.finetune.sharding import shards_over
 from lensllm_jax.language_modelling import LOSS_UNIT
+from lensllm_jax.measurement.rows import row_lengths
 from lensllm_jax.selection.loss_table import LossTable
 
-_MOST_COUNTED = 5000  # records whose tokens are counted for every candidate
 
-
-def describe_pool(names: Sequence[str], *, max_length: int) -> dict[str, CandidateSummary]:
+def describe_pool(names: Sequence[str]) -> dict[str, CandidateSummary]:
     """The candidates by name, in their order; no weights are read.
 
     Args:
         names: as ``load_candidate`` takes them.
-        max_length: tokens of an example.
 
     Raises:
-        UserError: if one does not load, has no tokenizer, or cannot read texts of that length.
+        UserError: if one does not load, or has no tokenizer.
     """
-    pool = {name: describe_candidate(name) for name in names}
-    for name, summary in pool.items():
-        positions = summary.config.max_positions
-        if positions is not None and max_length > positions:
-            raise checks.UserError(
-                f"`max_length` must be at most {positions} (the positions of {name}), got "
-                f"{max_length}"
-            )
-        smallest = 3 if summary.config.is_encoder_decoder else 2  # one of context and one target
-        if max_length < smallest:
-            raise checks.UserError(
-                f"`max_length` must be at least {smallest} (tokens that {name} needs for a "
-                f"target), got {max_length}"
-            )
-    return pool
+    return {name: describe_candidate(name) for name in names}
 
 
 def check_tuning(pool: Mapping[str, CandidateSummary], compute: ComputeConfig) -> None:
@@ -65,30 +49,43 @@ def check_tuning(pool: Mapping[str, CandidateSummary], compute: ComputeConfig) -
             check_rank(name, parameter_shapes(summary.config), compute.lora_rank)
 
 
-def shared_task(task: Task, pool: Mapping[str, CandidateSummary]) -> Task:
-    """``task`` as all of the pool can read it: with prompts if one is an encoder-decoder.
+def shared_task(
+    task: Task,
+    pool: Mapping[str, CandidateSummary],
+    *,
+    max_bytes: int | None = None,
+    chat_template: str = "none",
+) -> Task:
+    """``task`` as all of the pool read it, checked before any work.
+
+    With prompts if one is an encoder-decoder, and cut to ``max_bytes`` as text: every candidate
+    reads all that is left, in as many tokens as it needs.
+
+    Args:
+        task: whole records.
+        pool: the candidates by name.
+        max_bytes: of prompt and target; by default those that keep 99 % of the records whole, or
+            fewer where positions are few (:func:`lensllm_jax.data.cuts.default_max_bytes`).
+        chat_template: "auto" for conversations, by the templates of the decoders that have one.
 
     Raises:
-        UserError: if a text holds a token for which a candidate's embedding has no row.
+        UserError: if a text holds a token for which a candidate's embedding has no row, or a
+            candidate has too few positions for a record.
     """
     for name, summary in pool.items():
         examples = (*task.train, *task.validation, *task.test)
         texts = (text for example in examples for text in (example.prompt, example.target))
         check_texts(name, texts, summary.tokenizer, vocab_size=summary.config.vocab_size)
-    needs_prompts = any(summary.config.is_encoder_decoder for summary in pool.values())
-    return with_prompts(task) if needs_prompts else task
-
-
-def truncated_targets(
-    task: Task, pool: Mapping[str, CandidateSummary], *, max_length: int
-) -> tuple[dict[str, int], int]:
-    """Candidate -> how many targets lose their end, and of how many (at most 5,000, test first)."""
-    examples = (*task.test, *task.validation, *task.train)[:_MOST_COUNTED]
-    counts = {
-        name: num_truncated(examples, summary.tokenizer, max_length=max_length)
-        for name, summary in pool.items()
-    }
-    return counts, len(examples)
+    if any(summary.config.is_encoder_decoder for summary in pool.values()):
+        task = with_prompts(task)
+    if max_bytes is None:
+        positions = [one.config.max_positions for one in pool.values()]
+        fewest = min((n for n in positions if n is not None), default=None)
+        max_bytes = default_max_bytes(task, fewest_positions=fewest)
+    task = cut_task(task, max_bytes=max_bytes)
+    for summary in pool.values():
+        row_lengths(task, summary, chat_template=chat_template)
+    return task
 
 
 def check_kernel_examples(task: Task, num_kernel_examples: int) -> None:

@@ -113,7 +113,7 @@ def check_length(num_tokens: int, max_positions: int) -> None:
     if num_tokens > max_positions:
         raise checks.UserError(
             f"`input_ids` must have at most {max_positions} tokens (the model's positions), "
-            f"got {num_tokens}: shorten the texts with `max_length`"
+            f"got {num_tokens}: shorten the texts (`max_bytes`)"
         )
 
 

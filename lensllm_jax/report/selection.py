@@ -125,7 +125,8 @@ def _fits(selection: Selection) -> Table:
 def _made(task: Task, run: _parts.Run) -> list[Block]:
     splits = f"{len(task.train)} training, {len(task.validation)} validation, {len(task.test)} test"
     origin = (
-        f"{splits} examples (sha256 {task.fingerprint[:16]}); left out: {dict(task.removed)}. "
-        "Settings and versions: `run.json`."
+        f"{splits} examples (sha256 {task.fingerprint[:16]}). "
+        + "".join(f"{line[0].upper()}{line[1:]}. " for line in task.notes())
+        + "Settings and versions: `run.json`."
     )
     return [_parts.command(run), Text(task.description), Text(origin)]

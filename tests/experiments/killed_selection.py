@@ -71,7 +71,7 @@ def fake_candidate(name):
     return types.SimpleNamespace(name=name, config=CONFIG, is_encoder_decoder=False)
 
 
-def fake_pool(names, *, max_length):
+def fake_pool(names):
     return {
         name: CandidateSummary(name, "toy", 1000 * number, CONFIG, None)
         for number, name in enumerate(names, start=1)

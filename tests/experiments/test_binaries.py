@@ -76,7 +76,6 @@ def small(text_task, output_dir, **changes):
         "smallest_size": 8,
         "max_epochs": 2,
         "batch_size": 4,
-        "max_length": 24,
         "num_kernel_examples": 6,
         "output_dir": output_dir,
         **changes,
@@ -214,7 +213,7 @@ def assert_refused(done, *named):
         ({"target_size": 32}, "target_size"),
         ({"learning_rate": -1}, "learning_rate"),
         ({"batch_size": "many"}, "batch_size"),
-        ({"max_length": 1000}, "128"),
+        ({"max_bytes": 4}, "max_bytes"),
         ({"no_such_flag": 1}, "no_such_flag"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else None,
@@ -267,7 +266,7 @@ def test_grid_measures_every_cell_and_its_cost(text_task, tmp_path):
 
 GRID = {
     "candidates": "zoo/gpt2-xs", "sizes": "0,32,64,96", "batch_size": 4, "max_epochs": 8,
-    "patience": 1000, "max_length": 24, "checkpoint_seconds": 0,
+    "patience": 1000, "checkpoint_seconds": 0,
 }  # fmt: skip
 
 
@@ -321,7 +320,7 @@ def test_a_cell_that_fails_says_why_and_the_rest_is_measured(text_task, tmp_path
 @pytest.mark.slow
 def test_kernel_binary_writes_the_kernel(text_task, tmp_path):
     done = run(
-        "compute_ntk", candidate="zoo/gpt2-xs", task=text_task, num_examples=5, max_length=24,
+        "compute_ntk", candidate="zoo/gpt2-xs", task=text_task, num_examples=5,
         kernel_block_size=2, store_dir=tmp_path / "tiles", output_dir=tmp_path / "ntk",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -332,7 +331,7 @@ def test_kernel_binary_writes_the_kernel(text_task, tmp_path):
     assert len(tiles) == 6
     tiles[2].unlink()
     again = run(
-        "compute_ntk", candidate="zoo/gpt2-xs", task=text_task, num_examples=5, max_length=24,
+        "compute_ntk", candidate="zoo/gpt2-xs", task=text_task, num_examples=5,
         kernel_block_size=2, store_dir=tmp_path / "tiles", output_dir=tmp_path / "again",
     )  # fmt: skip
     assert again.stderr.count("tile ") == 1  # the one that was missing
@@ -345,7 +344,7 @@ def test_two_processes_compute_one_kernel(text_task, tmp_path):
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
     shared = {
-        "candidate": "zoo/gpt2-xs", "task": text_task, "num_examples": 4, "max_length": 24,
+        "candidate": "zoo/gpt2-xs", "task": text_task, "num_examples": 4,
         "kernel_block_size": 2, "store_dir": tmp_path / "tiles", "output_dir": tmp_path / "ntk",
         "num_processes": 2,
     }  # fmt: skip

@@ -79,7 +79,7 @@ def test_flags_that_cannot_be_are_named(tmp_path):
         with pytest.raises(checks.UserError, match=message):
             binary.set(num_words=words, candidates=candidates).module.main([])
     module = binary.set(candidates="a,b,c", budgets=["2"]).module
-    module.describe_pool = lambda names, *, max_length: {}
+    module.describe_pool = lambda names: {}
     module.FLAGS.load_task = lambda pool: Task("toy", "", (), (), (), {}, "")
     with pytest.raises(checks.UserError, match="`budgets` must leave at most "):
         module.main([])

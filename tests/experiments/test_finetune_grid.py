@@ -24,7 +24,6 @@ from tests.data.test_hub import gigaword_copy
 
 FLAGS = {
     "candidates": "zoo/gpt2-xs", "sizes": "0,8,16", "max_epochs": 2, "batch_size": 4,
-    "max_length": 24,
 }  # fmt: skip
 
 
@@ -107,9 +106,7 @@ def test_the_ledger_says_what_each_fine_tune_took(plain):
 
 def test_losses_are_nats_per_byte_with_their_errors(plain, task):
     """From the targets' text alone, without any token."""
-    measurement = Measurer(lens.load_task(task)).measurement(
-        "zoo/gpt2-xs", MeasurementConfig(max_length=24)
-    )
+    measurement = Measurer(lens.load_task(task)).measurement("zoo/gpt2-xs", MeasurementConfig())
     num_bytes = [len(example.target.encode()) for example in measurement.task.test]
     for row in rows(plain / "ledger.csv"):
         records = np.load(plain / "cells" / "zoo--gpt2-xs" / f"{row['size']}.npy")
@@ -269,8 +266,7 @@ REFUSED = [
     ({"mean_length": 1000}, "`mean_length` must be"),
     ({"sizes": "8,1000"}, "`sizes` must be at most"),
     ({"sizes": ""}, "`sizes` must be one or more"),
-    ({"max_length": 129}, "`max_length` must be at most 128"),
-    ({"max_length": 1}, "`max_length` must be at least 2"),
+    ({"max_bytes": 7}, "`max_bytes` must be at least 8"),
     ({"target_field": "answer"}, "text in field 'answer' of every record, got None in record 1"),
     ({"prompt_field": "question"}, "text in field 'question' of every record"),
     ({"executor": "ray", "ray_address": "127.0.0.1:1"}, "`ray_address` must be of a running Ray"),

@@ -48,9 +48,9 @@ def test_help_shows_the_flags_of_a_binary_and_of_no_other():
 
 def test_defaults_of_flags_are_those_of_the_library():
     assert load("finetune_grid").module.FLAGS.config() == MeasurementConfig()
-    changed = load("finetune_grid", max_length=32).module.FLAGS.config()
+    changed = load("finetune_grid", chat_template="auto").module.FLAGS.config()
     assert changed != MeasurementConfig()
-    assert changed.max_length == 32
+    assert changed.chat_template == "auto"
 
 
 @pytest.mark.parametrize("text", ["", ",", "a,a"])

@@ -13,7 +13,7 @@ from lensllm_jax.measurement.jobs import Measurer
 from lensllm_jax.measurement.measurement import MeasurementConfig
 from lensllm_jax.measurement.pool import describe_pool
 
-CONFIG = MeasurementConfig(max_length=16, batch_size=4, max_epochs=1, num_kernel_examples=3)
+CONFIG = MeasurementConfig(batch_size=4, max_epochs=1, num_kernel_examples=3)
 
 
 class Run:
@@ -28,7 +28,7 @@ class Run:
         self.cells = Cells(RunFolder.open(folder / "out", {}), self.progress)
         self.pool = {
             name: CandidateRun(summary, CONFIG, measurer, self.cells, checkpoint_seconds=60)
-            for name, summary in describe_pool(names, max_length=16).items()
+            for name, summary in describe_pool(names).items()
         }
 
 

@@ -13,7 +13,7 @@ from tests.messages.binaries import load
 
 SMALL = {
     "candidate": "zoo/gpt2-xs", "task": "pydoc", "sizes": "8,16", "num_examples": 4,
-    "num_matvecs": 2, "num_probes": 2, "max_epochs": 1, "batch_size": 4, "max_length": 16,
+    "num_matvecs": 2, "num_probes": 2, "max_epochs": 1, "batch_size": 4, "max_bytes": 40,
     "only": "attention/query/kernel",
 }  # fmt: skip
 

@@ -17,9 +17,9 @@ TEXTS = [Example(f"What of the {i}?", "a man" if i % 2 else "the old king said s
 
 def encoded(candidate):
     if not candidate.is_encoder_decoder:
-        return encode_causal(TEXTS, candidate.tokenizer, max_length=24).batch(np.arange(5))
+        return encode_causal(TEXTS, candidate.tokenizer).batch(np.arange(5))
     return encode_seq2seq(
-        TEXTS, candidate.tokenizer, max_length=24, max_target_length=12,
+        TEXTS, candidate.tokenizer, length=24, target_length=12,
         decoder_start_token_id=candidate.decoder_start_token_id,
     ).batch(np.arange(5))  # fmt: skip
 

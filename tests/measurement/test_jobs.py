@@ -23,7 +23,7 @@ def task():
 def test_seconds_of_a_killed_cell_are_those_of_both_lives(task, tmp_path, monkeypatch):
     """The clock leaps by 1e6 s in the first life, which dies after the checkpoint that follows."""
     measurer = Measurer(task)
-    config = MeasurementConfig(max_length=24, batch_size=4, max_epochs=4, patience=9)
+    config = MeasurementConfig(batch_size=4, max_epochs=4, patience=9)
     job = Job("zoo/gpt2-xs", 1, 16, config, path=tmp_path / "16.json", checkpoint_seconds=0)
     monotonic, leaps, updates = time.monotonic, [], []
     monkeypatch.setattr(time, "monotonic", lambda: monotonic() + sum(leaps))
@@ -66,7 +66,7 @@ def test_a_candidate_too_large_for_the_device_fails_alone(task, monkeypatch):
 
 def test_workers_fail_alone_too(task):
     """What a process of an executor hands back of a job that cannot be done."""
-    job = Job("zoo/gpt2-xs", 1, 10**6, MeasurementConfig(max_length=24))
+    job = Job("zoo/gpt2-xs", 1, 10**6, MeasurementConfig())
     result = jobs.attempt_here(job, task)
     assert result.cell is None
     assert "`size` must be at most" in result.reason

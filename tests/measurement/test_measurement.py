@@ -45,7 +45,7 @@ def measurement(variant, task, folder, **changes):
     fast = transformers.PreTrainedTokenizerFast(tokenizer_object=model, **SPECIALS[variant])
     fast.save_pretrained(folder)
     settings = {
-        "max_length": 10, "batch_size": 4, "max_epochs": 4, "num_kernel_examples": 5,
+        "batch_size": 4, "max_epochs": 4, "num_kernel_examples": 5,
         **changes,
     }  # fmt: skip
     return Measurement(load_folder(folder), task, config=MeasurementConfig(**settings))
@@ -72,14 +72,15 @@ def test_decoders_and_encoder_decoders_are_scored_on_the_same_tokens(task, tmp_p
     assert scored["t5"] == scored["bart"] == scored["opt"]
 
 
-def test_a_long_target_is_cut_at_the_same_token_for_all(task, tmp_path):
-    long = [Example("the king", " ".join(WORDS[3:] + WORDS[3:]))] * 24
-    task = dataclasses.replace(task, train=tuple(long))
-    scored = {
-        variant: (measurement(variant, task, tmp_path / variant).subset(1)["labels"] != -100).sum()
-        for variant in ("t5", "bart", "opt")
-    }
-    assert len(set(map(int, scored.values()))) == 1, scored
+def test_every_subset_has_the_length_of_the_longest_record_of_the_task(task, tmp_path):
+    long = Example("the king", " ".join(WORDS[3:12]))
+    task = dataclasses.replace(task, validation=(long,), fingerprint="with a long record")
+    for variant, lengths in (("t5", (8, 16)), ("opt", (16, 0))):
+        measured = measurement(variant, task, tmp_path / variant)
+        assert measured.lengths == lengths
+        assert measured.subset(2)["labels"].shape == (2, 16)
+        scored = measured.splits(2).validation["labels"] != -100
+        assert scored.sum() == len(long.target.split()) + 1
 
 
 def test_a_task_with_prompts_stays_the_same_task(task):

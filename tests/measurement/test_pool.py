@@ -1,51 +1,62 @@
 """A pool is refused before anything is measured, and all of it reads the same text."""
 
+import re
+
 import numpy as np
 import pytest
 
 from lensllm_jax.checks import UserError
-from lensllm_jax.data.task import Example, build_task
+from lensllm_jax.data.task import Example, Task, build_task, fingerprint
 from lensllm_jax.measurement.pool import (
     check_kernel_examples,
     describe_pool,
     loss_table,
     shared_task,
-    truncated_targets,
 )
+from lensllm_jax.measurement.rows import encode_rows, row_lengths
 
 TEXTS = [Example("", f"the {n} kings of the land") for n in range(10)]
 TASK = build_task("kings", "a toy", train=TEXTS[:6], validation=TEXTS[6:8], test=TEXTS[8:])
 
 
-@pytest.mark.parametrize(
-    ("name", "shortest", "longest"),
-    [("zoo/gpt2-xs", 2, 128), ("zoo/t5-xs", 3, 10**6)],  # T5 has no positions to run out of
-)
-def test_a_length_that_a_candidate_cannot_read_is_refused(name, shortest, longest):
-    for length in (shortest, longest):
-        assert list(describe_pool([name], max_length=length)) == [name]
-    with pytest.raises(UserError, match=f"`max_length` must be at least {shortest} .*{name}"):
-        describe_pool([name], max_length=shortest - 1)
-    if name == "zoo/gpt2-xs":
-        with pytest.raises(UserError, match="`max_length` must be at most 128"):
-            describe_pool([name], max_length=129)
+def task_of(*examples):
+    return Task("t", "", examples, examples[:1], examples[:1], {}, fingerprint(examples))
+
+
+def test_a_record_that_a_candidate_has_no_positions_for_is_refused_with_the_way_out():
+    dense = task_of(
+        Example("what is it?", "é\u0301" * 50), *TEXTS
+    )  # a token per byte, in the zoo's pieces
+    pool = describe_pool(["zoo/gpt2-xs", "zoo/opt-xs"])
+    with pytest.raises(UserError, match=r"`max_bytes` .*128 positions of zoo/gpt2-xs") as refused:
+        shared_task(dense, pool, max_bytes=200)
+    (advised,) = re.findall(r"--max_bytes=(\d+)", str(refused.value))
+    assert shared_task(dense, pool, max_bytes=int(advised)).max_bytes == int(advised)
+    # T5 has no positions to run out of
+    assert shared_task(dense, describe_pool(["zoo/t5-xs"]), max_bytes=200).max_bytes == 200
 
 
 def test_one_encoder_decoder_gives_all_of_the_pool_prompts():
-    decoders = describe_pool(["zoo/gpt2-xs"], max_length=16)
-    assert shared_task(TASK, decoders) is TASK
-    shared = shared_task(TASK, {**decoders, **describe_pool(["zoo/t5-xs"], max_length=16)})
+    decoders = describe_pool(["zoo/gpt2-xs"])
+    assert shared_task(TASK, decoders).train == TASK.train
+    shared = shared_task(TASK, {**decoders, **describe_pool(["zoo/t5-xs"])})
     assert all(example.prompt for example in shared.train)
     assert shared.fingerprint != TASK.fingerprint
 
 
-def test_targets_that_do_not_fit_are_counted_for_every_candidate():
-    long = [Example("", "the king of the land " * n) for n in (1, 20, 30)]
-    task = build_task("kings", "a toy", train=[*TEXTS[:5], *long], validation=TEXTS[5:7],
-                      test=TEXTS[7:])  # fmt: skip
-    pool = describe_pool(["zoo/gpt2-xs", "zoo/opt-xs"], max_length=64)
-    assert truncated_targets(task, pool, max_length=64) == (dict.fromkeys(pool, 2), 13)
-    assert truncated_targets(TASK, pool, max_length=64) == (dict.fromkeys(pool, 0), 10)
+def test_all_of_a_pool_read_the_same_cut_text_by_default():
+    pool = describe_pool(["zoo/gpt2-xs", "zoo/t5-xs"])
+    task = task_of(*[Example("the king of the land " * 20, f"the {n} kings") for n in range(9)])
+    shared = shared_task(task, pool)
+    assert shared.max_bytes == 160  # of 128 positions
+    assert shared.cut == {"train_prompts": 9, "validation_prompts": 1, "test_prompts": 1}
+    lengths = {name: row_lengths(shared, one) for name, one in pool.items()}
+    assert lengths["zoo/gpt2-xs"].target == 0 < lengths["zoo/t5-xs"].target
+    assert all(length.source % 8 == 0 for length in lengths.values())
+    encoded = {n: encode_rows(shared.train, one, lengths[n]) for n, one in pool.items()}
+    sizes = [len(example.target.encode()) for example in shared.train]
+    for arrays in encoded.values():
+        assert arrays.num_target_bytes.tolist() == sizes
 
 
 def test_a_kernel_of_more_examples_than_there_are_is_refused():
@@ -55,7 +66,7 @@ def test_a_kernel_of_more_examples_than_there_are_is_refused():
 
 
 def test_what_was_not_measured_is_not_a_number():
-    pool = describe_pool(["zoo/opt-xs", "zoo/gpt2-xs"], max_length=16)
+    pool = describe_pool(["zoo/opt-xs", "zoo/gpt2-xs"])
     table = loss_table(pool, {"zoo/gpt2-xs": {0: 5.0}, "zoo/opt-xs": {0: 6.0, 8: 4.0}}, TASK)
     assert table.names == ("zoo/opt-xs", "zoo/gpt2-xs")
     assert table.family == ("opt", "gpt2")

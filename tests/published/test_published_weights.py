@@ -48,12 +48,12 @@ def pytorch(name):
 @pytest.fixture(scope="module")
 def texts(candidate):
     """64 real texts as a batch."""
-    return encoded(candidate, 64, max_length=128)
+    return encoded(candidate, 64, max_bytes=400)
 
 
-def encoded(candidate, count, *, max_length):
-    examples = lens.load_task("pydoc").test[:count]
-    batch = encode_causal(examples, candidate.tokenizer, max_length=max_length)
+def encoded(candidate, count, *, max_bytes):
+    examples = lens.load_task("pydoc", max_bytes=max_bytes).test[:count]
+    batch = encode_causal(examples, candidate.tokenizer)
     return batch.batch(np.arange(count))
 
 
@@ -118,7 +118,7 @@ def test_the_loss_on_real_texts_is_that_of_pytorch(name, candidate, pytorch, tex
 
 
 def test_the_exact_kernel_is_the_product_of_dense_gradients(candidate):
-    batch = encoded(candidate, 4, max_length=48)
+    batch = encoded(candidate, 4, max_bytes=160)
     kernel = lens.candidate_ntk(candidate, batch)
 
     @jax.jit

@@ -56,10 +56,35 @@ def read_gguf_tokenizer(header: Header) -> Any:
         if (token := vocabulary.get(f"{theirs}_token_id")) is not None
         and 0 <= token < len(vocabulary.tokens)
     }
+    tokenizer.post_processor = _around(vocabulary, kind)
     template = header.metadata.get("tokenizer.chat_template")
     return transformers().PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, chat_template=template, clean_up_tokenization_spaces=False,
         **special,
+    )  # fmt: skip
+
+
+def _around(vocabulary: "_Vocabulary", kind: str) -> Any:
+    """What puts the special tokens around a text that llama.cpp puts there."""
+    from tokenizers import processors
+
+    begins = kind == "llama" or vocabulary.get("pre") in _WHOLE_WORDS
+    wanted = {"bos": vocabulary.get("add_bos_token", begins),
+              "eos": vocabulary.get("add_eos_token", kind == "t5")}  # fmt: skip
+    ids = {
+        role: number
+        for role, puts in wanted.items()
+        if puts
+        and (number := vocabulary.get(f"{role}_token_id")) is not None
+        and 0 <= number < len(vocabulary.tokens)
+    }
+    if not ids:
+        return None
+    names = {role: vocabulary.tokens[number] for role, number in ids.items()}
+    return processors.TemplateProcessing(
+        single=[*([names["bos"]] if "bos" in names else []), "$A",
+                *([names["eos"]] if "eos" in names else [])],
+        special_tokens=[(names[role], number) for role, number in ids.items()],
     )  # fmt: skip
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import lensllm_jax as lens
-from lensllm_jax.data import encoding, lengths, prefixes, sotu, subsets
+from lensllm_jax.data import cuts, encoding, lengths, prefixes, sotu, subsets
 from lensllm_jax.data.buckets import check_buckets
 from lensllm_jax.data.corpora import load_corpus
 from lensllm_jax.data.denoising import span_corruption
@@ -20,8 +20,14 @@ TOKENIZER = word_tokenizer(bos_token="<s>", eos_token="</s>", pad_token="<pad>")
 ONE, TWO = Example("", "a"), Example("", "a b")
 
 
-def encode(*examples, tokenizer=TOKENIZER, max_length=4):
-    return encoding.encode_causal(examples, tokenizer, max_length=max_length)
+def encode(*examples, tokenizer=TOKENIZER, **settings):
+    return encoding.encode_causal(examples, tokenizer, **settings)
+
+
+def with_template(template):
+    tokenizer = word_tokenizer(eos_token="</s>")
+    tokenizer.chat_template = template
+    return encode(ONE, tokenizer=tokenizer, chat=True)
 
 
 def load(path, content):
@@ -130,7 +136,30 @@ MISTAKES = [
         lambda tmp: encode(TWO, tokenizer=word_tokenizer(bos_token="<s>")),
     ),
     ("examples", "have a token ... got none in record 0", lambda tmp: encode(Example("a", " "))),
-    ("max_length", "at least 2 tokens ... got 1", lambda tmp: encode(TWO, max_length=1)),
+    ("length", "at least 4 ... got 1, cut the text", lambda tmp: encode(TWO, length=1)),
+    (
+        "tokenizer",
+        "a fast tokenizer ... got object, save it",
+        lambda tmp: encode(TWO, tokenizer=object()),
+    ),
+    (
+        "chat_template",
+        "a user's and then an assistant's turn ... got No: pass --chat_template=none",
+        lambda tmp: with_template("{{ raise_exception('No') }}"),
+    ),
+    (
+        "chat_template",
+        "a user's and then an assistant's turn ... got 'x': pass --chat_template=none",
+        lambda tmp: with_template("x"),
+    ),
+    ("max_bytes", "at least 8 ... got 7", lambda tmp: lens.load_task("pydoc", max_bytes=7)),
+    (
+        "max_bytes",
+        "leave text in the train split ... got 8",
+        lambda tmp: cuts.cut_task(
+            Task("t", "", (Example("", " " * 9 + "a"),), (ONE,), (ONE,), {}, ""), max_bytes=8
+        ),
+    ),
     ("example", "have no prompt ... got Example", lambda tmp: prefixes.split_prefix(ONE)),
     (
         "validation",

@@ -26,13 +26,13 @@ def damaged_search(folder):
     return jobs._searched(job, None, None, print)
 
 
-def pool(max_length):
-    return describe_pool(["zoo/gpt2-xs"], max_length=max_length)
+def pool():
+    return describe_pool(["zoo/gpt2-xs"])
 
 
 def beyond_the_embedding():
     """A task whose texts hold a token for which a candidate has no row."""
-    summary = pool(16)["zoo/gpt2-xs"]
+    summary = pool()["zoo/gpt2-xs"]
     summary.tokenizer.add_tokens(["<new>"])
     task = dataclasses.replace(TASK, test=(Example("", "a <new>"),))
     return shared_task(task, {"zoo/gpt2-xs": summary})
@@ -40,11 +40,20 @@ def beyond_the_embedding():
 
 # (argument, key phrases, the mistake in an empty folder)
 MISTAKES = [
-    ("max_length", "at least 2 ... got 1", lambda tmp: pool(1)),
-    ("max_length", "at most 128 ... got 4096", lambda tmp: pool(4096)),
+    (
+        "max_bytes",
+        "few enough for the 128 positions of zoo/gpt2-xs ... got 400 ... 202 tokens: pass about",
+        lambda tmp: shared_task(
+            dataclasses.replace(TASK, test=(Example("", "a b" * 100),)), pool(), max_bytes=400
+        ),
+    ),
     ("num_kernel_examples", "at most 1 ... got 64", lambda tmp: check_kernel_examples(TASK, 64)),
     ("task", "hold texts ... got '<new>' with id 2048", lambda tmp: beyond_the_embedding()),
-    ("max_length", "positive ... got 0", lambda tmp: MeasurementConfig(max_length=0)),
+    (
+        "chat_template",
+        "one of auto, none ... got 'chat'",
+        lambda tmp: MeasurementConfig(chat_template="chat"),
+    ),
     (
         "num_micro_batches",
         "divide the batch size ... got 3",
