@@ -23,6 +23,7 @@ from lensllm_jax.data.catalogue import load_task
 from lensllm_jax.finetune.fine_tune import FineTuned, FineTuneResult
 from lensllm_jax.measurement import jobs
 from lensllm_jax.measurement.measurement import Measurement
+from lensllm_jax.measurement.rows import RowLengths
 from lensllm_jax.ntk.method import NtkMethod
 from lensllm_jax.ntk.readout import Readout
 from tests import forked
@@ -82,6 +83,8 @@ def install():
     """Puts the formula in the place of models."""
     jobs.load_candidate, select_model.describe_pool = fake_candidate, fake_pool
     Measurement.fine_tune, Measurement.kernel = fake_fine_tune, fake_kernel
+    Measurement.lengths = RowLengths(source=64, target=0)
+    select_model.row_lengths = lambda task, summary, **_: Measurement.lengths
     Measurement.zero_shot = lambda measurement: tiny.evaluation(9.0)
     select_model.FLAGS.candidates = lambda: tuple(SLOPES)
     select_model.FLAGS.load_task = lambda pool: load_task(flags.FLAGS.task)
