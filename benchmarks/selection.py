@@ -13,8 +13,8 @@ once, at every budget from 1/8 to 1/512. Prints
   mean, within the 50 and 90 % intervals; PearCorr: of predictions and losses.
 
 "posterior" has the constants shipped, "posterior, left out" those that coordinate ascent chooses on
-the other tables (regret in units of ats' plus four times Brier, pools of 6). Ten minutes on two
-cores for 200 draws.  Expected: the tables in benchmarks/LOG.md, "Decision".
+the other tables (regret in units of ats' plus four times Brier, pools of 6). Three minutes
+on two cores for 200 draws.  Expected: the tables in benchmarks/LOG.md, "Decision".
 """
 
 import dataclasses
@@ -33,7 +33,7 @@ from lensllm_jax.selection.loss_table import LossTable
 from lensllm_jax.selection.posterior import Posterior
 from lensllm_jax.selection.problem import Problem
 from lensllm_jax.selection.selectors import ats, pooled
-from lensllm_jax.selection.selectors.posterior import DEFAULT, Constants, Evidenced
+from lensllm_jax.selection.selectors.posterior import DEFAULT, Constants, Views
 
 CURVES = define_curves("Loss tables (CSV), two or more.")
 DRAWS = flags.DEFINE_integer("draws", 200, "Pools of each size drawn from each table.")
@@ -42,14 +42,14 @@ CHOSEN_ON = 6
 SHORT, LONG = (4, 8, 16), (16, 64, 256)
 EVERY = (8, 16, 32, 64, 128, 256, 512)
 CHOICES = {
-    "local": (1.0, 3.0, 6.0),
-    "warped": (0.0, 1.0, 3.0),
-    "rectified": (0.0, 0.5, 1.0),
-    "budget": (0.0, 0.25, 0.5, 1.0),
-    "own_errors": (0.0, 0.5),
-    "walks": (0.0, 0.5, 1.0),
+    "local": (0.0, 0.2, 0.35, 0.5),
+    "warped": (0.0, 0.1, 0.2, 0.35),
+    "slopes": (0.0, 0.2, 0.35, 0.5),
+    "line": (0.0, 0.05, 0.2),
+    "budget": (0.0, 0.05, 0.1),
     "dof": (4.0, 8.0, 16.0),
 }
+VIEWS = ("local view", "warped view", "slopes model", "straight line", "loss at the budget")
 NUM_SWEEPS = 2
 
 
@@ -61,7 +61,7 @@ class Case:
     pool: int
     divisor: int
     truth: np.ndarray  # losses at the target
-    evidence: Evidenced  # what the posterior reads, whatever its constants
+    views: Views  # what the posterior reads, whatever its constants
     others: Mapping[str, np.ndarray]  # selector or view -> predicted losses
 
 
@@ -80,22 +80,11 @@ def cases_of(table: LossTable, draws: int) -> Iterator[Case]:
 
 def case_of(table: LossTable, target: int, divisor: int) -> Case:
     problem = Problem(table, target).at_budget(target // divisor, target)
-    evidence = Evidenced.of(problem)
-    local, warped, law, budget = np.exp(evidence.views)
-    others = {
-        "local view": local,
-        "warped view": warped,
-        "rectified view, or local": np.where(np.isfinite(law), law, local),
-        "loss at the budget": budget,
-        "pooled, lowest loss": np.sqrt(local * warped),
-        "ats": ats.score(problem).scores,
-    }
-    with np.errstate(invalid="ignore"):
-        picks = pooled.mix_for_pick(
-            np.log(others["pooled, lowest loss"]), np.log(law), problem.measured.sum(1)
-        )
-    others["pooled"] = np.exp(picks)
-    return Case(table.task, len(table.names), divisor, table.column(target), evidence, others)
+    views = Views.of(problem)
+    others = dict(zip(VIEWS, np.exp(views.log_losses), strict=True))
+    others["pooled"] = np.exp(pooled.views(problem).mean(0))
+    others["ats"] = ats.score(problem).scores
+    return Case(table.task, len(table.names), divisor, table.column(target), views, others)
 
 
 def pick_metrics(case: Case, predicted: np.ndarray) -> tuple[float, float, float]:
@@ -129,7 +118,7 @@ def constants_chosen_on(cases: Sequence[Case]) -> Constants:
     def cost(constants: Constants) -> float:
         costs: dict[str, list[float]] = {task: [] for task in tasks}
         for case in cases:
-            belief = case.evidence.posterior(constants)
+            belief = case.views.posterior(constants)
             regret = pick_metrics(case, belief.center)[0] / of_ats[case.task]
             costs[case.task].append(regret + 4.0 * belief_metrics(case, belief)[0])
         return float(np.mean([np.mean(values) for values in costs.values()]))
@@ -164,7 +153,7 @@ def predictions(case: Case, name: str, left_out: Mapping[str, Constants]) -> np.
     if name in case.others:
         return case.others[name]
     constants = DEFAULT if name == "posterior" else left_out[case.task]
-    return case.evidence.posterior(constants).center
+    return case.views.posterior(constants).center
 
 
 def _cell(rows: np.ndarray) -> str:
@@ -182,7 +171,7 @@ def show_beliefs(cases: Sequence[Case], left_out: Mapping[str, Constants]) -> No
         groups.setdefault((case.task, case.pool), []).append(case)
     for (task, pool), members in groups.items():
         for name, constants in (("shipped", DEFAULT), ("of the others", left_out[task])):
-            beliefs = [(case, case.evidence.posterior(constants)) for case in members]
+            beliefs = [(case, case.views.posterior(constants)) for case in members]
             rows = np.array([belief_metrics(*pair) for pair in beliefs])
             brier, half, most, pearson = rows.mean(0)
             print(

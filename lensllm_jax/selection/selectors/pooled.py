@@ -213,14 +213,36 @@ def _early_gain_shares(
     return np.where(known, share - np.mean(share, where=known), 0.0)
 
 
+def straight_lines(problem: Problem) -> Float[np.ndarray, " num_candidates"]:
+    """Log losses at the target by Accept-then-Stop's lines, of all that it accepts."""
+    octaves, log_losses = _curves_of(problem)
+    target = float(np.log2(problem.target_size))
+    return _warped_lines(octaves, log_losses, 0.0, target, problem.halving)
+
+
+def early_gain_rise(problem: Problem, *, strength: float) -> Float[np.ndarray, " num_candidates"]:
+    """What early gains add to log losses at the target, ``strength`` instead of ``early_gain``."""
+    growth = _task_growth(_octaves_of(*_curves_of(problem)), DEFAULT)
+    return _late_gain(problem, growth, strength)
+
+
+def _curves_of(problem: Problem) -> tuple[np.ndarray, np.ndarray]:
+    """log2 of the sizes above 0, and the log losses there."""
+    positive = problem.table.sizes > 0
+    octaves = np.log2(problem.table.sizes[positive].astype(np.float64))
+    return octaves, np.log(problem.table.losses[:, positive])
+
+
+def _late_gain(problem: Problem, growth: float, strength: float) -> Float[np.ndarray, " n"]:
+    shares = _early_gain_shares(problem.table.losses, problem.table.sizes)
+    return strength * growth * problem.octaves * shares
+
+
 def views(
     problem: Problem, *, constants: Constants = DEFAULT
 ) -> Float[np.ndarray, "2 num_candidates"]:
     """Log losses at the target by the local view and by the warped view."""
-    table = problem.table
-    positive = table.sizes > 0
-    octaves = np.log2(table.sizes[positive].astype(np.float64))
-    log_losses = np.log(table.losses[:, positive])
+    octaves, log_losses = _curves_of(problem)
     target = float(np.log2(problem.target_size))
     by_octave = _octaves_of(octaves, log_losses)
     growth = _task_growth(by_octave, constants)
@@ -235,8 +257,7 @@ def views(
     local = log_losses[np.arange(len(ends)), ends] - constants.reliability * slopes * way
     searches = [Halving(problem.halving.gamma, tau) for tau in constants.taus]
     lines = [_warped_lines(octaves, log_losses, growth, target, search) for search in searches]
-    rise = constants.early_gain * growth * problem.octaves
-    late = rise * _early_gain_shares(table.losses, table.sizes)
+    late = _late_gain(problem, growth, constants.early_gain)
     return np.where(usable[None], np.stack([local, np.mean(lines, axis=0)]) + late[None], np.nan)
 
 

@@ -10,8 +10,7 @@ from lensllm_jax.selection.loss_table import LossTable, read_loss_table
 from lensllm_jax.selection.problem import Problem
 from lensllm_jax.selection.rank import rank
 from lensllm_jax.selection.selectors import ats, pooled, posterior
-from lensllm_jax.selection.selectors._walks import log_std_of_walks
-from lensllm_jax.selection.selectors.posterior import Constants, Evidenced
+from lensllm_jax.selection.selectors.posterior import Constants, Views
 from tests.selection.fakes import small_table
 from tests.selection.tables import BUDGET_FRACTIONS, TABLES, needs_tables
 
@@ -58,7 +57,7 @@ def test_gaps_cost_certainty_and_not_the_answer():
     widened = {name: gaps.log_std[name] / whole.log_std[name] for name in gaps.scores}
     assert min(widened["m0"], widened["m1"], widened["m2"]) > 1.2
     assert "two sizes above 0 are needed" in gaps.messages["m0"]
-    assert "own slope" in gaps.messages["m3"]
+    assert "slopes" in gaps.messages["m3"]
 
 
 def test_equal_candidates_share_the_probability_and_a_clear_one_has_it():
@@ -71,50 +70,31 @@ def test_equal_candidates_share_the_probability_and_a_clear_one_has_it():
     assert rank(clear, **SETTINGS).probability_best["m0"] > 0.99
 
 
-def test_the_law_is_a_view_from_nine_sizes_on():
-    sizes = np.concatenate([[0], 200 * 2 ** np.arange(11)])
-    losses = (1.0 + 0.2 * np.arange(3)[:, None]) * (sizes + 90.0) ** -0.1 + 0.4
-    table = LossTable(("a", "b", "c"), sizes, losses, np.ones(3), ("",) * 3)
-    for budget, has_law in ((25600, False), (51200, True)):
-        problem = Problem(table, 204800).at_budget(budget, 204800)
-        assert np.isfinite(Evidenced.of(problem).views[2]).all() == has_law
-    off = Evidenced.of(problem).posterior(Constants(rectified=0.0)).center
-    assert not np.allclose(off, Evidenced.of(problem).posterior().center, atol=1e-9)
+def test_the_loss_at_the_budget_orders_and_does_not_move_the_level():
+    views = Views.of(Problem(small_table(), 51200).at_budget(3200, 51200))
+    moved = np.array(views.log_losses)
+    moved[4] += 1.0
+    shifted = dataclasses.replace(views, log_losses=moved).posterior()
+    np.testing.assert_allclose(shifted.center, views.posterior().center, atol=1e-12)
+    moved[0] += 1.0  # the control: a view of the level itself
+    shifted = dataclasses.replace(views, log_losses=moved).posterior()
+    assert shifted.center.mean() == pytest.approx(views.posterior().center.mean() + 0.35)
 
 
-def test_views_that_only_order_do_not_move_the_level():
-    evidence = Evidenced.of(Problem(small_table(), 51200).at_budget(3200, 51200))
-    level = evidence.posterior().center.mean()
-    assert level == pytest.approx(evidence.posterior(Constants(budget=0.0)).center.mean())
-    moved = evidence.posterior(Constants(warped=9.0)).center.mean()
-    assert abs(moved - level) > 1e-4  # the control: a view of the level itself
+def test_views_that_disagree_on_a_candidate_widen_it():
+    views = Views.of(Problem(small_table(), 51200).at_budget(3200, 51200))
+    moved = np.array(views.log_losses)
+    moved[0, 1] += 0.1
+    wider = dataclasses.replace(views, log_losses=moved).posterior().log_std
+    assert wider[1] > 1.2 * views.posterior().log_std[1]
 
 
-def test_walks_widen_with_the_distance_and_with_the_noise():
-    octaves = np.arange(-6.0, 1.0)
-    rng = np.random.default_rng(0)
-    straight = 1.0 - 0.05 * (octaves + 6.0) * np.linspace(0.9, 1.1, 8)[:, None]
-    spreads = {}
-    for noise in (0.001, 0.02):
-        curves = straight + noise * rng.standard_normal(straight.shape)
-        for target in (2.0, 6.0):
-            spread = log_std_of_walks(octaves, curves, curves.mean(0), target)
-            spreads[noise, target] = spread.mean()
-    assert spreads[0.001, 6.0] > 2.0 * spreads[0.001, 2.0]
-    assert spreads[0.02, 2.0] > 2.0 * spreads[0.001, 2.0]
-
-
-def test_walks_cover_curves_that_walk():
-    rng, octaves, target = np.random.default_rng(2), np.arange(-7.0, 1.0), 4
-    slopes = -0.05 + 0.01 * rng.standard_normal((40, 1))
-    steps = slopes + 0.004 * np.cumsum(rng.standard_normal((40, 7 + target)), axis=1)
-    curves = np.cumsum(np.concatenate([np.ones((40, 1)), steps], axis=1), axis=1)
-    known = curves[:, :8] + 0.003 * rng.standard_normal((40, 8))
-    spread = log_std_of_walks(octaves, known, known.mean(0), float(target))
-    line = known[:, -1] + target * (known[:, -1] - known[:, -3]) / 2.0
-    error = curves[:, -1] - line
-    z = (error - error.mean()) / spread
-    assert 0.7 < np.sqrt(np.mean(z**2)) < 1.7  # a line through three sizes adds its own noise
+def test_a_weight_of_one_is_that_view_alone():
+    views = Views.of(Problem(small_table(), 51200).at_budget(3200, 51200))
+    alone = Constants(local=0.0, warped=0.0, slopes=1.0, line=0.0, budget=0.0)
+    posterior = views.posterior(alone)
+    np.testing.assert_array_equal(posterior.center, views.log_losses[2])
+    np.testing.assert_allclose(posterior.log_std, views.log_std)
 
 
 def picks(draws):
@@ -147,7 +127,7 @@ def test_regret_on_small_pools_is_lower_than_of_ats():
     assert regret["posterior"] < regret["pooled"]
 
 
-BOUNDS = [("flan", 71.5, 0.18), ("gigaword", 93.8, 0.09)]  # PearCorr in percent, Brier
+BOUNDS = [("flan", 72.0, 0.174), ("gigaword", 94.0, 0.080)]  # PearCorr in percent, Brier
 
 
 @needs_tables
