@@ -96,9 +96,20 @@ def predict(
     else:
         mode = _Mode(*(part[kept] for part in mode))
     means, variances = _extrapolate(octave, walk, noise, mode, log_losses)
-    center = weights @ means
-    off = _relative(means) - _relative(center[None])
-    return center, np.sqrt(weights @ (variances + off**2))
+    center, variance = weights @ means, weights @ variances
+    off = without_shift(means - center, variance)
+    return center, np.sqrt(variance + weights @ off**2)
+
+
+def without_shift(
+    errors: Float[np.ndarray, "k n"], variance: Float[np.ndarray, " n"]
+) -> Float[np.ndarray, "k n"]:
+    """Errors of a pool minus their mean, in which those count whose variance is small.
+
+    A shift of all candidates changes no order; one that is known does not move with the others.
+    """
+    weights = 1.0 / np.maximum(variance, 1e-12)
+    return errors - (errors @ weights / weights.sum())[:, None]
 
 
 def _heaviest(log_weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -112,7 +123,7 @@ def _heaviest(log_weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 def _octaves_of(octaves: np.ndarray, log_losses: np.ndarray, target: float) -> _Octaves:
     """A slope over several octaves, where a size was left out, counts once, in all of them."""
-    count = math.ceil(target - 1e-9)
+    count = max(math.ceil(target - 1e-9), 1)
     spans = np.concatenate([np.diff(octaves), np.ones(count - 1), [target - (count - 1)]])
     ends = np.concatenate([[0.0], np.cumsum(spans)])
     middles = 0.5 * (ends[1:] + ends[:-1])
@@ -276,12 +287,9 @@ def _extrapolate(
     slope[..., -1] += (falls * decay[:, None]).sum(2)
     own = (slope * chain.solve(mode.curvature, slope)[0]).sum(2)
     ahead = np.einsum("gnf,gfe,gne->gn", falls, fresh, falls)
-    apart = _relative(falls)
+    apart = falls - falls.mean(1, keepdims=True)
     together = np.einsum("gnf,fe,gne->gn", apart, shared_left, apart)
     unseen = np.where(is_seen, 0.0, known.var(1, keepdims=True) + 1e-4)
-    return means, own + ahead + together + noise[:, None] ** 2 + unseen
-
-
-def _relative(values: np.ndarray) -> np.ndarray:
-    """Minus the mean over candidates."""
-    return values - values.mean(1, keepdims=True)
+    left = octave.spans[count:].sum() + np.where(is_after, octave.spans[:count], 0.0).sum(1)
+    measured = noise[:, None] ** 2 * np.minimum(left, 1.0)  # a loss at the target is the loss
+    return means, own + ahead + together + measured + unseen

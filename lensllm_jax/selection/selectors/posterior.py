@@ -2,8 +2,8 @@ r"""`posterior`: the weighted mean of five views of each curve, and how far it m
 
 Log loss at the target, by
 
-* `pooled`'s local view (weight .35) and its warped view (.2);
-* the slopes model of ``_slopes.py`` (.35), plus the early-gain share as in `pooled`, twice as
+* `pooled`'s local view (weight .5) and its warped view (.1);
+* the slopes model of ``_slopes.py`` (.3), plus the early-gain share as in `pooled`, twice as
   strong because nothing else in that model knows it;
 * `ats`' lines (.05), without its off-by-one, and the loss at the budget (.05), which says who is
   better but not how far losses fall: it takes its level from the slopes model.
@@ -45,9 +45,9 @@ _Rows = Float[np.ndarray, " num_candidates"]
 class Constants:
     """What is the same for every task: the views' weights, in their order, and Student's t."""
 
-    local: float = 0.35
-    warped: float = 0.2
-    slopes: float = 0.35
+    local: float = 0.5
+    warped: float = 0.1
+    slopes: float = 0.3
     line: float = 0.05
     budget: float = 0.05
     dof: float = 8.0
@@ -103,7 +103,7 @@ class Views:
         views = np.where(np.isfinite(self.log_losses), self.log_losses, slopes)
         views[_BUDGET] = budget - budget.mean() + slopes.mean()
         center = constants.weights @ views
-        off = views - views.mean(1, keepdims=True) - (center - center.mean())
+        off = _slopes.without_shift(views - center, self.log_std**2)
         ahead = np.delete(constants.weights, _BUDGET)
         between = ahead @ np.delete(off, _BUDGET, axis=0) ** 2 / ahead.sum()
         log_std = np.sqrt(self.log_std**2 + between)

@@ -80,7 +80,7 @@ def test_widths_grow_with_the_distance_and_with_the_noise():
     assert spread[0.02, 2.0] > 2.0 * spread[0.001, 2.0]
 
 
-@pytest.mark.parametrize("target", [0.3, 1.0, 2.5])
+@pytest.mark.parametrize("target", [0.0, 0.3, 1.0, 2.5])
 def test_any_distance_is_predicted_and_a_small_one_is_nearly_certain(target):
     curves = curves_of(np.random.default_rng(3), 6)
     center, log_std = _slopes.predict(OCTAVES, curves[:, :8], target)
