@@ -7,6 +7,11 @@ LLAMA = {
     "num_attention_heads": 4, "num_key_value_heads": 2, "rope_theta": 500.0, "rms_norm_eps": 1e-5,
 }  # fmt: skip
 GEMMA = {**LLAMA, "head_dim": 16, "sliding_window": 4, "rope_theta": 10000.0}
+STABLELM = {
+    **SIZES, "model_type": "stablelm", "hidden_size": 32, "intermediate_size": 64,
+    "num_attention_heads": 4, "num_key_value_heads": 2, "layer_norm_eps": 1e-5,
+    "partial_rotary_factor": 0.25, "rope_theta": 500.0, "tie_word_embeddings": False,
+}  # fmt: skip
 T5 = {
     "model_type": "t5", "vocab_size": 64, "d_model": 32, "d_kv": 16, "d_ff": 64, "num_layers": 3,
     "num_decoder_layers": 2, "num_heads": 2, "relative_attention_num_buckets": 8,
@@ -30,6 +35,19 @@ MODELS = {
     ),
     "qwen2": ("qwen2", {**LLAMA, "model_type": "qwen2"}),
     "qwen3": ("qwen3", {**LLAMA, "model_type": "qwen3", "head_dim": 16}),
+    "mistral": ("llama", {**LLAMA, "model_type": "mistral", "sliding_window": None}),
+    "olmo2": ("olmo2", {**LLAMA, "model_type": "olmo2", "pad_token_id": 0}),
+    "smollm3": (
+        "smollm3",
+        {
+            **LLAMA, "model_type": "smollm3", "pad_token_id": 0, "num_hidden_layers": 5,
+            "tie_word_embeddings": True,
+        },
+    ),
+    "stablelm": ("stablelm", STABLELM),
+    "stablelm-parallel-biases": (
+        "stablelm", {**STABLELM, "use_parallel_residual": True, "use_qkv_bias": True},
+    ),
     "gemma": ("gemma", {**GEMMA, "model_type": "gemma"}),
     "gemma2": ("gemma2", {**GEMMA, "model_type": "gemma2", "query_pre_attn_scalar": 16}),
     "gemma3": (
@@ -65,6 +83,13 @@ MODELS = {
         },
     ),
     "t5": ("t5", {**T5, "tie_word_embeddings": True}),
+    "umt5": (
+        "t5",
+        {
+            **T5, "model_type": "umt5", "feed_forward_proj": "gated-gelu",
+            "tie_word_embeddings": False,
+        },
+    ),
     "t5-1.1": (
         "t5", {**T5, "feed_forward_proj": "gated-gelu", "tie_word_embeddings": False}
     ),

@@ -116,7 +116,7 @@ def converted(architecture, hf, tensors):
             continue
         theirs = table.get_name(stem)
         assert theirs, name
-        if architecture == "llama" and stem.endswith(("q_proj", "k_proj")):
+        if architecture in ("llama", "smollm3") and stem.endswith(("q_proj", "k_proj")):
             n = heads if stem.endswith("q_proj") else hf["num_key_value_heads"]
             values = (
                 values.reshape(n, 2, len(values) // n // 2, *values.shape[1:])

@@ -3,7 +3,6 @@
 import json
 import pickle
 import shutil
-import subprocess
 import sys
 
 import jax
@@ -15,7 +14,6 @@ from safetensors.numpy import load_file, save_file
 from lensllm_jax import checks
 from lensllm_jax.checkpoints import stored_tensor, weights
 from lensllm_jax.checkpoints.candidate import load_folder
-from lensllm_jax.checkpoints.config import CONFIG
 from lensllm_jax.checkpoints.folder import INDEX, SINGLE
 from lensllm_jax.checkpoints.zoo import FOLDER
 from tests.models.encoder_decoders import ENCODER_DECODERS
@@ -155,66 +153,3 @@ def test_an_index_that_names_the_wrong_shard_is_refused(folder):
     (folder / INDEX).write_text("[]")
     with pytest.raises(checks.UserError, match="weight_map"):
         load_folder(folder)
-
-
-# VmHWM, not getrusage: that one starts from the memory of the process that started this one
-MEASURE = """
-import re, sys
-from lensllm_jax.checkpoints.candidate import load_folder
-def peak_bytes():
-    return 1024 * int(re.search(r"VmHWM:\\s+(\\d+) kB", open("/proc/self/status").read())[1])
-load_folder(sys.argv[1])  # a small one: what libraries need anyway
-before = peak_bytes()
-candidate = load_folder(sys.argv[2])
-print(peak_bytes() - before, candidate.num_params * 4)
-"""
-
-
-def synthetic_checkpoint(folder, num_layers, num_shards):
-    """A sharded Llama of random weights: 3 MB a layer and 134 MB of embedding, in float32."""
-    folder.mkdir()
-    d, ff, vocabulary = 256, 768, 131072
-    attributes = {
-        "model_type": "llama",
-        "hidden_size": d,
-        "intermediate_size": ff,
-        "vocab_size": vocabulary,
-        "num_hidden_layers": num_layers,
-        "num_attention_heads": 4,
-        "tie_word_embeddings": True,
-    }
-    (folder / CONFIG).write_text(json.dumps(attributes))
-    shapes = {"model.embed_tokens.weight": (vocabulary, d), "model.norm.weight": (d,)}
-    for i in range(num_layers):
-        block = f"model.layers.{i}"
-        shapes |= {f"{block}.self_attn.{p}_proj.weight": (d, d) for p in "qkvo"}
-        shapes |= {f"{block}.mlp.{p}_proj.weight": (ff, d) for p in ("gate", "up")}
-        shapes |= {f"{block}.mlp.down_proj.weight": (d, ff)}
-        shapes |= {f"{block}.{n}_layernorm.weight": (d,) for n in ("input", "post_attention")}
-    weight_map, names = {}, list(shapes)
-    for shard in range(num_shards):
-        file = f"model-{shard}.safetensors"
-        save_file(
-            {name: np.full(shapes[name], 0.1, np.float32) for name in names[shard::num_shards]},
-            folder / file,
-        )
-        weight_map |= dict.fromkeys(names[shard::num_shards], file)
-    (folder / INDEX).write_text(json.dumps({"weight_map": weight_map}))
-
-
-def loading_memory(tmp_path, num_layers):
-    """Peak of loading a synthetic checkpoint over its size at the chosen type."""
-    synthetic_checkpoint(tmp_path / "large", num_layers, 4)
-    run = subprocess.run(
-        [sys.executable, "-c", MEASURE, str(FOLDER / "gpt2-xs"), str(tmp_path / "large")],
-        capture_output=True, text=True, check=True,
-    )  # fmt: skip
-    peak, size = map(int, run.stdout.split())
-    return peak / size, size
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-def test_loading_holds_the_parameters_once(tmp_path):
-    ratio, size = loading_memory(tmp_path, num_layers=40)
-    assert size > 250e6
-    assert 0.9 < ratio <= 1.15, ratio

@@ -10,8 +10,8 @@ from tests.tolerances import relative_difference
 
 pytestmark = pytest.mark.torch
 
-# transformers reads no file of Gemma 1, Phi-2 or GPT-NeoX
-THEIRS = sorted(set(MODELS) - {"gemma", "gptneox", "phi2"})
+# transformers reads no file of these; a Mistral in it is a Llama
+THEIRS = sorted(set(MODELS) - {"gemma", "gptneox", "mistral", "olmo2", "phi2", "smollm3", "umt5"})
 
 
 @pytest.mark.parametrize("kind", ["F32", "Q8_0", "Q4_1"])

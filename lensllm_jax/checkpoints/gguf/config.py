@@ -80,6 +80,28 @@ def _qwen3(header: Header) -> dict[str, Any]:
     return {**_rms_decoder(header, "qwen3"), "head_dim": _required(header, "attention.key_length")}
 
 
+def _olmo2(header: Header) -> dict[str, Any]:
+    return _rms_decoder(header, "olmo2")
+
+
+def _smollm3(header: Header) -> dict[str, Any]:
+    return _rms_decoder(header, "smollm3")
+
+
+def _stablelm(header: Header) -> dict[str, Any]:
+    return {
+        **_decoder(header, "stablelm"),
+        "num_key_value_heads": _required(header, "attention.head_count_kv", "attention.head_count"),
+        "layer_norm_eps": _required(header, _NORM),
+        "partial_rotary_factor": _required(header, "rope.dimension_count") / _head_dim(header),
+        "rope_theta": header.architecture_value("rope.freq_base", 10000.0),
+        # llama.cpp too looks for the tensors
+        "use_parallel_residual": "blk.0.ffn_norm.weight" not in header.tensors,
+        "use_qkv_bias": "blk.0.attn_q.bias" in header.tensors,
+        "qk_layernorm": "blk.0.attn_q_norm.weight" in header.tensors,
+    }
+
+
 def _phi3(header: Header) -> dict[str, Any]:
     width = _head_dim(header)
     rotated = header.architecture_value("rope.dimension_count")
@@ -185,10 +207,13 @@ _ATTRIBUTES: Mapping[str, Callable[[Header], dict[str, Any]]] = {
     "gpt2": _gpt2,
     "gptneox": _gptneox,
     "llama": _llama,
+    "olmo2": _olmo2,
     "phi2": _phi2,
     "phi3": _phi3,
     "qwen2": _qwen2,
     "qwen3": _qwen3,
+    "smollm3": _smollm3,
+    "stablelm": _stablelm,
     "t5": _t5,
 }
 

@@ -3,7 +3,7 @@
 llama.cpp's converter renames tensors, and for some architectures moves rows or adds a constant;
 each is undone while rows are read, so that never more than a few rows are dequantized at a time:
 
-* Llama: rows of q and k are interleaved in pairs (its rotary rotates neighbours)
+* Llama, SmolLM3: rows of q and k are interleaved in pairs (its rotary rotates neighbours)
 * GPT-NeoX: rows of q, k and v, one head after the other there, are one block each
 * GPT-2: matrices are transposed (Hugging Face stores ``Conv1D``)
 * Gemma: 1 is added to the scale of every norm
@@ -40,10 +40,9 @@ _LLAMA = {
     "blk.N.ffn_up": "model.layers.N.mlp.up_proj",
     "blk.N.ffn_down": "model.layers.N.mlp.down_proj",
 }
-_GEMMA2 = {
+_OLMO2 = {
     **_LLAMA,
     "blk.N.post_attention_norm": "model.layers.N.post_attention_layernorm",
-    "blk.N.ffn_norm": "model.layers.N.pre_feedforward_layernorm",
     "blk.N.post_ffw_norm": "model.layers.N.post_feedforward_layernorm",
 }
 _PHI3 = {
@@ -51,6 +50,7 @@ _PHI3 = {
     "blk.N.attn_qkv": "model.layers.N.self_attn.qkv_proj",
     "blk.N.ffn_up": "model.layers.N.mlp.gate_up_proj",
 }
+_GEMMA2 = {**_OLMO2, "blk.N.ffn_norm": "model.layers.N.pre_feedforward_layernorm"}
 _PHI2 = {
     **_LLAMA,
     "output_norm": "model.final_layernorm",
@@ -118,7 +118,8 @@ _T5_GATED = {
 }
 _NAMES: Mapping[str, Mapping[str, str]] = {
     "gemma": _LLAMA, "gemma2": _GEMMA2, "gemma3": _GEMMA2, "gpt2": _GPT2, "gptneox": _GPT_NEOX,
-    "llama": _LLAMA, "phi2": _PHI2, "phi3": _PHI3, "qwen2": _LLAMA, "qwen3": _LLAMA, "t5": _T5,
+    "llama": _LLAMA, "olmo2": _OLMO2, "phi2": _PHI2, "phi3": _PHI3, "qwen2": _LLAMA,
+    "qwen3": _LLAMA, "smollm3": _LLAMA, "stablelm": _LLAMA, "t5": _T5,
 }  # fmt: skip
 # computed from the config, or of no use to the model itself
 _IGNORED = re.compile(r"rope_freqs\.weight|rope_factors_(long|short)\.weight|.*\.attn_rot_embd")
@@ -207,7 +208,7 @@ def _row_order(
     heads = header.architecture_value("attention.head_count")
     part = name.split(".")[-2]
     rows = np.arange(shape[0])
-    if header.architecture == "llama" and part in ("attn_q", "attn_k"):
+    if header.architecture in ("llama", "smollm3") and part in ("attn_q", "attn_k"):
         if part == "attn_k":
             heads = header.architecture_value("attention.head_count_kv", heads)
         if shape[0] % (2 * heads) == 0:  # else loading finds a wrong shape
