@@ -129,6 +129,7 @@ def _file_of(index: Path) -> dict[str, str]:
         # a name that is too long for a file is none of a file
         if (
             len(file) > 255
+            or "\0" in file
             or Path(file).name != file
             or not is_inside(index.parent, index.parent / file)
         ):

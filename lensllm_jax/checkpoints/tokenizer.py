@@ -15,7 +15,7 @@ from typing import Any
 
 from lensllm_jax import checks
 from lensllm_jax.checkpoints.config import transformers
-from lensllm_jax.checkpoints.files import read_json
+from lensllm_jax.checkpoints.files import check_file, is_there, read_json
 from lensllm_jax.checkpoints.gguf.header import is_gguf, read_header
 from lensllm_jax.checkpoints.gguf.tokenizer import read_gguf_tokenizer
 
@@ -65,6 +65,9 @@ def read_tokenizer(
             f"`{folder}` must hold a tokenizer to read text, got none of "
             f"{', '.join(VOCABULARIES)}: {advice}"
         )
+    for name in TOKENIZER_FILES if not is_gguf(folder) else ():
+        if is_there(folder / name):
+            check_file(folder / name)
     # without it transformers takes the file for one of another kind
     if file.suffix == ".model" and importlib.util.find_spec("sentencepiece") is None:
         raise checks.UserError(
@@ -104,13 +107,13 @@ def read_tokenizer(
         # a default of Hugging Face's config may lie beyond a small vocabulary
         if getattr(tokenizer, name) is None and token is not None and 0 <= token < len(tokenizer):
             setattr(tokenizer, name, tokenizer.convert_ids_to_tokens(token))
-    if tokenizer.eos_token is None:
+    if tokenizer.eos_token_id is None:
         raise checks.UserError(
             f"tokenizer of `{folder}` must have an end token (eos_token), got none there and none "
             "in config.json: set it, and save the tokenizer again"
         )
     # padding is masked, and any row will do; a token beyond the table has none
-    if tokenizer.pad_token is None or tokenizer.pad_token_id >= vocab_size:
+    if tokenizer.pad_token_id is None or tokenizer.pad_token_id >= vocab_size:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
 

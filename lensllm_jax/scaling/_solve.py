@@ -17,6 +17,7 @@ Example:
     (np.float64(0.5), np.float64(1.0))
 """
 
+import dataclasses
 from typing import Any, NamedTuple
 
 import jax
@@ -26,6 +27,7 @@ from jaxtyping import Bool, Float
 
 from lensllm_jax.scaling._theta import NUM_THETA, Theta, log_loss, log_loss_gradient
 from lensllm_jax.scaling.kernel import Measured
+from lensllm_jax.scaling.laws import Law
 from lensllm_jax.scaling.least_squares import minimise_least_squares
 from lensllm_jax.scaling.problem import WITHOUT_ZERO, FitProblem
 
@@ -69,16 +71,39 @@ def solve_curves(
         problem: a checked one.
         start: one more start per curve, for refits near a known optimum.
     """
+    log_unit = _log_units(problem)
+    problem = dataclasses.replace(problem, losses=problem.losses / np.exp(log_unit)[:, None])
     ntk_loss, centre = _centred_ntk_loss(problem)
     shift = np.zeros((len(problem), NUM_THETA))
     shift[:, DELTA] = centre
+    if start is not None:
+        start = _in_units(start, -log_unit) + shift
     curves = _curves(problem, ntk_loss)
     grid = _grid(curves.log_size[: len(problem.sizes)], problem)
     with jax.enable_x64(True):
-        solved = _solve(
-            curves, grid, None if start is None else start + shift, np.float64(problem.huber_delta)
-        )
-    return solved._replace(theta=solved.theta - shift)
+        solved = _solve(curves, grid, start, np.float64(problem.huber_delta))
+    return solved._replace(theta=_in_units(solved.theta - shift, log_unit))
+
+
+def _log_units(problem: FitProblem) -> Float[np.ndarray, " num_curves"]:
+    """Logarithm of the unit in which each curve is fitted; its last loss is e there if ``vanilla``.
+
+    With a free alpha, E and e^a in other units are powers of those in nats: only a unit of the
+    curve's own makes the fit the same in all, since flat optima end where the path ends.
+    """
+    if problem.law is not Law.VANILLA:
+        return np.zeros(len(problem))
+    last = np.argmax(np.where(problem.used, problem.sizes[None], -np.inf), axis=1)
+    return np.log(problem.losses[np.arange(len(problem)), last]) - 1.0
+
+
+def _in_units(
+    theta: Float[np.ndarray, "num_curves 5"], log_factor: Float[np.ndarray, " num_curves"]
+) -> Float[np.ndarray, "num_curves 5"]:
+    """Theta of losses that are larger by a factor."""
+    named = Theta(*theta.T)
+    inside = log_factor / named.alpha
+    return named._replace(a=named.a + inside, E=named.E * np.exp(inside)).stack()
 
 
 def _log_sizes(problem: FitProblem) -> np.ndarray:

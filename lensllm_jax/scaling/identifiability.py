@@ -41,7 +41,7 @@ def unidentified(solution: Solution) -> tuple[str, ...]:
         nothing_left = "as many parameters as sizes: no error bar is possible"
         return (*sentences.values(), nothing_left)
     errors = _standard_errors(solution)._asdict()
-    smallest = float(np.min(problem.losses[0][problem.used[0]]))
+    smallest = float(np.min(problem.losses[0][problem.used[0]])) ** (1.0 / theta.alpha)
     limits = {"beta": abs(theta.beta), "E": smallest, "delta": 1.0, "alpha": abs(theta.alpha)}
     for key in free:
         if key in limits and errors[key] > limits[key] and key not in sentences:
@@ -74,6 +74,8 @@ def _standard_errors(solution: Solution) -> Theta:
     """Of theta; infinite where a direction is not identified, 0 where fixed."""
     problem, free = solution.problem, _free(solution)
     jacobian = np.sqrt(problem.weights[problem.used])[:, None] * _jacobian(solution, free)
+    if not np.isfinite(jacobian).all():  # losses of 1e-300: nothing can be told
+        return Theta(*[0.0] * len(Theta._fields))._replace(**dict.fromkeys(free, np.inf))
     variance = max(float(solution.objective[0]), 1e-30) / problem.degrees_of_freedom[0]
     # singular values below STEP are noise of the differences: that direction is unidentified
     _, values, directions = np.linalg.svd(jacobian, full_matrices=False)
@@ -100,11 +102,15 @@ def _jacobian(solution: Solution, free: list[str]) -> np.ndarray:
         )
         return values[problem.used]
 
+    with np.errstate(over="ignore"):
+        # E may stand at 0 where the law's bracket is far below 1
+        smallest = float(np.exp(np.min(at(theta)) / theta.alpha))
     columns = []
     for name in free:
         value = getattr(theta, name)
-        step = STEP * max(1.0, abs(value))
+        step = STEP * (smallest if name == "E" else max(1.0, abs(value)))
         ends = (theta._replace(**{name: value + sign * step}) for sign in (1, -1))
         above, below = (at(end) for end in ends)
-        columns.append((above - below) / (2 * step))
+        with np.errstate(invalid="ignore"):
+            columns.append((above - below) / (2 * step))
     return np.stack(columns, axis=1)
