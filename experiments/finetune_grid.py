@@ -32,7 +32,6 @@ On seven bundled candidates (GPT-2 and OPT) and 2 cores: 28 minutes for sizes 0 
 
 import dataclasses
 import itertools
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
@@ -138,8 +137,8 @@ def main(argv: Sequence[str]) -> int:
     )
     failures = _measure(grid, folder, executor)
     for failure in failures:  # before anything is written: the disk may be full
-        print("failed: {candidate}, {size} examples, seed {seed}: {reason}".format(**failure),
-              file=sys.stderr)  # fmt: skip
+        line = "failed: {candidate}, {size} examples, seed {seed}: {reason}"
+        terminal.warn(line.format(**failure))
     folder.write_rows("failures.csv", failures)
     losses = _losses_of(grid, folder)
     if any(row for rows in losses.values() for row in rows.values()):

@@ -21,13 +21,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from absl import flags
-from rich.console import Console
 
-from experiments.common import cli
+from experiments.common import cli, terminal
 from experiments.common.curves import (
-    check_budgets,
+    budgets_of,
     digests,
-    divisors_of,
     read_curves,
     selectors_of,
 )
@@ -44,7 +42,7 @@ from experiments.common.flags import (
 )
 from experiments.common.progress import Progress
 from experiments.common.ranking_metrics import metrics_row, show_metrics
-from experiments.common.run_folder import RUN, RunFolder, known
+from experiments.common.run_folder import RUN, RunFolder, file_name_of, known
 from lensllm_jax import checks
 from lensllm_jax.report import figures
 from lensllm_jax.report.curves import curves_report
@@ -58,7 +56,7 @@ from lensllm_jax.selection.selectors import SELECTORS
 
 CURVES = define_curves()
 HIGHER_IS_BETTER = define_higher_is_better()
-BUDGETS = define_budgets(8, 16, 32, 64, 128, 256, 512)
+BUDGETS = define_budgets(help="Divisors of the largest size; those of 8 to 512 that are there.")
 SELECTED = define_selectors()
 OUTPUT_DIR = define_output_dir()
 GAMMA = define_gamma()
@@ -77,11 +75,10 @@ Key = tuple[str, int, str]  # task, divisor, selector
 
 def main(_: Sequence[str]) -> None:
     """Reads the tables, ranks at every budget, writes the results."""
-    divisors, names = divisors_of(BUDGETS.value), selectors_of(SELECTED.value)
+    names = selectors_of(SELECTED.value)
     cost = TrainingCost(TOKENS.value, EPOCHS.value, ROUNDS.value)
     tables = read_curves(CURVES.value, higher_is_better=HIGHER_IS_BETTER.value)
-    for table in tables:
-        _check(table, divisors)
+    divisors = {table.task: _checked_budgets(table) for table in tables}
     folder = RunFolder.open(OUTPUT_DIR.value, _settings(names, divisors))
     settings = {"halving": Halving(gamma=GAMMA.value, tau=TAU.value), "cost": cost}
     rankings = _rank_all(tables, divisors, names, settings)
@@ -89,20 +86,22 @@ def main(_: Sequence[str]) -> None:
     _write(folder, "selected.csv", [_selected_row(k, r) for k, r in rankings.items()])
     folder.write_text("report.html", _page(tables, rankings, folder))
     for table in tables:
-        _print_table(table, divisors, names, rankings)
-        folder.write_bytes(f"{table.task}_metrics.png", _metrics_figure(table, divisors, rankings))
-        folder.write_bytes(f"{table.task}_predicted.png", _predicted_figure(table, rankings))
+        _print_table(table, divisors[table.task], names, rankings)
+        stem = file_name_of(table.task)
+        figure = _metrics_figure(table, divisors[table.task], rankings)
+        folder.write_bytes(f"{stem}_metrics.png", figure)
+        folder.write_bytes(f"{stem}_predicted.png", _predicted_figure(table, rankings))
     if ABLATION.value:
         _write(folder, "ablation.csv", _ablation(tables, divisors, cost))
     print(f"written to {folder.path}")
 
 
-def _settings(names: Sequence[str], divisors: Sequence[int]) -> dict[str, Any]:
+def _settings(names: Sequence[str], divisors: Mapping[str, list[int]]) -> dict[str, Any]:
     return {
         "curves": digests(CURVES.value),
         "higher_is_better": HIGHER_IS_BETTER.value,
         "selectors": list(names),
-        "budgets": list(divisors),
+        "budgets": dict(divisors),
         "gamma": GAMMA.value,
         "tau": TAU.value,
         "tokens_per_example": TOKENS.value,
@@ -113,21 +112,24 @@ def _settings(names: Sequence[str], divisors: Sequence[int]) -> dict[str, Any]:
     }
 
 
-def _check(table: LossTable, divisors: Sequence[int]) -> None:
+def _checked_budgets(table: LossTable) -> list[int]:
     if len(table.names) < 2:
         raise checks.UserError(
             f"{table.task}: a ranking must have two or more candidates, got {table.names[0]!r}"
         )
-    check_budgets(table, divisors)
+    return budgets_of(table, BUDGETS.value)
 
 
-def _rank_all(tables, divisors, names, settings) -> dict[Key, Ranking]:
+def _rank_all(
+    tables: Sequence[LossTable], divisors: Mapping[str, list[int]], names: Sequence[str],
+    settings: Mapping[str, Any],
+) -> dict[Key, Ranking]:  # fmt: skip
     rankings: dict[Key, Ranking] = {}
-    total = float(len(tables) * len(divisors) * len(names))
+    total = float(len(names) * sum(map(len, divisors.values())))
     with Progress(total=total, quiet=QUIET.value) as progress:
         for table in tables:
             for name in names:
-                for divisor in divisors:
+                for divisor in divisors[table.task]:
                     ranking = _rank_or_skip(table, divisor, name, settings)
                     if ranking is not None:
                         rankings[table.task, divisor, name] = ranking
@@ -145,7 +147,7 @@ def _rank_or_skip(table, divisor, name, settings) -> Ranking | None:
     except checks.UserError as error:
         if SELECTED.value != ["all"]:
             raise
-        Console(stderr=True).print(f"{table.task}: no {name}: {error}", highlight=False)
+        terminal.warn(f"{table.task}: no {name}: {error}")
         return None
 
 

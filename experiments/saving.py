@@ -30,7 +30,6 @@ selector is distinguishably better than that loss; `upwards` finds the best cand
 
 import csv
 import dataclasses
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -216,7 +215,7 @@ def _points_of(table: LossTable, names: Sequence[str], price: Flops, rule: DropR
             try:
                 ranking = rank(table, budget_size=budget, target_size=target, selector=selector)
             except checks.UserError as error:
-                print(f"{table.task}: no {selector} at {budget}: {error}", file=sys.stderr)
+                terminal.warn(f"{table.task}: no {selector} at {budget}: {error}")
                 continue
             flops = sum(
                 price(entry.candidate, entry.num_examples) for entry in ranking.ledger.entries

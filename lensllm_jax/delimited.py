@@ -11,18 +11,36 @@ Example:
 
 import csv
 import itertools
+import re
 from collections.abc import Collection, Iterable
 
 from lensllm_jax.checks import UserError
 
 _DELIMITERS = (",", ";", "\t")
 _LONGEST_CELL = 2**31 - 1  # characters; what fits into a C long everywhere
+_FORMULA = re.compile(r"'*[=+\-@\t\r]")
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?|[+-](inf|nan)")
 _BYTE_ORDER_MARK = "\ufeff"
 
 
 def plain(heading: str) -> str:
     """A heading as it is compared with others: without white space around it, in lower case."""
     return heading.strip().removeprefix(_BYTE_ORDER_MARK).strip().casefold()
+
+
+def neutral(text: str) -> str:
+    """A cell that no spreadsheet takes for a formula: an apostrophe before =, +, - or @.
+
+    Example:
+        >>> neutral("=1+1"), neutral("-0.5"), neutral("zoo/gpt2-xs")
+        ("'=1+1", '-0.5', 'zoo/gpt2-xs')
+    """
+    return f"'{text}" if _FORMULA.match(text) and not _NUMBER.fullmatch(text) else text
+
+
+def as_written(cell: str) -> str:
+    """The text of a cell that :func:`neutral` may have changed."""
+    return cell[1:] if cell.startswith("'") and neutral(cell[1:]) == cell else cell
 
 
 def read_delimited(

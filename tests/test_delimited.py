@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lensllm_jax.checks import UserError
-from lensllm_jax.delimited import plain, read_delimited
+from lensllm_jax.delimited import as_written, neutral, plain, read_delimited
 
 cells = st.text(
     st.characters(exclude_categories=("C",), include_characters="\n\"',;\t"), max_size=9
@@ -54,3 +54,14 @@ def test_a_broken_row_is_refused_with_its_place(text, message):
 
 def test_headings_are_alike_without_space_mark_and_case():
     assert plain("\ufeff Target ") == plain("target") != plain("targets")
+
+
+@pytest.mark.parametrize("text", ["=1+1", "+a", "-a", "@x", "'=1", "''@", "\tx", "-", "--x", "-1e"])
+def test_a_formula_is_neutral_and_read_back(text):
+    assert neutral(text) == f"'{text}"
+    assert as_written(neutral(text)) == text
+
+
+@pytest.mark.parametrize("text", ["a", "", "-0.5", "+1e-3", "'", "'a", "a=1", "zoo/m", "-inf"])
+def test_what_is_no_formula_stays(text):
+    assert neutral(text) == as_written(text) == text

@@ -9,13 +9,16 @@ Example:
     ('zoo/gpt2-xs', 'my/model')
 """
 
+import contextlib
 import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
 
 from absl import app, flags, logging
 
 from lensllm_jax import checks
+from lensllm_jax.printable import printable
 
 BAD_INPUT = 2
 INTERRUPTED = 130
@@ -78,9 +81,11 @@ def run(main: Callable[[Sequence[str]], int | None]) -> None:
 
     def guarded(argv: Sequence[str]) -> int:
         logging.set_verbosity(logging.WARNING)  # JAX reports absent accelerators as INFO
+        _stop_on_signals()
         if len(argv) > 1:
             return _fail(f"arguments must be flags (--name=value), got {argv[1]!r}")
         try:
+            _check_platform()
             return main(argv) or 0
         except checks.UserError as error:
             return _fail(str(error))
@@ -92,10 +97,47 @@ def run(main: Callable[[Sequence[str]], int | None]) -> None:
             return 1
         except OSError as error:  # a full disk, a folder that may not be written
             return _fail(str(error), code=1)
-        except KeyboardInterrupt:
-            return _fail("interrupted: the same command resumes", code=INTERRUPTED)
+        except (MemoryError, RuntimeError) as error:
+            if not _is_memory(error):
+                raise
+            return _fail(f"out of memory: {error}: give more, or take smaller batches", code=1)
+        except KeyboardInterrupt as error:  # a signal that is not Ctrl-C's is its argument
+            code = 128 + error.args[0] if error.args else INTERRUPTED
+            return _fail("interrupted: the same command resumes", code=code)
 
     app.run(guarded, flags_parser=_parse)
+
+
+def _stop_on_signals() -> None:
+    """Ends on SIGTERM and SIGHUP as on Ctrl-C, unless they are ignored (nohup)."""
+
+    def stop(number: int, _: object) -> None:
+        raise KeyboardInterrupt(number)
+
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is signal.SIG_DFL:
+            signal.signal(number, stop)
+
+
+def _check_platform() -> None:
+    """Refuses a platform of JAX's that this machine lacks, before anything is measured."""
+    if not (platform := os.environ.get("JAX_PLATFORMS")):
+        return
+    import jax
+
+    try:
+        jax.devices()
+    except (RuntimeError, AssertionError) as error:  # JAX's, for an unknown one and for no GPU
+        reason = str(error).split(" (set ")[0] or "no such device is here"
+        raise checks.UserError(
+            f"`JAX_PLATFORMS` must name a platform of this machine, got {platform!r}: {reason}; "
+            "unset it"
+        ) from None
+
+
+def _is_memory(error: BaseException) -> bool:
+    """Whether Python, NumPy or XLA found no memory."""
+    return isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error)
 
 
 def _parse(argv: Sequence[str]) -> list[str]:
@@ -113,5 +155,6 @@ def _is_help(argv: Sequence[str]) -> bool:
 
 
 def _fail(message: str, *, code: int = BAD_INPUT) -> int:
-    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    with contextlib.suppress(OSError):  # the terminal may be gone
+        print(f"error: {printable(' '.join(message.split()))}", file=sys.stderr, flush=True)
     return code

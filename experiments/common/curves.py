@@ -2,12 +2,15 @@
 
 from collections.abc import Iterable, Sequence
 
+import numpy as np
+
 from experiments.common import cli
 from experiments.common.run_folder import sha256_of
 from lensllm_jax import checks
 from lensllm_jax.selection.loss_table import LossTable, read_loss_table
 from lensllm_jax.selection.selectors import NEEDS, SELECTORS
 
+DEFAULT_BUDGETS = (8, 16, 32, 64, 128, 256, 512)  # divisors of the largest size
 TABLE_SELECTORS = tuple(name for name in SELECTORS if name not in NEEDS)  # need losses alone
 
 
@@ -27,6 +30,29 @@ def read_curves(paths: Sequence[str], *, higher_is_better: bool | None = None) -
 def divisors_of(texts: Sequence[str]) -> list[int]:
     """The entries of --budgets."""
     return [cli.divisor("budgets", text) for text in texts]
+
+
+def budgets_of(table: LossTable, texts: Sequence[str] | None) -> list[int]:
+    """The entries of --budgets; without it those of 8 to 512 that the table has, or else all.
+
+    Raises:
+        UserError: if the table has no loss of a candidate at one of them, or none is left.
+    """
+    if texts is not None:
+        divisors = divisors_of(texts)
+        check_budgets(table, divisors)
+        return divisors
+    check_budgets(table, ())
+    target = int(table.sizes[-1])
+    whole = ~np.isnan(table.losses).any(0) & (table.sizes > 0)
+    there = [target // int(size) for size in table.sizes[whole][-2::-1] if target % size == 0]
+    if not there:
+        raise checks.UserError(
+            f"`budgets` must be divisors of {target}, the largest size of {table.task}, at which "
+            f"all candidates are measured, got none in {table.sizes.tolist()}"
+        )
+    usual = [divisor for divisor in there if divisor in DEFAULT_BUDGETS]
+    return usual if len(usual) > 2 else there
 
 
 def check_budgets(table: LossTable, divisors: Iterable[int]) -> None:

@@ -117,7 +117,8 @@ def shares(cores: Set[int], processes: int) -> tuple[tuple[int, ...], ...]:
 
 def _pin(waiting: "multiprocessing.queues.SimpleQueue[tuple[int, ...]]") -> None:
     """Takes a share of the cores and dies with the parent; runs before JAX makes threads."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to all: the parent answers
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # sent to all: the parent answers
+        signal.signal(number, signal.SIG_IGN)
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     os.sched_setaffinity(0, waiting.get())
 

@@ -52,9 +52,11 @@ def define_task_prefix() -> flags.FlagHolder[str]:
     return flags.DEFINE_string("task", None, "What the tables' names start with.", required=True)
 
 
-def define_budgets(*divisors: int) -> flags.FlagHolder[list[str]]:
-    """--budgets; the divisors are the default."""
-    return flags.DEFINE_list("budgets", [*map(str, divisors)], "Divisors of the largest size.")
+def define_budgets(
+    *divisors: int, help: str = "Divisors of the largest size."
+) -> flags.FlagHolder[list[str]]:
+    """--budgets; the divisors are the default, None without any."""
+    return flags.DEFINE_list("budgets", [*map(str, divisors)] or None, help)
 
 
 def define_selectors(

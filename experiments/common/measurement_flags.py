@@ -11,7 +11,7 @@ from typing import Any
 
 from absl import flags
 
-from experiments.common import cli
+from experiments.common import cli, terminal
 from experiments.common.flags import define_output_dir, define_quiet
 from lensllm_jax import checks
 from lensllm_jax.checkpoints.summary import CandidateSummary
@@ -86,7 +86,7 @@ class MeasurementFlags:
         if not self.quiet:
             for name, lines in (*checkpoints.items(), (task.name, task.notes())):
                 for line in lines:
-                    print(f"{name}: {line}", flush=True)
+                    terminal.show(f"{name}: {line}")
         return {
             "examples": {split: len(getattr(task, split)) for split in _SPLITS},
             "left_out": dict(task.removed),  # by reason: empty, repeated between splits, ...

@@ -16,6 +16,8 @@ from rich.console import Console
 from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bar
 
+from lensllm_jax.printable import printable
+
 SECONDS_BETWEEN_LINES = 10.0
 
 
@@ -41,7 +43,7 @@ class Progress:
         self._bar: Bar | None = None
         if not quiet and sys.stderr.isatty():
             self._bar = Bar(
-                TextColumn("{task.description}"),
+                TextColumn("{task.description}", markup=False),
                 BarColumn(),
                 TaskProgressColumn(),
                 TimeElapsedColumn(),
@@ -83,7 +85,7 @@ class Progress:
         """Shows how far the run is, with ``within`` work done of the unfinished piece."""
         if self.quiet:
             return
-        now = time.monotonic()
+        message, now = printable(message), time.monotonic()
         done = self.done + within
         made = done - self._skipped
         left = "?"

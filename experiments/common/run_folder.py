@@ -31,7 +31,9 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from experiments.common import terminal
 from lensllm_jax import __version__, checks, durable
+from lensllm_jax.delimited import as_written, neutral
 
 RUN = "run.json"
 _DIGEST = "digest"  # of the rest of a piece
@@ -92,7 +94,7 @@ class RunFolder:
         """Whether the piece is finished; a damaged one is named on stderr."""
         there = self._piece(name) is not None
         if not there and (self.path / name).exists():
-            print(f"{self.path / name} is damaged: it is made again", file=sys.stderr)
+            terminal.warn(f"{self.path / name} is damaged: it is made again")
             (self.path / name).unlink()
         return there
 
@@ -129,7 +131,9 @@ class RunFolder:
         text = io.StringIO()
         writer = csv.DictWriter(text, rows[0].keys(), lineterminator="\n")
         writer.writeheader()
-        writer.writerows(rows)
+        writer.writerows(
+            {k: neutral(v) if isinstance(v, str) else v for k, v in row.items()} for row in rows
+        )
         self.write_text(name, text.getvalue())
 
     def write_array(self, name: str, array: np.ndarray) -> str:
@@ -146,7 +150,7 @@ class RunFolder:
         whole = self.path / name
         if whole.exists() and sha256_of(whole) == self.read_piece(piece).get("npy_sha256"):
             return True
-        print(f"{whole} is missing or damaged: it is made again", file=sys.stderr)
+        terminal.warn(f"{whole} is missing or damaged: it is made again")
         return False
 
     def read_array(self, name: str) -> np.ndarray:
@@ -222,7 +226,10 @@ def read_rows(path: str | Path) -> list[dict[str, str]]:
     """
     try:
         with open(path, encoding="utf-8", newline="") as file:
-            return list(csv.DictReader(file))
+            return [
+                {k: as_written(v) if isinstance(v, str) else v for k, v in row.items()}
+                for row in csv.DictReader(file)
+            ]
     except FileNotFoundError:
         raise checks.UserError(f"`tables` must hold {Path(path).name}, got no {path}") from None
 

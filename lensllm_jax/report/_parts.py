@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Float
 
 from lensllm_jax.report import figures
-from lensllm_jax.report.sections import Block, Command, Definitions, Drawing, Table, Text
+from lensllm_jax.report.sections import Block, Command, Definitions, Drawing, Table, Text, literal
 from lensllm_jax.selection.loss_table import LossTable
 from lensllm_jax.selection.ranking import Ranking
 
@@ -34,7 +34,7 @@ def certainty(ranking: Ranking) -> list[Block]:
             "No intervals: they come from the selector's own past, which needs four sizes above 0."
         )
     if ranking.advice is not None:
-        texts.append(str(ranking.advice))
+        texts.append(literal(str(ranking.advice)))
     return [Text(text) for text in texts]
 
 

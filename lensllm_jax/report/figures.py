@@ -11,10 +11,12 @@ Example:
     b'PNG'
 """
 
+import contextlib
 import functools
 import io
 import re
-from collections.abc import Callable, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -26,6 +28,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, NullFormatter
 
 from lensllm_jax.language_modelling import BITS_PER_NAT, LOSS_UNIT
+from lensllm_jax.printable import printable
 from lensllm_jax.selection.loss_table import LossTable
 from lensllm_jax.selection.rank import SELECTORS
 
@@ -33,6 +36,7 @@ from lensllm_jax.selection.rank import SELECTORS
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#000000")
 _LINES = ("-", "--", ":", "-.")
 _MARKERS = "os^D"
+_LONGEST = 48  # characters of a name or a title
 HEAT = "cividis"  # rises in lightness, and reads alike in every colour vision
 
 # what a selector goes by -> colour; selector -> marker, of its own over all families
@@ -205,10 +209,37 @@ def png(figure: Figure, axes: Axes) -> bytes:
     return as_png(figure)
 
 
+def _as_written(figure: Figure) -> None:
+    """Draws titles and legends, which hold names of users, without a part taken as mathematics."""
+    texts = [axes.title for axes in figure.axes]
+    legends = (axes.get_legend() for axes in figure.axes)
+    texts += [text for legend in legends if legend is not None for text in legend.get_texts()]
+    for text in [*texts, *figure.texts]:
+        lines = text.get_text().split("\n")
+        text.set_parse_math(False)
+        text.set_text("\n".join(_shortened(printable(line)) for line in lines))
+
+
+def _shortened(text: str) -> str:
+    """Both ends of a long line: a figure must have room for the rest of it."""
+    half = _LONGEST // 2
+    return text if len(text) <= _LONGEST else f"{text[:half]}\u2026{text[-half:]}"
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """A character that the font lacks is drawn as a box, and nobody need be told."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing from")
+        yield
+
+
 def as_png(figure: Figure) -> bytes:
     """A PNG without a legend; the same input gives the same bytes."""
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=150, metadata={"Software": None})
+    _as_written(figure)
+    with _quiet():
+        figure.savefig(buffer, format="png", dpi=150, metadata={"Software": None})
     return buffer.getvalue()
 
 
@@ -229,7 +260,8 @@ def svg(figure: Figure, axes: Axes) -> str:
     """
     _legend(axes)
     buffer = io.StringIO()
-    with rc_context({"svg.fonttype": "none", "svg.hashsalt": axes.get_title()}):
+    _as_written(figure)
+    with _quiet(), rc_context({"svg.fonttype": "none", "svg.hashsalt": axes.get_title()}):
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
     text = buffer.getvalue()
     text = text[text.index("<svg ") :]

@@ -12,10 +12,10 @@ Example:
 
 import html
 import math
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from lensllm_jax.printable import printable
 from lensllm_jax.report.sections import (
     Block,
     Command,
@@ -25,6 +25,7 @@ from lensllm_jax.report.sections import (
     Section,
     Table,
     Text,
+    marked,
 )
 from lensllm_jax.selection.uncertainty import Probability
 
@@ -126,7 +127,7 @@ def document(title: str, sections: Iterable[tuple[str, str]], *, lead: str = "")
         HTML that requests nothing else.
     """
     body = "\n".join(
-        f"<section><h2>{html.escape(heading)}</h2>\n{content}</section>"
+        f"<section><h2>{escaped(heading)}</h2>\n{content}</section>"
         for heading, content in sections
     )
     return f"""<!doctype html>
@@ -135,12 +136,12 @@ def document(title: str, sections: Iterable[tuple[str, str]], *, lead: str = "")
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <link rel="icon" href="data:,">
-<title>{html.escape(title)}</title>
+<title>{escaped(title)}</title>
 <style>{_STYLE}</style>
 </head>
 <body>
 <main>
-<h1>{html.escape(title)}</h1>
+<h1>{escaped(title)}</h1>
 {_paragraph(lead) if lead else ""}
 {body}
 </main>
@@ -150,10 +151,15 @@ def document(title: str, sections: Iterable[tuple[str, str]], *, lead: str = "")
 """
 
 
+def escaped(text: str) -> str:
+    """Plain text as HTML, without control characters."""
+    return html.escape(printable(text))
+
+
 def _paragraph(text: str) -> str:
-    marked = re.sub(r"`([^`]+)`", r"<code>\1</code>", html.escape(text))
-    marked = re.sub(r"[*]{2}(.+?)[*]{2}", r"<strong>\1</strong>", marked)
-    return f"<p>{marked}</p>\n"
+    tags = {"code": "<code>{}</code>", "bold": "<strong>{}</strong>", "": "{}"}
+    parts = (tags[how].format(escaped(part)) for how, part in marked(text))
+    return f"<p>{''.join(parts)}</p>\n"
 
 
 def code(text: str) -> str:
@@ -163,13 +169,13 @@ def code(text: str) -> str:
 
 def _command(text: str) -> str:
     """Code that breaks between its words alone, and is copied as it is."""
-    words = " ".join(f"<span>{html.escape(word)}</span>" for word in text.split(" "))
+    words = " ".join(f"<span>{escaped(word)}</span>" for word in text.split(" "))
     return f'<pre class="command" tabindex="0"><code>{words}</code></pre>\n'
 
 
 def _definitions(entries: Mapping[str, Any]) -> str:
     pairs = (
-        f"<dt>{html.escape(str(name))}</dt><dd>{html.escape(str(value))}</dd>"
+        f"<dt>{escaped(str(name))}</dt><dd>{escaped(str(value))}</dd>"
         for name, value in entries.items()
     )
     return f"<dl>{''.join(pairs)}</dl>\n"
@@ -180,7 +186,7 @@ def table(block: Table) -> str:
 
     Floats have four decimals, or four digits in a column that holds small or large ones.
     """
-    rows, caption = block.rows, html.escape(block.caption)
+    rows, caption = block.rows, escaped(block.caption)
     if not rows:
         return _paragraph(f"{block.caption}: nothing was measured.")
     numeric = {
@@ -190,7 +196,7 @@ def table(block: Table) -> str:
     forms = {name: _form([row[name] for row in rows]) for name in rows[0]} | {**block.forms}
     heads = "".join(
         f'<th scope="col"{_class(numeric[name])}><button type="button">'
-        f"{html.escape(name.replace('_', ' '))}</button></th>"
+        f"{escaped(name.replace('_', ' '))}</button></th>"
         for name in rows[0]
     )
     cells = (
@@ -208,12 +214,12 @@ def table(block: Table) -> str:
 
 
 def _figure(drawing: Drawing) -> str:
-    label = html.escape(drawing.alternative)
+    label = escaped(drawing.alternative)
     svg = drawing.svg.replace("<svg ", f'<svg role="img" aria-label="{label}" ', 1)
     return (
         '<figure class="drawing"><div class="scroll" tabindex="0" role="region" '
         f'aria-label="figure">{svg}</div>'
-        f"<figcaption>{html.escape(drawing.caption)}</figcaption></figure>\n"
+        f"<figcaption>{escaped(drawing.caption)}</figcaption></figure>\n"
     )
 
 
@@ -234,7 +240,7 @@ def _cell(value: Any, numeric: bool, form: str) -> str:
     text = _shown(value, form)
     kind = ' class="long"' if len(text) > _LONG else _class(numeric)
     key = _key(value) if numeric else text
-    return f'<td data-value="{html.escape(key)}"{kind}>{html.escape(text)}</td>'
+    return f'<td data-value="{escaped(key)}"{kind}>{escaped(text)}</td>'
 
 
 def _key(number: float | int) -> str:

@@ -8,22 +8,34 @@ Example:
 """
 
 import math
+import re
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from lensllm_jax.report.sections import Block, Command, Definitions, Drawing, Report, Table, Text
+from lensllm_jax.printable import printable
+from lensllm_jax.report.sections import (
+    Block,
+    Command,
+    Definitions,
+    Drawing,
+    Report,
+    Table,
+    Text,
+    marked,
+)
 from lensllm_jax.selection.uncertainty import Probability
 
 _WIDTH = 100  # characters of a line of text
-_PIPE = r"\|"  # a bare one would open a new column
+# in a table a bare | would open a column; an underscore within a word is one
+_MARKS = re.compile(r"[\\`*\[|$]|~(?=~)|<(?=[A-Za-z/!?])|&(?=#?\w+;)|(?<!\w)_|_(?!\w)")
 
 
 def to_markdown(report: Report) -> str:
     """The document; details are left out."""
-    parts = [f"# {report.title}", *([_wrapped(report.lead)] if report.lead else [])]
+    parts = [f"# {_literal(report.title)}", *([_wrapped(report.lead)] if report.lead else [])]
     for section in report.sections:
-        parts += [f"## {section.heading}", *map(_rendered, section.blocks)]
+        parts += [f"## {_literal(section.heading)}", *map(_rendered, section.blocks)]
     return "\n\n".join(parts) + "\n"
 
 
@@ -32,9 +44,12 @@ def _rendered(block: Block) -> str:
         case Text(text):
             return _wrapped(text)
         case Command(text):
-            return f"```\n{text}\n```"
+            longest = max((len(ticks) for ticks in re.findall("`+", text)), default=0)
+            fence = "`" * max(3, longest + 1)
+            return f"{fence}\n{text}\n{fence}"
         case Definitions(entries):
-            return "\n".join(f"* {name}: {value}" for name, value in entries.items())
+            pairs = ((_literal(str(name)), _literal(str(value))) for name, value in entries.items())
+            return "\n".join(f"* {name}: {value}" for name, value in pairs)
         case Table(rows, caption, forms, page_only):
             if not rows:
                 return f"{caption}: nothing was measured."
@@ -42,10 +57,23 @@ def _rendered(block: Block) -> str:
                 [{k: v for k, v in row.items() if k not in page_only} for row in rows], forms
             )
         case Drawing(title, file):
-            return f"![{title}]({file})"
+            return f"![{_literal(title)}]({file})"
+
+
+def _literal(text: str) -> str:
+    r"""Plain text as Markdown: no part of it is a mark, a link, mathematics or HTML.
+
+    Example:
+        >>> print(_literal("my_model *a* <b> $x$ |y|"))
+        my_model \*a\* \<b> \$x\$ \|y\|
+    """
+    return _MARKS.sub(r"\\\g<0>", printable(text))
 
 
 def _wrapped(text: str) -> str:
+    kinds = {"code": "`{}`", "bold": "**{}**", "": "{}"}
+    parts = ((how, part if how == "code" else _literal(part)) for how, part in marked(text))
+    text = "".join(kinds[how].format(part) for how, part in parts)
     return textwrap.fill(text, _WIDTH, break_long_words=False, break_on_hyphens=False)
 
 
@@ -56,11 +84,11 @@ def markdown_table(rows: Sequence[Mapping[str, Any]], forms: Mapping[str, str] =
     """
 
     def line(cells: Iterable[str]) -> str:
-        return f"| {' | '.join(cell.replace('|', _PIPE) for cell in cells)} |"
+        return f"| {' | '.join(cells)} |"
 
     header = rows[0].keys()
-    body = (line(format_cell(v, forms.get(k)) for k, v in row.items()) for row in rows)
-    return "\n".join([line(header), "|" + "---|" * len(header), *body])
+    body = (line(_literal(format_cell(v, forms.get(k))) for k, v in row.items()) for row in rows)
+    return "\n".join([line(map(_literal, header)), "|" + "---|" * len(header), *body])
 
 
 def format_cell(cell: Any, form: str | None = None) -> str:

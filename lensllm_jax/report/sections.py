@@ -1,12 +1,46 @@
-"""A report as data: sections of text, tables and figures, which a renderer turns into a document.
+r"""A report as data: sections of text, tables and figures, which a renderer turns into a document.
 
 :mod:`lensllm_jax.report.markdown` and :mod:`lensllm_jax.report.html` render it.  In text,
 ```code``` and ``**bold**`` are marked as in Markdown; all else is literal.
+
+Example:
+    >>> marked("`D` of **a\\*b**")
+    [('code', 'D'), ('', ' of '), ('bold', 'a*b')]
+    >>> marked(literal("`a` **b**"))
+    [('', '`a` **b**')]
 """
 
 import dataclasses
+import re
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
+
+from lensllm_jax.printable import printable
+
+_MARKED = re.compile(
+    r"`([^`\\]+)`|[*]{2}((?:[^*\\]|\\.)+)[*]{2}|\\([`*\\])|([^`*\\]+|.)", re.DOTALL
+)
+
+
+def literal(text: str) -> str:
+    """A name or other text of a user as a part of a :class:`Text`, in which it marks nothing."""
+    return re.sub(r"([`*\\])", r"\\\1", printable(text))
+
+
+def marked(text: str) -> list[tuple[str, str]]:
+    """The parts of a text, each with "code", "bold" or "" for how it is marked."""
+    parts: list[tuple[str, str]] = []
+    for match in _MARKED.finditer(text):
+        code, bold, escaped, plain = match.groups()
+        if code is not None:
+            parts.append(("code", code))
+        elif bold is not None:
+            parts.append(("bold", re.sub(r"\\([`*\\])", r"\1", bold)))
+        elif parts and parts[-1][0] == "":
+            parts[-1] = ("", parts[-1][1] + (escaped or plain))
+        else:
+            parts.append(("", escaped or plain))
+    return parts
 
 
 @dataclasses.dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from lensllm_jax.data.task import Task
 from lensllm_jax.report import _parts
-from lensllm_jax.report.sections import Block, Report, Section, Table, Text
+from lensllm_jax.report.sections import Block, Report, Section, Table, Text, literal
 from lensllm_jax.selection.ranking import Ranking
 from lensllm_jax.selection.selection import Selection
 
@@ -36,12 +36,13 @@ def selection_report(selection: Selection, task: Task, run: _parts.Run) -> Repor
         run: content of run.json.
     """
     ranking = selection.ranking
+    best = literal(ranking.selected)
     agree = "the same" if ranking.order == selection.control.order else "differently"
     spectra = {name: spectrum.eigenvalues for name, spectrum in selection.spectra.items()}
     return Report(
         f"Which candidate for {task.name}?",
         lead=f"Best at {selection.target_size:,} training examples, by Eq 10 from at most "
-        f"{selection.budget_size:,}: **{ranking.selected}**. The rectified law, fitted to the same "
+        f"{selection.budget_size:,}: **{best}**. The rectified law, fitted to the same "
         f"losses by the same optimiser, ranks the pool {agree}.",
         sections=[
             Section("Ranking", _ranking(selection)),
@@ -126,7 +127,7 @@ def _made(task: Task, run: _parts.Run) -> list[Block]:
     splits = f"{len(task.train)} training, {len(task.validation)} validation, {len(task.test)} test"
     origin = (
         f"{splits} examples (sha256 {task.fingerprint[:16]}). "
-        + "".join(f"{line[0].upper()}{line[1:]}. " for line in task.notes())
+        + "".join(f"{line[0].upper()}{line[1:]}. " for line in map(literal, task.notes()))
         + "Settings and versions: `run.json`."
     )
-    return [_parts.command(run), Text(task.description), Text(origin)]
+    return [_parts.command(run), Text(literal(task.description)), Text(origin)]

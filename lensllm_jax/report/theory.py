@@ -87,7 +87,7 @@ def decay_figure(rows: Sequence[Mapping[str, Any]], decays: Mapping[str, Any]) -
         )  # fmt: skip
         fitted = decay["coefficient"] * sizes ** -decay["exponent"]
         axes.plot(sizes, fitted / values[0], **style)
-    axes.plot(sizes, sizes[0] / sizes, color="0.5", linestyle=":", label=r"Lemma 2: $n^{-1}$")
+    axes.plot(sizes, sizes[0] / sizes, color="0.5", linestyle=":", label="Lemma 2: 1/n")
     _log_values(axes)
     _log_sizes(axes, sizes)
     axes.set_title("Measured powers of n, with their intervals")

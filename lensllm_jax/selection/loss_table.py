@@ -35,7 +35,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from lensllm_jax import checks, durable
-from lensllm_jax.delimited import plain, read_delimited
+from lensllm_jax.delimited import as_written, neutral, plain, read_delimited
 from lensllm_jax.selection.numbers import read_cells, whole_number
 
 _NAME, _PARAMS, _FAMILY = "config name", "size", "family"
@@ -190,14 +190,14 @@ def parse_loss_table(
     if not rows:
         raise checks.UserError("the file must hold one or more candidates, got a header alone")
     columns = _columns(header, rows)
-    names = columns.pop(_NAME)
+    names = tuple(map(as_written, columns.pop(_NAME)))
     if "" in names:
         raise checks.UserError(f"row {names.index('') + 2} must have a name, got an empty one")
     not_given = ("",) * len(names)
     counts = columns.pop(_PARAMS, not_given)
     num_params = [_count(cell) for cell in counts]
     _check_cells(num_params, {_PARAMS: counts}, names)
-    family = columns.pop(_FAMILY, not_given)
+    family = tuple(map(as_written, columns.pop(_FAMILY, not_given)))
     heading_of = _sizes(columns)
     sizes = sorted(heading_of)
     by_size = {heading_of[size]: columns[heading_of[size]] for size in sizes}
@@ -334,6 +334,11 @@ def write_loss_table(table: LossTable, path: str | os.PathLike[str]) -> None:
         losses = ["" if np.isnan(x) else repr(float(x)) for x in table.losses[i]]
         params = table.num_params[i]
         writer.writerow(
-            [name, *losses, "" if np.isnan(params) else f"{params:.0f}", table.family[i]]
+            [
+                neutral(name),
+                *losses,
+                "" if np.isnan(params) else f"{params:.0f}",
+                neutral(table.family[i]),
+            ]
         )
     durable.replace(Path(path), text.getvalue().encode())

@@ -29,6 +29,27 @@ def test_budgets_must_be_measured():
         curves.divisors_of(["4", "1"])
 
 
+@pytest.mark.parametrize(
+    ("sizes", "divisors"),
+    [
+        ([0, 200, 400, 800, 1600], [2, 4, 8]),  # as in Getting started
+        ([0, *(200 * 2**i for i in range(14))], [8, 16, 32, 64, 128, 256, 512]),
+        ([100, 1000, 10_000], [10, 100]),
+        ([0, 300, 400], []),
+        ([400], []),
+    ],
+)
+def test_budgets_by_default_are_those_that_are_there(sizes, divisors):
+    losses = np.full((2, len(sizes)), 2.0)
+    table = LossTable(("a", "b"), np.array(sizes), losses, np.ones(2), ("", ""), "toy")
+    if divisors:
+        assert curves.budgets_of(table, None) == divisors
+        assert curves.budgets_of(table, [str(divisors[0])]) == divisors[:1]
+    else:
+        with pytest.raises(checks.UserError, match=r"`budgets` must be divisors of 400.* got none"):
+            curves.budgets_of(table, None)
+
+
 def test_files_that_differ_have_different_digests(tmp_path):
     paths = [str(tmp_path / name) for name in ("a", "b", "c")]
     for path, content in zip(paths, ("1", "1", "2"), strict=True):

@@ -3,6 +3,7 @@
 import json
 import os
 import pty
+import re
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import pytest
 from rich.console import Console
 
 from experiments.common import terminal
+from lensllm_jax.printable import printable
 
 ROOT = Path(__file__).parents[2]
 WORK = """
@@ -88,16 +90,108 @@ def test_a_narrow_terminal_folds_names_and_cuts_no_number(capsys, monkeypatch):
     assert "a/candidate-of-a-long-name" not in text  # in pieces
 
 
-def test_ctrl_c_says_how_to_resume():
+@pytest.mark.parametrize("width", [20, 40, 60, 80, 120])
+def test_numbers_and_names_are_whole_on_every_screen(capsys, monkeypatch, width):
+    for name, value in {"FORCE_COLOR": "1", "NO_COLOR": "1", "COLUMNS": str(width)}.items():
+        monkeypatch.setenv(name, value)
+    terminal.show(losses())
+    text = capsys.readouterr().out
+    assert "\u2026" not in text
+    assert all(f"{size + 0.5:.4f}" in text for size in range(200, 1000, 100))
+    letters = "".join(re.sub(r"\x1b\[[0-9;]*m", "", text).split())
+    assert "a/candidate-of-a-long-name" in letters or width > 60
+
+
+NAMES = ["[/m]", "[red]m", "[bold]a[/bold]", ":smile:", "\x1b[2Jx", "a\\[b]", "a\nb"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("on_screen", [True, False])
+def test_a_name_is_shown_as_it_is(capsys, monkeypatch, name, on_screen):
+    if on_screen:
+        for variable, value in {"FORCE_COLOR": "1", "NO_COLOR": "1", "COLUMNS": "80"}.items():
+            monkeypatch.setenv(variable, value)
+    shown = terminal.table(name, left=[name], right=["loss"])
+    shown.add_row(name, "1.0")
+    terminal.show(shown, name)
+    terminal.warn(name)
+    text = capsys.readouterr()
+    assert text.out.count(printable(name)) == 4
+    assert text.err == f"{printable(name)}\n"
+    assert name.isprintable() or name not in text.out
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_progress_shows_a_name_as_it_is(name):
+    text = on_terminal(WORK.format(quiet=False).replace('"half way"', repr(name)), COLUMNS="120")
+    assert printable(name) in re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", text)
+
+
+@pytest.mark.parametrize(("number", "code"), [("SIGINT", 130), ("SIGTERM", 143), ("SIGHUP", 129)])
+def test_a_signal_that_stops_says_how_to_resume(number, code):
     running = subprocess.Popen(
         [sys.executable, "-c", WAITS], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         text=True,
     )  # fmt: skip
     assert running.stdout.readline() == "ready\n"
-    running.send_signal(signal.SIGINT)
+    running.send_signal(getattr(signal, number))
     _, text = running.communicate(timeout=20)
-    assert running.returncode == 130
+    assert running.returncode == code
     assert text == "error: interrupted: the same command resumes\n"
+
+
+def test_what_a_shell_ignores_stays_ignored():
+    script = "import signal; signal.signal(signal.SIGHUP, signal.SIG_IGN)" + WAITS
+    running = subprocess.Popen(
+        [sys.executable, "-c", script], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        text=True,
+    )  # fmt: skip
+    assert running.stdout.readline() == "ready\n"
+    running.send_signal(signal.SIGHUP)
+    with pytest.raises(subprocess.TimeoutExpired):
+        running.wait(timeout=0.5)
+    running.send_signal(signal.SIGTERM)
+    running.communicate(timeout=20)
+    assert running.returncode == 143
+
+
+FAILS = """
+import sys
+from experiments.common import cli
+def main(_):
+    raise {error}
+sys.argv = ["x"]
+cli.run(main)
+"""
+
+
+@pytest.mark.parametrize(
+    ("error", "environment", "code", "phrase"),
+    [
+        (
+            "SystemError",
+            {"JAX_PLATFORMS": "cuda"},
+            2,
+            "error: `JAX_PLATFORMS` must name a",
+        ),
+        (
+            "SystemError",
+            {"JAX_PLATFORMS": "gelu"},
+            2,
+            "error: `JAX_PLATFORMS` must name a",
+        ),
+        ("MemoryError('a')", {}, 1, "error: out of memory: a: give more, or take smaller batches"),
+        ("RuntimeError('RESOURCE_EXHAUSTED')", {}, 1, "error: out of memory: RESOURCE_EXHAUSTED"),
+    ],
+)
+def test_what_the_machine_lacks_is_one_line(error, environment, code, phrase):
+    done = subprocess.run(
+        [sys.executable, "-c", FAILS.format(error=error)], cwd=ROOT, capture_output=True,
+        text=True, env={**os.environ, **environment}, check=False,
+    )  # fmt: skip
+    assert done.returncode == code
+    assert done.stderr.startswith(phrase)
+    assert done.stderr.count("\n") == 1
 
 
 @pytest.fixture(scope="module")

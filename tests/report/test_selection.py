@@ -19,6 +19,7 @@ from tests.report import samples
 
 def chances_in(text, start, column):
     """By candidate, the cell of a column of the table whose heading starts with ``start``."""
+    text = re.sub(r"\\([<*])", r"\1", text)  # of Markdown
     lines = [[cell.strip() for cell in line.strip("| ").split("|")] for line in text.splitlines()]
     head = next(i for i, cells in enumerate(lines) if cells[:2] == start)
     at = lines[head].index(column)

@@ -223,3 +223,13 @@ def test_reading_takes_linear_time():
 
     seconds(1_000)
     assert seconds(40_000) < 40 * seconds(4_000)  # ten times in linear time, a hundred in quadratic
+
+
+def test_names_that_a_spreadsheet_would_run_are_neutral_and_read_back(tmp_path):
+    names = ("=cmd|x", "@a", "-b", "'=c", "+d", "plain")
+    table = LossTable(names, np.array([0, 200]), np.full((6, 2), 2.0), np.ones(6), names)
+    write_loss_table(table, tmp_path / "a.csv")
+    rows = (tmp_path / "a.csv").read_text().splitlines()[1:]
+    assert [row[:2] for row in rows] == ["'=", "'@", "'-", "''", "'+", "pl"]
+    read = read_loss_table(tmp_path / "a.csv")
+    assert (read.names, read.family) == (names, names)

@@ -3,6 +3,7 @@
 import sys
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
@@ -16,6 +17,7 @@ executors = load("finetune_grid").module.executors
 TASK = Task("toy", "", (Example("", "a"),), (Example("", "b"),), (Example("", "c"),), {}, "")
 TWO = np.ones(2)
 TABLE = "config name,0,200,400\na,3,2,1\nb,3,2,1\n"
+UNEVEN = "config name,0,300,400\na,3,2,1\nb,3,2,1\n"
 
 
 def binary(name, **flags):
@@ -112,8 +114,20 @@ def ray_that_is_not_installed():
         return next(executors.run_ray([], TASK, probe, executors.ExecutorConfig("ray")))
 
 
+def platform_that_is_not_here():
+    def devices():
+        raise RuntimeError("Unable to initialize backend 'gelu' (set JAX_PLATFORMS='')")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("JAX_PLATFORMS", "gelu")
+        patch.setattr(jax, "devices", devices)
+        return cli._check_platform()
+
+
 # (argument, key phrases, the mistake in an empty folder)
 MISTAKES = [
+    ("JAX_PLATFORMS", "name a platform ... got 'gelu'", lambda tmp: platform_that_is_not_here()),
+    ("budgets", "divisors of 400 ... got none", lambda tmp: curves(tmp, UNEVEN, BUDGETS=None)),
     ("budgets", "whole numbers from 2 ... got '1'", lambda tmp: cli.divisor("budgets", "1")),
     (
         "candidate",
