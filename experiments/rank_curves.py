@@ -30,7 +30,7 @@ from experiments.common.curves import (
     selectors_of,
 )
 from experiments.common.flags import (
-    define_budgets,
+    define_budgets_there,
     define_curves,
     define_gamma,
     define_higher_is_better,
@@ -56,7 +56,7 @@ from lensllm_jax.selection.selectors import SELECTORS
 
 CURVES = define_curves()
 HIGHER_IS_BETTER = define_higher_is_better()
-BUDGETS = define_budgets(help="Divisors of the largest size; those of 8 to 512 that are there.")
+BUDGETS = define_budgets_there()
 SELECTED = define_selectors()
 OUTPUT_DIR = define_output_dir()
 GAMMA = define_gamma()

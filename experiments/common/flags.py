@@ -52,11 +52,15 @@ def define_task_prefix() -> flags.FlagHolder[str]:
     return flags.DEFINE_string("task", None, "What the tables' names start with.", required=True)
 
 
-def define_budgets(
-    *divisors: int, help: str = "Divisors of the largest size."
-) -> flags.FlagHolder[list[str]]:
-    """--budgets; the divisors are the default, None without any."""
-    return flags.DEFINE_list("budgets", [*map(str, divisors)] or None, help)
+def define_budgets(*divisors: int) -> flags.FlagHolder[list[str]]:
+    """--budgets; the divisors are the default."""
+    return flags.DEFINE_list("budgets", [*map(str, divisors)], "Divisors of the largest size.")
+
+
+def define_budgets_there() -> flags.FlagHolder[list[str] | None]:
+    """--budgets, by default those that a table has."""
+    help = "Divisors of the largest size; those of 8 to 512 that are there."
+    return flags.DEFINE_list("budgets", None, help)
 
 
 def define_selectors(
