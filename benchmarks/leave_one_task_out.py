@@ -21,8 +21,8 @@ from lensllm_jax import checks
 from lensllm_jax.metrics import pearson_correlation, relative_accuracy
 from lensllm_jax.selection.loss_table import LossTable, read_loss_table
 from lensllm_jax.selection.problem import Problem
-from lensllm_jax.selection.selectors import ats, rectified
-from lensllm_jax.selection.selectors.pooled import DEFAULT, Constants, mix_for_pick, views
+from lensllm_jax.selection.selectors import ats
+from lensllm_jax.selection.selectors.pooled import DEFAULT, Constants, views
 
 CURVES = define_curves("Loss tables (CSV), two or more.")
 FRACTIONS = (8, 16, 32, 64, 128, 256, 512)
@@ -36,7 +36,6 @@ CHOICES = {
     "huber_scale": (0.75, 1.5, 3.0),
     "taus": ((3.0,), (3.0, 5.0), (5.0,)),
     "early_gain": (0.0, 0.05, 0.1, 0.15, 0.2),
-    "pick_caution": (0.0, 1 / 3, 2 / 3, 1.0),
 }
 NUM_SWEEPS = 2
 
@@ -49,25 +48,19 @@ class Task:
         self.truth = table.column(target)
         whole = Problem(table, target)
         self.problems = [whole.at_budget(target // f, target) for f in FRACTIONS]
-        self.cautious = [np.log(rectified.score(problem).scores) for problem in self.problems]
         self.ats = [ats.score(problem).scores for problem in self.problems]
 
-    def metrics(self, scores, picks) -> np.ndarray:
+    def metrics(self, scores) -> np.ndarray:
         """PearCorr and RelAcc of one budget."""
-        chosen = float(self.truth[int(np.argmin(picks))])
+        chosen = float(self.truth[int(np.argmin(scores))])
         return np.array(
             [pearson_correlation(scores, self.truth), relative_accuracy(chosen, self.truth)]
         )
 
     def pooled(self, constants: Constants) -> np.ndarray:
         """Mean PearCorr and mean RelAcc over the budgets."""
-        rows = []
-        for problem, cautious in zip(self.problems, self.cautious, strict=True):
-            predicted = views(problem, constants=constants).mean(0)
-            num_measured = problem.measured.sum(1)
-            picks = mix_for_pick(predicted, cautious, num_measured, constants=constants)
-            rows.append(self.metrics(np.exp(predicted), picks))
-        return np.mean(rows, axis=0)
+        predicted = [np.exp(views(p, constants=constants).mean(0)) for p in self.problems]
+        return np.mean([self.metrics(scores) for scores in predicted], axis=0)
 
 
 def chosen_on(tasks: Sequence[Task]) -> Constants:
@@ -94,7 +87,7 @@ def main(_: Sequence[str]) -> None:
     for left_out in tasks:
         others = [task for task in tasks if task is not left_out]
         constants = chosen_on(others)
-        ats_means = np.mean([left_out.metrics(s, s) for s in left_out.ats], axis=0)
+        ats_means = np.mean([left_out.metrics(s) for s in left_out.ats], axis=0)
         names = " and ".join(task.name for task in others)
         for what, values in (
             (names, left_out.pooled(constants)),

@@ -4,7 +4,8 @@
 
 or `make figures`.  Nothing is measured, fitted or drawn at random here: the same tables give the
 same bytes.  --output_dir receives one PNG per figure; one that is there is made again.  Under a
-minute on 2 cores.  Expected: Figures 2 to 4, Tables 3 and 5 to 7, and three of each task's kernels.
+minute on 2 cores.  Expected: Figures 2 to 4, Tables 3 and 5 to 7, calibration, and three of each
+task's kernels.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -26,8 +27,8 @@ OUTPUT_DIR = define_output_dir()
 
 LAWS = [law.value for law in (Law.LENSLLM, Law.RECTIFIED, Law.VANILLA, Law.POWER)]
 SELECTORS = [
-    "lensllm", "pooled", "ats", "rectified", "vanilla", "power", "subtuning", "zero_shot",
-    "model_size", "nlp_metrics", "logme",
+    "posterior", "lensllm", "pooled", "ats", "rectified", "vanilla", "power", "subtuning",
+    "zero_shot", "model_size", "nlp_metrics", "logme",
 ]  # fmt: skip
 UNITS = {"as it stands": "as it stands", "fitted": "up to a factor"}
 SPECTRUM = ("target_logprob", "64")  # of the figure of spectra
@@ -66,6 +67,8 @@ def figures_of(tables: Path) -> Iterator[tuple[str, Callable[[], bytes]]]:
             yield f"table3_{metric}.png", draw
     if rows := _joined(tables, "saving.csv"):
         yield "figure4_saving.png", partial(paper_plots.saving_figure, rows)
+    if rows := _joined(tables, "calibration.csv"):
+        yield "calibration.png", partial(paper_plots.calibration_figure, rows)
     if rows := _joined(tables, "ablation_*.csv"):
         draw = partial(paper_plots.ablation_figure, rows, selector="lensllm")
         yield "tables5to7_ablation.png", draw

@@ -209,6 +209,32 @@ def _legend_below(figure: Figure, panels: Sequence[Axes], title: str | None = No
                   ncols=min(len(handles), 5), frameon=False)  # fmt: skip
 
 
+def calibration_figure(rows: Rows) -> bytes:
+    """How often the likelier of two candidates won, against what was said, one panel per task.
+
+    ``rows`` are those of calibration.csv of ``benchmarks.calibration``.
+    """
+    rows = [row for row in rows if row["kind"] == "pair"]
+    tasks = _ordered(row["task"] for row in rows)
+    figure, panels = small_panels(len(tasks), num_columns=2, width=3.6, height=3.4)
+    for i, (axes, task) in enumerate(zip(panels, tasks, strict=True)):
+        axes.plot([0.5, 1.0], [0.5, 1.0], color="0.8", linewidth=6, label="calibrated")
+        for selector in _ordered(row["selector"] for row in rows):
+            points = [
+                (float(row["said"]), float(row["happened"]))
+                for row in rows
+                if (row["task"], row["selector"]) == (task, selector)
+            ]
+            axes.plot(*zip(*points, strict=True), label=selector, **style_of_selector(selector))
+        axes.set_title(task)
+        if i % 2 == 0:
+            axes.set_ylabel("it had")
+        if i + 2 >= len(panels):
+            axes.set_xlabel("P that it has the lower loss, as said")
+    _legend_below(figure, panels)
+    return as_png(figure)
+
+
 def ablation_figure(rows: Rows, *, selector: str) -> bytes:
     """Tables 5 to 7: mean PearCorr over budgets for each gamma and tau, one panel per task.
 

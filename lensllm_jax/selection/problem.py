@@ -107,7 +107,6 @@ class Scores:
     predicts: bool = True  # scores are losses at the target, nats per byte
     bigger_is_better: bool = False  # scores rank the other way round
     reads_losses: bool = True  # scores depend on the measured losses
-    picks: Float[np.ndarray, " num_candidates"] | None = None  # the lowest comes first, if given
     messages: tuple[str, ...] | None = None  # how each candidate's fit ended
     spent: tuple[tuple[int, ...], ...] | None = None  # sizes fine-tuned on, by candidate
     fits: LawFits | None = None  # of the law behind the scores, one per candidate
@@ -117,12 +116,8 @@ class Scores:
         return -self.scores if self.bigger_is_better else self.scores
 
     def best_first(self) -> Int[np.ndarray, " num_candidates"]:
-        """Candidates, best first: the pick, then the others by score."""
-        order = np.argsort(self.ranks_by(), kind="stable")
-        if self.picks is None or np.isnan(self.picks).all():
-            return order
-        pick = int(np.nanargmin(self.picks))
-        return np.concatenate([[pick], order[order != pick]])
+        """Candidates, best first."""
+        return np.argsort(self.ranks_by(), kind="stable")
 
     @property
     def confidence(self) -> Posterior | Concordance:

@@ -20,12 +20,6 @@ bend; all candidates together show the task's.  With x = log2 D, slope
   rises by ``early_gain`` :math:`r (x_T - x_b)(h_i - \bar h)`;
 * the predicted log loss is the average of both views, plus that.
 
-The lowest of many extrapolations suffers from the winner's curse.  The pick therefore minimises a
-mixture with the rectified law, whose free floor E extrapolates with more caution:
-``pick_caution`` of its log loss, the rest of the views'.  With fewer sizes than twice its
-parameters that law is no evidence, and the views pick alone.  The candidate so picked comes first;
-the others follow by predicted loss.
-
 The constants were chosen on FLAN and Gigaword where scores are flat in all of them
 (benchmarks/LOG.md, "Selectors", lists what else was tried); ``python -m
 benchmarks.leave_one_task_out`` chooses them on one table and scores them on the other.
@@ -48,12 +42,8 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from lensllm_jax import linalg
-from lensllm_jax.scaling.laws import Law
 from lensllm_jax.selection.halving import MIN_SIGMA, Halving
 from lensllm_jax.selection.problem import Problem, Scores
-from lensllm_jax.selection.selectors import rectified
-
-_MIN_SIZES_OF_CAUTION = 2 * len(Law.RECTIFIED.parameters)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,7 +58,6 @@ class Constants:
     huber_scale: float = 1.5  # robust standard deviations
     taus: tuple[float, ...] = (3.0, 5.0)  # residual standard deviations, one line each
     early_gain: float = 0.1  # log loss per whole early-gain share, by r x octaves
-    pick_caution: float = 2.0 / 3.0  # the rectified law's part in the pick
 
 
 DEFAULT = Constants()
@@ -261,43 +250,11 @@ def views(
     return np.where(usable[None], np.stack([local, np.mean(lines, axis=0)]) + late[None], np.nan)
 
 
-def mix_for_pick(
-    predicted: Float[np.ndarray, " num_candidates"],
-    cautious: Float[np.ndarray, " num_candidates"],
-    num_measured: Int[np.ndarray, " num_candidates"],
-    *,
-    constants: Constants = DEFAULT,
-) -> Float[np.ndarray, " num_candidates"]:
-    """What the pick minimises: the rectified law's log losses mixed with the views'.
-
-    Args:
-        predicted: log losses by the views.
-        cautious: log losses by the rectified law; NaN where it has no fit.
-        num_measured: sizes, 0 included.
-        constants: how much caution.
-
-    Returns:
-        The mixture, or ``predicted`` where the law has too few sizes to be evidence.
-    """
-    # all or none: a pick must not compare cautious predictions with bold ones
-    if not np.all(np.isfinite(cautious) & (num_measured >= _MIN_SIZES_OF_CAUTION)):
-        return predicted
-    return constants.pick_caution * cautious + (1.0 - constants.pick_caution) * predicted
-
-
 def score(problem: Problem) -> Scores:
-    """The average of both views; picks with the rectified law's caution."""
+    """The average of both views."""
     predicted = views(problem).mean(0)
-    cautious = rectified.score(problem)
-    with np.errstate(divide="ignore"):
-        log_cautious = np.log(cautious.scores)
     messages = tuple(
         "two sizes above 0 are needed" if np.isnan(value) else "own slope, task-wide growth"
         for value in predicted
     )
-    return Scores(
-        np.exp(predicted),
-        picks=mix_for_pick(predicted, log_cautious, problem.measured.sum(1)),
-        messages=messages,
-        spent=cautious.spent,
-    )
+    return Scores(np.exp(predicted), messages=messages, spent=problem.train_sizes)
