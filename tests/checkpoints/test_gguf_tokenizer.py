@@ -84,6 +84,21 @@ def test_bytes_control_tokens_and_the_space_before_a_text():
     assert tokens(tokenizer(**SENTENCEPIECE, add_space_prefix=False), "a") == ["a"]
 
 
+def test_a_beginning_and_an_end_stand_where_llama_cpp_puts_them():
+    begins = {**SENTENCEPIECE, "bos_token_id": 1}
+    around = [f"{SPACE}a"]
+    for settings, expected in (
+        ({}, ["<s>", *around]),  # the default of a sentencepiece model
+        ({"add_bos_token": False}, around),
+        ({"add_bos_token": False, "add_eos_token": True}, [*around, "</s>"]),
+        ({"add_eos_token": True}, ["<s>", *around, "</s>"]),
+    ):
+        built = tokenizer(**begins, **settings)
+        assert built.convert_ids_to_tokens(built("a")["input_ids"]) == expected
+    without = tokenizer(**SENTENCEPIECE)  # no token that begins a text
+    assert without.convert_ids_to_tokens(without("a")["input_ids"]) == around
+
+
 def test_unigram_takes_the_likeliest_division_and_names_sentinels():
     built = tokenizer(
         model="t5", tokens=["<pad>", "</s>", "<unk>", SPACE, "a", "b", f"{SPACE}ab", "[PAD7]"],

@@ -13,8 +13,11 @@ from flax import traverse_util
 
 import lensllm_jax as lens
 from lensllm_jax.data.encoding import encode_causal
+from lensllm_jax.data.task import Example
+from lensllm_jax.data.tokens import joined
 from lensllm_jax.finetune.loop import Loop, OptimizerConfig
 from lensllm_jax.ntk.readout import target_logprob
+from lensllm_jax.typing import IGNORE
 from tests.published.weights import WEIGHTS, fetched
 from tests.tolerances import relative_difference
 
@@ -147,6 +150,20 @@ def test_the_exact_kernel_is_the_product_of_dense_gradients(candidate):
                 dense += part @ part.T
     assert relative_difference(kernel.theta, dense) < 1e-5
     assert np.linalg.eigvalsh(dense).min() > 0
+
+
+def test_all_of_a_text_is_read_and_the_bytes_of_its_target_are_scored(name, candidate):
+    examples = lens.load_task("pydoc").test
+    more = [Example(f"{e.target}\n  ", f"  {e.prompt} 🎉 naïve") for e in examples[:200]]
+    encoded = encode_causal([*examples, *more], candidate.tokenizer)
+    head = {"gemma-3-270m": ["<bos>"]}.get(name, [])  # which it was trained with
+    for i, example in enumerate([*examples, *more]):
+        row = encoded.input_ids[i][encoded.attention_mask[i] == 1].tolist()
+        assert candidate.tokenizer.convert_ids_to_tokens(row[: len(head)]) == head
+        assert candidate.tokenizer.decode(row[len(head) : -1]) == joined(example)[0]
+        scored = encoded.labels[i][(encoded.labels[i] != IGNORE) & ~encoded.is_end[i]].tolist()
+        assert example.target.strip() in candidate.tokenizer.decode(scored)
+        assert encoded.num_target_bytes[i] == len(example.target.encode())
 
 
 def test_it_is_saved_and_loaded_again(candidate, tmp_path):
