@@ -22,7 +22,12 @@ from lensllm_jax.data.task import Task
 from lensllm_jax.finetune.compute import FULL, TUNES, ComputeConfig, keep_compiled
 from lensllm_jax.finetune.loop import ALL_STEPS, MOMENTS_DTYPES
 from lensllm_jax.measurement.measurement import MeasurementConfig
-from lensllm_jax.measurement.pool import check_tuning, shared_task
+from lensllm_jax.measurement.pool import (
+    NUM_CHECKED,
+    altered_targets,
+    check_tuning,
+    shared_task,
+)
 from lensllm_jax.ntk.gram import NtkMethod
 from lensllm_jax.ntk.readout import Readout
 
@@ -83,15 +88,22 @@ class MeasurementFlags:
     def task_notes(self, task: Task, pool: Mapping[str, CandidateSummary]) -> dict[str, Any]:
         """What a reader wants to know of task and candidates, for run.json; shown unless quiet."""
         checkpoints = {name: list(s.notes) for name, s in pool.items() if s.notes}
+        altered = altered_targets(task, pool)
         if not self.quiet:
             for name, lines in (*checkpoints.items(), (task.name, task.notes())):
                 for line in lines:
                     terminal.show(f"{name}: {line}")
+            for name, count in altered.items():
+                terminal.show(
+                    f"{name}: its tokenizer alters {count} of {len(task.test[:NUM_CHECKED])} test "
+                    "targets, whose loss is then too low"
+                )
         return {
             "examples": {split: len(getattr(task, split)) for split in _SPLITS},
             "left_out": dict(task.removed),  # by reason: empty, repeated between splits, ...
             "max_bytes": task.max_bytes,  # of a record's prompt and target
             "cut": dict(task.cut),  # records that lost a part of one
+            "altered_targets": altered,  # of the first test records, for the candidates with any
             "checkpoints": checkpoints,
         }
 

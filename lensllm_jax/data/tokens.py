@@ -95,6 +95,21 @@ def decoder_tokens(examples: Sequence[Example], tokenizer: Tokenizer) -> list[To
     return rows
 
 
+def num_altered(examples: Sequence[Example], tokenizer: Tokenizer) -> int:
+    """Targets that a tokenizer does not give back as they are.
+
+    T5's turns line breaks into spaces and has no brace: a candidate is then scored on a text with
+    less in it, over the bytes of the whole.
+    """
+    rows = [row.ids[row.start : -1] for row in decoder_tokens(examples, tokenizer)]
+    texts = tokenizer.backend_tokenizer.decode_batch(rows, skip_special_tokens=False)
+    # some put a space before every text
+    return sum(
+        text.removeprefix(" ") != example.target.removeprefix(" ")
+        for text, example in zip(texts, examples, strict=True)
+    )
+
+
 def joined(example: Example) -> tuple[str, int]:
     """Prompt and target as one text, and the number of its characters that are the prompt's."""
     prompt, target = example.prompt, example.target

@@ -17,12 +17,15 @@ from lensllm_jax.checkpoints.weights import parameter_shapes
 from lensllm_jax.data.cuts import cut_task, default_max_bytes
 from lensllm_jax.data.prefixes import with_prompts
 from lensllm_jax.data.task import Task
+from lensllm_jax.data.tokens import num_altered
 from lensllm_jax.finetune.compute import LORA, ComputeConfig
 from lensllm_jax.finetune.lora import check_rank
 from lensllm_jax.finetune.sharding import shards_over
 from lensllm_jax.language_modelling import LOSS_UNIT
 from lensllm_jax.measurement.rows import row_lengths
 from lensllm_jax.selection.loss_table import LossTable
+
+NUM_CHECKED = 500  # test records whose text is compared with what a tokenizer makes of it
 
 
 def describe_pool(names: Sequence[str]) -> dict[str, CandidateSummary]:
@@ -86,6 +89,13 @@ def shared_task(
     for summary in pool.values():
         row_lengths(task, summary, chat_template=chat_template)
     return task
+
+
+def altered_targets(task: Task, pool: Mapping[str, CandidateSummary]) -> dict[str, int]:
+    """Candidate -> test targets, of the first 500, that its tokenizer alters, where it does any."""
+    examples = task.test[:NUM_CHECKED]
+    counts = {name: num_altered(examples, summary.tokenizer) for name, summary in pool.items()}
+    return {name: count for name, count in counts.items() if count}
 
 
 def check_kernel_examples(task: Task, num_kernel_examples: int) -> None:

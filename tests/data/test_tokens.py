@@ -14,7 +14,13 @@ import lensllm_jax as lens
 from lensllm_jax.checkpoints.summary import describe_candidate
 from lensllm_jax.data.encoding import encode_causal, encode_seq2seq
 from lensllm_jax.data.task import Example
-from lensllm_jax.data.tokens import causal_tokens, decoder_tokens, encoder_tokens, joined
+from lensllm_jax.data.tokens import (
+    causal_tokens,
+    decoder_tokens,
+    encoder_tokens,
+    joined,
+    num_altered,
+)
 from lensllm_jax.typing import IGNORE
 
 TEXTS = ["the 42 kings of the land", "def f(x):\n    return x ** 2\n", "naïve café, señor 東京 🎉"]
@@ -177,6 +183,13 @@ def test_encoder_and_decoder_read_the_whole_text_with_the_tokens_of_their_tokeni
         assert tokenizer.decode(row.ids[row.start : -1]) == target
         assert row.ids[-1] == tokenizer.eos_token_id
         assert row.ids[: row.start] == around(tokenizer)[0]
+
+
+def test_targets_that_a_tokenizer_does_not_give_back_are_counted(t5_like):
+    lost = [Example("", "a  b"), Example("", "a b"), Example("", "a {")]  # a space, none, a brace
+    assert num_altered(lost, t5_like) == 2
+    records = [Example("", one) for one in TEXTS]
+    assert not any(num_altered(records, tokenizer) for tokenizer in DECODERS.values())
 
 
 def test_every_candidate_is_scored_on_the_same_bytes():

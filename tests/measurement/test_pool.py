@@ -4,10 +4,12 @@ import re
 
 import numpy as np
 import pytest
+from tokenizers import normalizers
 
 from lensllm_jax.checks import UserError
 from lensllm_jax.data.task import Example, Task, build_task, fingerprint
 from lensllm_jax.measurement.pool import (
+    altered_targets,
     check_kernel_examples,
     describe_pool,
     loss_table,
@@ -57,6 +59,14 @@ def test_all_of_a_pool_read_the_same_cut_text_by_default():
     sizes = [len(example.target.encode()) for example in shared.train]
     for arrays in encoded.values():
         assert arrays.num_target_bytes.tolist() == sizes
+
+
+def test_a_candidate_whose_tokenizer_alters_targets_is_named():
+    pool = describe_pool(["zoo/gpt2-xs", "zoo/opt-xs"])
+    assert altered_targets(TASK, pool) == {}
+    pool["zoo/opt-xs"].tokenizer.backend_tokenizer.normalizer = normalizers.Lowercase()
+    task = task_of(Example("what?", "The kings"))
+    assert altered_targets(task, pool) == {"zoo/opt-xs": 1}
 
 
 def test_a_kernel_of_more_examples_than_there_are_is_refused():
