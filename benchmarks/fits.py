@@ -4,7 +4,7 @@ Fits every model of every table at seven budgets (1/8 to 1/512 of the full data,
 included) in one compiled call, and the same curves by the scipy reimplementation of Lin et al.
 2024 (tests/oracles.py), one after the other.
 
-    python -m benchmarks.fits --curves=../shared/benchmark/flan.csv,../shared/benchmark/gigaword.csv
+    python -m benchmarks.fits --curves=lin2024/flan,lin2024/gigaword
 
 About four minutes on two cores, nearly all of it scipy's; `--num_oracle_fits=40` samples and
 takes half a minute.  Expected: 300 times the fits per second, and a lower objective on every curve.
@@ -19,7 +19,7 @@ from absl import flags
 from experiments.common import cli
 from experiments.common.flags import define_curves
 from lensllm_jax.scaling.fit import fit_laws
-from lensllm_jax.selection.loss_table import read_loss_table
+from lensllm_jax.selection.public_tables import load_loss_table
 from tests import oracles
 
 CURVES = define_curves("Loss tables (CSV) with the same sizes.")
@@ -33,7 +33,7 @@ NUM_REPEATS = 5
 
 def curves_at_budgets(paths: Sequence[str]):
     """Sizes, losses and weights of all models x tables x budgets."""
-    tables = [read_loss_table(path) for path in paths]
+    tables = [load_loss_table(path) for path in paths]
     sizes = tables[0].sizes.astype(np.float64)
     losses = np.concatenate([table.losses for table in tables for _ in FRACTIONS])
     weights = np.concatenate(

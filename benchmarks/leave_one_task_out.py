@@ -1,6 +1,6 @@
 """Leave one task out: the constants of `pooled` chosen on the other tables only.
 
-    python -m benchmarks.leave_one_task_out --curves=flan.csv,gigaword.csv
+    python -m benchmarks.leave_one_task_out --curves=lin2024/flan,lin2024/gigaword
 
 For each table, every constant is chosen from a short list by coordinate ascent on the *other*
 tables (mean PearCorr plus mean RelAcc, budgets 1/8 to 1/512) from the middle of each list, and
@@ -19,8 +19,9 @@ from experiments.common import cli
 from experiments.common.flags import define_curves
 from lensllm_jax import checks
 from lensllm_jax.metrics import pearson_correlation, relative_accuracy
-from lensllm_jax.selection.loss_table import LossTable, read_loss_table
+from lensllm_jax.selection.loss_table import LossTable
 from lensllm_jax.selection.problem import Problem
+from lensllm_jax.selection.public_tables import load_loss_table
 from lensllm_jax.selection.selectors import ats
 from lensllm_jax.selection.selectors.pooled import DEFAULT, Constants, views
 
@@ -79,7 +80,7 @@ def chosen_on(tasks: Sequence[Task]) -> Constants:
 
 
 def main(_: Sequence[str]) -> None:
-    tasks = [Task(read_loss_table(path)) for path in CURVES.value]
+    tasks = [Task(load_loss_table(path)) for path in CURVES.value]
     if len(tasks) < 2:
         raise checks.UserError("`curves` must name two or more tables, got one")
     print("| left out | constants of | PearCorr | RelAcc |")

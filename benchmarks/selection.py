@@ -1,6 +1,6 @@
 """The decision on small pools: regret, picks and probabilities, with constants of other tables.
 
-    python -m benchmarks.selection --curves=flan.csv,gigaword.csv,\
+    python -m benchmarks.selection --curves=lin2024/flan,lin2024/gigaword,\
 experiments/results/pydoc_losses.csv,experiments/results/sotu_losses.csv
 
 Pools of 3, 6, 10 and all candidates are drawn from each table and ranked at three budgets: 1/16,

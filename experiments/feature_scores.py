@@ -41,8 +41,9 @@ from lensllm_jax.measurement.features import first_target_states, first_word_cla
 from lensllm_jax.measurement.measurement import Measurement, MeasurementConfig
 from lensllm_jax.measurement.pool import describe_pool
 from lensllm_jax.selection.flops import training_flops
-from lensllm_jax.selection.loss_table import LossTable, read_loss_table
+from lensllm_jax.selection.loss_table import LossTable
 from lensllm_jax.selection.problem import Evidence
+from lensllm_jax.selection.public_tables import load_loss_table
 from lensllm_jax.selection.rank import rank
 from lensllm_jax.selection.ranking import Ranking
 from lensllm_jax.selection.selectors.nlp_metrics import weight_matrices
@@ -70,7 +71,7 @@ def main(_: Sequence[str]) -> None:
     if NUM_WORDS.value < 1:
         raise checks.UserError(f"`num_words` must be 1 or more, got {NUM_WORDS.value}")
     names, config = FLAGS.candidates(), FLAGS.config()
-    table = read_loss_table(CURVES.value).select(names)
+    table = load_loss_table(CURVES.value).select(names)
     target = int(table.sizes[-1])
     check_budgets(table, divisors)
     pool = describe_pool(names)

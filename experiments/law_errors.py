@@ -1,6 +1,6 @@
 r"""How well each law fits measured curves, and how well it predicts what it never saw.
 
-    python -m experiments.law_errors --curves=flan.csv,gigaword.csv --output_dir=out/laws
+    python -m experiments.law_errors --curves=lin2024/flan,lin2024/gigaword --output_dir=out/laws
     python -m experiments.law_errors --curves=experiments/results/pydoc_losses.csv \
         --budgets=2,4,8 --output_dir=out/laws-pydoc
 
@@ -29,7 +29,8 @@ from experiments.common.run_folder import RunFolder, known
 from lensllm_jax.metrics import root_mean_square_error
 from lensllm_jax.scaling.fit import fit_laws
 from lensllm_jax.scaling.laws import Law
-from lensllm_jax.selection.loss_table import LossTable, read_loss_table
+from lensllm_jax.selection.loss_table import LossTable
+from lensllm_jax.selection.public_tables import load_loss_table
 
 CURVES = define_curves()
 BUDGETS = define_budgets(8, 32, 128)
@@ -42,7 +43,7 @@ LEVEL = 0.9
 def main(_: Sequence[str]) -> None:
     """Fits every law to every curve at every budget and writes the errors."""
     budgets = [1, *divisors_of(BUDGETS.value)]
-    tables = [read_loss_table(path) for path in CURVES.value]
+    tables = [load_loss_table(path) for path in CURVES.value]
     for table in tables:
         check_budgets(table, budgets)
     settings = {"curves": digests(CURVES.value), "budgets": budgets}

@@ -2,7 +2,8 @@ r"""Figure 2: the pre-power and the power phase on measured curves, with the tra
 
     python -m experiments.phase_transitions --curves=experiments/results/pydoc_losses.csv \
         --output_dir=out/phases
-    python -m experiments.phase_transitions --curves=flan.csv,gigaword.csv --output_dir=out/phases2
+    python -m experiments.phase_transitions \
+        --curves=lin2024/flan,lin2024/gigaword --output_dir=out/phases2
 
 Two answers per candidate.  *Segments*: two straight pieces of log L against log D, their meeting
 point, its 90 % interval, and the F test of two pieces against one line.  *Law*: the rectified law
@@ -37,7 +38,8 @@ from lensllm_jax.scaling.phases import (
     segmented_transition,
 )
 from lensllm_jax.scaling.result import LawFit
-from lensllm_jax.selection.loss_table import LossTable, read_loss_table
+from lensllm_jax.selection.loss_table import LossTable
+from lensllm_jax.selection.public_tables import load_loss_table
 
 CURVES = define_curves()
 OUTPUT_DIR = define_output_dir()
@@ -50,7 +52,7 @@ LEVEL = 0.9
 def main(_: Sequence[str]) -> None:
     """Looks for the transition of every curve and writes the table."""
     checks.positive("num_resamples", NUM_RESAMPLES.value)
-    tables = [read_loss_table(path) for path in CURVES.value]
+    tables = [load_loss_table(path) for path in CURVES.value]
     for table in tables:
         _check(table)
     folder = RunFolder.open(OUTPUT_DIR.value, {

@@ -1,9 +1,9 @@
 r"""Every selector on measured curves: how well each ranks, and picks, at each budget.
 
-    python -m experiments.rank_curves --curves=flan.csv,gigaword.csv --output_dir=out/curves
-    python -m experiments.rank_curves --curves=flan.csv --budgets=8,64 --selectors=ats,pooled \
+    python -m experiments.rank_curves --curves=lin2024/flan,lin2024/gigaword --output_dir=out/curves
+    python -m experiments.rank_curves --curves=lin2024/flan --budgets=8,64 --selectors=ats,pooled \
         --output_dir=out/few
-    python -m experiments.rank_curves --curves=flan.csv --ablation --output_dir=out/ablation
+    python -m experiments.rank_curves --curves=lin2024/flan --ablation --output_dir=out/ablation
 
 A budget of 8 means sizes up to 1/8 of the table's largest, which is the target.  Writes
 selection.csv (task, budget_fraction, selector, pearson, relative_accuracy, flops, seconds),

@@ -1,8 +1,8 @@
 r"""FLOPs to reach a given PearCorr: what a selector saves against full tuning (Table 4, Figure 4).
 
     python -m experiments.saving \
-        --curves=flan.csv,experiments/results/pydoc_losses.csv,experiments/results/sotu_losses.csv \
-        --ledger=,experiments/results/pydoc_ledger.csv,experiments/results/sotu_ledger.csv \
+        --curves=lin2024/flan,experiments/results/pydoc_losses.csv \
+        --ledger=,experiments/results/pydoc_ledger.csv \
         --output_dir=out/saving
 
 Every selector ranks at every budget that a table has, at the cost of the fine-tunes that it reads:

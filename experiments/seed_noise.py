@@ -34,7 +34,8 @@ from experiments.common.flags import define_curve, define_output_dir
 from experiments.common.run_folder import RunFolder, known
 from lensllm_jax import checks
 from lensllm_jax.metrics import pearson_correlation, relative_accuracy
-from lensllm_jax.selection.loss_table import LossTable, read_loss_table
+from lensllm_jax.selection.loss_table import LossTable
+from lensllm_jax.selection.public_tables import load_loss_table
 
 CURVES = define_curve("Loss table (CSV) of one seed.")
 AGAIN = flags.DEFINE_string("again", None, "The same of another seed.", required=True)
@@ -46,7 +47,7 @@ Losses = Float[np.ndarray, " num_candidates"]
 
 def main(_: Sequence[str]) -> None:
     """Compares the two tables size by size."""
-    tables = (read_loss_table(CURVES.value), read_loss_table(AGAIN.value))
+    tables = (load_loss_table(CURVES.value), load_loss_table(AGAIN.value))
     names, sizes = _shared(*tables)
     first, second = (table.select(names) for table in tables)
     rows = [row_of(size, first.column(size), second.column(size)) for size in sizes]

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from lensllm_jax.selection.halving import Halving
     from lensllm_jax.selection.loss_table import LossTable, read_loss_table
     from lensllm_jax.selection.problem import Evidence
+    from lensllm_jax.selection.public_tables import list_loss_tables, load_loss_table
     from lensllm_jax.selection.rank import rank
 
 __all__ = [
@@ -49,9 +50,11 @@ __all__ = [
     "fit_law",
     "fit_laws",
     "kernel_velocity",
+    "list_loss_tables",
     "list_tasks",
     "list_zoo",
     "load_candidate",
+    "load_loss_table",
     "load_task",
     "ntk_loss",
     "ntk_loss_matrix_free",
@@ -83,6 +86,7 @@ _LAZY = {
     "lensllm_jax.selection.halving": "Halving",
     "lensllm_jax.selection.loss_table": "LossTable read_loss_table",
     "lensllm_jax.selection.problem": "Evidence",
+    "lensllm_jax.selection.public_tables": "list_loss_tables load_loss_table",
     "lensllm_jax.selection.rank": "rank",
 }
 _MODULE_OF = {name: module for module, names in _LAZY.items() for name in names.split()}

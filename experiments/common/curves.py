@@ -7,7 +7,8 @@ import numpy as np
 from experiments.common import cli
 from experiments.common.run_folder import sha256_of
 from lensllm_jax import checks
-from lensllm_jax.selection.loss_table import LossTable, read_loss_table
+from lensllm_jax.selection.loss_table import LossTable
+from lensllm_jax.selection.public_tables import load_loss_table, loss_table_file
 from lensllm_jax.selection.selectors import NEEDS, SELECTORS
 
 DEFAULT_BUDGETS = (8, 16, 32, 64, 128, 256, 512)  # divisors of the largest size
@@ -20,7 +21,7 @@ def read_curves(paths: Sequence[str], *, higher_is_better: bool | None = None) -
     Raises:
         UserError: if one is no loss table, or two have the same name.
     """
-    tables = [read_loss_table(path, higher_is_better=higher_is_better) for path in paths]
+    tables = [load_loss_table(path, higher_is_better=higher_is_better) for path in paths]
     tasks = [table.task for table in tables]
     if len(set(tasks)) < len(tasks):
         raise checks.UserError(f"`curves` must have different file names, got {tasks}")
@@ -71,4 +72,4 @@ def selectors_of(names: Sequence[str]) -> list[str]:
 
 def digests(paths: Iterable[str]) -> dict[str, str]:
     """SHA-256 of each file, for the settings of a run that reads it."""
-    return {path: sha256_of(path) for path in paths}
+    return {path: sha256_of(loss_table_file(path)) for path in paths}

@@ -12,7 +12,7 @@ from lensllm_jax.scaling.solution import FitStatus
 from lensllm_jax.selection.loss_table import read_loss_table
 from tests import oracles
 from tests.scaling.curves import NOISE, SIZES
-from tests.selection.tables import BUDGET_FRACTIONS, TABLES, needs_tables
+from tests.selection.tables import BUDGET_FRACTIONS, TABLES
 from tests.tolerances import assert_close
 
 FIT_TOLERANCE = 1e-6  # of parameters: the objective is flat to its square near the optimum
@@ -117,7 +117,6 @@ def test_fits_are_float64_and_leave_the_global_setting_alone():
     assert jax.config.jax_enable_x64 == before
 
 
-@needs_tables
 @pytest.mark.parametrize("fraction", [1, *BUDGET_FRACTIONS[::3]])
 @pytest.mark.parametrize("task", ["flan", "gigaword"])
 def test_never_worse_than_the_published_algorithm(task, fraction):
@@ -134,7 +133,6 @@ def test_never_worse_than_the_published_algorithm(task, fraction):
         assert exact.objective[i] / len(sizes) <= at_zero + 1e-9
 
 
-@needs_tables
 def test_mean_log_rmse_of_the_full_curves_reaches_the_published_one():
     for task, published in (("flan", 0.014), ("gigaword", 0.0064)):
         table = read_loss_table(TABLES[task])

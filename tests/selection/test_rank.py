@@ -11,7 +11,7 @@ from lensllm_jax.selection.loss_table import read_loss_table
 from lensllm_jax.selection.rank import rank
 from lensllm_jax.selection.selectors import NEEDS, SELECTORS
 from tests.selection.fakes import small_table
-from tests.selection.tables import BUDGET_FRACTIONS, TABLES, needs_tables
+from tests.selection.tables import BUDGET_FRACTIONS, TABLES
 
 FROM_TABLE = sorted(set(SELECTORS) - set(NEEDS))
 
@@ -54,7 +54,6 @@ def metrics(task, selector):
     return np.array(pearson), np.array(accuracy)
 
 
-@needs_tables
 @pytest.mark.parametrize(("task", "selector"), PUBLISHED)
 def test_published_rows_are_reproduced(task, selector):
     pearson, accuracy = metrics(task, selector)
@@ -64,7 +63,6 @@ def test_published_rows_are_reproduced(task, selector):
     np.testing.assert_allclose(accuracy, expected_accuracy, atol=0.055)
 
 
-@needs_tables
 @pytest.mark.parametrize(("selector", "task", "least", "picks"), [
     ("pooled", "flan", 73.0, 91.0),
     ("pooled", "gigaword", 93.8, 95.8),

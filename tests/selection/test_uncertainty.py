@@ -7,10 +7,9 @@ import numpy as np
 from lensllm_jax.selection.loss_table import read_loss_table
 from lensllm_jax.selection.rank import rank
 from tests.selection.fakes import small_table
-from tests.selection.tables import TABLES, needs_tables
+from tests.selection.tables import TABLES
 
 
-@needs_tables
 def test_probabilities_are_better_than_a_coin_and_sure_ones_are_mostly_right():
     for task in TABLES:
         table = read_loss_table(TABLES[task])

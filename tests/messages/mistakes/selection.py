@@ -11,6 +11,7 @@ from lensllm_jax.selection.halving import Halving
 from lensllm_jax.selection.loss_table import LossTable
 from lensllm_jax.selection.orders import DropRule
 from lensllm_jax.selection.problem import Evidence, Problem
+from lensllm_jax.selection.public_tables import load_loss_table
 from lensllm_jax.selection.race import Outcome, Race, RaceRule
 from lensllm_jax.selection.selectors import lensllm, logme, nlp_metrics
 
@@ -57,6 +58,7 @@ def race(names=("a", "b"), **changes):
 
 # (argument, key phrases, the mistake in an empty folder)
 MISTAKES = [
+    ("table", "one of lin2024/flan ... got 'lin2024/x'", lambda tmp: load_loss_table("lin2024/x")),
     ("selector", "one of ... got 'best'", lambda tmp: rank(selector="best")),
     ("budget_size", "one of ... got 300", lambda tmp: rank(budget_size=300)),
     ("target_size", "above `budget_size` 400 ... got 400", lambda tmp: rank(target_size=400)),

@@ -12,7 +12,7 @@ from lensllm_jax.selection.rank import rank
 from lensllm_jax.selection.selectors import ats, pooled, posterior
 from lensllm_jax.selection.selectors.posterior import Constants, Views
 from tests.selection.fakes import small_table
-from tests.selection.tables import BUDGET_FRACTIONS, TABLES, needs_tables
+from tests.selection.tables import BUDGET_FRACTIONS, TABLES
 
 SETTINGS = {"budget_size": 3200, "target_size": 51200}
 
@@ -120,7 +120,6 @@ def picks(draws):
     return {name: np.mean(values) for name, values in regrets.items()}
 
 
-@needs_tables
 def test_regret_on_small_pools_is_lower_than_of_ats():
     regret = picks(draws=25)
     assert regret["posterior"] < 0.85 * regret["ats"]
@@ -130,7 +129,6 @@ def test_regret_on_small_pools_is_lower_than_of_ats():
 BOUNDS = [("flan", 72.0, 0.174), ("gigaword", 94.0, 0.080)]  # PearCorr in percent, Brier
 
 
-@needs_tables
 @pytest.mark.parametrize(("task", "pearson", "brier"), BOUNDS)
 def test_probabilities_on_all_candidates_are_calibrated(task, pearson, brier):
     table = read_loss_table(TABLES[task])
