@@ -2,7 +2,8 @@
 #   make demo   ranks seven bundled candidates for one task, into out/demo
 #   make figures   draws every figure of docs/REPRODUCTION.md from committed tables, into out/figures
 #   make test   runs the tests; make test-x64 runs them in float64
-#   make fuzz   compares the kernels of 20,000 random programs with dense ones, in float64: hours
+#   make fuzz   compares the kernels of 20,000 random programs with dense ones, in float64: hours;
+#               FUZZ_FIRST=5000 continues after 5,000 of them
 #   make lint types torch-parity published notebooks browser docs ray wheel   what else .ci/run checks
 #   make smoke PYTHON=python3.13   a few fast tests on another Python
 #   make lock   regenerates requirements*.txt from setup.cfg
@@ -28,12 +29,13 @@ figures: .venv/runs
 test: .venv/tests
 	JAX_DISABLE_MOST_OPTIMIZATIONS=1 $(PYTEST) -m "not torch and not float64 and not browser and not ray and not wheel and not published"
 
+FUZZ_FIRST := 0
 FUZZ_PROGRAMS := 20000
 FUZZ_FILES := 100000
 
 fuzz: .venv/tests
-	JAX_DISABLE_MOST_OPTIMIZATIONS=1 FUZZ_PROGRAMS=$(FUZZ_PROGRAMS) FUZZ_FILES=$(FUZZ_FILES) \
-	  $(BIN)/python -m pytest tests/ntk/test_fuzz.py tests/checkpoints/test_mutations.py
+	JAX_DISABLE_MOST_OPTIMIZATIONS=1 FUZZ_FIRST=$(FUZZ_FIRST) FUZZ_PROGRAMS=$(FUZZ_PROGRAMS) FUZZ_FILES=$(FUZZ_FILES) \
+	  $(BIN)/python -m pytest -v tests/ntk/test_fuzz.py tests/checkpoints/test_mutations.py
 
 # the examples in docstrings print float32: they are tests of the default mode alone
 test-x64: .venv/tests
