@@ -46,7 +46,7 @@ def test_losses_below_the_ranking_are_those_measured():
     measured = dict(zip(truth.names, truth.column(6400), strict=True))
     names = re.findall(r"^(zoo/[\w-]+): ", README, re.MULTILINE)
     first, second, third = (f"{measured[name]:.2f}" for name in names)
-    assert f"at 6,400 are {first}, {second} and\n{third} nats per token" in README
+    assert f"at 6,400 are {first}, {second} and\n{third} nats per byte" in README
 
 
 def test_every_binary_is_named():

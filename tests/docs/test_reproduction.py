@@ -1,5 +1,8 @@
 """The numbers of docs/REPRODUCTION.md are those of the committed tables."""
 
+import csv
+import subprocess
+import sys
 from collections import defaultdict
 from pathlib import Path
 
@@ -235,3 +238,20 @@ def test_largest_size_of_pydoc_that_halves_stands_for_all_its_examples():
     assert (
         f"have a PearCorr of {correlation[0, 1]:.1f}, and only {second} and {first} change places"
     ) in WORDS
+
+
+def test_conversion_is_by_tokens_over_bytes_of_the_same_texts(tmp_path):
+    factors = defaultdict(set)
+    for row in table("target_tokens"):
+        if row["split"] == "test":
+            tokens, num_bytes = int(row["target_tokens"]), int(row["target_bytes"])
+            factors[row["task"]].add(f"{tokens / num_bytes:.3f}")
+    shown = [" and ".join(sorted(factors[task])) for task in TASKS]
+    assert f"{shown[0]} on pydoc, {shown[1]} on sotu" in WORDS
+    ledger = tmp_path / "ledger.csv"
+    ledger.write_text("candidate,size,test_loss,flops\nzoo/t5-s,200,2.0,7\n")
+    script = [sys.executable, ROOT / "tools" / "nats_per_byte.py", ledger, "--task=sotu"]
+    done = subprocess.run(script, capture_output=True, text=True, check=True)
+    (row,) = csv.DictReader(done.stdout.splitlines())
+    assert row == {"candidate": "zoo/t5-s", "size": "200", "flops": "7",
+                   "test_loss": str(2.0 * (40260 / 106364))}  # fmt: skip
