@@ -11,9 +11,9 @@ from lensllm_jax.selection.orders import DropRule
 flags.disclaim_key_flags()  # each counts as the binary's own: its --help shows it
 
 
-def define_output_dir() -> flags.FlagHolder[str]:
+def define_output_dir(*, required: bool = True) -> flags.FlagHolder:
     """--output_dir."""
-    return flags.DEFINE_string("output_dir", None, "Where the results go.", required=True)
+    return flags.DEFINE_string("output_dir", None, "Where the results go.", required=required)
 
 
 def define_quiet(help: str = "Show no progress.") -> flags.FlagHolder[bool]:
@@ -88,3 +88,26 @@ def define_keep() -> flags.FlagHolder[float]:
 def define_tokens_per_example(help: str) -> flags.FlagHolder[float]:
     """--tokens_per_example."""
     return flags.DEFINE_float("tokens_per_example", 512.0, help)
+
+
+def define_candidates(default: str | None, help: str) -> flags.FlagHolder:
+    """--candidates, required without a default."""
+    return flags.DEFINE_string("candidates", default, help, required=default is None)
+
+
+def define_devices(default: str, help: str) -> flags.FlagHolder[str]:
+    """--devices, numbers of them."""
+    return flags.DEFINE_string("devices", default, help)
+
+
+def define_lora_rank() -> flags.FlagHolder[int]:
+    """--lora_rank."""
+    return flags.DEFINE_integer("lora_rank", 16, "Rank of the updates of --tune=lora.")
+
+
+def define_compute_dtype() -> flags.FlagHolder[str | None]:
+    """--compute_dtype."""
+    return flags.DEFINE_enum(
+        "compute_dtype", None, ["bfloat16", "float32"],
+        "Of products and logits; weights stay float32.",
+    )  # fmt: skip

@@ -12,7 +12,14 @@ from typing import Any
 from absl import flags
 
 from experiments.common import cli, terminal
-from experiments.common.flags import define_output_dir, define_quiet
+from experiments.common.flags import (
+    define_candidates,
+    define_compute_dtype,
+    define_devices,
+    define_lora_rank,
+    define_output_dir,
+    define_quiet,
+)
 from lensllm_jax import checks
 from lensllm_jax.checkpoints.summary import CandidateSummary
 from lensllm_jax.checkpoints.zoo import list_zoo
@@ -131,10 +138,8 @@ class _PoolFlags:
     """Which candidates, on which text."""
 
     def __init__(self) -> None:
-        self._candidates = flags.DEFINE_string(
-            "candidates",
-            "zoo",
-            "zoo (all bundled), or names, folders and hub ids, comma-separated.",
+        self._candidates = define_candidates(
+            "zoo", "zoo (all bundled), or names, folders and hub ids, comma-separated."
         )
         self._task = flags.DEFINE_string(
             "task", "pydoc", "A built-in task, or a .jsonl, .json, .csv, .tsv, .parquet or .txt."
@@ -208,10 +213,7 @@ class _SettingsFlags:
             "buckets", "",
             "Ascending lengths, tokens: training batches of short examples are cut to them.",
         )  # fmt: skip
-        self._compute_dtype = flags.DEFINE_enum(
-            "compute_dtype", None, ["bfloat16", "float32"],
-            "Of products and logits; weights stay float32.",
-        )  # fmt: skip
+        self._compute_dtype = define_compute_dtype()
         self._micro_batches = flags.DEFINE_integer(
             "micro_batches", 1, "Passes of one step: less memory."
         )
@@ -221,18 +223,14 @@ class _SettingsFlags:
         self._tune = flags.DEFINE_enum(
             "tune", FULL, TUNES, "All weights, or low-rank updates of their matrices."
         )
-        self._lora_rank = flags.DEFINE_integer(
-            "lora_rank", ComputeConfig.lora_rank, "Rank of the updates of --tune=lora."
-        )
+        self._lora_rank = define_lora_rank()
         self._frozen_dtype = flags.DEFINE_enum(
             "frozen_dtype", None, ["bfloat16", "float32"], "Of the weights that lora leaves."
         )
         self._moments_dtype = flags.DEFINE_enum(
             "moments_dtype", ComputeConfig.moments_dtype, MOMENTS_DTYPES, "Of AdamW's moments."
         )
-        self._devices = flags.DEFINE_integer(
-            "devices", 1, "Between which weights, moments and batches are cut."
-        )
+        self._devices = define_devices("1", "Between which weights, moments and batches are cut.")
 
     def config(self) -> MeasurementConfig:
         return MeasurementConfig(
@@ -250,7 +248,7 @@ class _SettingsFlags:
                 lora_rank=self._lora_rank.value,
                 frozen_dtype=self._frozen_dtype.value,
                 moments_dtype=self._moments_dtype.value,
-                devices=self._devices.value,
+                devices=_one_number("devices", self._devices.value),
             ),
         )
 
@@ -272,6 +270,13 @@ _FIELDS = {
 def _define_number(name: str, default: float, help: str) -> flags.FlagHolder:
     define = flags.DEFINE_float if isinstance(default, float) else flags.DEFINE_integer
     return define(name, default, help)
+
+
+def _one_number(name: str, text: str) -> int:
+    numbers = cli.whole_numbers(name, text)
+    if len(numbers) != 1:
+        raise checks.UserError(f"`{name}` must be one whole number, got {text!r}")
+    return numbers[0]
 
 
 def _steps_or_all(text: str | None) -> int | str | None:

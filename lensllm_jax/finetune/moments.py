@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, UInt32
 
 from lensllm_jax.typing import Array, Params
 
@@ -46,23 +46,40 @@ def with_bfloat16_state(optimizer: optax.GradientTransformation) -> optax.Gradie
         )
         updates, inner = optimizer.update(gradient, wide, params)
         leaves, structure = jax.tree.flatten(inner)
-        keys = jax.random.split(jax.random.fold_in(jax.random.key(0), state.step), len(leaves))
         narrow = [
-            stochastically_rounded(leaf, key) if _is_float(leaf) else leaf
-            for leaf, key in zip(leaves, keys, strict=True)
+            stochastically_rounded(leaf, state.step * len(leaves) + i) if _is_float(leaf) else leaf
+            for i, leaf in enumerate(leaves)
         ]
         return updates, NarrowState(state.step + 1, jax.tree.unflatten(structure, narrow))
 
     return optax.GradientTransformation(init, update)
 
 
-def stochastically_rounded(x: Float[Array, "..."], key: Array) -> Float[Array, "..."]:
+def stochastically_rounded(x: Float[Array, "..."], seed: Array | int) -> Float[Array, "..."]:
     """``x`` in bfloat16, the neighbour above or below at random, so that the mean is ``x``."""
     bits = jax.lax.bitcast_convert_type(x.astype(jnp.float32), jnp.uint32)
     # bfloat16 is the upper half of float32: a random lower half carries with its own probability
-    noise = jax.random.bits(key, x.shape, jnp.uint16).astype(jnp.uint32)
-    upper = (bits + noise) & jnp.uint32(0xFFFF0000)
+    upper = (bits + (_noise(x.shape, seed) >> 16)) & jnp.uint32(0xFFFF0000)
     return jax.lax.bitcast_convert_type(upper, jnp.float32).astype(jnp.bfloat16)
+
+
+def _noise(shape: tuple[int, ...], seed: Array | int) -> UInt32[Array, "..."]:
+    """32 random bits for each entry: its number and the seed, hashed (Wellons' lowbias32).
+
+    jax.random's generators are better and make arrays of their own, larger than what bfloat16
+    saves; this is part of the loop over the entries.
+    """
+    number = jnp.zeros(shape, jnp.uint32)
+    for axis, size in enumerate(shape):
+        number = number * jnp.uint32(size) + jax.lax.broadcasted_iota(jnp.uint32, shape, axis)
+    x = _hashed(jnp.asarray(seed).astype(jnp.uint32)) ^ number
+    return _hashed(x)
+
+
+def _hashed(x: UInt32[Array, "..."]) -> UInt32[Array, "..."]:
+    x = (x ^ (x >> 16)) * jnp.uint32(0x7FEB352D)
+    x = (x ^ (x >> 15)) * jnp.uint32(0x846CA68B)
+    return x ^ (x >> 16)
 
 
 def _is_float(leaf: Array) -> bool:

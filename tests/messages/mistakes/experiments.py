@@ -128,6 +128,17 @@ def platform_that_is_not_here():
 MISTAKES = [
     ("JAX_PLATFORMS", "name a platform ... got 'gelu'", lambda tmp: platform_that_is_not_here()),
     ("budgets", "divisors of 400 ... got none", lambda tmp: curves(tmp, UNEVEN, BUDGETS=None)),
+    (
+        "device_gb",
+        "positive ... got 0.0",
+        lambda tmp: binary("plan", CANDIDATES="zoo/gpt2-xs", DEVICE_GB=0.0).main([]),
+    ),
+    ("candidates", "name one or more, got ()", lambda tmp: binary("plan", CANDIDATES=",").main([])),
+    (
+        "num_tokens",
+        "at most 128 (the positions of zoo/gpt2-xs), got 4096",
+        lambda tmp: binary("plan", CANDIDATES="zoo/gpt2-xs", NUM_TOKENS=4096).main([]),
+    ),
     ("budgets", "whole numbers from 2 ... got '1'", lambda tmp: cli.divisor("budgets", "1")),
     (
         "candidate",
