@@ -161,8 +161,10 @@ def _until_one_fits(config: ModelConfig, devices: int) -> Iterator[Way]:
 
 
 def _row(name: str, way: Way) -> dict[str, Any]:
+    c = way.compute
     return {
-        "candidate": name, "devices": way.compute.devices, "flags": way.flags,
+        "candidate": name, "devices": c.devices, "tune": c.tune, "remat": c.remat,
+        "micro_batches": c.num_micro_batches, "moments_dtype": c.moments_dtype,
         **way.memory._asdict(), "total": way.memory.total, "fits": way.fits,
     }  # fmt: skip
 

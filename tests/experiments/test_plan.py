@@ -6,6 +6,7 @@ import json
 import pytest
 
 from experiments.common.run_folder import RUN
+from lensllm_jax.finetune.memory import StepMemory
 from tests.messages.binaries import load
 
 OPT_6_7B = {
@@ -28,16 +29,15 @@ def planned(tmp_path_factory):
 def test_a_model_too_large_for_one_device_is_cut_or_gets_an_adapter(planned):
     one, eight = ([row for row in planned if row["devices"] == n] for n in "18")
     assert [row["fits"] for row in one] == ["False"] * 4 + ["True"]
-    assert "--tune=lora" in one[-1]["flags"]
-    assert [row["flags"] for row in eight] == ["--devices=8"]
-    assert eight[0]["fits"] == "True"
+    assert [row["tune"] for row in one] == ["full"] * 4 + ["lora"]
+    assert [(row["tune"], row["remat"], row["fits"]) for row in eight] == [
+        ("full", "False", "True")
+    ]
 
 
 def test_full_tuning_in_float32_needs_the_published_107_gb(planned):
-    first = {name: float(value) for name, value in planned[0].items() if name not in ("flags",
-             "candidate", "fits")}  # fmt: skip
+    first = {name: float(planned[0][name]) for name in (*StepMemory._fields, "total")}
     optimiser = first["trained"] / 2 + first["gradients"] + first["moments"]  # 16 bytes each
     assert optimiser == pytest.approx(107e9, rel=0.01)
     assert first["loaded"] == 4 * 6_658_473_984  # parameters of OPT-6.7B
-    parts = sum(value for name, value in first.items() if name not in ("devices", "total"))
-    assert parts == first["total"]
+    assert sum(first.values()) == 2 * first["total"]

@@ -172,6 +172,11 @@ MISTAKES = [
     ("seeds", "distinct ... got (1, 1)", lambda tmp: grid_of(SEEDS="1,1")),
     ("sizes", "one or more whole ... got ''", lambda tmp: grid_sizes("")),
     (
+        "devices",
+        "one whole number, got '1,4'",
+        lambda tmp: binary("select_model", DEVICES="1,4").FLAGS.config(),
+    ),
+    (
         "decay_steps",
         "step or all ... got 'late'",
         lambda tmp: binary("select_model", DECAY_STEPS="late").FLAGS.config(),
