@@ -74,6 +74,17 @@ def test_select_model_runs_where_only_the_wheel_is_installed(folder):
 
 
 @pytest.mark.wheel
+def test_a_console_name_ranks_a_bundled_table(folder):
+    flags = ("--curves=lin2024/flan", "--budgets=8", "--selectors=ats,subtuning")
+    name = folder / "venv" / "bin" / "lens-rank"
+    done = run(name, *flags, "--output_dir=ranked", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    assert "ats" in (folder / "ranked" / "selection.csv").read_text()
+    command = json.loads((folder / "ranked" / "run.json").read_text())["command"]
+    assert command.startswith("python -m experiments.rank_curves --curves=lin2024/flan ")
+
+
+@pytest.mark.wheel
 @pytest.mark.parametrize("module", ["neural_tangents", "torch", "pytest", "tests"])
 def test_nothing_else_is_installed_there(folder, module):
     done = run(python(folder), "-c", f"import {module}", cwd=folder)
