@@ -162,12 +162,13 @@ def fine_tune(
     if checkpoint is not None:
         settings = resumed_settings(loop, position.state.params, splits, config)
         position = checkpoint.load(position, settings)
+        checkpoint.check_at_most("call", position.call, num_calls)
     max_steps = num_calls * config.steps_per_call
     last_step = loop.last_step(max_steps)
     started, tokens_before = time.monotonic(), position.num_tokens
     for call in itertools.islice(config.calls(lengths), position.call, None):
         # before the call: a checkpoint may hold the very end
-        if position.since_best == config.patience or position.call == num_calls:
+        if position.since_best >= config.patience or position.call == num_calls:
             break
         position, losses = _after_call(loop, position, splits.train, call, last_step)
         if position.call % calls_per_evaluation == 0 or position.call == num_calls:

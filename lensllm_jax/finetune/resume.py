@@ -32,6 +32,9 @@ from lensllm_jax.finetune.loop import TrainState
 from lensllm_jax.fingerprint import fingerprint, named_arrays
 from lensllm_jax.typing import Params
 
+_STORED = {"counts": dict, "seconds": float, "settings": dict}  # what a position's text holds
+_NOT_OURS = (TypeError, AttributeError, RecursionError, OverflowError)  # of JSON of another form
+
 
 @runtime_checkable
 class Resumable(Protocol):
@@ -143,10 +146,21 @@ class Checkpoint:
                 f"`checkpoint` must be of this fine-tune, got {self.path}: {mismatches[0]}; "
                 "delete it to start again"
             )
+        if not _are_counts(stored["counts"], start.counts):
+            raise self._damaged("its counts are none of a fine-tune")
         leaves, structure = jax.tree.flatten(start.arrays)
         values = [_where(leaf, tensors[name]) for name, leaf in zip(expected, leaves, strict=True)]
         self.earlier_seconds = stored["seconds"]
         return cast(ResumableT, start.at(jax.tree.unflatten(structure, values), stored["counts"]))
+
+    def check_at_most(self, name: str, count: int, most: int) -> None:
+        """Refuses a count of the loaded position that no fine-tune reaches.
+
+        Raises:
+            UserError: if it is one.
+        """
+        if count > most:
+            raise self._damaged(f"{name} {count} of {most}")
 
     def discard(self) -> None:
         """Removes the file, once the result is stored elsewhere."""
@@ -162,11 +176,15 @@ class Checkpoint:
             (size,) = struct.unpack("<Q", content[:8])
             metadata = json.loads(content[8 : 8 + size])["__metadata__"]
             undamaged = fingerprint([metadata["position"], tensors]) == metadata["sha256"]
-        except (SafetensorError, ValueError, KeyError, struct.error) as error:
+        except (SafetensorError, ValueError, KeyError, struct.error, *_NOT_OURS) as error:
             raise self._damaged(f"{type(error).__name__}: {error}") from error
         if not undamaged:
             raise self._damaged("its digest is another")
-        return json.loads(metadata["position"]), tensors
+        stored = json.loads(metadata["position"])
+        parts = stored if isinstance(stored, dict) else {}
+        if {name: type(part) for name, part in parts.items()} != _STORED:
+            raise self._damaged("it holds no position")
+        return stored, tensors
 
     def _damaged(self, why: str) -> checks.UserError:
         return checks.UserError(
@@ -181,6 +199,16 @@ def _where(leaf: Any, values: np.ndarray) -> Any:
         return values
     one = len(leaf.sharding.device_set) == 1
     return jnp.asarray(values) if one else jax.device_put(values, leaf.sharding)
+
+
+def _are_counts(stored: Any, expected: Mapping[str, Any]) -> bool:
+    """Whether counts have the names and types of others, and could be of a fine-tune."""
+    if not isinstance(stored, dict) or stored.keys() != expected.keys():
+        return False
+    return all(
+        type(stored[name]) is type(value) and (isinstance(value, float) or stored[name] >= 0)
+        for name, value in expected.items()
+    )
 
 
 def _shape_and_dtype(array: np.ndarray | None) -> tuple | None:

@@ -182,6 +182,9 @@ def search_rates(
         settings |= {"learning_rate": list(rates), "batch_size": list(batch_sizes)}
         position = checkpoint.load(position, settings)
     num_calls = [one.num_calls(len(splits.train["labels"])) for one in configs]
+    if checkpoint is not None:
+        checkpoint.check_at_most("row", position.row, len(configs))
+        checkpoint.check_at_most("call", position.call, [*num_calls, 0][position.row])
     started, tokens_before = time.monotonic(), position.num_tokens
     for one in configs[position.row :]:
         positions = _positions(vmapped, position, splits, one)

@@ -224,13 +224,7 @@ def _searched(
     """The search of a job; a killed job resumes it, or reads its result."""
     finished = job.path and job.path.with_suffix(SEARCHED)
     if finished and finished.exists():
-        try:
-            return json.loads(finished.read_text())
-        except ValueError as error:
-            raise checks.UserError(
-                f"`search` must be a whole file, got {finished}, damaged ({error}): delete it to "
-                "search again"
-            ) from error
+        return _stored_search(finished, grid)
     start, checkpoint = time.monotonic(), job.checkpoint(SEARCHING)
 
     def after_evaluation(now: SearchProgress) -> None:
@@ -256,6 +250,20 @@ def _searched(
         durable.replace(finished, json.dumps(search, allow_nan=False).encode())
         checkpoint.discard()
     return search
+
+
+def _stored_search(file: Path, grid: SearchGrid) -> Cell:
+    """The result of a finished search."""
+    try:
+        search = json.loads(file.read_bytes())
+        if search["learning_rate"] in grid.rates and search["batch_size"] in grid.batch_sizes:
+            return search
+        reason = "its choice is none of the grid"
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        reason = f"{type(error).__name__}: {error}"
+    raise checks.UserError(
+        f"`search` must be a whole file, got {file}, damaged ({reason}): delete it to search again"
+    )
 
 
 def _seconds(start: float, checkpoint: Checkpoint | None) -> float:
