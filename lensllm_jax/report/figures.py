@@ -36,7 +36,7 @@ from lensllm_jax.selection.rank import SELECTORS
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#000000")
 _LINES = ("-", "--", ":", "-.")
 _MARKERS = "os^D"
-_LONGEST = 48  # characters of a name or a title
+_LONGEST_NAME, _LONGEST_TITLE = 48, 96  # characters of a line in a legend, in a title
 HEAT = "cividis"  # rises in lightness, and reads alike in every colour vision
 
 # what a selector goes by -> colour; selector -> marker, of its own over all families
@@ -211,19 +211,20 @@ def png(figure: Figure, axes: Axes) -> bytes:
 
 def _as_written(figure: Figure) -> None:
     """Draws titles and legends, which hold names of users, without a part taken as mathematics."""
-    texts = [axes.title for axes in figure.axes]
-    legends = (axes.get_legend() for axes in figure.axes)
-    texts += [text for legend in legends if legend is not None for text in legend.get_texts()]
-    for text in [*texts, *figure.texts]:
-        lines = text.get_text().split("\n")
-        text.set_parse_math(False)
-        text.set_text("\n".join(_shortened(printable(line)) for line in lines))
+    titles = [*(axes.title for axes in figure.axes), *figure.texts]
+    legends = [legend for axes in figure.axes if (legend := axes.get_legend()) is not None]
+    names = [text for legend in legends for text in legend.get_texts()]
+    for texts, longest in ((titles, _LONGEST_TITLE), (names, _LONGEST_NAME)):
+        for text in texts:
+            lines = text.get_text().split("\n")
+            text.set_parse_math(False)
+            text.set_text("\n".join(_shortened(printable(line), longest) for line in lines))
 
 
-def _shortened(text: str) -> str:
+def _shortened(text: str, longest: int) -> str:
     """Both ends of a long line: a figure must have room for the rest of it."""
-    half = _LONGEST // 2
-    return text if len(text) <= _LONGEST else f"{text[:half]}\u2026{text[-half:]}"
+    half = longest // 2
+    return text if len(text) <= longest else f"{text[:half]}\u2026{text[-half:]}"
 
 
 @contextlib.contextmanager

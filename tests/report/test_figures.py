@@ -3,7 +3,9 @@
 import numpy as np
 import pytest
 
+from lensllm_jax.language_modelling import LOSS_UNIT
 from lensllm_jax.report import figures
+from lensllm_jax.selection.loss_table import LossTable
 
 
 def test_kernels_side_by_side_share_a_scale():
@@ -22,3 +24,29 @@ def test_every_panel_names_its_axes(count):
     for axes in panels:
         assert (axes.get_xlabel(), axes.get_ylabel()) == ("x (unit)", "y (unit)")
     assert figures.png(figure, panels[-1])[1:4] == b"PNG"  # without a legend, as nothing is named
+
+
+def drawn_curves(**changes):
+    sizes, losses = np.array([0, 200, 400]), np.array([[2.0, 1.5, 1.2]])
+    table = LossTable(("a" * 80,), sizes, losses, np.ones(1), ("",), **changes)
+    figure, axes = figures.draw_loss_curves(table, {}, target_size=800)
+    figures.png(figure, axes)
+    return axes
+
+
+def test_losses_per_byte_have_a_scale_of_bits():
+    axes = drawn_curves(unit=LOSS_UNIT)
+    (bits,) = axes.child_axes
+    assert axes.get_ylabel() == "test loss (nats per byte)"
+    assert bits.get_ylabel() == "bits per byte"
+    low, high = (end / np.log(2) for end in axes.get_ylim())
+    assert bits.get_ylim() == pytest.approx((low, high))
+    other = drawn_curves()  # the unit of a table from a file is not known
+    assert (other.get_ylabel(), list(other.child_axes)) == ("test loss", [])
+
+
+def test_a_long_name_is_shortened_and_a_title_is_not():
+    axes = drawn_curves(task="pydoc")
+    assert axes.get_title() == "pydoc: measured losses, fitted laws, predictions (stars)"
+    (name,) = (text.get_text() for text in axes.get_legend().get_texts())
+    assert name == "a" * 24 + "\u2026" + "a" * 24
