@@ -228,9 +228,9 @@ def calibration_figure(rows: Rows) -> bytes:
             axes.plot(*zip(*points, strict=True), label=selector, **style_of_selector(selector))
         axes.set_title(task)
         if i % 2 == 0:
-            axes.set_ylabel("it had")
+            axes.set_ylabel("observed share of pairs")
         if i + 2 >= len(panels):
-            axes.set_xlabel("P that it has the lower loss, as said")
+            axes.set_xlabel("stated P(A beats B)")
     _legend_below(figure, panels)
     return as_png(figure)
 
