@@ -1,7 +1,7 @@
 """How often what is said with probability p happens, by selector and by table.
 
-    python -m benchmarks.calibration --draws=10 --output_dir=out/calibration \
-        --curves=flan.csv,gigaword.csv,\
+    python -m benchmarks.calibration --output_dir=out/calibration \
+        --curves=lin2024/flan,lin2024/gigaword,\
 experiments/results/pydoc_losses.csv,experiments/results/sotu_losses.csv
 
 Pools of six are drawn from each table and ranked at three budgets, as in ``benchmarks.selection``,
@@ -22,26 +22,20 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+from absl import flags
 
-from benchmarks.selection import (
-    CHOSEN_ON,
-    CURVES,
-    DRAWS,
-    LONG,
-    SHORT,
-    Case,
-    case_of,
-    constants_chosen_on,
-)
+from benchmarks.pools import CHOSEN_ON, LONG, SHORT, Case, case_of, constants_chosen_on
 from experiments.common import cli
 from experiments.common.curves import read_curves
-from experiments.common.flags import define_output_dir
+from experiments.common.flags import define_curves, define_output_dir
 from lensllm_jax import durable
 from lensllm_jax.selection.loss_table import LossTable
 from lensllm_jax.selection.posterior import Posterior
 from lensllm_jax.selection.rank import rank
 
+CURVES = define_curves("Loss tables (CSV), two or more.")
 OUTPUT_DIR = define_output_dir()
+DRAWS = flags.DEFINE_integer("draws", 10, "Pools of six drawn from each table.")
 OTHERS = ("pooled", "ats", "rectified", "lensllm")
 EDGES = (0.5, 0.6, 0.7, 0.8, 0.9, 0.97, 1.0)
 LEVELS = (0.5, 0.9)
