@@ -158,7 +158,7 @@ def test_table_3_is_the_means_of_the_selection_tables():
             ]  # fmt: skip
             assert cell == both_metrics(rows), (selector, task)
             seen += 1
-    assert seen == 9 * 4 + 2 * 2
+    assert seen == 10 * 4 + 2 * 2
 
 
 def test_table_4_is_that_of_the_levels():
