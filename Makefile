@@ -4,6 +4,7 @@
 #   make test   runs the tests; make test-x64 runs them in float64
 #   make fuzz   compares the kernels of 20,000 random programs with dense ones, in float64: hours;
 #               FUZZ_FIRST=5000 continues after 5,000 of them
+#   make soak   kills runs 200 times at random moments, and reads 100,000 mutated files per reader: hours
 #   make lint types torch-parity published notebooks browser docs ray wheel   what else .ci/run checks
 #   make smoke PYTHON=python3.13   a few fast tests on another Python
 #   make lock   regenerates requirements*.txt from setup.cfg
@@ -15,7 +16,7 @@ PYTEST := $(BIN)/python -m pytest -n auto --dist worksteal
 
 DEMO := zoo/cerebras-s,zoo/gpt2-m,zoo/gpt2-s,zoo/gpt2-xs,zoo/opt-m,zoo/opt-s,zoo/opt-xs
 
-.PHONY: demo figures test test-x64 fuzz lint types torch-parity published notebooks browser docs ray wheel smoke lock
+.PHONY: demo figures test test-x64 fuzz soak lint types torch-parity published notebooks browser docs ray wheel smoke lock
 
 demo: .venv/runs
 	$(BIN)/python -m experiments.select_model --candidates=$(DEMO) --task=pydoc \
@@ -36,6 +37,13 @@ FUZZ_FILES := 100000
 fuzz: .venv/tests
 	JAX_DISABLE_MOST_OPTIMIZATIONS=1 FUZZ_FIRST=$(FUZZ_FIRST) FUZZ_PROGRAMS=$(FUZZ_PROGRAMS) FUZZ_FILES=$(FUZZ_FILES) \
 	  $(BIN)/python -m pytest -v tests/ntk/test_fuzz.py tests/checkpoints/test_mutations.py
+
+SOAK_KILLS := 200
+
+soak: .venv/tests
+	rm -rf out/soak
+	JAX_DISABLE_MOST_OPTIMIZATIONS=1 $(BIN)/python -m tests.soak $(SOAK_KILLS) out/soak
+	JAX_DISABLE_MOST_OPTIMIZATIONS=1 FUZZ_FILES=$(FUZZ_FILES) $(BIN)/python -m pytest tests/test_readers.py
 
 # the examples in docstrings print float32: they are tests of the default mode alone
 test-x64: .venv/tests

@@ -143,7 +143,7 @@ def test_what_lies_there_instead_is_said(tmp_path, files, phrase, has_config):
     assert phrase in refusal(tmp_path)
 
 
-OUTSIDE = ["../{}", "{}/secret.safetensors", "sub/../../{}", "link.safetensors", "x" * 300]
+OUTSIDE = ["../{}", "{}/secret.safetensors", "sub/../../{}", "link.safetensors", "x" * 300, "a\0"]
 
 
 @pytest.mark.parametrize("name", OUTSIDE)

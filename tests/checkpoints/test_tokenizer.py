@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import shutil
 import sys
 
@@ -240,3 +241,19 @@ def test_a_text_with_a_token_beyond_the_embedding_is_refused_by_candidate_token_
     check_texts("a", ["one", "two"], candidate.tokenizer, vocab_size=rows)
     with pytest.raises(checks.UserError, match=r"tokens a knows, got '<image>' with id 2048"):
         check_texts("a", ["one", "an <image>"], candidate.tokenizer, vocab_size=rows)
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json", "merges.txt"])
+def test_a_pipe_in_place_of_a_file_is_not_waited_for(folder, name):
+    (folder / name).unlink(missing_ok=True)
+    os.mkfifo(folder / name)
+    with pytest.raises(checks.UserError, match=f"{name}` must be a regular file"):
+        _ = load_folder(folder).tokenizer
+
+
+@pytest.mark.parametrize("token", [{"content": None}, "", {"a": 1}])
+def test_a_padding_token_that_is_none_is_the_end_token(folder, token):
+    path = folder / "tokenizer_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "pad_token": token}))
+    tokenizer = load_folder(folder).tokenizer
+    assert tokenizer.pad_token_id == tokenizer.eos_token_id

@@ -65,7 +65,7 @@ def test_candidates_of_similar_names_get_their_own_losses(tmp_path):
     ]
     for loss, job in enumerate(jobs, start=1):
         assert cells.unfinished([job]) == [job]
-        cells.keep(job, {"test_loss": float(loss)})
+        cells.keep(job, {"test_loss": float(loss), "records": np.ones((2, 1))})
     read = [cells.folder.read_piece(cell_path(name, 4))["test_loss"] for name in names]
     assert read == [1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0]
     assert all(job.path.resolve().is_relative_to(tmp_path / "cells") for job in jobs)

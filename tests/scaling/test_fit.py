@@ -169,3 +169,21 @@ def test_bad_input_is_one_clear_error(sizes, losses, message):
 def test_a_rising_curve_is_fitted_flat_not_upwards():
     fit = fit_law("rectified", SIZES, np.linspace(1.0, 2.0, len(SIZES)))
     assert np.ptp(fit.predict(np.array([200.0, 1e6]))) < 1e-3
+
+
+@pytest.mark.parametrize("unit", [1 / np.log(2), 1e3, 1e-6])
+@pytest.mark.parametrize("law", ["vanilla", "power", "rectified", "lensllm"])
+def test_a_prediction_is_the_same_in_every_unit(law, unit):
+    sizes = np.array([200, 400, 800, 1600, 3200])
+    losses = np.array([3.1, 2.8, 2.55, 2.4, 2.3])
+    far = np.array([51200.0])
+    nats, other = (fit_law(law, sizes, losses * x).predict(far)[0] / x for x in (1.0, unit))
+    np.testing.assert_allclose(other, nats, rtol=1e-7)
+
+
+def test_a_fit_whose_bracket_is_far_below_one_has_a_message():
+    losses = np.array([0.651, 0.601, 0.549, 0.499, 0.457, 0.422])
+    fit = fit_law("vanilla", np.array([200, 400, 800, 1600, 3200, 6400]), losses)
+    assert "alpha is not identified" in fit.message
+    tiny = fit_law("vanilla", np.array([200, 400, 800, 1600]), np.full(4, 1e-300))
+    assert tiny.message
