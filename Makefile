@@ -36,7 +36,7 @@ FUZZ_FILES := 100000
 
 fuzz: .venv/tests
 	JAX_DISABLE_MOST_OPTIMIZATIONS=1 FUZZ_FIRST=$(FUZZ_FIRST) FUZZ_PROGRAMS=$(FUZZ_PROGRAMS) FUZZ_FILES=$(FUZZ_FILES) \
-	  $(BIN)/python -m pytest -v tests/ntk/test_fuzz.py tests/checkpoints/test_mutations.py
+	  $(BIN)/python -m pytest -v tests/ntk/test_families.py tests/ntk/test_fuzz.py tests/checkpoints/test_mutations.py
 
 SOAK_KILLS := 200
 
