@@ -255,3 +255,74 @@ def test_conversion_is_by_tokens_over_bytes_of_the_same_texts(tmp_path):
     (row,) = csv.DictReader(done.stdout.splitlines())
     assert row == {"candidate": "zoo/t5-s", "size": "200", "flops": "7",
                    "test_loss": str(2.0 * (40260 / 106364))}  # fmt: skip
+
+
+def sure_of_both_tasks(kind):
+    """Comparisons over both tasks, and how many are surely larger and surely smaller."""
+    rows = [row for row in table("kernel_pooled") if row["kind"] == kind]
+    return counts(rows, "difference")[0], *counts(rows, "difference")[:-3:-1]
+
+
+def mean_pearson(task, selector):
+    rows = [row for row in table("selection_public")
+            if (row["task"], row["selector"]) == (task, selector)]  # fmt: skip
+    return mean_of(rows, "pearson")
+
+
+def settings_range(name):
+    """Smallest and largest PearCorr of lensllm from 800 examples."""
+    found = [float(row["pearson"]) for row in table(name)
+             if (row["selector"], row["budget_size"]) == ("lensllm", "800")]  # fmt: skip
+    return f"{min(found):.1f}", f"{max(found):.1f}"
+
+
+def ablation_range(task):
+    by_setting = defaultdict(list)
+    for row in table("ablation_public"):
+        if (row["task"], row["selector"]) == (task, "lensllm"):
+            by_setting[row["gamma"], row["tau"]].append(float(row["pearson"]))
+    means = [np.mean(values) for values in by_setting.values()]
+    return f"{max(means) - min(means):.1f}"
+
+
+def test_the_first_table_is_what_the_others_say():
+    measured = {first: cells[1] for first, cells in selector_rows("| claim | verdict |")}
+    phases = [row["phase"] for name in ("pydoc", "sotu", "public")
+              for row in table(f"phases_{name}")]  # fmt: skip
+    rmse = {(row["task"], row["law"]): f"{float(row['mean_rmse']):.4f}"
+            for row in table("laws_public") if row["budget_fraction"] == "1.0"}  # fmt: skip
+    for task in ("flan", "gigaword"):
+        assert rmse[task, "lensllm"] == rmse[task, "rectified"]
+    saved = {(row["task"], row["pearson_reached"]): f"{float(row['saving_percent']):.1f}"
+             for row in table("saving_levels")
+             if row["selector"] == "lensllm" and row["saving_percent"]}  # fmt: skip
+    law, value = sure_of_both_tasks("law"), sure_of_both_tasks("value")
+    flan, gigaword = (
+        [mean_pearson(task, selector) for selector in ("lensllm", "ats", "posterior")]
+        for task in ("flan", "gigaword")
+    )
+    assert list(measured.values()) == [
+        (
+            f"on {phases.count('TRANSITION')} of {len(phases)} curves; "
+            f"{phases.count('FLATTENING')} flatten instead"
+        ),
+        (
+            "with one optimiser both have the same RMSE: "
+            f"{rmse['flan', 'lensllm']} on FLAN, {rmse['gigaword', 'lensllm']} on Gigaword"
+        ),
+        f"of {law[0]} paired comparisons {law[1]} are surely worse, {law[2]} surely better",
+        f"of {value[0]} paired comparisons {value[2]} are surely better",
+        (
+            f"PearCorr on FLAN {flan[0]}, `ats` {flan[1]}, `posterior` {flan[2]}; "
+            f"on Gigaword {', '.join(gigaword)}"
+        ),
+        (
+            f"`lensllm` saves {saved['gigaword', '85.8']} % at a PearCorr of 85.8 on Gigaword, "
+            f"{saved['flan', '85.8']} % on FLAN"
+        ),
+        f"{ablation_range('flan')} points on FLAN, {ablation_range('gigaword')} on Gigaword",
+        "PearCorr of `lensllm` between {} and {} over nine settings".format(
+            *settings_range("settings_pydoc")
+        ),
+        "PearCorr of `lensllm` between {} and {}".format(*settings_range("settings_sotu_lengths")),
+    ]
