@@ -1,0 +1,118 @@
+"""The answer of a selection in one sentence: what to fine-tune, how sure that is, what it cost.
+
+Example:
+    >>> answer = Answer(
+    ...     candidate="b", target_size=51200, probability=0.93, expected_regret=0.00014,
+    ...     predicted_loss=1.0, unit="nats per byte", cost=0.031, next_best=("a", 0.05),
+    ...     law_picks="b", reads_kernel=True)
+    >>> print(answer)  # doctest: +NORMALIZE_WHITESPACE
+    Fine-tune b: best at 51,200 records with P = 0.93; expected to lose 0.002 nats per byte (0.2 %)
+    if not. Cost 3.1 % of tuning all; next best a (0.05). LensLLM (Eq 10, exact kernel) agrees.
+"""
+
+import dataclasses
+from typing import Any, NamedTuple
+
+from lensllm_jax.selection.uncertainty import Probability
+
+_CANNOT_TELL = 0.5  # P(best) below which another candidate is more likely the best than the pick
+_LEAST_DOUBT = 0.01  # as far as probabilities are shown
+
+
+class NextStep(NamedTuple):
+    """A fine-tune that would make the answer surer."""
+
+    candidate: str
+    size: int  # records
+    cost: float | None  # share of fine-tuning every candidate on the target size
+
+
+@dataclasses.dataclass(frozen=True)
+class Answer:
+    """What a selection says; ``str`` is the sentence."""
+
+    candidate: str  # to fine-tune
+    target_size: int  # records
+    probability: float  # that it is the best there
+    expected_regret: float  # of its log loss
+    predicted_loss: float  # in ``unit``
+    unit: str
+    cost: float | None  # share of fine-tuning every candidate on the target size; None: not known
+    next_best: tuple[str, float] | None  # the runner-up, and its probability of being the best
+    law_picks: str | None = None  # by Eq 10; None: it was not fitted
+    reads_kernel: bool = False  # Eq 10 with the measured kernel
+    next_step: NextStep | None = None  # None: nothing left to run
+
+    @property
+    def is_clear(self) -> bool:
+        """Whether the pick is more likely the best than all others together."""
+        return self.probability >= _CANNOT_TELL
+
+    @property
+    def relative_loss_if_wrong(self) -> float:
+        """By which share the pick's loss is expected to exceed the best one's, if it is not it."""
+        return self.expected_regret / max(1.0 - self.probability, _LEAST_DOUBT)
+
+    @property
+    def loss_if_wrong(self) -> float:
+        """The same in ``unit``."""
+        return self.relative_loss_if_wrong * self.predicted_loss
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON values, the sentence first."""
+        return {
+            "answer": str(self),
+            **dataclasses.asdict(self),
+            "next_step": self.next_step and self.next_step._asdict(),
+            "loss_if_wrong": self.loss_if_wrong,
+        }
+
+    def __str__(self) -> str:
+        sentences = (self._pick(), self._price(), self._law(), self._advice())
+        return " ".join(sentence for sentence in sentences if sentence)
+
+    def _pick(self) -> str:
+        chance = _equals(self.probability)
+        lead = f"Fine-tune {self.candidate}: best at {self.target_size:,} records with P {chance}"
+        if not self.is_clear:
+            lead = (
+                f"The data cannot tell: of {self.target_size:,} records {self.candidate} is the "
+                f"best bet, best with P {chance}"
+            )
+        if self.probability >= 1.0:
+            return f"{lead}."
+        loss, share = self.loss_if_wrong, 100.0 * self.relative_loss_if_wrong
+        return f"{lead}; expected to lose {loss:.1g} {self.unit} ({share:.1g} %) if not."
+
+    def _price(self) -> str:
+        parts = []
+        if self.cost is not None:
+            parts.append(f"cost {_percent(self.cost)} of tuning all")
+        if self.next_best is not None:
+            name, probability = self.next_best
+            parts.append(f"next best {name} ({Probability(probability)})")
+        text = "; ".join(parts)
+        return f"{text[:1].upper()}{text[1:]}." if text else ""
+
+    def _law(self) -> str:
+        if self.law_picks is None:
+            return ""
+        kernel = "exact kernel" if self.reads_kernel else "no kernel"
+        verdict = "agrees" if self.law_picks == self.candidate else f"picks {self.law_picks}"
+        return f"LensLLM (Eq 10, {kernel}) {verdict}."
+
+    def _advice(self) -> str:
+        if self.is_clear or self.next_step is None:
+            return ""
+        name, size, cost = self.next_step
+        price = "" if cost is None else f", for {_percent(cost)} of tuning all"
+        return f"To tell more, fine-tune {name} on {size:,} records{price}."
+
+
+def _equals(probability: float) -> str:
+    shown = str(Probability(probability))
+    return shown if shown[0] in "<>" else f"= {shown}"
+
+
+def _percent(share: float) -> str:
+    return f"{100.0 * share:.2g} %"
