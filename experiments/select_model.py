@@ -3,23 +3,30 @@ r"""Ranks a pool of pretrained language models for one task at a part of the cos
     python -m experiments.select_model --candidates=zoo --task=pydoc \
         --budget_size=1600 --target_size=6400 --output_dir=out/pydoc
 
-For each candidate: the exact neural tangent kernel at its pretrained weights (Eq 8), the loss
-before fine-tuning, then the losses after it, in one of three orders.
+The answer is one sentence: which candidate to fine-tune, with which probability it is the best at
+--target_size, what that costs to know. What is measured depends on the order.
 
-* --order=downwards, Algorithm 1: fine-tunes on the largest subset within the budget, on half of
-  it, and so on until the loss leaves the power phase.
+* --order=race, the default: all candidates run the first sizes; then each fine-tune is the one
+  that lowers the expected regret most for its cost, by the posterior of all losses, which drops
+  whom it cannot believe any more.  It stops at --confidence, at --max_cost (a share of tuning all
+  on the target size) or --max_hours, or when the best fine-tune is not worth its cost (--worth).
+  The exact neural tangent kernel (Eq 8) of those that reached the last two sizes (--kernels) gives
+  Eq 10 beside the posterior.
+* --order=downwards, Algorithm 1 (--paper: with Eq 10 to decide): fine-tunes on the largest subset
+  within the budget, on half of it, and so on until the loss leaves the power phase.
 * --order=upwards, successive halving: from --smallest_size on, the pool together; once --gamma
   losses are known, only the --keep best by a straight line to the target reach the next size.
   Dropped candidates are never measured again, need no kernel, and stand last in the ranking.
 * --order=all: every size of every candidate.
 
-The law L(D) = B / (F(Theta, t) + D^beta) + E (Eq 10) through the losses that Algorithm 1 accepts is
-extrapolated to --target_size.  The rectified law, fitted by the same optimizer, is the
+In the other orders every kernel of a ranked candidate is computed, and the law
+L(D) = B / (F(Theta, t) + D^beta) + E (Eq 10) through the losses that Algorithm 1 accepts, at
+--target_size, decides.  The rectified law, fitted by the same optimizer, is the
 control.  The cost of every order is compared with full tuning: measured for the order that was run,
 counted from the same losses for the others.
 
---output_dir receives ranking.csv, losses.csv (the public table format), orders.csv (FLOPs),
-kernels/<name>/ntk.npy with ntk.json, report.html, report.md, loss_curves.png and
+--output_dir receives answer.json, ranking.csv, losses.csv (the public table format), orders.csv
+(FLOPs), kernels/<name>/ntk.npy with ntk.json, report.html, report.md, loss_curves.png and
 kernel_spectra.png; run.json holds settings, versions and seed; cells/ what is finished.  The same
 command resumes a killed run and ends with the same files; only cells/ holds durations.
 
@@ -28,6 +35,7 @@ On the bundled candidates and 2 cores, with a budget of 800: 5 minutes.
 
 import dataclasses
 import itertools
+import math
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple, TypeAlias
@@ -38,6 +46,7 @@ from experiments.common import cli, terminal
 from experiments.common.flags import define_gamma, define_keep, define_tau
 from experiments.common.measurement_flags import measurement_flags
 from experiments.common.progress import Progress, remaining
+from experiments.common.racing import ladder, run_race, smallest_of
 from experiments.common.resume import CandidateRun, Cells, task_settings, test_covariances
 from experiments.common.run_folder import RUN, RunFolder
 from lensllm_jax import checks
@@ -59,24 +68,39 @@ from lensllm_jax.selection.halving import Halving
 from lensllm_jax.selection.loss_table import write_loss_table
 from lensllm_jax.selection.order_cost import OrderCost, Replay, fine_tune_flops, order_costs
 from lensllm_jax.selection.orders import Drop, DropRule, Order
+from lensllm_jax.selection.race import Race, RaceRule
 from lensllm_jax.selection.selection import Selection
-from lensllm_jax.selection.uncertainty import Probability
 
 FLAGS = measurement_flags()
-BUDGET_SIZE = flags.DEFINE_integer("budget_size", 1600, "Largest affordable subset, examples.")
+BUDGET_SIZE = flags.DEFINE_integer(
+    "budget_size", None, "Largest affordable subset, examples: 1600, half the target in a race."
+)
 TARGET_SIZE = flags.DEFINE_integer("target_size", 6400, "Size to rank at, examples.")
-SMALLEST_SIZE = flags.DEFINE_integer("smallest_size", 200, "Smallest subset, examples.")
+SMALLEST_SIZE = flags.DEFINE_integer(
+    "smallest_size", None, "Smallest subset, examples: 200, or less in a race of a small task."
+)
 GAMMA = define_gamma()
 TAU = define_tau()
 ORDER = flags.DEFINE_enum(
-    "order", Order.DOWNWARDS.value, [order.value for order in Order],
-    "Sizes from the budget down (Algorithm 1), from the smallest up (successive halving), or all.",
+    "order", Order.RACE.value, [order.value for order in Order],
+    "A race; sizes from the budget down (Algorithm 1), from the smallest up (successive halving), "
+    "or all.",
 )  # fmt: skip
+PAPER = flags.DEFINE_bool("paper", False, "As the paper: --order=downwards, Eq 10 decides.")
+CONFIDENCE = flags.DEFINE_float("confidence", 0.95, "P(best) at which a race stops; 1: never.")
+MAX_COST = flags.DEFINE_float("max_cost", 0.1, "Of a race, share of tuning all on the target.")
+MAX_HOURS = flags.DEFINE_float("max_hours", math.inf, "Of a race: hours of fine-tuning.")
+WORTH = flags.DEFINE_float(
+    "worth", 0.0, "Of a race: relative loss that tuning all on the target once is worth."
+)
+KERNELS = flags.DEFINE_enum(
+    "kernels", "survivors", ["survivors", "all", "none"], "Whose kernels are computed after a race."
+)
 KEEP = define_keep()
 # columns of ranking.csv on the terminal, as many as 80 characters hold
 SHOWN = (
-    "rank", "candidate", "predicted_loss", "low_90", "high_90", "p_beats_next", "rectified_loss",
-    "budget_loss", "dropped_at",
+    "rank", "candidate", "p_best", "predicted_loss", "low_90", "high_90", "lensllm_loss",
+    "rectified_loss", "budget_loss", "largest_size", "dropped_at",
 )  # fmt: skip
 
 Pool: TypeAlias = dict[str, CandidateRun]
@@ -90,10 +114,14 @@ class Plan(NamedTuple):
     order: Order
     halving: Halving  # of the downward order, before its first loss
     rule: DropRule  # of the upward order, with the target size
+    race: RaceRule | None  # of a race
+    kernels: str  # whose are computed after a race
 
     @property
     def sizes(self) -> tuple[int, ...]:
         """The doubling sizes within the budget, largest first."""
+        if self.race is not None:
+            return self.race.sizes[::-1]
         return nested_sizes(self.budget_size, self.smallest_size)[::-1]
 
     @property
@@ -107,6 +135,22 @@ class Plan(NamedTuple):
             "gamma": self.halving.gamma,
             "tau": self.halving.tau,
             "keep": self.rule.keep,
+            **self._race_settings,
+        }
+
+    @property
+    def _race_settings(self) -> dict[str, Any]:
+        if self.race is None:
+            return {}
+        one = self.race
+        hours = one.max_seconds / 3600 if math.isfinite(one.max_seconds) else None
+        return {
+            "sizes": list(one.sizes),
+            "confidence": one.confidence,
+            "max_cost": one.max_cost,
+            "max_hours": hours,
+            "worth": one.worth,
+            "kernels": self.kernels,
         }
 
 
@@ -118,18 +162,19 @@ def main(argv: Sequence[str]) -> None:
     summaries = describe_pool(FLAGS.candidates())
     task = FLAGS.load_task(summaries)
     plan = plan_of_flags(task)
+    check_race(plan, summaries)
     check_kernel_examples(task, config.num_kernel_examples)
     settings = {**task_settings(summaries, task, config), **plan.settings}
     folder = RunFolder.open(FLAGS.output_dir, settings, **FLAGS.task_notes(task, summaries))
     with Progress(total=_total_work(summaries, plan, config), quiet=FLAGS.quiet) as progress:
-        measurer = Measurer(task, revisits=plan.order is Order.UPWARDS)
+        measurer = Measurer(task, revisits=plan.order in (Order.UPWARDS, Order.RACE))
         cells, seconds = Cells(folder, progress), FLAGS.checkpoint_seconds
         pool = {
             name: CandidateRun(summary, config, measurer, cells, checkpoint_seconds=seconds)
             for name, summary in summaries.items()
         }
-        dropped = _measure(pool, plan)
-    selection = _select(pool, plan, task, config, dropped, folder)
+        measured = _measure(pool, plan)
+    selection = _select(pool, plan, task, config, measured, folder)
     _write_results(folder, selection, task)
     show(selection)
     if not FLAGS.quiet:
@@ -143,37 +188,89 @@ def plan_of_flags(task: Task) -> Plan:
     Raises:
         UserError: naming the flag at fault.
     """
-    available, budget = len(task.train), BUDGET_SIZE.value
+    if PAPER.value and ORDER.value not in (Order.RACE, Order.DOWNWARDS):
+        raise checks.UserError(
+            f"`paper` must stand without another `order`, got {ORDER.value}: it runs downwards"
+        )
+    order, target = Order.DOWNWARDS if PAPER.value else Order(ORDER.value), TARGET_SIZE.value
+    available = len(task.train)
+    budget, smallest = _sizes_of_flags(order, target, available)
     if budget > available:
         raise checks.UserError(
             f"`budget_size` must be at most {available} (the training examples of {task.name}), "
             f"got {budget}"
         )
-    if budget < SMALLEST_SIZE.value:
+    if budget < smallest:
         raise checks.UserError(
-            f"`budget_size` must be at least `smallest_size` {SMALLEST_SIZE.value}, got {budget}"
+            f"`budget_size` must be at least `smallest_size` {smallest}, got {budget}"
         )
-    if TARGET_SIZE.value <= budget:
-        raise checks.UserError(
-            f"`target_size` must be above `budget_size` {budget}, got {TARGET_SIZE.value}"
-        )
+    if target <= budget:
+        raise checks.UserError(f"`target_size` must be above `budget_size` {budget}, got {target}")
     halving = Halving(gamma=GAMMA.value, tau=TAU.value)
-    rule = DropRule(target_size=TARGET_SIZE.value, keep=KEEP.value, gamma=GAMMA.value)
-    return Plan(budget, SMALLEST_SIZE.value, Order(ORDER.value), halving, rule)
+    rule = DropRule(target_size=target, keep=KEEP.value, gamma=GAMMA.value)
+    race = None
+    if order is Order.RACE:
+        race = RaceRule(
+            target_size=target,
+            sizes=ladder(target, budget, smallest=smallest),
+            confidence=CONFIDENCE.value,
+            max_cost=MAX_COST.value,
+            worth=WORTH.value,
+            max_seconds=3600 * MAX_HOURS.value,
+        )
+    return Plan(budget, smallest, order, halving, rule, race, KERNELS.value)
+
+
+def _sizes_of_flags(order: Order, target: int, available: int) -> tuple[int, int]:
+    """The largest and the smallest size, where a flag does not say."""
+    budget, smallest = BUDGET_SIZE.value, SMALLEST_SIZE.value
+    if order is Order.RACE:
+        budget = min(available, target // 2) if budget is None else budget
+        if smallest is None:
+            smallest = smallest_of(target, max_cost=MAX_COST.value)
+    return 1600 if budget is None else budget, 200 if smallest is None else smallest
+
+
+def check_race(plan: Plan, summaries: Mapping[str, CandidateSummary]) -> None:
+    """Refuses a race that cannot start.
+
+    Raises:
+        UserError: of one candidate, or with a budget that does not pay for the first size.
+    """
+    if plan.race is not None:
+        Race.start(tuple(summaries), [float(s.num_params) for s in summaries.values()], plan.race)
 
 
 def _total_work(
     summaries: Mapping[str, CandidateSummary], plan: Plan, config: MeasurementConfig
 ) -> float:
     """Cost of fine-tuning the pool on every size, if patience never ends a fine-tune."""
+    if plan.race is not None:  # of tuning all on the target
+        whole = sum(
+            Job(one.name, one.num_params, plan.race.target_size, config).work
+            for one in summaries.values()
+        )
+        return plan.race.max_cost * whole
     pairs = itertools.product(summaries.values(), plan.sizes)
     return sum(Job(one.name, one.num_params, size, config).work for one, size in pairs)
 
 
-def _measure(pool: Pool, plan: Plan) -> dict[str, Drop]:
-    """Measures all that the order needs; returns the candidates that were dropped, and why."""
+class Measured(NamedTuple):
+    """What an order did."""
+
+    dropped: dict[str, Drop]  # upwards
+    race: Race | None = None  # at its end
+
+
+def _measure(pool: Pool, plan: Plan) -> Measured:
+    """Measures all that the order needs."""
+    if plan.race is not None:
+        race = run_race(pool, plan.race, quiet=FLAGS.quiet)
+        for name in kernels_after(race, plan.kernels):
+            pool[name].compute_kernel()
+        return Measured({}, race)
     if plan.order is Order.UPWARDS:
-        return _measure_upwards(pool, plan)
+        return Measured(_measure_upwards(pool, plan))
     for candidate in pool.values():
         candidate.compute_kernel()
         candidate.measure_loss(0)
@@ -183,7 +280,17 @@ def _measure(pool: Pool, plan: Plan) -> dict[str, Drop]:
         else:
             orders.measure_downwards(plan.sizes, candidate.measure_loss, plan.halving)
         candidate.finish(plan.sizes)
-    return {}
+    return Measured({})
+
+
+def kernels_after(race: Race, whose: str) -> tuple[str, ...]:
+    """The candidates whose kernels are computed: survivors reached the last two sizes."""
+    if whose == "none":
+        return ()
+    reached = sorted({size for size in race.largest.values() if size > 0})[-2:]
+    if whose == "all":
+        return tuple(name for name in race.names if race.largest[name] > 0)
+    return tuple(name for name in race.running if race.largest[name] in reached)
 
 
 def _measure_upwards(pool: Pool, plan: Plan) -> dict[str, Drop]:
@@ -205,7 +312,7 @@ def _measure_upwards(pool: Pool, plan: Plan) -> dict[str, Drop]:
 
 
 def _select(
-    pool: Pool, plan: Plan, task: Task, config: MeasurementConfig, dropped: Mapping[str, Drop],
+    pool: Pool, plan: Plan, task: Task, config: MeasurementConfig, measured: Measured,
     folder: RunFolder,
 ) -> Selection:  # fmt: skip
     """Ranks the pool from what was measured."""
@@ -221,7 +328,8 @@ def _select(
         spectra={n: c.spectrum for n, c in pool.items() if c.spectrum is not None},
         ledger=ledger,
         order=plan.order,
-        dropped=dropped,
+        dropped=measured.dropped,
+        race=measured.race,
         costs=_costs(pool, plan, kernels, ledger),
         loss_covariance=test_covariances(folder, table),
     )
@@ -277,7 +385,10 @@ def _write_results(folder: RunFolder, selection: Selection, task: Task) -> None:
     folder.write_bytes("loss_curves.png", figures.png(*figures.draw_loss_curves(
         selection.table, selection.laws, target_size=selection.target_size)))  # fmt: skip
     spectra = {name: s.eigenvalues for name, s in selection.spectra.items()}
-    folder.write_bytes("kernel_spectra.png", figures.png(*figures.draw_kernel_spectra(spectra)))
+    if spectra:
+        figure = figures.draw_kernel_spectra(spectra)
+        folder.write_bytes("kernel_spectra.png", figures.png(*figure))
+    folder.write_json("answer.json", selection.answer.as_dict())
     report = selection_report(selection, task, folder.read_json(RUN))
     folder.write_text("report.md", to_markdown(report))
     folder.write_text("report.html", to_html(report))
@@ -296,12 +407,7 @@ def show(selection: Selection) -> None:
     )
     rows = [{column: row[column] for column in SHOWN if column in row} for row in selection.rows()]
     _print(title, rows, texts=("candidate",))
-    best = selection.decision.selected
-    chance = Probability(selection.decision.probability_best[best])
-    regret = selection.decision.expected_regret[best]
-    print(f"posterior: {best}, best with P = {chance}, expected regret {regret:.1%}")
-    if selection.ranking.advice is not None:
-        print(selection.ranking.advice)
+    terminal.show_box(str(selection.answer))
 
 
 def _show_costs(selection: Selection) -> None:

@@ -144,6 +144,7 @@ class CandidateRun:
         summary: the candidate without its weights, which are loaded once a piece needs them.
         losses: size -> test loss, nats per byte; 0 is before fine-tuning.
         num_tokens: size -> tokens trained on.
+        seconds: size -> duration of the fine-tune.
         spectrum: of its kernel, with the learning rate of fine-tuning; None if not computed.
     """
 
@@ -154,6 +155,7 @@ class CandidateRun:
         self.summary = summary
         self.losses: dict[int, float] = {}
         self.num_tokens: dict[int, int] = {}
+        self.seconds: dict[int, float] = {}
         self.spectrum: NtkSpectrum | None = None
         self._config, self._measurer, self._cells = config, measurer, cells
         self._checkpoint_seconds = checkpoint_seconds
@@ -173,6 +175,7 @@ class CandidateRun:
         self.losses[size] = cell["test_loss"]
         if size > 0:
             self.num_tokens[size] = cell["num_tokens"]
+            self.seconds[size] = cell["seconds"]
         return self.losses[size]
 
     def compute_kernel(self) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 from rich.box import ASCII, SIMPLE_HEAD
 from rich.cells import cell_len
 from rich.console import Console, RenderableType
+from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
@@ -94,6 +95,15 @@ def _stacked(shown: Table) -> Text:
         first, *others = (str(cell) for cell in cells)
         lines += [first, *(f"  {h}: {c}" for h, c in zip(headings[1:], others, strict=True)), ""]
     return Text("\n".join(lines))
+
+
+def show_box(text: str) -> None:
+    """Prints a sentence to stdout: in a box on a screen, on one line down a pipe."""
+    console = Console()
+    if console.is_terminal:
+        console.print(Panel(Text(printable(text)), expand=False))
+    else:
+        print(printable(text))
 
 
 def _narrow(shown: Table) -> None:

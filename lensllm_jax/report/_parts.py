@@ -39,9 +39,13 @@ def certainty(ranking: Ranking) -> list[Block]:
 
 
 def curves(
-    measured: LossTable, laws: Mapping[str, Callable[..., Any]], ranking: Ranking
+    measured: LossTable,
+    laws: Mapping[str, Callable[..., Any]],
+    ranking: Ranking,
+    *,
+    law: str | None = None,
 ) -> Drawing:
-    """Measured losses, laws, predictions and their intervals."""
+    """Measured losses, laws (of the selector ``law``), predictions and their intervals."""
     drawn = figures.draw_loss_curves(
         measured, laws, target_size=ranking.target_size, intervals=ranking.intervals
     )
@@ -51,8 +55,8 @@ def curves(
         "Measured losses and fitted laws",
         "loss_curves.png",
         figures.svg(*drawn),
-        f"Points: measured. Lines: the law of {ranking.selector}. Stars: prediction at "
-        f"{ranking.target_size:,} examples{bars}.",
+        f"Points: measured. Lines: the law of {law or ranking.selector}. Stars: prediction of "
+        f"{ranking.selector} at {ranking.target_size:,} examples{bars}.",
         f"Loss against training examples. Predicted at {ranking.target_size}: {losses}.",
     )
 

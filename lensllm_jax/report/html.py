@@ -55,6 +55,8 @@ figure { margin: 1rem 0; } figure.drawing .scroll { border: 0; }
 img { max-width: 100%; background: #ffffff; }
 figure svg { display: block; width: 100%; min-width: 36rem; height: auto; }
 @media (prefers-color-scheme: dark) { figure svg { filter: brightness(1.35); } }
+.card { border: 2px solid var(--link); border-radius: 6px; background: var(--wash);
+  padding: .8rem 1rem; font-size: 1.1rem; overflow-wrap: anywhere; }
 pre { background: var(--wash); padding: .7rem; border-radius: 4px; white-space: pre-wrap;
   overflow-wrap: anywhere; }
 pre.command { overflow-x: auto; } pre.command span { white-space: nowrap; }
@@ -94,6 +96,7 @@ def to_html(report: Report) -> str:
         report.title,
         [(section.heading, _body(section)) for section in report.sections],
         lead=report.lead,
+        card=report.card,
     )
 
 
@@ -115,13 +118,16 @@ def _rendered(block: Block) -> str:
             return _figure(block)
 
 
-def document(title: str, sections: Iterable[tuple[str, str]], *, lead: str = "") -> str:
+def document(
+    title: str, sections: Iterable[tuple[str, str]], *, lead: str = "", card: str = ""
+) -> str:
     """A page of headings and their HTML, in the style of all.
 
     Args:
         title: plain text.
         sections: heading, as plain text, and HTML.
         lead: text under the title: what the page says, in a sentence.
+        card: plain text in a frame under the title.
 
     Returns:
         HTML that requests nothing else.
@@ -142,6 +148,7 @@ def document(title: str, sections: Iterable[tuple[str, str]], *, lead: str = "")
 <body>
 <main>
 <h1>{escaped(title)}</h1>
+{f'<p class="card">{escaped(card)}</p>' if card else ""}
 {_paragraph(lead) if lead else ""}
 {body}
 </main>

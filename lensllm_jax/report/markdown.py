@@ -33,7 +33,11 @@ _MARKS = re.compile(r"[\\`*\[|$]|~(?=~)|<(?=[A-Za-z/!?])|&(?=#?\w+;)|(?<!\w)_|_(
 
 def to_markdown(report: Report) -> str:
     """The document; details are left out."""
-    parts = [f"# {_literal(report.title)}", *([_wrapped(report.lead)] if report.lead else [])]
+    parts = [f"# {_literal(report.title)}"]
+    if report.card:
+        parts.append(textwrap.indent(_filled(_literal(report.card)), "> "))
+    if report.lead:
+        parts.append(_wrapped(report.lead))
     for section in report.sections:
         parts += [f"## {_literal(section.heading)}", *map(_rendered, section.blocks)]
     return "\n\n".join(parts) + "\n"
@@ -74,6 +78,10 @@ def _wrapped(text: str) -> str:
     kinds = {"code": "`{}`", "bold": "**{}**", "": "{}"}
     parts = ((how, part if how == "code" else _literal(part)) for how, part in marked(text))
     text = "".join(kinds[how].format(part) for how, part in parts)
+    return _filled(text)
+
+
+def _filled(text: str) -> str:
     return textwrap.fill(text, _WIDTH, break_long_words=False, break_on_hyphens=False)
 
 

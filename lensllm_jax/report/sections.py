@@ -104,3 +104,4 @@ class Report:
     title: str
     sections: Sequence[Section]
     lead: str = ""
+    card: str = ""  # what the reader came for, literal, in a frame at the top

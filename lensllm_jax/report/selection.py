@@ -2,7 +2,9 @@
 
 from lensllm_jax.data.task import Task
 from lensllm_jax.report import _parts
-from lensllm_jax.report.sections import Block, Report, Section, Table, Text, literal
+from lensllm_jax.report.sections import Block, Report, Section, Table, Text
+from lensllm_jax.scaling.result import LawFits
+from lensllm_jax.selection.race import Race
 from lensllm_jax.selection.ranking import Ranking
 from lensllm_jax.selection.selection import Selection
 
@@ -15,11 +17,24 @@ _LEGEND = (
     "`budget_loss` and `zero_shot_loss` are measured. `pflops` counts 6 N per training "
     "token, and the kernel."
 )
+_RACE_LEGEND = (
+    "Losses are nats per byte of target text (UTF-8), its end token left out; one nat is 1.443 "
+    "bits. `predicted_loss` is the posterior's, `low_90` to `high_90` its interval relative to the "
+    "other candidates; `p_best` is the probability of the lowest loss at the target, "
+    "`expected_regret` by which share a loss is expected to exceed the lowest, were this candidate "
+    "picked; `lensllm_loss` is Eq 10 with F of the measured kernel and t free, `rectified_loss` "
+    "its control, for the candidates whose kernels were computed; `largest_loss` is measured at "
+    "`largest_size`. `pflops` counts 6 N per training token, and the kernel."
+)
 _COST_NOTE = (
     "Orders with the kernels of the candidates that they rank; full tuning: every candidate once "
     "on the target size. Measured: the tokens that were trained on. Counted: the order replayed "
     "on the same losses, at the same tokens per example; at least and at most differ where it "
     "depends on losses that were not measured."
+)
+_RACE_DROPPED_NOTE = (
+    "Dropped after `dropped_at` examples: even with a scale half as wide again, the posterior gave "
+    "each no more than `p_best_at_most` of being the best."
 )
 _DROPPED_NOTE = (
     "Dropped after `dropped_at` examples: a straight line of log loss on log size through the last "
@@ -36,28 +51,24 @@ def selection_report(selection: Selection, task: Task, run: _parts.Run) -> Repor
         run: content of run.json.
     """
     ranking = selection.ranking
-    best = literal(ranking.selected)
-    agree = "the same" if ranking.order == selection.control.order else "differently"
     spectra = {name: spectrum.eigenvalues for name, spectrum in selection.spectra.items()}
     return Report(
         f"Which candidate for {task.name}?",
-        lead=f"Best at {selection.target_size:,} training examples, by Eq 10 from at most "
-        f"{selection.budget_size:,}: **{best}**. The rectified law, fitted to the same "
-        f"losses by the same optimiser, ranks the pool {agree}.",
+        card=str(selection.answer),
         sections=[
             Section("Ranking", _ranking(selection)),
             Section("Measured losses", _losses(selection)),
             *_dropped(selection),
             Section("Cost", _cost(selection), details=[_ledger(ranking)]),
-            Section("Fits", [_fits(selection)]),
-            Section("Kernels", [_parts.spectra(spectra)]),
+            *([Section("Fits", [_fits(selection, selection.fits)])] if selection.fits else []),
+            *([Section("Kernels", [_parts.spectra(spectra)])] if spectra else []),
             Section("How this was made", _made(task, run), details=[_parts.settings(run)]),
         ],
     )
 
 
 def _ranking(selection: Selection) -> list[Block]:
-    ranking = selection.ranking
+    ranking = selection.verdict
     chances = {row["candidate"]: row["p_first_beats_it"] for row in ranking.rows()}
     rows = []
     for row in selection.rows():
@@ -69,8 +80,8 @@ def _ranking(selection: Selection) -> list[Block]:
     return [
         Table(rows, caption, page_only={"p_first_beats_it"}),
         *_parts.certainty(ranking),
-        Text(_LEGEND),
-        _parts.curves(selection.table, selection.laws, ranking),
+        Text(_LEGEND if selection.race is None else _RACE_LEGEND),
+        _parts.curves(selection.table, selection.laws, ranking, law=selection.ranking.selector),
     ]
 
 
@@ -80,13 +91,26 @@ def _losses(selection: Selection) -> list[Block]:
 
 
 def _dropped(selection: Selection) -> list[Section]:
-    if not selection.dropped:
+    rows = selection.drop_rows()
+    if not rows:
         return []
     caption = "losses in nats per byte; sizes in training examples"
-    return [Section("Dropped", [Table(selection.drop_rows(), caption), Text(_DROPPED_NOTE)])]
+    note = _DROPPED_NOTE if selection.race is None else _RACE_DROPPED_NOTE
+    return [Section("Dropped", [Table(rows, caption), Text(note)])]
 
 
 def _cost(selection: Selection) -> list[Block]:
+    why = [] if selection.race is None else [_end_of(selection.race)]
+    return [*why, *_orders(selection)]
+
+
+def _end_of(race: Race) -> Text:
+    assert race.stop is not None
+    spent = f"fine-tunes cost {race.cost:.2%} of tuning all"
+    return Text(f"The race stopped by its {race.stop.reason} rule: {race.stop.text}; {spent}.")
+
+
+def _orders(selection: Selection) -> list[Block]:
     if not selection.costs:
         return [Text(f"{selection.ranking.flops / 1e15:.4g} PFLOPs.")]
     caption = f"orders of measuring, of which {selection.order.value} was run"
@@ -106,8 +130,8 @@ def _ledger(ranking: Ranking) -> Table:
     return Table(rows, f"{len(rows)} entries, {ranking.flops / 1e15:.4g} PFLOPs in all")
 
 
-def _fits(selection: Selection) -> Table:
-    fits = {name: selection.fits[i] for i, name in enumerate(selection.ranked.names)}
+def _fits(selection: Selection, law: LawFits) -> Table:
+    fits = {name: law[i] for i, name in enumerate(selection.ranked.names)}
     rows = [
         {
             "candidate": name,
@@ -117,7 +141,7 @@ def _fits(selection: Selection) -> Table:
         }
         for name, fit in fits.items()
     ]
-    first = selection.fits[0]
+    first = law[0]
     units = ", ".join(f"{name}: {unit}" for name, unit in first.units.items())
     caption = f"L(D) = B / (F(Θ, t) + D^β) + E; {units}"
     return Table(rows, caption, forms=dict.fromkeys(first.params, ".4g"))

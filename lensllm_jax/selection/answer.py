@@ -11,6 +11,7 @@ Example:
 """
 
 import dataclasses
+import math
 from typing import Any, NamedTuple
 
 from lensllm_jax.selection.uncertainty import Probability
@@ -59,13 +60,12 @@ class Answer:
         return self.relative_loss_if_wrong * self.predicted_loss
 
     def as_dict(self) -> dict[str, Any]:
-        """JSON values, the sentence first."""
-        return {
-            "answer": str(self),
-            **dataclasses.asdict(self),
-            "next_step": self.next_step and self.next_step._asdict(),
-            "loss_if_wrong": self.loss_if_wrong,
-        }
+        """JSON values, the sentence first; None where a number is not known."""
+        numbers = {**dataclasses.asdict(self), "loss_if_wrong": self.loss_if_wrong}
+        step = self.next_step and self.next_step._asdict()
+        known = {k: None if isinstance(v, float) and math.isnan(v) else v
+                 for k, v in numbers.items()}  # fmt: skip
+        return {"answer": str(self), **known, "next_step": step}
 
     def __str__(self) -> str:
         sentences = (self._pick(), self._price(), self._law(), self._advice())

@@ -157,6 +157,7 @@ def order_costs(
         if order is ran
         else OrderCost(order.value, False, *counted[order])
         for order in Order
+        if order is ran or order in counted  # where a race goes depends on losses all the way
     ]
     full = math.fsum(replay.flops(name, rule.target_size) for name in replay.losses)
     return (*costs, OrderCost(FULL_TUNING, False, full, full))

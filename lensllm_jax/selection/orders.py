@@ -1,4 +1,6 @@
-r"""Order of measuring: from the budget downwards, from small sizes upwards, or every size.
+r"""Order of measuring: a race, from the budget downwards, from small sizes upwards, or all sizes.
+
+A race (:mod:`lensllm_jax.selection.race`) spends where it changes the decision.
 
 Downwards, each candidate by itself, is Algorithm 1 (:mod:`lensllm_jax.selection.halving`): the
 budget first, then half of it, until the loss leaves the power phase.  Every candidate is
@@ -39,6 +41,7 @@ _MIN_KEPT = 2  # one candidate alone is no comparison
 class Order(enum.StrEnum):
     """Which sizes of which candidates are measured, and when."""
 
+    RACE = "race"  # the fine-tune that lowers expected regret most for its cost
     DOWNWARDS = "downwards"  # Algorithm 1: from the budget, until the power phase is left
     UPWARDS = "upwards"  # successive halving: from the smallest, the worst predicted dropped
     ALL = "all"  # every size of every candidate

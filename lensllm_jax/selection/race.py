@@ -55,7 +55,6 @@ from lensllm_jax.selection.selectors import posterior as posterior_selector
 
 _MOST_EPSILON = 0.002  # of P(best): a drop is final
 _DROP_WIDTH = 1.5  # times the posterior's scale: what a final decision allows for its errors
-_VALUE_WIDTH = 1.0
 _OPENING_SHARE = 8.0  # of the budget, one part goes to sizes that all candidates run
 _OPENING_SIZES = 2  # at least: two sizes give a slope
 _SPREAD_POWER = 3  # of octaves: the variance of an integrated random walk
@@ -334,6 +333,16 @@ class Race:
             return Stop(StopReason.WORTH, text)
         return None
 
+    @property
+    def suggestion(self) -> Move | None:
+        """The next fine-tune if there were more to spend; None if all sizes were run."""
+        going = [name for name in self.names if name not in self.failed]
+        options = [one for one in (self._option(name, math.inf) for name in going) if one]
+        if not options:
+            return None
+        best = max(options, key=lambda one: one.rate)
+        return Move(best.name, best.size, best.cost, str(best))
+
     @cached_property
     def _opening(self) -> tuple[int, ...]:
         """The sizes that all candidates run."""
@@ -375,7 +384,7 @@ class Race:
             if cost > left:
                 break
             share = math.log2(self.rule.target_size / size) / octaves
-            moved = _VALUE_WIDTH * float(scale[i]) * math.sqrt(1.0 - share**_SPREAD_POWER)
+            moved = float(scale[i]) * math.sqrt(1.0 - share**_SPREAD_POWER)
             value = _fall(abs(float(center[i]) - others), moved)
             if best is None or value / cost > best.rate:
                 best = _Option(name, size, cost, value)
