@@ -99,8 +99,12 @@ KERNELS = flags.DEFINE_enum(
 KEEP = define_keep()
 # columns of ranking.csv on the terminal, as many as 80 characters hold
 SHOWN = (
+    "rank", "candidate", "predicted_loss", "low_90", "high_90", "p_beats_next", "rectified_loss",
+    "budget_loss", "dropped_at",
+)  # fmt: skip
+SHOWN_OF_RACE = (
     "rank", "candidate", "p_best", "predicted_loss", "low_90", "high_90", "lensllm_loss",
-    "rectified_loss", "budget_loss", "largest_size", "dropped_at",
+    "largest_size", "dropped_at",
 )  # fmt: skip
 
 Pool: TypeAlias = dict[str, CandidateRun]
@@ -190,7 +194,7 @@ def plan_of_flags(task: Task) -> Plan:
     """
     if PAPER.value and ORDER.value not in (Order.RACE, Order.DOWNWARDS):
         raise checks.UserError(
-            f"`paper` must stand without another `order`, got {ORDER.value}: it runs downwards"
+            f"`paper` must stand without another `order`, got {ORDER.value!r}: it runs downwards"
         )
     order, target = Order.DOWNWARDS if PAPER.value else Order(ORDER.value), TARGET_SIZE.value
     available = len(task.train)
@@ -405,8 +409,11 @@ def show(selection: Selection) -> None:
         f"{selection.table.task}: predicted test loss at {selection.target_size} examples "
         f"({LOSS_UNIT})"
     )
-    rows = [{column: row[column] for column in SHOWN if column in row} for row in selection.rows()]
+    shown = SHOWN if selection.race is None else SHOWN_OF_RACE
+    rows = [{column: row[column] for column in shown if column in row} for row in selection.rows()]
     _print(title, rows, texts=("candidate",))
+    if selection.race is None and selection.ranking.advice is not None:
+        print(selection.ranking.advice)
     terminal.show_box(str(selection.answer))
 
 

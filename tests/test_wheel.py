@@ -18,6 +18,7 @@ SETTINGS = {
     "budget_size": 32,
     "target_size": 128,
     "smallest_size": 8,
+    "max_cost": 0.5,
     "max_epochs": 1,
     "batch_size": 4,
     "num_kernel_examples": 4,

@@ -55,7 +55,7 @@ from lensllm_jax.selection.selectors import posterior as posterior_selector
 
 _MOST_EPSILON = 0.002  # of P(best): a drop is final
 _DROP_WIDTH = 1.5  # times the posterior's scale: what a final decision allows for its errors
-_OPENING_SHARE = 8.0  # of the budget, one part goes to sizes that all candidates run
+_OPENING_SHARE = 4.0  # of the budget, one part goes to sizes that all candidates run
 _OPENING_SIZES = 2  # at least: two sizes give a slope
 _SPREAD_POWER = 3  # of octaves: the variance of an integrated random walk
 _ROUNDING = 1e-12  # of costs

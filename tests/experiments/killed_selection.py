@@ -96,7 +96,7 @@ def live(root: Path, folder: str, order: str, log: str, *, deadly: bool) -> int:
     arguments = [
         f"--task={root / 'kings.txt'}", "--budget_size=128",
         "--smallest_size=8", "--target_size=512", f"--output_dir={root / folder}",
-        "--num_kernel_examples=3", "--keep=0.5", f"--order={order}", "--quiet",
+        "--num_kernel_examples=3", "--keep=0.5", f"--order={order}", "--max_cost=0.3", "--quiet",
     ]  # fmt: skip
 
     def before():
@@ -111,7 +111,7 @@ def main() -> None:
     root = Path(sys.argv[1])
     (root / "kings.txt").write_text(TEXT)
     install()
-    for order in ("downwards", "upwards"):
+    for order in ("downwards", "upwards", "race"):
         codes = [live(root, order, order, f"{order}.log", deadly=False)]
         deaths = 0
         while (

@@ -74,6 +74,7 @@ def small(text_task, output_dir, **changes):
         "budget_size": 32,
         "target_size": 128,
         "smallest_size": 8,
+        "order": "downwards",
         "max_epochs": 2,
         "batch_size": 4,
         "num_kernel_examples": 6,

@@ -50,6 +50,31 @@ def test_an_order_measures_what_it_should_and_a_killed_run_nothing_twice(selecti
 
 
 @pytest.mark.slow
+def test_a_race_ends_in_a_sentence_and_a_killed_one_in_the_same(selections):
+    outcome = json.loads((selections / "race.json").read_text())
+    assert outcome["codes"] == [0, 0]
+    whole, killed = outcome["measured"]
+    assert whole == killed
+    assert outcome["deaths"] >= len(whole) // 2
+    assert whole[:2] == [["a", 8], ["a", 16]]  # the first sizes, by candidate
+    for name in (*RESULTS, "answer.json"):
+        text = (selections / "race-killed" / name).read_text()
+        text = text.replace(str(selections / "race-killed"), str(selections / "race"))
+        assert text == (selections / "race" / name).read_text(), name
+    answer = json.loads((selections / "race" / "answer.json").read_text())
+    assert (answer["candidate"], answer["unit"]) == ("a", "nats per byte")
+    assert 0.5 < answer["probability"] <= 1.0
+    assert answer["cost"] <= 0.31  # the kernels' cost is in it
+    assert answer["answer"].startswith("Fine-tune a: best at 512 records with P ")
+    ranking = rows(selections / "race" / "ranking.csv")
+    assert ranking[0]["candidate"] == "a"
+    assert sum(float(row["p_best"]) for row in ranking) == pytest.approx(1.0)
+    assert ranking[0]["lensllm_loss"]
+    for report in ("report.md", "report.html"):
+        assert "Fine-tune a: best at 512" in (selections / "race" / report).read_text()
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("order", MEASURED)
 def test_a_killed_run_ends_with_the_same_files(selections, order):
     whole, killed = selections / order, selections / f"{order}-killed"

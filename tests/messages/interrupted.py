@@ -32,7 +32,10 @@ TEXT = "\n".join(f"the {i} kings of the land" for i in range(60))
 SHARED = ["--candidates=zoo/gpt2-xs,zoo/opt-xs", "--num_kernel_examples=2", "--quiet"]
 GRID = ["--sizes=4,8"]
 RUNS = {
-    "select_model": (select_model, ["--budget_size=8", "--smallest_size=4", "--target_size=16"]),
+    "select_model": (
+        select_model,
+        ["--paper", "--budget_size=8", "--smallest_size=4", "--target_size=16"],
+    ),
     "finetune_grid": (finetune_grid, GRID),
     "finetune_grid_local": (finetune_grid, [*GRID, "--executor=local"]),
 }

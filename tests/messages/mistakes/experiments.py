@@ -58,7 +58,7 @@ def two_seeds(path):
 
 
 def affordable(**flags):
-    sizes = {"BUDGET_SIZE": 1, "SMALLEST_SIZE": 1, "TARGET_SIZE": 2}
+    sizes = {"BUDGET_SIZE": 1, "SMALLEST_SIZE": 1, "TARGET_SIZE": 2, "PAPER": True}
     return binary("select_model", **{**sizes, **flags}).plan_of_flags(TASK)
 
 
@@ -201,6 +201,12 @@ MISTAKES = [
         lambda tmp: affordable(SMALLEST_SIZE=2),
     ),
     ("target_size", "above `budget_size` 1 ... got 1", lambda tmp: affordable(TARGET_SIZE=1)),
+    ("paper", "without another `order` ... got 'all'", lambda tmp: affordable(ORDER="all")),
+    (
+        "confidence",
+        "above 0.5 ... got 0.4",
+        lambda tmp: affordable(PAPER=False, CONFIDENCE=0.4),
+    ),
     ("steps", "zero or positive ... got -1", lambda tmp: binary("pretrain_zoo", STEPS=-1).main([])),
     (
         "candidates",
