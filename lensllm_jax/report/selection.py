@@ -2,7 +2,7 @@
 
 from lensllm_jax.data.task import Task
 from lensllm_jax.report import _parts
-from lensllm_jax.report.sections import Block, Report, Section, Table, Text
+from lensllm_jax.report.sections import Block, Report, Section, Table, Text, literal
 from lensllm_jax.scaling.result import LawFits
 from lensllm_jax.selection.race import Race
 from lensllm_jax.selection.ranking import Ranking
