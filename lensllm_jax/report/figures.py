@@ -42,7 +42,7 @@ HEAT = "cividis"  # rises in lightness, and reads alike in every colour vision
 # what a selector goes by -> colour; selector -> marker, of its own over all families
 FAMILIES: dict[str, tuple[str, dict[str, str]]] = {
     "a law with an offset, by candidate": ("#0072B2", {"lensllm": "o", "rectified": "s"}),
-    "slopes shared by the pool": ("#56B4E9", {"pooled": "*", "posterior": "H"}),
+    "slopes shared by the pool": ("#56B4E9", {"pooled": "*", "posterior": "H", "race": "o"}),
     "a law without an offset": ("#009E73", {"vanilla": "^", "power": "v"}),
     "a straight line of log loss": ("#D55E00", {"ats": "D", "upwards": "d"}),
     "a loss as it was measured": ("#E69F00", {"subtuning": "P", "zero_shot": "X"}),

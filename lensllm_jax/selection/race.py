@@ -17,6 +17,10 @@ All candidates run the first sizes together.  After each step the posterior
   the largest v for its cost among all sizes within the budget names the candidate, which runs the
   first size on the way there.
 
+Candidates that run on show what the task does to all: predictions made at a size move together.
+One that stopped there takes over the mean move, since that size, of the k that ran further, times
+k / (k + 1): they were not chosen at random.
+
 It stops when the leader is best with the asked confidence, when the best fine-tune is not worth its
 cost, or at the budget.  Costs are parameters times examples, as a share of fine-tuning every
 candidate on the target size.
@@ -232,8 +236,19 @@ class Race:
 
     @cached_property
     def posterior(self) -> Posterior:
-        """Of the losses at the target, in the order of ``names``."""
-        problem = Problem(self.table, self.rule.target_size)
+        """Of the losses at the target, in the order of ``names``, shifts since taken over."""
+        whole = self._posterior_of(self.table)
+        largest = np.array([self.largest[name] for name in self.names])
+        center = whole.center.copy()
+        for size in sorted({*largest[largest > 0].tolist()}, reverse=True)[1:]:
+            then = self._posterior_of(self.table.up_to(size)).center
+            further, here = largest > size, largest == size
+            moved = (center - then)[further]
+            center[here] = then[here] + moved.sum() / (len(moved) + 1.0)
+        return dataclasses.replace(whole, center=center)
+
+    def _posterior_of(self, table: LossTable) -> Posterior:
+        problem = Problem(table, self.rule.target_size)
         confidence = posterior_selector.score(problem).confidence
         assert isinstance(confidence, Posterior)
         return confidence

@@ -53,6 +53,14 @@ class Ranking:
         """The candidate to fine-tune."""
         return self.order[0]
 
+    def by(self, posterior: Posterior) -> "Ranking":
+        """The same candidates by another posterior of their losses, in the table's order."""
+        losses = self._by_name(np.exp(posterior.center))
+        order = tuple(sorted(losses, key=losses.__getitem__))
+        return dataclasses.replace(
+            self, scores=losses, predicted=losses, order=order, confidence=posterior
+        )
+
     def evaluate(self, losses: Mapping[str, float]) -> RankingMetrics:
         """Both metrics, given the measured loss of every candidate at the target size."""
         truth = np.array([losses[name] for name in self.scores])

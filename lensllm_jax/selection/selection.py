@@ -75,14 +75,15 @@ class Selection:
 
     @cached_property
     def decision(self) -> Ranking:
-        """By the posterior of all losses, which reads no kernel."""
+        """By the posterior of all losses, the race's in a race, which reads no kernel."""
         table = self.ranked if self.race is None else self.table
         covariance = self.loss_covariance
         if covariance is not None:
             rows = [self.table.names.index(name) for name in table.names]
             covariance = covariance[:, rows][:, :, rows]
         evidence = Evidence(loss_covariance=covariance, ledger=self.ledger)
-        return self._rank(table, "posterior", evidence)
+        ranking = self._rank(table, "posterior", evidence)
+        return ranking if self.race is None else ranking.by(self.race.posterior)
 
     @property
     def verdict(self) -> Ranking:

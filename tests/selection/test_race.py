@@ -168,3 +168,19 @@ def test_one_first_size_is_enough_to_start_and_none_is_refused():
     assert race.cost == pytest.approx(100 / TARGET)
     with pytest.raises(checks.UserError, match="`max_cost` must pay for 100 examples"):
         end_of(CLOSE, max_cost=0.003)
+
+
+def test_who_stopped_takes_over_what_those_that_ran_on_show_of_the_task():
+    """A task that bends at 1,600: from before it, all predictions are too high."""
+    losses = CLOSE.losses.copy()
+    losses[:, 4:] *= 0.8 ** np.arange(1, 6)
+    ragged = np.where(np.arange(9) > np.array([3, 6, 6])[:, None], np.nan, losses)
+    race = Race(
+        CLOSE.names, (1.0,) * 3, rule_of(),
+        {n: {s: float(x) for s, x in zip(SIZES, row, strict=True) if np.isfinite(x)}
+         for n, row in zip(CLOSE.names, ragged, strict=True)},
+    )  # fmt: skip
+    alone = posterior.score(Problem(race.table.up_to(SIZES[3]), TARGET)).scores
+    moved = np.log(alone) - race.posterior.center
+    assert moved[0] > 0.2
+    assert moved[0] == pytest.approx(moved[1:].sum() / 3)
