@@ -214,6 +214,7 @@ MISTAKES = [
         lambda tmp: binary("pretrain_zoo", CANDIDATES="gpt5").main([]),
     ),
     ("selectors", "one of ... got 'luck'", lambda tmp: curves(tmp, SELECTED=["luck"])),
+    ("pools", "from 2 to 2 ... got [9]", lambda tmp: curves(tmp, of="race_curves", POOLS=["9"])),
     (
         "curves",
         "have different file names ... got ['a', 'a']",
