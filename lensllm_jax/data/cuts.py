@@ -11,13 +11,13 @@ Example:
 
 import dataclasses
 from collections import Counter
+from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Any
 
 import numpy as np
 
 from lensllm_jax.checks import UserError
-from lensllm_jax.data.task import Example, Task, fingerprint
+from lensllm_jax.data.task import Example, Task, exact_key, fingerprint
 
 _FEWEST_BYTES = 8  # of a record, so that a target keeps two characters at least
 _WHOLE = 0.99  # of the records stay whole by default, where positions allow
@@ -56,7 +56,8 @@ def cut_example(example: Example, *, max_bytes: int) -> Example:
 def cut_task(task: Task, *, max_bytes: int) -> Task:
     """``task`` with every record cut to ``max_bytes``; ``cut`` counts what lost a part.
 
-    Records of which only white space would be left are left out, as ``<split>_cut_blank``.
+    A record of which only white space would be left is left out (``<split>_cut_blank``), and so is
+    one that repeats another because of the cut (``<split>_cut_repeats_<split>``).
 
     Raises:
         UserError: if ``max_bytes`` is below 8, or leaves a split without a record.
@@ -64,23 +65,42 @@ def cut_task(task: Task, *, max_bytes: int) -> Task:
     if max_bytes < _FEWEST_BYTES:
         raise UserError(f"`max_bytes` must be at least {_FEWEST_BYTES}, got {max_bytes}")
     removed, lost = Counter(task.removed), Counter(task.cut)
-    splits: dict[str, Any] = {}
-    for split in ("train", "validation", "test"):
-        pairs = [(e, cut_example(e, max_bytes=max_bytes)) for e in getattr(task, split)]
-        kept = [(whole, cut) for whole, cut in pairs if cut.target.strip()]
+    seen: dict[str, tuple[str, bool]] = {}  # text -> its split, and whether it was cut
+    splits: dict[str, tuple[Example, ...]] = {}
+    for split in ("test", "validation", "train"):  # what is tested stays
+        kept = []
+        for whole in getattr(task, split):
+            cut = cut_example(whole, max_bytes=max_bytes)
+            reason = _reason_against(cut, is_cut=cut != whole, seen=seen)
+            if reason:
+                removed[f"{split}_{reason}"] += 1
+                continue
+            (key,) = exact_key(cut)
+            seen.setdefault(key, (split, cut != whole))
+            lost[f"{split}_targets"] += cut.target != whole.target
+            lost[f"{split}_prompts"] += cut.prompt != whole.prompt
+            kept.append(cut)
         if not kept:
             raise UserError(
                 f"`max_bytes` must leave text in the {split} split of {task.name}, got {max_bytes}"
             )
-        splits[split] = tuple(cut for _, cut in kept)
-        removed[f"{split}_cut_blank"] += len(pairs) - len(kept)
-        lost[f"{split}_targets"] += sum(cut.target != whole.target for whole, cut in kept)
-        lost[f"{split}_prompts"] += sum(cut.prompt != whole.prompt for whole, cut in kept)
+        splits[split] = tuple(kept)
     return dataclasses.replace(
         task,
-        **splits,
+        train=splits["train"],
+        validation=splits["validation"],
+        test=splits["test"],
         removed=MappingProxyType({k: n for k, n in sorted(removed.items()) if n}),
         cut=MappingProxyType({k: n for k, n in sorted(lost.items()) if n}),
         max_bytes=max_bytes,
-        fingerprint=fingerprint(*splits.values()),
+        fingerprint=fingerprint(splits["train"], splits["validation"], splits["test"]),
     )
+
+
+def _reason_against(cut: Example, *, is_cut: bool, seen: Mapping[str, tuple[str, bool]]) -> str:
+    """Why a record is left out, or an empty string."""
+    if not cut.target.strip():
+        return "cut_blank"
+    (key,) = exact_key(cut)
+    split, other_is_cut = seen.get(key, ("", False))
+    return f"cut_repeats_{split}" if split and (is_cut or other_is_cut) else ""

@@ -18,8 +18,8 @@ def size(example):
     return len(example.prompt.encode()) + len(example.target.encode())
 
 
-def task_of(*examples, **fields):
-    return Task("t", "", examples, examples, examples, {}, fingerprint(*[examples] * 3), **fields)
+def task_of(*examples):
+    return Task("t", "", examples, examples, examples, {}, fingerprint(*[examples] * 3))
 
 
 @given(st.builds(Example, text, text), st.integers(8, 60))
@@ -41,13 +41,25 @@ def test_a_cut_record_is_as_long_as_it_may_be(example, max_bytes):
 def test_cut_and_left_out_records_are_counted_and_the_text_has_a_new_fingerprint():
     long, short = Example("a" * 9 + "b", "c" * 8), Example("p", "t")
     blank = Example("", " " * 10 + "x")
-    task = cut_task(task_of(long, short, blank, Example("p", "é" * 9)), max_bytes=10)
+    one = (Example("p", "t"),)
+    train = (long, short, blank, Example("p", "é" * 9))
+    task = cut_task(Task("t", "", train, one, one, {"empty": 3}, ""), max_bytes=10)
     assert task.train == (Example("ab", "c" * 8), short, Example("", "é" * 5))
     assert task.max_bytes == 10
-    assert task.cut["train_prompts"] == 2
-    assert task.cut["train_targets"] == 1
-    assert task.removed["test_cut_blank"] == 1
+    assert task.cut == {"train_prompts": 2, "train_targets": 1}
+    assert task.removed == {"empty": 3, "train_cut_blank": 1}
     assert task.fingerprint == fingerprint(task.train, task.validation, task.test)
+
+
+def test_records_that_only_what_was_cut_told_apart_are_left_out_where_they_train():
+    """Else a model would be tested on what it was trained on; repeats of the task itself stay."""
+    first, second, third = (Example(f"{word} and the rest", "yes") for word in "abc")
+    same = (Example("p", "t"), Example("p", "t"))
+    task = Task("t", "", (first, *same, third), (second,), same, {}, "")
+    cut = cut_task(task, max_bytes=16)
+    rest = Example(" and the rest", "yes")
+    assert (cut.test, cut.validation, cut.train) == (same, (rest,), same)
+    assert cut.removed == {"train_cut_repeats_validation": 2}
 
 
 def test_a_task_that_fits_keeps_its_text_and_its_fingerprint():
@@ -60,7 +72,7 @@ def test_a_task_that_fits_keeps_its_text_and_its_fingerprint():
 def test_bytes_that_leave_no_text_are_refused():
     with pytest.raises(UserError, match="`max_bytes` must be at least 8, got 7"):
         cut_task(task_of(Example("p", "t")), max_bytes=7)
-    with pytest.raises(UserError, match="`max_bytes` must leave text in the train split of t"):
+    with pytest.raises(UserError, match="`max_bytes` must leave text in the test split of t"):
         cut_task(task_of(Example("", " " * 8 + "x")), max_bytes=8)
 
 

@@ -1,5 +1,6 @@
 """A pool is refused before anything is measured, and all of it reads the same text."""
 
+import dataclasses
 import re
 
 import numpy as np
@@ -22,7 +23,9 @@ TASK = build_task("kings", "a toy", train=TEXTS[:6], validation=TEXTS[6:8], test
 
 
 def task_of(*examples):
-    return Task("t", "", examples, examples[:1], examples[:1], {}, fingerprint(examples))
+    """A task with these training examples."""
+    validation, test = (Example("what is it?", "a king"),), (Example("what is it?", "a land"),)
+    return Task("t", "", examples, validation, test, {}, fingerprint(examples, validation, test))
 
 
 def test_a_record_that_a_candidate_has_no_positions_for_is_refused_with_the_way_out():
@@ -51,7 +54,7 @@ def test_all_of_a_pool_read_the_same_cut_text_by_default():
     task = task_of(*[Example("the king of the land " * 20, f"the {n} kings") for n in range(9)])
     shared = shared_task(task, pool)
     assert shared.max_bytes == 160  # of 128 positions
-    assert shared.cut == {"train_prompts": 9, "validation_prompts": 1, "test_prompts": 1}
+    assert shared.cut == {"train_prompts": 9}
     lengths = {name: row_lengths(shared, one) for name, one in pool.items()}
     assert lengths["zoo/gpt2-xs"].target == 0 < lengths["zoo/t5-xs"].target
     assert all(length.source % 8 == 0 for length in lengths.values())
@@ -65,7 +68,7 @@ def test_a_candidate_whose_tokenizer_alters_targets_is_named():
     pool = describe_pool(["zoo/gpt2-xs", "zoo/opt-xs"])
     assert altered_targets(TASK, pool) == {}
     pool["zoo/opt-xs"].tokenizer.backend_tokenizer.normalizer = normalizers.Lowercase()
-    task = task_of(Example("what?", "The kings"))
+    task = dataclasses.replace(TASK, test=(Example("what?", "The kings"),))
     assert altered_targets(task, pool) == {"zoo/opt-xs": 1}
 
 

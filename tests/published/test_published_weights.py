@@ -15,6 +15,8 @@ import lensllm_jax as lens
 from lensllm_jax.data.encoding import encode_causal
 from lensllm_jax.data.task import Example
 from lensllm_jax.data.tokens import joined
+from lensllm_jax.finetune import evaluation
+from lensllm_jax.finetune.evaluation import EvaluationBatches
 from lensllm_jax.finetune.loop import Loop, OptimizerConfig
 from lensllm_jax.ntk.readout import target_logprob
 from lensllm_jax.typing import IGNORE
@@ -51,13 +53,16 @@ def pytorch(name):
 @pytest.fixture(scope="module")
 def texts(candidate):
     """64 real texts as a batch."""
-    return encoded(candidate, 64, max_bytes=400)
+    return encoded(candidate, 64)
 
 
-def encoded(candidate, count, *, max_bytes):
-    examples = lens.load_task("pydoc", max_bytes=max_bytes).test[:count]
-    batch = encode_causal(examples, candidate.tokenizer)
-    return batch.batch(np.arange(count))
+def encoded(candidate, count):
+    examples = lens.load_task("pydoc", max_bytes=160).test[:count]
+    return encode_causal(examples, candidate.tokenizer).scored_batch(np.arange(count))
+
+
+def inputs(batch):
+    return {key: batch[key] for key in ("input_ids", "attention_mask", "labels")}
 
 
 def torch_logits(model, batch):
@@ -76,7 +81,7 @@ def test_it_says_what_it_is(name, candidate):
 
 
 def test_logits_equal_those_of_pytorch(candidate, pytorch, texts):
-    batch = {key: array[:4] for key, array in texts.items()}
+    batch = {key: array[:4] for key, array in inputs(texts).items()}
     real = batch["attention_mask"] == 1
     ours = np.asarray(candidate.apply_fn(candidate.params, batch))[real]
     assert relative_difference(ours, torch_logits(pytorch, batch)[real]) < 1e-5
@@ -102,26 +107,31 @@ def test_the_greedy_continuation_is_known_and_that_of_pytorch(name, candidate, p
     assert text.startswith(PROMPT + WEIGHTS[name].continuation), text
 
 
-def test_the_loss_on_real_texts_is_that_of_pytorch(name, candidate, pytorch, texts):
+def test_the_loss_on_real_texts_is_that_of_pytorch(name, candidate, pytorch, texts, monkeypatch):
     loop = Loop(candidate.apply_fn, OptimizerConfig(learning_rate=1e-3), shift=True)
     # eight at a time: logits over the largest vocabulary take a megabyte per token
-    batches = [{key: array[i : i + 8] for key, array in texts.items()} for i in range(0, 64, 8)]
-    loss = loop.objective(candidate.params, batches)
-    nats = count = 0.0
-    for batch in batches:
+    monkeypatch.setattr(evaluation, "_ROWS", 8)
+    found = loop.evaluate(candidate.params, EvaluationBatches.of(texts))
+    text_nats = end_nats = 0.0
+    for start in range(0, 64, 8):
+        batch = {key: array[start : start + 8] for key, array in texts.items()}
         logits, labels = torch_logits(pytorch, batch)[:, :-1], batch["labels"][:, 1:]
-        scored = labels != -100
+        scored, is_end = labels != IGNORE, batch["is_end"][:, 1:]
         logits = logits[scored].astype(np.float64)
         largest = logits.max(-1)
         norm = largest + np.log(np.exp(logits - largest[:, None]).sum(-1))
-        nats += float((norm - np.take_along_axis(logits, labels[scored][:, None], 1)[:, 0]).sum())
-        count += int(scored.sum())
-    assert loss == pytest.approx(nats / count, rel=1e-5)
-    assert loss == pytest.approx(WEIGHTS[name].loss, abs=1e-3)
+        nats = norm - np.take_along_axis(logits, labels[scored][:, None], 1)[:, 0]
+        text_nats += float(nats[~is_end[scored]].sum())
+        end_nats += float(nats[is_end[scored]].sum())
+    num_bytes = int(texts["num_target_bytes"].sum())
+    assert num_bytes == 3839  # for every candidate alike
+    assert found.loss == pytest.approx(text_nats / num_bytes, rel=1e-5)
+    assert found.end_loss == pytest.approx(end_nats / 64, rel=1e-5)
+    assert found.loss == pytest.approx(WEIGHTS[name].loss, abs=1e-4)
 
 
 def test_the_exact_kernel_is_the_product_of_dense_gradients(candidate):
-    batch = encoded(candidate, 4, max_bytes=160)
+    batch = inputs(encoded(candidate, 4))
     kernel = lens.candidate_ntk(candidate, batch)
 
     @jax.jit
