@@ -29,6 +29,7 @@ from lensllm_jax.data.task import Task
 from lensllm_jax.finetune.compute import FULL, TUNES, ComputeConfig, keep_compiled
 from lensllm_jax.finetune.loop import ALL_STEPS, MOMENTS_DTYPES
 from lensllm_jax.measurement.measurement import MeasurementConfig
+from lensllm_jax.measurement.memory import check_memory
 from lensllm_jax.measurement.pool import (
     NUM_CHECKED,
     altered_targets,
@@ -89,6 +90,7 @@ class MeasurementFlags:
             UserError: if there is no such task or field, or a candidate cannot be tuned so.
         """
         config = self._settings.config()
+        check_memory({name: summary.num_params for name, summary in pool.items()})
         check_tuning(pool, config.compute)
         return self._pool.load_task(pool, chat_template=config.chat_template)
 

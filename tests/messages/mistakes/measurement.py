@@ -9,6 +9,7 @@ from lensllm_jax.data.task import Example, Task
 from lensllm_jax.finetune.compute import ComputeConfig
 from lensllm_jax.measurement import features, jobs
 from lensllm_jax.measurement.measurement import Measurement, MeasurementConfig
+from lensllm_jax.measurement.memory import check_memory
 from lensllm_jax.measurement.pool import check_kernel_examples, describe_pool, shared_task
 
 TASK = Task("toy", "", (Example("", "a"),), (Example("", "b"),), (Example("", "c"),), {}, "")
@@ -40,6 +41,7 @@ def beyond_the_embedding():
 
 # (argument, key phrases, the mistake in an empty folder)
 MISTAKES = [
+    ("candidates", "fit into memory ... got a", lambda tmp: check_memory({"a": 10**9}, free=2**31)),
     (
         "max_bytes",
         "few enough for the 128 positions of zoo/gpt2-xs ... got 400 ... 202 tokens: pass about",
