@@ -107,6 +107,31 @@ def test_test_records_widen_by_what_they_do_to_one_candidate_and_not_to_all():
     np.testing.assert_array_equal(widths(np.full_like(alike, np.nan)), plain)
 
 
+@pytest.mark.parametrize("kind", ["noise", "equal", "rising", "gaps", "dropped", "tiny"])
+def test_odd_tables_have_finite_answers(kind):
+    rng = np.random.default_rng(6)
+    for share in (0.0, 0.3, 4.0, 20.0):
+        count, sizes = 5, np.unique(np.round(100 * 2.0 ** rng.uniform(0.0, 12.0, 7)).astype(int))
+        shape = count, len(sizes)
+        falls = np.cumsum(rng.exponential(0.3, shape), axis=1)
+        losses = np.exp(rng.normal(1.0, 1.0, (count, 1)) - falls + rng.normal(0.0, 0.3, shape))
+        odd = {
+            "equal": np.ones(shape),
+            "rising": losses[:, ::-1],
+            "gaps": np.where(rng.random(shape) < 0.5, np.nan, losses),
+            "dropped": np.where(np.arange(shape[1]) > np.arange(count)[:, None], np.nan, losses),
+            "tiny": 1e-30 * losses,
+        }
+        names = tuple(f"m{i}" for i in range(count))
+        table = LossTable(names, sizes, odd.get(kind, losses), np.ones(count), ("",) * count)
+        target = int(table.sizes[-1] * 2.0**share)
+        scores = posterior.score(Problem(table, target))
+        assert np.isfinite(scores.scores).all()
+        assert np.isfinite(scores.log_std).all()
+        assert (scores.scores > 0).all()
+        assert (scores.log_std > 0).all()
+
+
 def test_a_weight_of_one_is_that_view_alone():
     views = Views.of(Problem(small_table(), 51200).at_budget(3200, 51200))
     alone = Constants(local=0.0, warped=0.0, slopes=1.0, line=0.0, budget=0.0)
