@@ -86,16 +86,19 @@ def _run(jaxpr, consts, arguments):
     for equation in jaxpr.eqns:
         results = _apply(equation, [read(atom) for atom in equation.invars])
         for variable, result in zip(equation.outvars, results, strict=True):
-            dtype = variable.aval.dtype
-            is_key = jax.dtypes.issubdtype(dtype, jax.dtypes.extended)
-            values[variable] = result if is_key else np.asarray(result, dtype)
+            is_key = _is_key(variable.aval)
+            values[variable] = result if is_key else np.asarray(result, variable.aval.dtype)
     return [read(atom) for atom in jaxpr.outvars]
 
 
 def _plain(value):
+    return value if _is_key(value) else np.asarray(value)
+
+
+def _is_key(value):
+    """Whether it is a random key, which NumPy does not know."""
     dtype = getattr(value, "dtype", None)
-    is_key = dtype is not None and jax.dtypes.issubdtype(dtype, jax.dtypes.extended)
-    return value if is_key else np.asarray(value)
+    return dtype is not None and jax.dtypes.issubdtype(dtype, jax.dtypes.extended)
 
 
 def _apply(equation, operands):
@@ -105,9 +108,10 @@ def _apply(equation, operands):
         return _run(*opened(inner), operands)
     if name in SEVERAL_RESULTS:
         return SEVERAL_RESULTS[name](settings, operands)
-    if name in ELEMENTWISE:
+    has_keys = any(map(_is_key, operands))
+    if name in ELEMENTWISE and not has_keys:
         return [ELEMENTWISE[name](*operands)]
-    if name in ARRAYS:
+    if name in ARRAYS and not has_keys:
         result = ARRAYS[name](equation, *operands)
         if result is not None:
             return [result]

@@ -199,7 +199,7 @@ def _random_numbers(p, w, h, x, i):
     def step(state, w):
         h, key = state
         noise = jax.random.uniform(key, (1, WIDTH))
-        return (jnp.tanh(h @ w) * noise, jax.random.split(key)[0]), None
+        return (jnp.tanh(h @ w) * noise, jax.random.fold_in(key, 1)), None
 
     return lax.scan(step, (h, jax.random.key(i)), _stack(w))[0][0]
 
