@@ -7,7 +7,7 @@ Example:
     >>> list_loss_tables()
     ('lin2024/flan', 'lin2024/gigaword')
     >>> table = load_loss_table("lin2024/flan")
-    >>> len(table.names), table.sizes[-1], table.unit
+    >>> len(table.names), int(table.sizes[-1]), table.unit
     (30, 1638400, 'nats per token')
 """
 
