@@ -24,6 +24,10 @@ Number = TypeVar("Number", int, float)
 class UserError(ValueError):
     """Bad input that the user can correct; binaries print it as one line and exit with 2."""
 
+    def __init__(self, message: str):
+        # what a file calls its tensors may hold line breaks and the codes of terminals
+        super().__init__("".join(c if c.isprintable() else ascii(c)[1:-1] for c in message))
+
 
 def positive(name: str, value: Number) -> Number:
     """``value``, if it is finite and above zero, else ``UserError``."""

@@ -200,6 +200,11 @@ def test_damaged_files_are_refused_in_one_line(change, message, tmp_path):
     refused(path, f"`.*` must be a complete GGUF file.*{message}.*fetch it again")
 
 
+def test_names_with_line_breaks_and_codes_of_a_terminal_are_shown_escaped(tmp_path):
+    _, path = write_gguf(tmp_path, "llama", tensors={"a\n\x1b[2J.weight": np.ones((2, 32))})
+    refused(path, r"unexpected a\\n\\x1b\[2J\.weight")
+
+
 def test_an_unknown_type_of_blocks_is_refused(tmp_path):
     _, path = write_gguf(tmp_path, "llama")
     content = path.read_bytes()
