@@ -91,6 +91,11 @@ class Adapter:
                 f"`{self.folder / _WEIGHTS}` must hold lora_A and lora_B of {module}, got only one"
             )
         a, b = (tensors[side].whole().astype(np.float32) for side in "AB")
+        if a.ndim != 2 or b.ndim != 2 or not 0 < len(a) == b.shape[1]:
+            raise checks.UserError(
+                f"`{self.folder / _WEIGHTS}` must hold lora_A (r, d_in) and lora_B (d_out, r) of "
+                f"{module}, got {a.shape} and {b.shape}"
+            )
         b = b * np.float32(self._scale(module, rank=len(a)))
         return _Update(left=a.T, right=b.T) if transposed else _Update(left=b, right=a)
 
@@ -143,6 +148,7 @@ def read_adapter(folder: Path) -> Adapter:
             f"`{path}` must describe low-rank updates alone, got {'; '.join(refused)}: merge it "
             "into its base with PEFT (merge_and_unload) and save that"
         )
+    _check_scales(path, settings)
     base, revision = settings.get("base_model_name_or_path"), settings.get("revision")
     if not isinstance(base, str) or not base:
         raise checks.UserError(f"`{path}` must name its base_model_name_or_path, got {base!r}")
@@ -218,6 +224,23 @@ def _modules(
             ])  # fmt: skip
             name = (prefix + weight.source(layer)).removesuffix(".weight")
             yield name, np.ascontiguousarray(a.T), np.ascontiguousarray(b.T)
+
+
+def _check_scales(path: Path, settings: Mapping[str, Any]) -> None:
+    """Checks that every scale is a number, and every pattern an expression."""
+    patterns = settings.get("alpha_pattern") or {}
+    try:
+        # math.isfinite raises TypeError of what is no number
+        finite = all(map(math.isfinite, [settings.get("lora_alpha", 8), *patterns.values()]))
+        wrong = None if finite else "one that is not finite"
+        for pattern in patterns:
+            re.compile(pattern)
+    except (TypeError, AttributeError, re.error) as error:
+        wrong = str(error)
+    if wrong:
+        raise checks.UserError(
+            f"`{path}` must scale by finite numbers (lora_alpha, alpha_pattern), got {wrong}"
+        )
 
 
 def _parts(path: Path) -> dict[str, dict[str, StoredTensor]]:

@@ -25,6 +25,7 @@ from lensllm_jax.models.family import Family, ModelConfig
 from lensllm_jax.models.registry import FAMILIES
 
 CONFIG = "config.json"
+_QUANTIZED = ("quantization_config", "compression_config")
 _LONGEST = 300  # characters about one attribute
 
 
@@ -98,10 +99,13 @@ def parse_config(stored: Mapping[str, Any], *, name: str = CONFIG) -> Checkpoint
     _check_sizes({key: value for key, value in stored.items() if "layer" in key}, name, 10_000)
     if quantized := stored.get("quantization_config"):
         method = quantized.get("quant_method") if isinstance(quantized, dict) else quantized
+        method = method or ", ".join(map(str, quantized))[:_LONGEST]
         raise checks.UserError(
             f"`quantization_config` in {name} must be absent (weights as numbers), got those of "
             f"{method!r}: give the checkpoint that was quantized, or a GGUF file of it"
         )
+    # an empty one is as good as none
+    stored = {key: value for key, value in stored.items() if value or key not in _QUANTIZED}
     config_class = type(transformers().AutoConfig.for_model(model_type))
     defaults = config_class().to_dict()
     try:

@@ -13,7 +13,7 @@ from lensllm_jax import checks
 from lensllm_jax.checkpoints.folder import FILES
 
 _NAME = re.compile(
-    r"(https?://(www\.)?(huggingface\.co|hf\.co)/|hf://)?"
+    r"((https?://)?(www\.)?(huggingface\.co|hf\.co)/|hf://)?"
     r"(?P<id>[\w-][\w.-]*(/[\w.-]+)?)"
     r"(@(?P<revision>[\w./-]+)|/(tree|blob|resolve)/(?P<page>[^/?#]+)[^?#]*)?/?([?#].*)?"
 )

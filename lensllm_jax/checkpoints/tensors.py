@@ -24,7 +24,9 @@ from lensllm_jax.checkpoints.gguf.header import is_gguf
 from lensllm_jax.checkpoints.stored_tensor import StoredTensor, Tensors
 
 # what training wraps a model in, and leaves in the names of its tensors
-_WRAPPERS = ("_orig_mod.", "module.", "base_model.model.")
+_WRAPPERS = (
+    "_orig_mod.", "module.", "base_model.model.", "_fsdp_wrapped_module.", "_forward_module.",
+)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)

@@ -58,7 +58,7 @@ def read_tokenizer(
     """
     advice = "save it there with tokenizer.save_pretrained(folder)"
     # transformers invents an empty tokenizer where it finds none
-    files = (folder / name for name in VOCABULARIES if (folder / name).exists())
+    files = (folder / name for name in VOCABULARIES if is_there(folder / name))
     file = folder if is_gguf(folder) else next(files, None)
     if file is None:
         raise checks.UserError(

@@ -79,6 +79,11 @@ def test_whole_tensors_replace_those_of_the_base(tmp_path):
         ({"peft_type": "IA3"}, "got peft_type='IA3'"),
         ({"init_lora_weights": "pissa"}, "init_lora_weights='pissa'"),
         ({"layer_replication": [[0, 1]]}, "layer_replication"),
+        ({"lora_alpha": [16]}, "finite numbers .* got must be real number, not list"),
+        ({"lora_alpha": float("inf")}, "got one that is not finite"),
+        ({"alpha_pattern": {"q_proj": None}}, "got must be real number, not NoneType"),
+        ({"alpha_pattern": ["q_proj"]}, "got 'list' object has no attribute 'values'"),
+        ({"alpha_pattern": {"(": 2}}, "got missing"),
         ({"base_model_name_or_path": None}, "must name its base_model_name_or_path, got None"),
     ],
 )  # fmt: skip

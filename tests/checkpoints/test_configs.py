@@ -51,6 +51,7 @@ def test_what_it_knows_and_we_do_not_support_is_refused_by_name(family):
         message = refusal({**TINY[family], "quantization_config": quantized})
         assert "give the checkpoint that was quantized, or a GGUF file of it" in message
     parse_config({**TINY[family], "is_causal": None, "quantization_config": None})
+    parse_config({**TINY[family], "quantization_config": {}, "compression_config": {}})
 
 
 def test_a_name_is_known_to_the_families_whose_code_reads_it():

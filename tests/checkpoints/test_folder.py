@@ -80,7 +80,15 @@ def test_of_several_variants_one_must_be_chosen(folder, whole):
 
 
 @pytest.mark.parametrize(
-    "wrapper", ["_orig_mod.", "module.", "base_model.model.", "module._orig_mod."]
+    "wrapper",
+    [
+        "_orig_mod.",
+        "module.",
+        "base_model.model.",
+        "module._orig_mod.",
+        "_fsdp_wrapped_module.",
+        "_forward_module.module.",
+    ],
 )
 def test_what_training_put_before_the_names_is_taken_off(folder, whole, wrapper):
     tensors = {wrapper + name: values for name, values in load_file(folder / SINGLE).items()}
@@ -110,6 +118,19 @@ def test_a_link_to_a_file_that_is_gone_is_named(folder):
     (folder / SINGLE).unlink()
     (folder / SINGLE).symlink_to("../blobs/4f")
     assert f"{SINGLE}` must be a file, got a link to ../blobs/4f, which is gone" in refusal(folder)
+
+
+def test_a_tokenizer_that_is_a_pointer_or_gone_is_named(folder):
+    path = folder / "tokenizer.json"
+    path.write_text(POINTER)
+    with pytest.raises(checks.UserError, match="json` must hold the content itself, got a git-lfs"):
+        _ = load_folder(folder).tokenizer
+    path.unlink()
+    path.symlink_to("../blobs/4f")
+    with pytest.raises(
+        checks.UserError, match=r"json` must be a file, got a link to \.\./blobs/4f"
+    ):
+        _ = load_folder(folder).tokenizer
 
 
 def test_a_pipe_is_not_waited_for(folder):

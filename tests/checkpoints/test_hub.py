@@ -26,6 +26,8 @@ SMALLEST = FOLDER / "gpt2-xs"
         ("https://huggingface.co/facebook/opt-350m/", ("facebook/opt-350m", None)),
         ("https://huggingface.co/facebook/opt-350m/tree/v2", ("facebook/opt-350m", "v2")),
         ("https://hf.co/facebook/opt-350m/blob/main/config.json", ("facebook/opt-350m", "main")),
+        ("huggingface.co/facebook/opt-350m/tree/v2", ("facebook/opt-350m", "v2")),
+        ("https://huggingface.co/datasets/a/b", None),
         ("https://huggingface.co/gpt2?library=transformers", ("gpt2", None)),
         ("hf://facebook/opt-350m@v2", ("facebook/opt-350m", "v2")),
         ("https://example.com/facebook/opt-350m", None),

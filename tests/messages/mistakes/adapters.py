@@ -53,6 +53,21 @@ MISTAKES = [
     ),
     ("adapter", "be a whole model, got the adapter", on_an_adapter),
     ("adapter_model.safetensors", "hold lora_A and lora_B of ... got only one", with_one_side),
+    (
+        "adapter_model.safetensors",
+        "hold lora_A (r, d_in) and lora_B (d_out, r) of ... got (3,) and (3,)",
+        lambda tmp: loaded(
+            tmp,
+            tensors=lambda stored: {
+                k: v[0, :3] if "A" in k else v[:3, 0] for k, v in stored.items()
+            },
+        ),
+    ),
+    (
+        "adapter_config.json",
+        "scale by finite numbers ... got must be real number, not str",
+        lambda tmp: loaded(tmp, lora_alpha="twice"),
+    ),
     ("adapter", "be an adapter of ... got an update of", lambda tmp: on_another(tmp, "gpt2")),
     (
         "model.layers.1.self_attn.q_proj.weight",
