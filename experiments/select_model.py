@@ -413,7 +413,7 @@ def show(selection: Selection) -> None:
     rows = [{column: row[column] for column in shown if column in row} for row in selection.rows()]
     _print(title, rows, texts=("candidate",))
     if selection.race is None and selection.ranking.advice is not None:
-        print(selection.ranking.advice)
+        terminal.show(str(selection.ranking.advice))
     terminal.show_box(str(selection.answer))
 
 

@@ -107,7 +107,8 @@ def _cost(selection: Selection) -> list[Block]:
 def _end_of(race: Race) -> Text:
     assert race.stop is not None
     spent = f"fine-tunes cost {race.cost:.2%} of tuning all"
-    return Text(f"The race stopped by its {race.stop.reason} rule: {race.stop.text}; {spent}.")
+    why = literal(race.stop.text)
+    return Text(f"The race stopped by its {race.stop.reason} rule: {why}; {spent}.")
 
 
 def _orders(selection: Selection) -> list[Block]:
