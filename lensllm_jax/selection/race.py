@@ -298,7 +298,7 @@ class Race:
 
     def with_drops(self) -> "Race":
         """Without those that cannot be best any more."""
-        if not self._is_open or len(self.running) < 2:
+        if self._next_opening is not None or len(self.running) < 2:
             return self
         wide = dataclasses.replace(self.posterior, log_std=_DROP_WIDTH * self.posterior.log_std)
         chances = wide.odds(num_draws=_NUM_DRAWS).probability_best
@@ -310,17 +310,17 @@ class Race:
         return dataclasses.replace(self, dropped={**self.dropped, **out}) if out else self
 
     def moves(self, count: int = 1) -> tuple[Move, ...]:
-        """The next fine-tunes, by candidate; none if the race is over.
+        """The next fine-tunes; none if the race is over.
 
         Args:
             count: of different candidates, at most, once the first sizes are done.
         """
-        if not self._is_open:
-            reason = "the first sizes, which all candidates run"
+        size = self._next_opening
+        if size is not None:
+            reason = "one of the first sizes, which all candidates run"
             return tuple(
                 Move(name, size, self.cost_of(name, size), reason)
                 for name in self.running
-                for size in self._opening
                 if size > self.largest[name]
             )
         return () if self.stop else self._most_valuable(count)
@@ -328,7 +328,7 @@ class Race:
     @cached_property
     def stop(self) -> Stop | None:
         """Why the race is over, if it is."""
-        if not self._is_open:
+        if self._next_opening is not None:
             return None
         rule, chance = self.rule, self.probability
         if chance >= rule.confidence < 1.0:
@@ -367,8 +367,14 @@ class Race:
         return sizes[: min(max(share, _OPENING_SIZES), max(paid, 1))]
 
     @cached_property
-    def _is_open(self) -> bool:
-        return all(self.largest[name] >= self._opening[-1] for name in self.running)
+    def _next_opening(self) -> int | None:
+        """The first of the opening sizes that is not done; None if the opening is over."""
+        for size in self._opening:
+            late = [name for name in self.running if self.largest[name] < size]
+            cost = math.fsum(self.cost_of(name, size) for name in late)
+            if late:
+                return size if size == self._opening[0] or cost <= self._left else None
+        return None
 
     def _ahead(self, name: str) -> tuple[int, ...]:
         """The sizes that a candidate has not reached."""

@@ -56,7 +56,7 @@ def test_a_covariance_is_that_of_the_candidates_that_are_ranked(upwards, monkeyp
         return rank(table, **settings)
 
     monkeypatch.setattr(selection_module, "rank", spy)
-    each = np.arange(5 * 4 * 4, dtype=float).reshape(5, 4, 4)
+    each = np.arange(6 * 4 * 4, dtype=float).reshape(6, 4, 4)
     dataclasses.replace(upwards, loss_covariance=each).decision  # noqa: B018, what is asked for
     ((table, evidence),) = seen
     assert table.names == ("m3",)
