@@ -120,7 +120,7 @@ class Measurement:
         loop = self._compiled or loop_for(
             self.candidate, self.config.optimizer(), compute=self.config.compute
         )
-        return loop.beside(self._start.frozen)
+        return loop.beside(self._start.frozen) if self._start.frozen else loop
 
     @functools.cached_property
     def lengths(self) -> RowLengths:
