@@ -1,4 +1,4 @@
-"""The README's examples print what is shown, and its tables are the measurements."""
+"""README's examples print what is shown; its tables, and those it links, are the measurements."""
 
 import contextlib
 import io
@@ -14,6 +14,9 @@ from tests.committed import RESULTS, table
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
+COMMANDS, ZOO, REPRODUCTION = (
+    (ROOT / "docs" / f"{page}.md").read_text() for page in ("commands", "zoo", "REPRODUCTION")
+)
 
 
 def numbers(text):
@@ -32,7 +35,7 @@ def examples():
 def test_examples_print_what_is_shown_below_them(monkeypatch):
     monkeypatch.chdir(ROOT)
     (ranked, ranking), (got, expected) = examples()
-    assert len(ranking) == 9
+    assert len(ranking) == 12
     assert np.array_equal(ranked, ranking)
     assert len(expected) == 18
     # float32 sums of a quarter million products, in another order on another processor
@@ -42,37 +45,38 @@ def test_examples_print_what_is_shown_below_them(monkeypatch):
 
 
 def test_losses_below_the_ranking_are_those_measured():
-    truth = lens.read_loss_table(RESULTS / "pydoc_losses.csv")
-    measured = dict(zip(truth.names, truth.column(6400), strict=True))
-    names = re.findall(r"^(zoo/[\w-]+): ", README, re.MULTILINE)
+    truth = lens.load_loss_table("lin2024/gigaword")
+    measured = dict(zip(truth.names, truth.column(1638400), strict=True))
+    names = re.findall(r"^(google/[\w-]+): ", README, re.MULTILINE)
     first, second, third = (f"{measured[name]:.2f}" for name in names)
-    assert f"at 6,400 are {first}, {second} and\n{third} nats per byte" in README
+    assert f"at 1,638,400 are {first}, {second} and {third}, and the first is\nthe best" in README
+    assert measured[names[0]] == min(measured.values())
 
 
 def test_every_binary_is_named():
     for path in (ROOT / "experiments").glob("*.py"):
         if "cli.run(main)" in path.read_text():
-            assert f"`experiments.{path.stem}`" in README
+            assert f"`experiments.{path.stem}`" in COMMANDS
 
 
 def test_table_of_the_zoo_is_that_of_the_folders():
     for name in lens.list_zoo():
         report = json.loads((FOLDER / name.removeprefix("zoo/") / "pretraining.json").read_text())
         candidate = lens.load_candidate(name)
-        row = next(line for line in README.splitlines() if line.startswith(f"| `{name}` "))
+        row = next(line for line in ZOO.splitlines() if line.startswith(f"| `{name}` "))
         assert f"{candidate.num_params:,}" in row
         assert f"{report['held_out_loss_nats_per_token']:.2f}" in row
         assert f"{report['tokens_seen'] / 1e6:.1f} M" in row
         assert ", ".join(report["corpora"]) in row
 
 
-def test_tables_of_results_are_those_of_the_committed_measurements():
+def test_tables_of_the_demo_are_those_of_the_committed_measurements():
     truth = lens.read_loss_table(RESULTS / "pydoc_losses.csv")
     measured = dict(zip(truth.names, truth.column(6400), strict=True))
     ranking = table("demo_ranking")
     at_target = np.array([measured[row["candidate"]] for row in ranking])
     for row, loss in zip(ranking, at_target, strict=True):
-        line = next(x for x in README.splitlines() if x.startswith(f"| {row['candidate']} |"))
+        line = next(x for x in REPRODUCTION.splitlines() if x.startswith(f"| {row['candidate']} |"))
         assert f"| {loss:.3f} |" in line
     for column, title in (
         ("predicted_loss", "LensLLM"),
@@ -83,7 +87,7 @@ def test_tables_of_results_are_those_of_the_committed_measurements():
         scores = np.array([float(row[column]) for row in ranking])
         correlation = lens.pearson_correlation(scores, at_target)
         accuracy = lens.relative_accuracy(at_target[np.argmin(scores)], at_target)
-        line = next(line for line in README.splitlines() if line.startswith(f"| {title}"))
+        line = next(x for x in REPRODUCTION.splitlines() if x.startswith(f"| {title}"))
         assert line.endswith(f"| {correlation:.1f} | {accuracy:.1f} |")
 
 
@@ -93,5 +97,23 @@ def test_row_of_the_kernel_is_that_of_the_committed_benchmark():
         for row in table("ntk_benchmark")
         if row["n"] == "128"
     )
-    line = next(line for line in README.splitlines() if line.startswith("| structured kernel"))
-    assert f"| {ours} against {theirs} |" in line
+    line = next(line for line in README.splitlines() if line.startswith("| What does an exact"))
+    assert f"| structured {ours} against {theirs} |" in line
+
+
+def test_row_of_selectors_is_that_of_table_3():
+    rows = [line.split(" |") for line in REPRODUCTION.splitlines()]
+    selectors = ("| lensllm (F", "| posterior (", "| ats")
+    pearson = {row[0].split()[1]: [cell.split("/")[0].strip() for cell in row[1:3]]
+               for row in rows if row[0].startswith(selectors)}  # fmt: skip
+    flan, gigaword = zip(*(pearson[name] for name in ("lensllm", "ats", "posterior")), strict=True)
+    assert "FLAN: LensLLM {}, `ats` {}, `posterior` {};".format(*flan) in README
+    assert f"Gigaword: {', '.join(gigaword)} |" in README
+
+
+def test_row_of_the_kernels_use_is_that_of_the_claims():
+    counts = [int(n) for line in REPRODUCTION.splitlines() if "paired comparisons" in line
+              for n in re.findall(r"(\d+) (?:paired|are surely)", line)]  # fmt: skip
+    laws, worse, values, better = counts
+    assert f"of {laws + values} paired comparisons {worse} are surely worse with it" in README
+    assert better == 0
