@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from experiments.common import console
 from tests.messages import binaries
 
 ROOT = Path(__file__).parents[2]
@@ -65,6 +66,8 @@ def wrong(words):
     if re.fullmatch(r"(\.venv/bin/)?python", program):
         bare = [word for word in rest[2:] if not word.startswith("--")]
         return f"{bare[0]} is no flag" if bare else unknown_module(rest[1], _names(rest[2:]))
+    if program in console.NAMES:
+        return unknown_module(f"experiments.{console.NAMES[program]}", _names(rest))
     return None if (ROOT / program).is_file() else f"no program {program}"
 
 
