@@ -14,6 +14,8 @@ import dataclasses
 import math
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from lensllm_jax.selection.uncertainty import Probability
 
 _CANNOT_TELL = 0.5  # P(best) below which another candidate is more likely the best than the pick
@@ -76,13 +78,14 @@ class Answer:
         lead = f"Fine-tune {self.candidate}: best at {self.target_size:,} records with P {chance}"
         if not self.is_clear:
             lead = (
-                f"The data cannot tell: of {self.target_size:,} records {self.candidate} is the "
-                f"best bet, best with P {chance}"
+                f"The data cannot tell: at {self.target_size:,} records {self.candidate} is the "
+                f"best bet, with P {chance}"
             )
         if self.probability >= 1.0:
             return f"{lead}."
         loss, share = self.loss_if_wrong, 100.0 * self.relative_loss_if_wrong
-        return f"{lead}; expected to lose {loss:.1g} {self.unit} ({share:.1g} %) if not."
+        lost = f"{_rounded(loss, 1)} {self.unit} ({_rounded(share, 1)} %)"
+        return f"{lead}; expected to lose {lost} if not."
 
     def _price(self) -> str:
         parts = []
@@ -115,4 +118,10 @@ def _equals(probability: float) -> str:
 
 
 def _percent(share: float) -> str:
-    return f"{100.0 * share:.2g} %"
+    return f"{_rounded(100.0 * share, 2)} %"
+
+
+def _rounded(value: float, digits: int) -> str:
+    """To significant digits or to a whole number, without an exponent."""
+    kept = f"{value:.{digits}g}" if value < 10**digits else f"{value:.0f}"
+    return np.format_float_positional(float(kept), trim="-")

@@ -1,0 +1,49 @@
+"""The sentence that a selection ends in."""
+
+import dataclasses
+
+import pytest
+
+from lensllm_jax.selection.answer import Answer, NextStep
+
+SURE = Answer(
+    candidate="b", target_size=51200, probability=0.93, expected_regret=0.00014,
+    predicted_loss=1.0, unit="nats per byte", cost=0.031, next_best=("a", 0.05),
+)  # fmt: skip
+
+
+def test_an_unclear_answer_says_so_and_what_to_run_next():
+    step = NextStep("a", 6400, 0.012)
+    unsure = dataclasses.replace(SURE, probability=0.4, next_best=("a", 0.35), next_step=step)
+    assert str(unsure).startswith(
+        "The data cannot tell: at 51,200 records b is the best bet, with P = 0.40; expected to"
+    )
+    assert str(unsure).endswith(
+        "To tell more, fine-tune a on 6,400 records, for 1.2 % of tuning all."
+    )
+    assert "To tell more" not in str(dataclasses.replace(SURE, next_step=step))  # it is clear
+
+
+@pytest.mark.parametrize(
+    ("regret", "cost", "shown"),
+    [
+        (0.0000014, 0.00031, ("0.00002 nats per byte (0.002 %)", "Cost 0.031 % of")),
+        (0.0161, 1.0, ("0.2 nats per byte (23 %)", "Cost 100 % of")),
+        (0.7, 1.25, ("10 nats per byte (1000 %)", "Cost 125 % of")),
+    ],
+)
+def test_numbers_have_no_exponent(regret, cost, shown):
+    said = str(dataclasses.replace(SURE, expected_regret=regret, cost=cost))
+    assert all(part in said for part in shown)
+
+
+def test_the_law_is_named_by_what_it_read_and_picks():
+    assert "LensLLM" not in str(SURE)
+    other = dataclasses.replace(SURE, law_picks="a")
+    assert str(other).endswith("LensLLM (Eq 10, no kernel) picks a.")
+
+
+def test_what_is_not_known_is_null():
+    unknown = dataclasses.replace(SURE, cost=None, predicted_loss=float("nan"))
+    assert (unknown.as_dict()["predicted_loss"], unknown.as_dict()["cost"]) == (None, None)
+    assert "Cost" not in str(unknown)
