@@ -27,7 +27,7 @@ from experiments.common import cli
 from experiments.common.measurement_flags import measurement_flags
 from experiments.common.progress import Progress
 from experiments.common.resume import remember_kernel, task_settings
-from experiments.common.run_folder import RUN, RunFolder
+from experiments.common.run_folder import RUN
 from lensllm_jax import checks
 from lensllm_jax.checkpoints.zoo import load_candidate
 from lensllm_jax.measurement.measurement import Measurement, MeasurementConfig
@@ -62,9 +62,7 @@ def main(_: Sequence[str]) -> None:
     task = FLAGS.load_task(pool)
     check_kernel_examples(task, config.num_kernel_examples)
     settings = task_settings(pool, task, config)
-    folder = RunFolder.open(
-        FLAGS.output_dir, settings, shared=NUM_PROCESSES.value > 1, **FLAGS.task_notes(task, pool)
-    )
+    folder = FLAGS.open_folder(settings, task, pool, shared=NUM_PROCESSES.value > 1)
     with Progress(total=1.0, quiet=FLAGS.quiet) as progress:
         _show_tiles(progress)
         progress.at(0.0, f"{name}: kernel")

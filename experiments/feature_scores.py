@@ -88,7 +88,7 @@ def main(_: Sequence[str]) -> None:
         "budgets": divisors,
         "num_words": NUM_WORDS.value,
     }
-    folder = RunFolder.open(FLAGS.output_dir, settings, **FLAGS.task_notes(task, pool))
+    folder = FLAGS.open_folder(settings, task, pool)
     features: dict[str, Features] = {}
     with Progress(total=float(len(names)), quiet=FLAGS.quiet) as progress:
         for name in names:

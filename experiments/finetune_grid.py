@@ -132,9 +132,7 @@ def main(argv: Sequence[str]) -> int:
     start = time.monotonic()
     executor = executor_of_flags()
     grid = grid_of_flags()
-    folder = RunFolder.open(
-        FLAGS.output_dir, grid.settings(executor), **FLAGS.task_notes(grid.task, grid.pool)
-    )
+    folder = FLAGS.open_folder(grid.settings(executor), grid.task, grid.pool)
     failures = _measure(grid, folder, executor)
     for failure in failures:  # before anything is written: the disk may be full
         line = "failed: {candidate}, {size} examples, seed {seed}: {reason}"

@@ -32,7 +32,7 @@ from experiments.common import cli
 from experiments.common.measurement_flags import measurement_flags
 from experiments.common.progress import Progress
 from experiments.common.resume import pretrained_settings
-from experiments.common.run_folder import RunFolder, file_name_of
+from experiments.common.run_folder import file_name_of
 from lensllm_jax import checks
 from lensllm_jax.checkpoints.candidate import Candidate
 from lensllm_jax.checkpoints.zoo import load_candidate
@@ -74,7 +74,7 @@ def main(_: Sequence[str]) -> None:
         "num_test_examples": NUM_TEST_EXAMPLES.value,
         "num_labels": NUM_LABELS.value,
     }
-    folder = RunFolder.open(FLAGS.output_dir, settings, **FLAGS.task_notes(task, pool))
+    folder = FLAGS.open_folder(settings, task, pool)
     rows: list[dict[str, Any]] = []
     with Progress(total=float(len(names)), quiet=FLAGS.quiet) as progress:
         for name in names:

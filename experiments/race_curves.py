@@ -24,7 +24,12 @@ from absl import flags
 
 from experiments.common import cli, terminal
 from experiments.common.curves import digests, read_curves
-from experiments.common.flags import define_curves, define_output_dir, define_quiet
+from experiments.common.flags import (
+    define_confidence,
+    define_curves,
+    define_output_dir,
+    define_quiet,
+)
 from experiments.common.progress import Progress
 from experiments.common.run_folder import RunFolder, known
 from lensllm_jax import checks
@@ -40,7 +45,7 @@ CURVES = define_curves("Loss tables (CSV) without an empty cell, one per task.")
 POOLS = flags.DEFINE_list("pools", ["6"], "Candidates of the pools that are drawn.")
 DRAWS = flags.DEFINE_integer("draws", 100, "Pools of each size drawn from each table.")
 COSTS = flags.DEFINE_list("costs", ["0.02", "0.05", "0.1"], "Shares of tuning the whole pool.")
-CONFIDENCE = flags.DEFINE_float("confidence", 0.95, "At which a race stops.")
+CONFIDENCE = define_confidence()
 OUTPUT_DIR = define_output_dir()
 QUIET = define_quiet()
 

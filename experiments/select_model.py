@@ -43,7 +43,7 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 from absl import flags
 
 from experiments.common import cli, terminal
-from experiments.common.flags import define_gamma, define_keep, define_tau
+from experiments.common.flags import define_confidence, define_gamma, define_keep, define_tau
 from experiments.common.measurement_flags import measurement_flags
 from experiments.common.progress import Progress, remaining
 from experiments.common.racing import ladder, run_race, smallest_of
@@ -87,7 +87,7 @@ ORDER = flags.DEFINE_enum(
     "or all.",
 )  # fmt: skip
 PAPER = flags.DEFINE_bool("paper", False, "As the paper: --order=downwards, Eq 10 decides.")
-CONFIDENCE = flags.DEFINE_float("confidence", 0.95, "P(best) at which a race stops; 1: never.")
+CONFIDENCE = define_confidence()
 MAX_COST = flags.DEFINE_float("max_cost", 0.1, "Of a race, share of tuning all on the target.")
 MAX_HOURS = flags.DEFINE_float("max_hours", math.inf, "Of a race: hours of fine-tuning.")
 WORTH = flags.DEFINE_float(
@@ -169,7 +169,7 @@ def main(argv: Sequence[str]) -> None:
     check_race(plan, summaries)
     check_kernel_examples(task, config.num_kernel_examples)
     settings = {**task_settings(summaries, task, config), **plan.settings}
-    folder = RunFolder.open(FLAGS.output_dir, settings, **FLAGS.task_notes(task, summaries))
+    folder = FLAGS.open_folder(settings, task, summaries)
     with Progress(total=_total_work(summaries, plan, config), quiet=FLAGS.quiet) as progress:
         measurer = Measurer(task, revisits=plan.order in (Order.UPWARDS, Order.RACE))
         cells, seconds = Cells(folder, progress), FLAGS.checkpoint_seconds

@@ -103,7 +103,7 @@ def main(_: Sequence[str]) -> None:
         "epsilon": EPSILON.value,
         "delta": DELTA.value,
     }
-    folder = RunFolder.open(FLAGS.output_dir, settings, **FLAGS.task_notes(task, pool))
+    folder = FLAGS.open_folder(settings, task, pool)
     summaries = {}
     with Progress(total=float(len(sizes) * len(names)), quiet=FLAGS.quiet) as progress:
         for name in names:

@@ -80,6 +80,11 @@ def define_tau() -> flags.FlagHolder[float]:
     return flags.DEFINE_float("tau", 5.0, "Algorithm 1: residual deviations at which it stops.")
 
 
+def define_confidence() -> flags.FlagHolder[float]:
+    """--confidence."""
+    return flags.DEFINE_float("confidence", 0.95, "P(best) at which a race stops; 1: never.")
+
+
 def define_keep() -> flags.FlagHolder[float]:
     """--keep."""
     return flags.DEFINE_float("keep", DropRule.keep, "Upwards: share of the candidates kept.")

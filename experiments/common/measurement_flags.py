@@ -20,6 +20,7 @@ from experiments.common.flags import (
     define_output_dir,
     define_quiet,
 )
+from experiments.common.run_folder import RunFolder
 from lensllm_jax import checks
 from lensllm_jax.checkpoints.summary import CandidateSummary
 from lensllm_jax.checkpoints.zoo import list_zoo
@@ -94,10 +95,36 @@ class MeasurementFlags:
         check_tuning(pool, config.compute)
         return self._pool.load_task(pool, chat_template=config.chat_template)
 
-    def task_notes(self, task: Task, pool: Mapping[str, CandidateSummary]) -> dict[str, Any]:
-        """What a reader wants to know of task and candidates, for run.json; shown unless quiet."""
+    def open_folder(
+        self,
+        settings: Mapping[str, Any],
+        task: Task,
+        pool: Mapping[str, CandidateSummary],
+        *,
+        shared: bool = False,
+    ) -> RunFolder:
+        """The run's folder; what a reader wants to know of task and candidates is noted and shown.
+
+        Args:
+            settings: JSON values that decide all results.
+            task: as the pool reads it.
+            pool: candidates by name.
+            shared: for all processes that open it so.
+
+        Raises:
+            UserError: as ``RunFolder.open``; nothing was shown then.
+        """
         checkpoints = {name: list(s.notes) for name, s in pool.items() if s.notes}
         altered = altered_targets(task, pool)
+        notes = {
+            "examples": {split: len(getattr(task, split)) for split in _SPLITS},
+            "left_out": dict(task.removed),  # by reason: empty, repeated between splits, ...
+            "max_bytes": task.max_bytes,  # of a record's prompt and target
+            "cut": dict(task.cut),  # records that lost a part of one
+            "altered_targets": altered,  # of the first test records, for the candidates with any
+            "checkpoints": checkpoints,
+        }
+        folder = RunFolder.open(self.output_dir, settings, shared=shared, **notes)
         if not self.quiet:
             for name, lines in (*checkpoints.items(), (task.name, task.notes())):
                 for line in lines:
@@ -107,14 +134,7 @@ class MeasurementFlags:
                     f"{name}: its tokenizer alters {count} of {len(task.test[:NUM_CHECKED])} test "
                     "targets, whose loss is then too low"
                 )
-        return {
-            "examples": {split: len(getattr(task, split)) for split in _SPLITS},
-            "left_out": dict(task.removed),  # by reason: empty, repeated between splits, ...
-            "max_bytes": task.max_bytes,  # of a record's prompt and target
-            "cut": dict(task.cut),  # records that lost a part of one
-            "altered_targets": altered,  # of the first test records, for the candidates with any
-            "checkpoints": checkpoints,
-        }
+        return folder
 
     def config(self) -> MeasurementConfig:
         """The settings of every measurement; from here on JAX keeps what it compiles.

@@ -18,6 +18,7 @@ import numpy as np
 from absl import flags
 
 from experiments import select_model
+from experiments.common.run_folder import RunFolder
 from lensllm_jax.checkpoints.summary import CandidateSummary
 from lensllm_jax.data.catalogue import load_task
 from lensllm_jax.finetune.fine_tune import FineTuned, FineTuneResult
@@ -88,7 +89,9 @@ def install():
     Measurement.zero_shot = lambda measurement: tiny.evaluation(9.0)
     select_model.FLAGS.candidates = lambda: tuple(SLOPES)
     select_model.FLAGS.load_task = lambda pool: load_task(flags.FLAGS.task)
-    select_model.FLAGS.task_notes = lambda task, pool: {}
+    select_model.FLAGS.open_folder = lambda settings, task, pool: RunFolder.open(
+        select_model.FLAGS.output_dir, settings
+    )
 
 
 def live(root: Path, folder: str, order: str, log: str, *, deadly: bool) -> int:

@@ -251,7 +251,7 @@ def test_help_shows_an_example(binary):
 @pytest.mark.slow
 def test_grid_measures_every_cell_and_its_cost(text_task, tmp_path):
     flags = small(text_task, tmp_path / "grid", candidates="zoo/gpt2-xs", sizes="0,8,16")
-    for name in ("budget_size", "target_size", "smallest_size", "num_kernel_examples"):
+    for name in ("budget_size", "target_size", "smallest_size", "num_kernel_examples", "order"):
         del flags[name]
     done = run("finetune_grid", **flags)
     assert done.returncode == 0, done.stderr

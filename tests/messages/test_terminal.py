@@ -129,8 +129,10 @@ def test_progress_shows_a_name_as_it_is(name):
 
 @pytest.mark.parametrize(("number", "code"), [("SIGINT", 130), ("SIGTERM", 143), ("SIGHUP", 129)])
 def test_a_signal_that_stops_says_how_to_resume(number, code):
+    # a test under nohup inherits that SIGHUP is ignored
+    script = "import signal; signal.signal(signal.SIGHUP, signal.SIG_DFL)" + WAITS
     running = subprocess.Popen(
-        [sys.executable, "-c", WAITS], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        [sys.executable, "-c", script], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         text=True,
     )  # fmt: skip
     assert running.stdout.readline() == "ready\n"

@@ -7,8 +7,8 @@ listed here run by JAX, which compiles each of them once for its shapes.  ``stru
 Example:
     >>> import jax, jax.numpy as jnp
     >>> program = jax.make_jaxpr(lambda x: jnp.tanh(x @ x.T).sum())(np.eye(2))
-    >>> [float(y) for y in run(program, [np.eye(2)])] == [2 * np.tanh(1.0)]
-    True
+    >>> [round(float(y), 6) for y in run(program, [np.eye(2)])]
+    [1.523188]
 """
 
 import itertools

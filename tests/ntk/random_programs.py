@@ -3,11 +3,6 @@
 A program is data, so that one which failed can be written down: steps (operation, number, moves),
 how many outputs an example has, and how many examples the columns have.  ``None`` stands for
 outputs (n,), and for the rows' own examples.
-
-Example:
-    >>> program = Program((("dense", 0, (("transposed", 1),)),), num_outputs=2, num_columns=None)
-    >>> function(program)(parameters(), rows()).shape
-    (3, 2)
 """
 
 import functools
