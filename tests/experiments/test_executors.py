@@ -19,7 +19,7 @@ from lensllm_jax.measurement.measurement import MeasurementConfig
 ROOT = Path(__file__).parent.parent.parent
 FLAGS = {
     "candidates": "zoo/gpt2-xs", "task": "sotu", "sizes": "0,32,64", "max_epochs": 1,
-    "batch_size": 8,
+    "batch_size": 8, "max_bytes": 96,
 }  # fmt: skip
 
 # XLA splits sums by its threads: another number of them moves losses by 1e-7
