@@ -44,6 +44,9 @@ class Answer:
     next_best: tuple[str, float] | None  # the runner-up, and its probability of being the best
     law_picks: str | None = None  # by Eq 10; None: it was not fitted
     reads_kernel: bool = False  # Eq 10 with the measured kernel
+    by_law: bool = (
+        False  # whether Eq 10 decided, and not the posterior that gives the probabilities
+    )
     next_step: NextStep | None = None  # None: nothing left to run
 
     @property
@@ -75,8 +78,11 @@ class Answer:
 
     def _pick(self) -> str:
         chance = _equals(self.probability)
-        lead = f"Fine-tune {self.candidate}: best at {self.target_size:,} records with P {chance}"
-        if not self.is_clear:
+        best = f"best at {self.target_size:,} records with P {chance}"
+        lead = f"Fine-tune {self.candidate}: {best}"
+        if self.by_law:
+            lead = f"{self._law_name} picks {self.candidate}: {best}"
+        elif not self.is_clear:
             lead = (
                 f"The data cannot tell: at {self.target_size:,} records {self.candidate} is the "
                 f"best bet, with P {chance}"
@@ -93,16 +99,20 @@ class Answer:
             parts.append(f"cost {_percent(self.cost)} of tuning all")
         if self.next_best is not None:
             name, probability = self.next_best
-            parts.append(f"next best {name} ({Probability(probability)})")
+            rank = "next best" if probability <= self.probability else "likelier the best"
+            parts.append(f"{rank} {name} ({Probability(probability)})")
         text = "; ".join(parts)
         return f"{text[:1].upper()}{text[1:]}." if text else ""
 
     def _law(self) -> str:
-        if self.law_picks is None:
+        if self.law_picks is None or self.by_law:
             return ""
-        kernel = "exact kernel" if self.reads_kernel else "no kernel"
         verdict = "agrees" if self.law_picks == self.candidate else f"picks {self.law_picks}"
-        return f"LensLLM (Eq 10, {kernel}) {verdict}."
+        return f"{self._law_name} {verdict}."
+
+    @property
+    def _law_name(self) -> str:
+        return f"LensLLM (Eq 10, {'exact kernel' if self.reads_kernel else 'no kernel'})"
 
     def _advice(self) -> str:
         if self.is_clear or self.next_step is None:

@@ -107,6 +107,7 @@ class Selection:
             next_best=(others[0], chances[others[0]]) if others else None,
             law_picks=self.ranking.selected if has_law else None,
             reads_kernel=has_law,
+            by_law=self.race is None,
             next_step=self._next_step(),
         )
 

@@ -43,6 +43,18 @@ def test_the_law_is_named_by_what_it_read_and_picks():
     assert str(other).endswith("LensLLM (Eq 10, no kernel) picks a.")
 
 
+def test_a_pick_of_the_law_is_said_to_be_one_and_whom_the_posterior_believes_more():
+    law = dataclasses.replace(
+        SURE, probability=0.03, next_best=("a", 0.29), law_picks="b", reads_kernel=True, by_law=True
+    )
+    assert str(law).startswith(
+        "LensLLM (Eq 10, exact kernel) picks b: best at 51,200 records with P = 0.03; expected"
+    )
+    assert "likelier the best a (0.29)." in str(law)
+    assert "agrees" not in str(law)
+    assert "likelier" not in str(SURE)
+
+
 def test_what_is_not_known_is_null():
     unknown = dataclasses.replace(SURE, cost=None, predicted_loss=float("nan"))
     assert (unknown.as_dict()["predicted_loss"], unknown.as_dict()["cost"]) == (None, None)
