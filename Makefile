@@ -1,5 +1,5 @@
 # Every target sets up what it needs; a second call does nothing twice.
-#   make demo   ranks seven bundled candidates for one task, into out/demo
+#   make demo   races seven bundled candidates for one task, into out/demo
 #   make figures   draws every figure of docs/REPRODUCTION.md from committed tables, into out/figures
 #   make test   runs the tests; make test-x64 runs them in float64
 #   make fuzz   compares the kernels of 20,000 random programs with dense ones, in float64: hours;

@@ -30,7 +30,7 @@ counted from the same losses for the others.
 kernel_spectra.png; run.json holds settings, versions and seed; cells/ what is finished.  The same
 command resumes a killed run and ends with the same files; only cells/ holds durations.
 
-On the bundled candidates and 2 cores, with a budget of 800: 5 minutes.
+Seven bundled candidates, --paper with a budget of 800: 10 minutes on 2 cores that were busy beside.
 """
 
 import dataclasses
