@@ -45,6 +45,8 @@ def test_logits_are_those_of_pytorch(name, tmp_path):
     theirs = auto_class(transformers.AutoConfig.from_pretrained(tmp_path)).from_pretrained(
         tmp_path, dtype=torch.float32
     )
+    if not attributes.get("tie_word_embeddings", True):
+        theirs.config.tie_word_embeddings = False  # UMT5's class overwrites it, and scales by it
     data = seq2seq_batch() if candidate.is_encoder_decoder else batch()
     real = real_tokens(data, candidate.is_encoder_decoder)
     with torch.no_grad():
