@@ -39,8 +39,10 @@ def parameter_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     """Slash-joined path -> shape of every parameter, without allocating one."""
     keys = ("input_ids", "attention_mask", "decoder_input_ids", "labels")
     inputs = config.arguments(dict.fromkeys(keys, np.zeros((1, 1), np.int32)))
-    tree = jax.eval_shape(config.module().init, jax.random.key(0), *inputs)["params"]
-    return {path: leaf.shape for path, leaf in traverse_util.flatten_dict(tree, sep="/").items()}
+    # a key made outside would start JAX's devices, and map more than the shapes of many candidates
+    tree = jax.eval_shape(lambda *rest: config.module().init(jax.random.key(0), *rest), *inputs)
+    shapes = traverse_util.flatten_dict(tree["params"], sep="/")
+    return {path: leaf.shape for path, leaf in shapes.items()}
 
 
 def load_params(
