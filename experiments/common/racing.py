@@ -5,9 +5,9 @@ Example:
     (50, 200)
 """
 
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 
+from experiments.common import terminal
 from experiments.common.resume import CandidateRun
 from lensllm_jax.measurement.jobs import FAILURES, one_line
 from lensllm_jax.selection.race import Move, Outcome, Race, RaceRule, run
@@ -52,11 +52,11 @@ def run_race(pool: Mapping[str, CandidateRun], rule: RaceRule, *, quiet: bool) -
 
 def _outcome(candidate: CandidateRun, move: Move, *, quiet: bool) -> Outcome:
     if not quiet:
-        print(f"{move.candidate}, {move.size} examples: {move.reason}", file=sys.stderr)
+        terminal.warn(f"{move.candidate}, {move.size} examples: {move.reason}")
     try:
         loss = candidate.measure_loss(move.size)
     except FAILURES as error:
         reason = one_line(error)
-        print(f"failed: {move.candidate}, {move.size} examples: {reason}", file=sys.stderr)
+        terminal.warn(f"failed: {move.candidate}, {move.size} examples: {reason}")
         return Outcome(move.candidate, move.size, None, reason)
     return Outcome(move.candidate, move.size, loss, seconds=candidate.seconds[move.size])

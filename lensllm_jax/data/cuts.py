@@ -11,7 +11,6 @@ Example:
 
 import dataclasses
 from collections import Counter
-from collections.abc import Mapping
 from types import MappingProxyType
 
 import numpy as np
@@ -33,8 +32,7 @@ def default_max_bytes(task: Task, *, fewest_positions: int | None = None) -> int
         task: whose records are to be cut.
         fewest_positions: of a candidate of the pool (tokens); None: without limit.
     """
-    examples = (*task.train, *task.validation, *task.test)
-    sizes = [len(e.prompt.encode()) + len(e.target.encode()) for e in examples]
+    sizes = [example.num_bytes for example in task.examples]
     whole = int(np.quantile(sizes, _WHOLE, method="inverted_cdf"))
     if fewest_positions is not None:
         whole = min(whole, int(_BYTES_PER_TOKEN * (fewest_positions - _SPECIAL_TOKENS)))
@@ -71,12 +69,13 @@ def cut_task(task: Task, *, max_bytes: int) -> Task:
         kept = []
         for whole in getattr(task, split):
             cut = cut_example(whole, max_bytes=max_bytes)
-            reason = _reason_against(cut, is_cut=cut != whole, seen=seen)
+            (key,) = exact_key(cut)
+            is_cut = cut != whole
+            reason = _reason_against(cut, is_cut=is_cut, other=seen.get(key))
             if reason:
                 removed[f"{split}_{reason}"] += 1
                 continue
-            (key,) = exact_key(cut)
-            seen.setdefault(key, (split, cut != whole))
+            seen.setdefault(key, (split, is_cut))
             lost[f"{split}_targets"] += cut.target != whole.target
             lost[f"{split}_prompts"] += cut.prompt != whole.prompt
             kept.append(cut)
@@ -97,10 +96,11 @@ def cut_task(task: Task, *, max_bytes: int) -> Task:
     )
 
 
-def _reason_against(cut: Example, *, is_cut: bool, seen: Mapping[str, tuple[str, bool]]) -> str:
-    """Why a record is left out, or an empty string."""
+def _reason_against(cut: Example, *, is_cut: bool, other: tuple[str, bool] | None) -> str:
+    """Why a record is left out, or an empty string; ``other``: one with its text that stays."""
     if not cut.target.strip():
         return "cut_blank"
-    (key,) = exact_key(cut)
-    split, other_is_cut = seen.get(key, ("", False))
-    return f"cut_repeats_{split}" if split and (is_cut or other_is_cut) else ""
+    if other is None:
+        return ""
+    split, other_is_cut = other
+    return f"cut_repeats_{split}" if is_cut or other_is_cut else ""

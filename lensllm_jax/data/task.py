@@ -52,6 +52,11 @@ class Example:
     prompt: str  # context, "" for language modelling
     target: str  # what the model is scored on, never empty in a Task
 
+    @property
+    def num_bytes(self) -> int:
+        """UTF-8 bytes of both."""
+        return len(self.prompt.encode()) + len(self.target.encode())
+
 
 @dataclass(frozen=True, repr=False)
 class Task:
@@ -69,6 +74,11 @@ class Task:
     fingerprint: str  # sha256 (hex) over the three splits in order
     max_bytes: int | None = None  # that records were cut to, None where they are whole
     cut: Mapping[str, int] = field(default_factory=dict)  # split and part -> records that lost some
+
+    @property
+    def examples(self) -> tuple[Example, ...]:
+        """Those of all splits."""
+        return (*self.train, *self.validation, *self.test)
 
     @classmethod
     def from_records(

@@ -88,6 +88,11 @@ class ComputeConfig:
         """Of products; frozen weights in another type must not lower it."""
         return self.dtype or (self.frozen_dtype and "float32")
 
+    @property
+    def loads_on_host(self) -> bool:
+        """Whether no device should hold all weights as they were loaded."""
+        return self.tune == LORA or self.devices > 1
+
     def check_batch(self, batch_size: int) -> None:
         """Raises UserError unless passes and devices divide a batch evenly."""
         if batch_size % self.num_micro_batches:
@@ -157,8 +162,7 @@ def whole_params(candidate: Candidate, compute: ComputeConfig, params: Params) -
 
 def loading(compute: ComputeConfig) -> contextlib.AbstractContextManager:
     """Where a candidate is loaded: on the host if one device should not hold all its weights."""
-    whole = compute.tune == FULL and compute.devices == 1
-    return contextlib.nullcontext() if whole else on_host()
+    return on_host() if compute.loads_on_host else contextlib.nullcontext()
 
 
 def keep_compiled(folder: str | Path) -> None:

@@ -89,9 +89,8 @@ def step_memory(
     parameters = (_arrays(trained, jnp.float32), _arrays(frozen, frozen_dtype))
     logits = jax.eval_shape(lambda p, f, b: apply_fn(joined(p, f), b), *parameters, batch)
     held = per_device(trained, compute.devices)
-    on_host = compute.tune == LORA or compute.devices > 1  # as ``compute.loading`` has it
     return StepMemory(
-        loaded=0 if on_host else _FLOAT32 * _count(shapes),
+        loaded=0 if compute.loads_on_host else _FLOAT32 * _count(shapes),
         frozen=frozen_dtype.itemsize * per_device(frozen, compute.devices) if frozen else 0,
         trained=2 * _FLOAT32 * held,
         gradients=_FLOAT32 * held * (1 + (compute.num_micro_batches > 1)),

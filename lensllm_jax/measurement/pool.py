@@ -76,8 +76,7 @@ def shared_task(
             candidate has too few positions for a record.
     """
     for name, summary in pool.items():
-        examples = (*task.train, *task.validation, *task.test)
-        texts = (text for example in examples for text in (example.prompt, example.target))
+        texts = (text for example in task.examples for text in (example.prompt, example.target))
         check_texts(name, texts, summary.tokenizer, vocab_size=summary.config.vocab_size)
     if any(summary.config.is_encoder_decoder for summary in pool.values()):
         task = with_prompts(task)

@@ -9,8 +9,6 @@ import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple, TypeAlias
 
-import numpy as np
-
 from lensllm_jax import checks
 from lensllm_jax.checkpoints.candidate import Candidate
 from lensllm_jax.checkpoints.summary import CandidateSummary
@@ -47,7 +45,8 @@ def row_lengths(task: Task, reader: Reader, *, chat_template: str = "none") -> R
     positions = reader.config.max_positions or math.inf
     longest = _longest_of(task, reader, chat=_uses_chat(reader, chat_template))
     if max(longest) > positions:
-        held = int((task.max_bytes or _bytes_of_longest(task)) * positions / max(longest))
+        num_bytes = task.max_bytes or max(example.num_bytes for example in task.examples)
+        held = int(num_bytes * positions / max(longest))
         raise checks.UserError(
             f"`max_bytes` must be few enough for the {positions} positions of {reader.name}, got "
             f"{task.max_bytes}, which take it up to {max(longest)} tokens: pass about "
@@ -84,14 +83,8 @@ def _longest_of(task: Task, reader: Reader, *, chat: bool) -> tuple[int, int]:
     parts = (task.fingerprint, tokenizer.backend_tokenizer.to_str(), special, seq2seq, chat)
     key = hashlib.sha256(repr(parts).encode()).hexdigest()
     if key not in _longest:
-        examples = (*task.train, *task.validation, *task.test)
-        found = longest_rows(examples, tokenizer, is_encoder_decoder=seq2seq, chat=chat)
+        found = longest_rows(task.examples, tokenizer, is_encoder_decoder=seq2seq, chat=chat)
         while len(_longest) >= _MOST_KEPT:
             _longest.pop(next(iter(_longest)))
         _longest[key] = found
     return _longest[key]
-
-
-def _bytes_of_longest(task: Task) -> int:
-    examples = (*task.train, *task.validation, *task.test)
-    return int(np.max([len(e.prompt.encode()) + len(e.target.encode()) for e in examples]))

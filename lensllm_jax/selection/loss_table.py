@@ -32,7 +32,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 from lensllm_jax import checks, durable
 from lensllm_jax.delimited import as_written, neutral, plain, read_delimited
@@ -289,12 +289,19 @@ def _as_losses(
     return values
 
 
+def last_measured(
+    is_measured: Bool[np.ndarray, "num_candidates num_sizes"],
+) -> Int[np.ndarray, " num_candidates"]:
+    """Column of each row's last True; the last column where there is none."""
+    return is_measured.shape[1] - 1 - is_measured[:, ::-1].argmax(1)
+
+
 def _num_rising(values: Float[np.ndarray, "num_candidates num_sizes"]) -> tuple[int, int]:
     """Rows whose last value is above their first, of the rows that have two or more."""
     measured = ~np.isnan(values)
     rows = np.arange(len(values))
     first = measured.argmax(1)
-    last = measured.shape[1] - 1 - measured[:, ::-1].argmax(1)
+    last = last_measured(measured)
     rising = values[rows, last] > values[rows, first]
     return int(rising.sum()), int((measured.sum(1) > 1).sum())
 

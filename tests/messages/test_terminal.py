@@ -127,15 +127,20 @@ def test_progress_shows_a_name_as_it_is(name):
     assert printable(name) in re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", text)
 
 
-@pytest.mark.parametrize(("number", "code"), [("SIGINT", 130), ("SIGTERM", 143), ("SIGHUP", 129)])
-def test_a_signal_that_stops_says_how_to_resume(number, code):
-    # a test under nohup inherits that SIGHUP is ignored
-    script = "import signal; signal.signal(signal.SIGHUP, signal.SIG_DFL)" + WAITS
+def waiting(*, hang_up):
+    """A binary that waits, started by a shell that left SIGHUP so."""
+    script = f"import signal; signal.signal(signal.SIGHUP, signal.{hang_up})" + WAITS
     running = subprocess.Popen(
         [sys.executable, "-c", script], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         text=True,
     )  # fmt: skip
     assert running.stdout.readline() == "ready\n"
+    return running
+
+
+@pytest.mark.parametrize(("number", "code"), [("SIGINT", 130), ("SIGTERM", 143), ("SIGHUP", 129)])
+def test_a_signal_that_stops_says_how_to_resume(number, code):
+    running = waiting(hang_up="SIG_DFL")  # a test under nohup inherits that it is ignored
     running.send_signal(getattr(signal, number))
     _, text = running.communicate(timeout=20)
     assert running.returncode == code
@@ -143,12 +148,7 @@ def test_a_signal_that_stops_says_how_to_resume(number, code):
 
 
 def test_what_a_shell_ignores_stays_ignored():
-    script = "import signal; signal.signal(signal.SIGHUP, signal.SIG_IGN)" + WAITS
-    running = subprocess.Popen(
-        [sys.executable, "-c", script], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        text=True,
-    )  # fmt: skip
-    assert running.stdout.readline() == "ready\n"
+    running = waiting(hang_up="SIG_IGN")
     running.send_signal(signal.SIGHUP)
     with pytest.raises(subprocess.TimeoutExpired):
         running.wait(timeout=0.5)

@@ -119,7 +119,10 @@ def _apply(equation, operands):
 
 
 def _by_jax(equation, operands):
-    """One operation as a program of its own."""
+    """One operation as a program of its own.
+
+    As the taps do it, and not by their code: an oracle shares none with what it checks.
+    """
     variables = {
         atom: operand
         for atom, operand in zip(equation.invars, operands, strict=True)

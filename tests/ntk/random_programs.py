@@ -15,6 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from tests.ntk.structured.programs import halved_gradient, normal
+
 N, WIDTH, LAYERS, ROWS = 3, 4, 3, 5
 
 
@@ -22,10 +24,6 @@ class Program(NamedTuple):
     steps: tuple
     num_outputs: int | None
     num_columns: int | None
-
-
-def normal(seed, *shape):
-    return jax.random.normal(jax.random.key(seed), shape)
 
 
 @functools.cache
@@ -94,16 +92,6 @@ def _in_another_order(w, i):
     return lax.reshape(w, _of(_shapes(w.size), i) if w.size > 1 else (1,), order)
 
 
-@jax.custom_jvp
-def odd(w):
-    return jnp.tanh(w)
-
-
-@odd.defjvp
-def _(primals, tangents):
-    return jnp.tanh(primals[0]), 0.5 * tangents[0]
-
-
 # from a view of any shape and a number to another
 MOVES = {
     "transposed": lambda w, i: w.transpose(_of(list(itertools.permutations(range(w.ndim))), i)),
@@ -125,7 +113,7 @@ MOVES = {
     "stopped": lambda w, i: w * lax.stop_gradient(w),
     "called": lambda w, i: jax.jit(lambda w: w.T)(w),
     "recomputed": lambda w, i: jax.checkpoint(lambda w: w.reshape(-1, w.shape[-1]))(w),
-    "a derivative of its own": lambda w, i: odd(w),
+    "a derivative of its own": lambda w, i: halved_gradient(w),
     "chosen": lambda w, i: jnp.where(w > 0, w, w**2),
 }  # fmt: skip
 
@@ -310,7 +298,9 @@ OPERATIONS = {
     "called": lambda p, w, h, x, i: jax.jit(
         jax.checkpoint(lambda w, h: jnp.tanh(h @ w))
     )(_square(w), h),
-    "a derivative of its own": lambda p, w, h, x, i: odd(h @ odd(_square(w))),
+    "a derivative of its own": lambda p, w, h, x, i: halved_gradient(
+        h @ halved_gradient(_square(w))
+    ),
     "largest": lambda p, w, h, x, i: lax.top_k(h @ _square(w), WIDTH)[0],
 }  # fmt: skip
 

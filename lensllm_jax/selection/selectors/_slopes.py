@@ -27,6 +27,8 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float
 
+from lensllm_jax.selection.loss_table import last_measured
+
 _WALKS = (0.06, 0.1, 0.16, 0.25)  # q, of log slopes per square root of an octave
 _NOISES = (0.0015, 0.003, 0.006, 0.012, 0.024)  # n, of slopes: log loss per octave, at the budget
 _PRIORS = ((0.11, 0.5), (0.003, 0.6))  # median and log-std of q and n
@@ -274,7 +276,7 @@ def _extrapolate(
 
     is_measured = np.isfinite(log_losses)
     is_seen = is_measured.any(1)
-    last = count - is_measured[:, ::-1].argmax(1)
+    last = last_measured(is_measured)
     is_after = (np.arange(count) >= last[:, None]) & is_seen[:, None]
     until_budget = np.where(
         is_after, _slopes_of(mode.own + mode.shared[:, None]) * octave.spans[:count], 0.0

@@ -32,6 +32,7 @@ import numpy as np
 from jaxtyping import Float
 
 from lensllm_jax import checks
+from lensllm_jax.selection.loss_table import last_measured
 from lensllm_jax.selection.posterior import Posterior
 from lensllm_jax.selection.problem import Problem, Scores
 from lensllm_jax.selection.selectors import _slopes, pooled
@@ -120,7 +121,7 @@ def _records_variance(problem: Problem) -> _Rows:
     variance = np.zeros(len(losses))
     if covariance is None:
         return variance
-    last = losses.shape[1] - 1 - problem.measured[:, ::-1].argmax(1)
+    last = last_measured(problem.measured)
     known = np.isfinite(covariance[last, np.arange(len(last)), np.arange(len(last))])
     for column in np.unique(last):
         rows = np.flatnonzero((last == column) & known)
@@ -143,7 +144,7 @@ def _at_budget(log_losses: Float[np.ndarray, "num_candidates num_sizes"]) -> _Ro
     steps = np.where(is_known, falls, 0.0).sum(0) / np.maximum(is_known.sum(0), 1)
     mean = np.concatenate([[0.0], np.cumsum(steps)])
     is_measured = np.isfinite(log_losses)
-    last = log_losses.shape[1] - 1 - is_measured[:, ::-1].argmax(1)
+    last = last_measured(is_measured)
     values = log_losses[np.arange(len(last)), last] + mean[-1] - mean[last]
     return np.where(is_measured.any(1), values, np.nanmean(values))
 

@@ -17,7 +17,7 @@ def use_bound(name):
     """What the program applies to a whole parameter; JAX knows its derivative, we need not."""
     return {
         "in a branch": lambda w, x: lax.cond(x[0, 0] > 0, lambda w: jnp.sin(w), lambda w: w**2, w),
-        "with a derivative of its own": lambda w, x: _halved_gradient(w),
+        "with a derivative of its own": lambda w, x: halved_gradient(w),
         "stopped": lambda w, x: w + lax.stop_gradient(w) * w,
         "in a product with itself": lambda w, x: w @ w.T,
         "sorted": lambda w, x: jnp.sort(w, axis=0),
@@ -25,11 +25,11 @@ def use_bound(name):
 
 
 @jax.custom_jvp
-def _halved_gradient(w):
+def halved_gradient(w):
     return jnp.tanh(w)
 
 
-@_halved_gradient.defjvp
+@halved_gradient.defjvp
 def _(primals, tangents):
     return jnp.tanh(primals[0]), 0.5 * tangents[0]
 
