@@ -25,9 +25,6 @@ from absl import flags
 
 from experiments.common import cli
 from experiments.common.measurement_flags import measurement_flags
-from experiments.common.progress import Progress
-from experiments.common.resume import remember_kernel, task_settings
-from experiments.common.run_folder import RUN
 from lensllm_jax import checks
 from lensllm_jax.checkpoints.zoo import load_candidate
 from lensllm_jax.measurement.measurement import Measurement, MeasurementConfig
@@ -35,6 +32,9 @@ from lensllm_jax.measurement.pool import check_kernel_examples, describe_pool
 from lensllm_jax.ntk import store
 from lensllm_jax.report.html import to_html
 from lensllm_jax.report.kernel import kernel_report
+from lensllm_jax.runs.progress import Progress
+from lensllm_jax.runs.resume import remember_kernel, task_settings
+from lensllm_jax.runs.run_folder import RUN
 
 FLAGS = measurement_flags()
 flags.DEFINE_alias("candidate", "candidates")

@@ -28,10 +28,7 @@ from experiments.common import cli
 from experiments.common.curves import check_budgets, digests, divisors_of
 from experiments.common.flags import define_budgets, define_curve
 from experiments.common.measurement_flags import measurement_flags
-from experiments.common.progress import Progress
 from experiments.common.ranking_metrics import metrics_row, show_metrics
-from experiments.common.resume import pretrained_settings
-from experiments.common.run_folder import RunFolder, file_name_of, known
 from lensllm_jax import checks
 from lensllm_jax.checkpoints.stored import stored_weights
 from lensllm_jax.checkpoints.zoo import folder_of, load_candidate
@@ -40,6 +37,9 @@ from lensllm_jax.data.task import Example, Task
 from lensllm_jax.measurement.features import first_target_states, first_word_classes
 from lensllm_jax.measurement.measurement import Measurement, MeasurementConfig
 from lensllm_jax.measurement.pool import describe_pool
+from lensllm_jax.runs.progress import Progress
+from lensllm_jax.runs.resume import pretrained_settings
+from lensllm_jax.runs.run_folder import RunFolder, file_name_of, known
 from lensllm_jax.selection.flops import training_flops
 from lensllm_jax.selection.loss_table import LossTable
 from lensllm_jax.selection.problem import Evidence

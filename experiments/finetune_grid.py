@@ -39,18 +39,8 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 from absl import flags
 
-from experiments.common import cli, executors, terminal
-from experiments.common.executors import ExecutorConfig
+from experiments.common import cli
 from experiments.common.measurement_flags import measurement_flags
-from experiments.common.progress import Progress, remaining
-from experiments.common.resume import (
-    Cells,
-    cell_path,
-    has_cell,
-    task_settings,
-    test_covariance,
-)
-from experiments.common.run_folder import RunFolder
 from lensllm_jax import checks
 from lensllm_jax.checkpoints.summary import CandidateSummary
 from lensllm_jax.data.task import Task
@@ -59,6 +49,17 @@ from lensllm_jax.language_modelling import BITS_PER_NAT, LOSS_UNIT
 from lensllm_jax.measurement.jobs import Cell, Job, JobResult, one_line
 from lensllm_jax.measurement.measurement import MeasurementConfig
 from lensllm_jax.measurement.pool import describe_pool, loss_table
+from lensllm_jax.runs import executors, terminal
+from lensllm_jax.runs.executors import ExecutorConfig
+from lensllm_jax.runs.progress import Progress, remaining
+from lensllm_jax.runs.resume import (
+    Cells,
+    cell_path,
+    has_cell,
+    task_settings,
+    test_covariance,
+)
+from lensllm_jax.runs.run_folder import RunFolder
 from lensllm_jax.selection.flops import training_flops
 from lensllm_jax.selection.loss_table import write_loss_table
 

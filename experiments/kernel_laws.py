@@ -33,7 +33,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-from experiments.common import cli, terminal
+from experiments.common import cli
 from experiments.common.curves import check_budgets, divisors_of
 from experiments.common.flags import (
     define_budgets,
@@ -42,9 +42,10 @@ from experiments.common.flags import (
     define_task_prefix,
 )
 from experiments.common.kernel_tables import MULTIPLES, Form, Pool, Rate, pool_digests, read_pool
-from experiments.common.run_folder import RunFolder
 from lensllm_jax.linalg import NtkSpectrum
 from lensllm_jax.paired import paired
+from lensllm_jax.runs import terminal
+from lensllm_jax.runs.run_folder import RunFolder
 from lensllm_jax.scaling.fit import fit_laws
 from lensllm_jax.scaling.kernel import Measured, Spectrum
 from lensllm_jax.scaling.laws import Law

@@ -23,11 +23,12 @@ import numpy as np
 from absl import flags
 from jaxtyping import Float
 
-from experiments.common import cli, terminal
+from experiments.common import cli
 from experiments.common.flags import define_output_dir, define_tables
-from experiments.common.run_folder import RunFolder, read_rows, sha256_of
 from lensllm_jax import checks
 from lensllm_jax.paired import paired
+from lensllm_jax.runs import terminal
+from lensllm_jax.runs.run_folder import RunFolder, read_rows, sha256_of
 from lensllm_jax.selection.loss_table import read_loss_table
 
 TABLES_FOLDER = define_tables()

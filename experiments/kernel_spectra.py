@@ -30,9 +30,6 @@ from absl import flags
 
 from experiments.common import cli
 from experiments.common.measurement_flags import measurement_flags
-from experiments.common.progress import Progress
-from experiments.common.resume import pretrained_settings
-from experiments.common.run_folder import file_name_of
 from lensllm_jax import checks
 from lensllm_jax.checkpoints.candidate import Candidate
 from lensllm_jax.checkpoints.zoo import load_candidate
@@ -42,6 +39,9 @@ from lensllm_jax.measurement.pool import describe_pool
 from lensllm_jax.ntk.candidate import CandidateNtk, candidate_ntk, estimate_ntk_cost
 from lensllm_jax.ntk.loss import flat_kernel, ntk_spectrum, ntk_test_residual
 from lensllm_jax.ntk.readout import Readout
+from lensllm_jax.runs.progress import Progress
+from lensllm_jax.runs.resume import pretrained_settings
+from lensllm_jax.runs.run_folder import file_name_of
 from lensllm_jax.typing import IGNORE, Batch
 
 FLAGS = measurement_flags()

@@ -34,7 +34,7 @@ import scipy.optimize
 import scipy.special
 from jaxtyping import Float
 
-from experiments.common import cli, terminal
+from experiments.common import cli
 from experiments.common.curves import check_budgets, divisors_of
 from experiments.common.flags import (
     define_budgets,
@@ -43,9 +43,10 @@ from experiments.common.flags import (
     define_task_prefix,
 )
 from experiments.common.kernel_tables import Form, Pool, Rate, pool_digests, read_pool
-from experiments.common.run_folder import RunFolder
 from lensllm_jax.metrics import pearson_correlation
 from lensllm_jax.paired import paired
+from lensllm_jax.runs import terminal
+from lensllm_jax.runs.run_folder import RunFolder
 from lensllm_jax.scaling.fit import fit_laws
 from lensllm_jax.scaling.kernel import Measured
 from lensllm_jax.scaling.laws import Law

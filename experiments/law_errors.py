@@ -22,11 +22,12 @@ from typing import Any
 import numpy as np
 import scipy.stats
 
-from experiments.common import cli, terminal
+from experiments.common import cli
 from experiments.common.curves import check_budgets, digests, divisors_of
 from experiments.common.flags import define_budgets, define_curves, define_output_dir
-from experiments.common.run_folder import RunFolder, known
 from lensllm_jax.metrics import root_mean_square_error
+from lensllm_jax.runs import terminal
+from lensllm_jax.runs.run_folder import RunFolder, known
 from lensllm_jax.scaling.fit import fit_laws
 from lensllm_jax.scaling.laws import Law
 from lensllm_jax.selection.loss_table import LossTable

@@ -16,9 +16,9 @@ import numpy as np
 
 from experiments.common import cli, paper_plots
 from experiments.common.flags import define_output_dir, define_tables
-from experiments.common.run_folder import read_rows
 from lensllm_jax import checks, durable
 from lensllm_jax.report.figures import draw_kernel_spectra, png
+from lensllm_jax.runs.run_folder import read_rows
 from lensllm_jax.scaling.laws import Law
 from lensllm_jax.selection.loss_table import read_loss_table
 

@@ -25,9 +25,9 @@ from absl import flags
 from experiments.common import cli
 from experiments.common.curves import digests
 from experiments.common.flags import define_curves, define_output_dir, define_quiet
-from experiments.common.progress import Progress
-from experiments.common.run_folder import RunFolder
 from lensllm_jax import checks
+from lensllm_jax.runs.progress import Progress
+from lensllm_jax.runs.run_folder import RunFolder
 from lensllm_jax.scaling.fit import fit_laws
 from lensllm_jax.scaling.laws import Law
 from lensllm_jax.scaling.phases import (

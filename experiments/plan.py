@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 
 from absl import flags
 
-from experiments.common import cli, terminal
+from experiments.common import cli
 from experiments.common.flags import (
     define_candidates,
     define_compute_dtype,
@@ -30,7 +30,6 @@ from experiments.common.flags import (
     define_lora_rank,
     define_output_dir,
 )
-from experiments.common.run_folder import RunFolder
 from lensllm_jax import checks
 from lensllm_jax.checkpoints.adapters import is_adapter, read_adapter
 from lensllm_jax.checkpoints.config import read_config
@@ -40,6 +39,8 @@ from lensllm_jax.finetune.compute import LORA, ComputeConfig
 from lensllm_jax.finetune.lora import check_rank
 from lensllm_jax.finetune.memory import StepMemory, step_memory
 from lensllm_jax.models.family import ModelConfig
+from lensllm_jax.runs import terminal
+from lensllm_jax.runs.run_folder import RunFolder
 
 CANDIDATES = define_candidates(None, "Names, folders or hub ids.")
 DEVICE_GB = flags.DEFINE_float("device_gb", 80.0, "Memory of a device, 10^9 bytes.")

@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from absl import flags
 
-from experiments.common import cli, terminal
+from experiments.common import cli
 from experiments.common.curves import digests, read_curves
 from experiments.common.flags import (
     define_confidence,
@@ -30,11 +30,12 @@ from experiments.common.flags import (
     define_output_dir,
     define_quiet,
 )
-from experiments.common.progress import Progress
-from experiments.common.run_folder import RunFolder, known
 from lensllm_jax import checks
 from lensllm_jax.metrics import relative_accuracy
 from lensllm_jax.report import figures
+from lensllm_jax.runs import terminal
+from lensllm_jax.runs.progress import Progress
+from lensllm_jax.runs.run_folder import RunFolder, known
 from lensllm_jax.selection.loss_table import LossTable
 from lensllm_jax.selection.orders import DropRule
 from lensllm_jax.selection.problem import Problem

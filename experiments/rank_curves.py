@@ -22,7 +22,7 @@ from typing import Any
 
 from absl import flags
 
-from experiments.common import cli, terminal
+from experiments.common import cli
 from experiments.common.curves import (
     budgets_of,
     digests,
@@ -40,13 +40,14 @@ from experiments.common.flags import (
     define_tau,
     define_tokens_per_example,
 )
-from experiments.common.progress import Progress
 from experiments.common.ranking_metrics import metrics_row, show_metrics
-from experiments.common.run_folder import RUN, RunFolder, file_name_of, known
 from lensllm_jax import checks
 from lensllm_jax.report import figures
 from lensllm_jax.report.curves import curves_report
 from lensllm_jax.report.html import to_html
+from lensllm_jax.runs import terminal
+from lensllm_jax.runs.progress import Progress
+from lensllm_jax.runs.run_folder import RUN, RunFolder, file_name_of, known
 from lensllm_jax.selection.flops import TrainingCost
 from lensllm_jax.selection.halving import Halving
 from lensllm_jax.selection.loss_table import LossTable

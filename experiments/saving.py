@@ -37,7 +37,7 @@ import numpy as np
 from absl import flags
 from jaxtyping import Float, Int
 
-from experiments.common import cli, paper_plots, terminal
+from experiments.common import cli, paper_plots
 from experiments.common.curves import digests, read_curves, selectors_of
 from experiments.common.flags import (
     define_curves,
@@ -46,9 +46,10 @@ from experiments.common.flags import (
     define_selectors,
     define_tokens_per_example,
 )
-from experiments.common.run_folder import RunFolder, read_rows
 from lensllm_jax import checks
 from lensllm_jax.metrics import pearson_correlation, relative_accuracy
+from lensllm_jax.runs import terminal
+from lensllm_jax.runs.run_folder import RunFolder, read_rows
 from lensllm_jax.selection.flops import TrainingCost
 from lensllm_jax.selection.loss_table import LossTable
 from lensllm_jax.selection.orders import DropRule, measure_upwards

@@ -28,12 +28,13 @@ from absl import flags
 from jaxtyping import Float
 from scipy.stats import chi2
 
-from experiments.common import cli, terminal
+from experiments.common import cli
 from experiments.common.curves import digests
 from experiments.common.flags import define_curve, define_output_dir
-from experiments.common.run_folder import RunFolder, known
 from lensllm_jax import checks
 from lensllm_jax.metrics import pearson_correlation, relative_accuracy
+from lensllm_jax.runs import terminal
+from lensllm_jax.runs.run_folder import RunFolder, known
 from lensllm_jax.selection.loss_table import LossTable
 from lensllm_jax.selection.public_tables import load_loss_table
 

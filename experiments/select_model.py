@@ -42,13 +42,9 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 
 from absl import flags
 
-from experiments.common import cli, terminal
+from experiments.common import cli
 from experiments.common.flags import define_confidence, define_gamma, define_keep, define_tau
 from experiments.common.measurement_flags import measurement_flags
-from experiments.common.progress import Progress, remaining
-from experiments.common.racing import ladder, run_race, smallest_of
-from experiments.common.resume import CandidateRun, Cells, task_settings, test_covariances
-from experiments.common.run_folder import RUN, RunFolder
 from lensllm_jax import checks
 from lensllm_jax.checkpoints.summary import CandidateSummary
 from lensllm_jax.data.subsets import nested_sizes
@@ -62,6 +58,11 @@ from lensllm_jax.report import figures
 from lensllm_jax.report.html import to_html
 from lensllm_jax.report.markdown import format_cell, to_markdown
 from lensllm_jax.report.selection import selection_report
+from lensllm_jax.runs import terminal
+from lensllm_jax.runs.progress import Progress, remaining
+from lensllm_jax.runs.racing import ladder, run_race, smallest_of
+from lensllm_jax.runs.resume import CandidateRun, Cells, task_settings, test_covariances
+from lensllm_jax.runs.run_folder import RUN, RunFolder
 from lensllm_jax.selection import orders
 from lensllm_jax.selection.flops import FlopsLedger, kernel_flops
 from lensllm_jax.selection.halving import Halving

@@ -29,12 +29,13 @@ from typing import Any
 import numpy as np
 from absl import flags
 
-from experiments.common import cli, terminal
+from experiments.common import cli
 from experiments.common.curves import TABLE_SELECTORS, digests
 from experiments.common.flags import define_curves, define_output_dir, define_selectors
 from experiments.common.ranking_metrics import metrics_cell
-from experiments.common.run_folder import RunFolder, known
 from lensllm_jax import checks
+from lensllm_jax.runs import terminal
+from lensllm_jax.runs.run_folder import RunFolder, known
 from lensllm_jax.selection.loss_table import LossTable, read_loss_table
 from lensllm_jax.selection.rank import rank
 

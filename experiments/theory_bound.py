@@ -31,17 +31,18 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
-from experiments.common import cli, terminal
+from experiments.common import cli
 from experiments.common.measurement_flags import measurement_flags
-from experiments.common.progress import Progress
-from experiments.common.resume import task_settings
-from experiments.common.run_folder import RunFolder, file_name_of
 from lensllm_jax import checks, padding
 from lensllm_jax.checkpoints.zoo import load_candidate
 from lensllm_jax.finetune.objective import nats_and_count
 from lensllm_jax.measurement.measurement import Measurement
 from lensllm_jax.measurement.pool import describe_pool
 from lensllm_jax.report import theory as report
+from lensllm_jax.runs import terminal
+from lensllm_jax.runs.progress import Progress
+from lensllm_jax.runs.resume import task_settings
+from lensllm_jax.runs.run_folder import RunFolder, file_name_of
 from lensllm_jax.scaling.fit import fit_law
 from lensllm_jax.scaling.phases import MIN_SIZES, law_transition, segmented_transition
 from lensllm_jax.theory.blocks import Block, displacement, squared_norms, weight_blocks

@@ -10,7 +10,6 @@ import pyarrow.parquet
 import pytest
 from safetensors.numpy import save
 
-from experiments.common.run_folder import RUN, RunFolder
 from lensllm_jax import checks
 from lensllm_jax.data.catalogue import load_task
 from lensllm_jax.finetune import resume
@@ -18,6 +17,7 @@ from lensllm_jax.finetune.loop import TrainState
 from lensllm_jax.fingerprint import fingerprint
 from lensllm_jax.measurement import jobs
 from lensllm_jax.ntk.store import SETTINGS, TileStore
+from lensllm_jax.runs.run_folder import RUN, RunFolder
 from lensllm_jax.selection.loss_table import read_loss_table
 from lensllm_jax.selection.public_tables import loss_table_file
 from tests.checkpoints.mutations import VALUES, mutated_bytes

@@ -5,8 +5,8 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from experiments.common import cli
-from experiments.common.run_folder import sha256_of
 from lensllm_jax import checks
+from lensllm_jax.runs.run_folder import sha256_of
 from lensllm_jax.selection.loss_table import LossTable
 from lensllm_jax.selection.public_tables import load_loss_table, loss_table_file
 from lensllm_jax.selection.selectors import NEEDS, SELECTORS

@@ -25,8 +25,8 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float
 
-from experiments.common.run_folder import read_rows, sha256_of
 from lensllm_jax import checks
+from lensllm_jax.runs.run_folder import read_rows, sha256_of
 from lensllm_jax.selection.loss_table import LossTable, read_loss_table
 
 TABLES = ("losses", "ledger", "spectra", "flow", "kernels")  # of a pool, <task>_<name>.csv

@@ -11,7 +11,7 @@ from typing import Any
 
 from absl import flags
 
-from experiments.common import cli, terminal
+from experiments.common import cli
 from experiments.common.flags import (
     define_candidates,
     define_compute_dtype,
@@ -20,7 +20,6 @@ from experiments.common.flags import (
     define_output_dir,
     define_quiet,
 )
-from experiments.common.run_folder import RunFolder
 from lensllm_jax import checks
 from lensllm_jax.checkpoints.summary import CandidateSummary
 from lensllm_jax.checkpoints.zoo import list_zoo
@@ -39,6 +38,8 @@ from lensllm_jax.measurement.pool import (
 )
 from lensllm_jax.ntk.gram import NtkMethod
 from lensllm_jax.ntk.readout import Readout
+from lensllm_jax.runs import terminal
+from lensllm_jax.runs.run_folder import RunFolder
 
 flags.disclaim_key_flags()  # each counts as the binary's own: its --help shows it
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments.common import terminal
+from lensllm_jax.runs import terminal
 from lensllm_jax.selection.loss_table import LossTable
 from lensllm_jax.selection.ranking import Ranking
 

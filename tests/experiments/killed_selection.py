@@ -18,7 +18,6 @@ import numpy as np
 from absl import flags
 
 from experiments import select_model
-from experiments.common.run_folder import RunFolder
 from lensllm_jax.checkpoints.summary import CandidateSummary
 from lensllm_jax.data.catalogue import load_task
 from lensllm_jax.finetune.fine_tune import FineTuned, FineTuneResult
@@ -27,6 +26,7 @@ from lensllm_jax.measurement.measurement import Measurement
 from lensllm_jax.measurement.rows import RowLengths
 from lensllm_jax.ntk.method import NtkMethod
 from lensllm_jax.ntk.readout import Readout
+from lensllm_jax.runs.run_folder import RunFolder
 from tests import forked
 from tests.finetune import tiny
 

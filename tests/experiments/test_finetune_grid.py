@@ -13,13 +13,13 @@ from absl.testing import flagsaver
 
 import lensllm_jax as lens
 from experiments import finetune_grid as grid
-from experiments.common.resume import task_settings
 from lensllm_jax import checks, durable
 from lensllm_jax.checkpoints.summary import describe_candidate
 from lensllm_jax.finetune.compute import ComputeConfig
 from lensllm_jax.measurement import jobs
 from lensllm_jax.measurement.jobs import Measurer
 from lensllm_jax.measurement.measurement import Measurement, MeasurementConfig
+from lensllm_jax.runs.resume import task_settings
 from tests.data.test_hub import gigaword_copy
 
 FLAGS = {

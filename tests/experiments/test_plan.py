@@ -5,8 +5,8 @@ import json
 
 import pytest
 
-from experiments.common.run_folder import RUN
 from lensllm_jax.finetune.memory import StepMemory
+from lensllm_jax.runs.run_folder import RUN
 from tests.messages.binaries import load
 
 OPT_6_7B = {

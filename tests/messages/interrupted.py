@@ -20,11 +20,11 @@ from typing import Any
 import numpy as np
 
 from experiments import finetune_grid, select_model
-from experiments.common import resume
 from lensllm_jax import durable
 from lensllm_jax.finetune.fine_tune import FineTuned, FineTuneResult
 from lensllm_jax.linalg import NtkSpectrum
 from lensllm_jax.measurement.measurement import Measurement
+from lensllm_jax.runs import resume
 from tests import forked
 from tests.finetune import tiny
 

@@ -20,7 +20,7 @@ from lensllm_jax import checks
 
 ROOT = Path(__file__).parents[2]
 CHECKS = ROOT / "lensllm_jax" / "checks.py"
-NAMES = "models checkpoints data ntk scaling theory finetune selection measurement"
+NAMES = "models checkpoints data ntk scaling theory finetune selection measurement runs"
 ROOMS = {
     "core": [ROOT / "lensllm_jax"],
     "experiments": [ROOT / "experiments"],
@@ -142,7 +142,8 @@ def says_all(message):
 
 def matched_by_runs():
     """The strings with which tests of whole runs match errors."""
-    files = (ROOT / "tests" / "experiments").glob("test_*.py")
+    folders = (ROOT / "tests" / "experiments", ROOT / "tests" / "runs")
+    files = (file for folder in folders for file in folder.glob("test_*.py"))
     nodes = (node for file in files for node in ast.walk(ast.parse(file.read_text())))
     texts = (n.value for n in nodes if isinstance(n, ast.Constant) and isinstance(n.value, str))
     return {text for text in texts if " must " in text}
@@ -156,7 +157,7 @@ def literal_parts(source):
 
 def untriggered(room, raised):
     elsewhere = [phrase for (there, phrase) in ELSEWHERE if there == room]
-    runs = matched_by_runs() if room == "experiments" else ()
+    runs = matched_by_runs() if room in ("experiments", "runs") else ()
     return [
         str(site)
         for site in sites(room)

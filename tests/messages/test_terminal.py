@@ -12,12 +12,12 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from experiments.common import terminal
 from lensllm_jax.printable import printable
+from lensllm_jax.runs import terminal
 
 ROOT = Path(__file__).parents[2]
 WORK = """
-from experiments.common.progress import Progress
+from lensllm_jax.runs.progress import Progress
 with Progress(total=2.0, quiet={quiet}) as progress:
     progress.finish(1.0, "half way")
 """

@@ -1,18 +1,12 @@
 """Mistakes with the flags of the binaries and with the folders of their runs."""
 
-import sys
-from pathlib import Path
-
 import jax
 import numpy as np
 import pytest
 
 from experiments.common import cli
-from experiments.common.run_folder import RunFolder
 from lensllm_jax.data.task import Example, Task
 from tests.messages.binaries import load
-
-executors = load("finetune_grid").module.executors
 
 TASK = Task("toy", "", (Example("", "a"),), (Example("", "b"),), (Example("", "c"),), {}, "")
 TWO = np.ones(2)
@@ -67,10 +61,6 @@ def of_mean_length(mean, folder):
     return binary("finetune_grid", MEAN_LENGTH=mean, TASK=task).FLAGS.load_task({})
 
 
-def threads(number):
-    return binary("finetune_grid", RAY_THREADS=number).executor_of_flags()
-
-
 def grid_sizes(text):
     return binary("finetune_grid").sizes_of(text, TASK)
 
@@ -100,18 +90,6 @@ def written(path, content="x"):
     path.parent.mkdir(exist_ok=True)
     path.write_text(content)
     return path
-
-
-def opened(folder, **settings):
-    return RunFolder.open(folder, settings)
-
-
-def ray_that_is_not_installed():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(sys.modules, "ray", None)
-        patch.setattr(executors, "check_address", lambda address: None)
-        probe = executors.FolderProbe(Path("run.json"), "")
-        return next(executors.run_ray([], TASK, probe, executors.ExecutorConfig("ray")))
 
 
 def platform_that_is_not_here():
@@ -147,20 +125,6 @@ MISTAKES = [
     ),
     ("num_processes", "1 without --store_dir ... got 2", lambda tmp: processes(2)),
     ("process_id", "from 0 to 1 ... got 2", lambda tmp: processes(2, process_id=2, folder="tiles")),
-    ("processes", "positive ... got 0", lambda tmp: executors.shares({0, 1}, 0)),
-    ("processes", "at most 2 ... got 3", lambda tmp: executors.shares({0, 1}, 3)),
-    (
-        "ray_address",
-        "host:port of a Ray ... got 'localhost'",
-        lambda tmp: executors.check_address("localhost"),
-    ),
-    (
-        "ray_address",
-        "of a running Ray ... got 'localhost:1'",
-        lambda tmp: executors.check_address("localhost:1"),
-    ),
-    ("executor", "serial or local ... got ray", lambda tmp: ray_that_is_not_installed()),
-    ("ray_threads", "positive ... got 0", lambda tmp: threads(0)),
     ("seeds", "whole numbers ... got '1,many'", lambda tmp: cli.whole_numbers("seeds", "1,many")),
     (
         "learning_rates",
@@ -239,23 +203,6 @@ MISTAKES = [
     ("num_probes", "2 or more ... got 1", lambda tmp: bound_flags(NUM_PROBES=1)),
     ("remainder_constant", "positive ... got 0.0", lambda tmp: bound_flags(CONSTANT=0.0)),
     ("sizes", "two or more ... got 8,50", lambda tmp: bound_sizes("8", "50")),
-    ("output_dir", "folder ... got the file", lambda tmp: opened(written(tmp / "a"))),
-    ("output_dir", "empty or hold", lambda tmp: opened(written(tmp / "a").parent)),
-    (
-        "output_dir",
-        "hold a run.json ... got one that does not read",
-        lambda tmp: opened(written(tmp / "run.json", "[").parent),
-    ),
-    (
-        "output_dir",
-        "hold a whole a.json ... got none",
-        lambda tmp: opened(tmp).read_piece("a.json"),
-    ),
-    (
-        "output_dir",
-        "these settings",
-        lambda tmp: opened(written(tmp / "run.json", '{"settings": {"seed": 1}}').parent, seed=2),
-    ),
     ("num_test_examples", "positive ... got 0", lambda tmp: kernel_sizes(NUM_TEST_EXAMPLES=0)),
     ("num_labels", "positive ... got 0", lambda tmp: kernel_sizes(NUM_LABELS=0)),
     ("sample_sizes", "name one or more ... got none", lambda tmp: kernel_sizes(SAMPLE_SIZES=[])),

@@ -31,9 +31,10 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from experiments.common import terminal
-from lensllm_jax import __version__, checks, durable
+from lensllm_jax import checks, durable
+from lensllm_jax._version import __version__
 from lensllm_jax.delimited import as_written, neutral
+from lensllm_jax.runs import terminal
 
 RUN = "run.json"
 _DIGEST = "digest"  # of the rest of a piece

@@ -27,12 +27,12 @@ from collections.abc import Callable, Iterator, Sequence, Set
 from pathlib import Path
 from typing import NamedTuple
 
-from experiments.common.run_folder import RUN, RunFolder, sha256_of
 from lensllm_jax import checks
 from lensllm_jax.data.task import Task
 from lensllm_jax.finetune.compute import CACHE_FOLDER, CACHE_SETTINGS
 from lensllm_jax.measurement import jobs as measurement_jobs
 from lensllm_jax.measurement.jobs import Job, JobResult, Measurer, ProgressUpdate
+from lensllm_jax.runs.run_folder import RUN, RunFolder, sha256_of
 
 KINDS = ("serial", "local", "ray")
 CONNECT_SECONDS = 5.0

@@ -4,14 +4,14 @@ import jax
 import numpy as np
 import pytest
 
-from experiments.common.progress import Progress
-from experiments.common.resume import CandidateRun, Cells
-from experiments.common.run_folder import RunFolder
 from lensllm_jax.data.catalogue import load_task
 from lensllm_jax.measurement import jobs
 from lensllm_jax.measurement.jobs import Measurer
 from lensllm_jax.measurement.measurement import MeasurementConfig
 from lensllm_jax.measurement.pool import describe_pool
+from lensllm_jax.runs.progress import Progress
+from lensllm_jax.runs.resume import CandidateRun, Cells
+from lensllm_jax.runs.run_folder import RunFolder
 
 CONFIG = MeasurementConfig(batch_size=4, max_epochs=1, num_kernel_examples=3)
 
@@ -27,7 +27,7 @@ class Run:
         self.progress = Progress(total=1.0, quiet=True)
         self.cells = Cells(RunFolder.open(folder / "out", {}), self.progress)
         self.pool = {
-            name: CandidateRun(summary, CONFIG, measurer, self.cells, checkpoint_seconds=60)
+            name: CandidateRun(summary, CONFIG, measurer, self.cells, checkpoint_seconds=60.0)
             for name, summary in describe_pool(names).items()
         }
 

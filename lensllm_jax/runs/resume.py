@@ -18,8 +18,6 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from experiments.common.progress import Progress
-from experiments.common.run_folder import RunFolder, file_name_of
 from lensllm_jax.checkpoints.summary import CandidateSummary
 from lensllm_jax.data.task import Task
 from lensllm_jax.finetune.evaluation import loss_covariance
@@ -28,6 +26,8 @@ from lensllm_jax.measurement.jobs import RECORDS, Cell, Job, Measurer, ProgressU
 from lensllm_jax.measurement.measurement import Measurement, MeasurementConfig, spectrum_for_law
 from lensllm_jax.ntk.candidate import CandidateNtk
 from lensllm_jax.ntk.loss import kernel_report
+from lensllm_jax.runs.progress import Progress
+from lensllm_jax.runs.run_folder import RunFolder, file_name_of
 from lensllm_jax.selection.loss_table import LossTable
 
 

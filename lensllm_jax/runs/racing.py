@@ -7,9 +7,9 @@ Example:
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from experiments.common import terminal
-from experiments.common.resume import CandidateRun
 from lensllm_jax.measurement.jobs import FAILURES, one_line
+from lensllm_jax.runs import terminal
+from lensllm_jax.runs.resume import CandidateRun
 from lensllm_jax.selection.race import Move, Outcome, Race, RaceRule, run
 
 _MOST_FIRST = 200  # examples: the first size of a task that has many

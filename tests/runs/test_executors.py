@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from experiments.common import executors
-from experiments.common.run_folder import RUN, RunFolder
 from lensllm_jax.checks import UserError
 from lensllm_jax.measurement import jobs
 from lensllm_jax.measurement.measurement import MeasurementConfig
+from lensllm_jax.runs import executors
+from lensllm_jax.runs.run_folder import RUN, RunFolder
 
 ROOT = Path(__file__).parent.parent.parent
 FLAGS = {

@@ -11,19 +11,19 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from experiments.common import run_folder
-from experiments.common.progress import Progress
-from experiments.common.resume import Cells, cell_path
-from experiments.common.run_folder import RUN, RunFolder, command, file_name_of
 from lensllm_jax.checks import UserError
 from lensllm_jax.measurement.jobs import Job
 from lensllm_jax.measurement.measurement import MeasurementConfig
+from lensllm_jax.runs import run_folder
+from lensllm_jax.runs.progress import Progress
+from lensllm_jax.runs.resume import Cells, cell_path
+from lensllm_jax.runs.run_folder import RUN, RunFolder, command, file_name_of
 
 LONGEST_FILE_NAME = 255  # bytes
 OPENS = """
 import sys
 from experiments.common import cli
-from experiments.common.run_folder import RunFolder
+from lensllm_jax.runs.run_folder import RunFolder
 def main(argv):
     folder = RunFolder.open("{path}", {{}}, shared={shared})
     print("open", flush=True)

@@ -1,0 +1,1 @@
+"""Runs: what binaries and notebooks call, in a folder that resumes."""

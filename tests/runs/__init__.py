@@ -1,0 +1,1 @@
+"""Tests of runs, in folders that are killed and resumed."""
