@@ -39,6 +39,10 @@ from lensllm_jax.runs.run_folder import RUN
 FLAGS = measurement_flags()
 flags.DEFINE_alias("candidate", "candidates")
 flags.DEFINE_alias("num_examples", "num_kernel_examples")
+PARAMETERS = flags.DEFINE_string(
+    "parameters", None,
+    "The kernel of these parameters alone: globs of paths, such as *embed*,*/bias.",
+)  # fmt: skip
 STORE_DIR = flags.DEFINE_string("store_dir", None, "Folder that keeps each finished tile.")
 NUM_PROCESSES = flags.DEFINE_integer("num_processes", 1, "Processes that share --store_dir.")
 PROCESS_ID = flags.DEFINE_integer("process_id", 0, "Which of them this is, from 0.")
@@ -56,7 +60,10 @@ def main(_: Sequence[str]) -> None:
     names = FLAGS.candidates()
     if len(names) != 1:
         raise checks.UserError(f"`candidate` must be one, got {', '.join(names)}")
-    config = dataclasses.replace(FLAGS.config(), kernel_block_size=KERNEL_BLOCK_SIZE.value)
+    config = dataclasses.replace(
+        FLAGS.config(), kernel_block_size=KERNEL_BLOCK_SIZE.value,
+        kernel_parameters=PARAMETERS.value,
+    )  # fmt: skip
     (name,) = names
     pool = describe_pool(names)
     task = FLAGS.load_task(pool)

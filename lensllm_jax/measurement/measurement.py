@@ -62,6 +62,7 @@ class MeasurementConfig:
     num_kernel_examples: int = 64  # n of the kernel
     readout: str = "target_logprob"  # output of the model that the kernel is of
     method: str = "structured"  # by which the kernel is computed
+    kernel_parameters: str | None = None  # globs of those that the kernel is of; None: of all
     kernel_block_size: int = 32  # examples of a tile's side
     seed: int = 0  # of the nested order, and of the order within passes
     warmup_steps: int = 10  # over which the learning rate rises
@@ -203,6 +204,7 @@ class Measurement:
             self.subset(self.config.num_kernel_examples),
             readout=self.config.readout,
             method=self.config.method,
+            parameters=self.config.kernel_parameters,
             block_size=self.config.kernel_block_size,
             store=store,
         )

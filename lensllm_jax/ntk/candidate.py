@@ -32,7 +32,7 @@ import numpy as np
 
 from lensllm_jax import checks, padding
 from lensllm_jax.ntk import cost
-from lensllm_jax.ntk.function import TracedFn
+from lensllm_jax.ntk.function import TracedFn, function_of
 from lensllm_jax.ntk.gram import KernelOptions, empirical_ntk
 from lensllm_jax.ntk.method import NtkMethod, OutputReduction
 from lensllm_jax.ntk.readout import Projection, Readout, ReadoutFn
@@ -108,8 +108,8 @@ def candidate_ntk(
         label_tokens: for "label_logits", the tokens that name the classes.
         projection: for "projected_logits"; ``None`` stands for ``Projection()``.
         params: another state of the model, such as a step of its training.
-        **options: ``method``, ``output_reduction``, ``block_size``, ``memory_budget``,
-            ``devices``, ``store``, ``check_rows`` as for ``empirical_ntk``.
+        **options: ``method``, ``output_reduction``, ``parameters``, ``block_size``,
+            ``memory_budget``, ``devices``, ``store``, ``check_rows`` as for ``empirical_ntk``.
 
     Returns:
         The kernel with f_0, y and what it cost.
@@ -159,6 +159,7 @@ def estimate_ntk_cost(
     method: NtkMethod | str = NtkMethod.STRUCTURED,
     readout: Readout | str = Readout.TARGET_LOGPROB,
     label_tokens: Sequence[int] = (),
+    parameters: str | None = None,
     timed: bool = True,
 ) -> cost.NtkCost:
     """What ``candidate_ntk`` of a batch will cost.
@@ -169,6 +170,7 @@ def estimate_ntk_cost(
         method: the algorithm.
         readout: which outputs the kernel is of.
         label_tokens: for "label_logits".
+        parameters: of which the kernel is; ``None`` takes all.
         timed: estimate seconds; parts of the kernel are compiled and run for it, which takes about
             10 seconds for 7 M parameters and 25 for 124 M on 2 cores.
 
@@ -187,7 +189,8 @@ def estimate_ntk_cost(
     wanted = Readout(checks.one_of("readout", readout, list(Readout)))
     f = ReadoutFn(c.apply_fn, wanted, not c.is_encoder_decoder, tuple(map(int, label_tokens)))
     _check_readout(f)
-    return cost.ntk_cost(f, c.params, batch, method=method, timed=timed)
+    of_some = function_of(f, c.params, parameters)
+    return cost.ntk_cost(of_some, c.params, batch, method=method, timed=timed)
 
 
 def peak_bytes() -> int:

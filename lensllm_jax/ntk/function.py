@@ -18,6 +18,7 @@ Example:
 """
 
 import dataclasses
+import fnmatch
 import functools
 import hashlib
 import re
@@ -27,6 +28,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 from jax.extend import core
 
 from lensllm_jax import checks, padding
@@ -80,6 +82,64 @@ class TracedFn:
     def __hash__(self) -> int:
         """By the program."""
         return hash(self.digest)
+
+
+@dataclasses.dataclass(frozen=True)
+class FunctionOfSome:
+    """A function of some of its parameters: the others are held fixed, without a gradient."""
+
+    f: ApplyFn
+    chosen: frozenset[str]  # slash-joined paths
+
+    def __call__(self, params: Params, x: Any) -> Array:
+        """The outputs of ``f``."""
+
+        def held(path: Any, leaf: Array) -> Array:
+            return leaf if slash_joined(path) in self.chosen else lax.stop_gradient(leaf)
+
+        return self.f(jax.tree.map_with_path(held, params), x)
+
+
+def function_of(f: ApplyFn, params: Params, parameters: str | None) -> ApplyFn:
+    """``f`` as a function of the parameters of ``chosen_paths`` alone.
+
+    Example:
+        >>> params = {"head": {"kernel": jnp.ones(2), "bias": jnp.ones(())}}
+        >>> f = lambda p, x: x @ p["head"]["kernel"] + p["head"]["bias"]
+        >>> sorted(function_of(f, params, "*/bias, *ker*").chosen)
+        ['head/bias', 'head/kernel']
+    """
+    return f if parameters is None else FunctionOfSome(f, chosen_paths(params, parameters))
+
+
+def chosen_paths(params: Params, parameters: str | None) -> frozenset[str]:
+    """Slash-joined paths of some parameters.
+
+    Args:
+        params: all of them.
+        parameters: globs of paths, separated by commas; ``None`` stands for all.
+
+    Raises:
+        UserError: if a glob matches none.
+    """
+    paths = [slash_joined(path) for path, _ in jax.tree.leaves_with_path(params)]
+    if parameters is None:
+        return frozenset(paths)
+    chosen: set[str] = set()
+    for glob in str(parameters).split(","):
+        matched = fnmatch.filter(paths, glob.strip())
+        if not matched:
+            raise checks.UserError(
+                "`parameters` must be globs, separated by commas, that match paths such as "
+                f"{', '.join(paths[:1])!r}, got {glob!r}, which matches none"
+            )
+        chosen.update(matched)
+    return frozenset(chosen)
+
+
+def slash_joined(path: Any) -> str:
+    """The path of a leaf, such as blocks/up/kernel."""
+    return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
 def check_rows(name: str, f: TracedFn, params: Params, x: Any) -> None:

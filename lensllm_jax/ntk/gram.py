@@ -23,7 +23,7 @@ from jaxtyping import Inexact
 from lensllm_jax import checks, padding
 from lensllm_jax.ntk import neural_tangents
 from lensllm_jax.ntk.cost import largest_block_size
-from lensllm_jax.ntk.function import TracedFn, check_rows
+from lensllm_jax.ntk.function import TracedFn, check_rows, chosen_paths, function_of, slash_joined
 from lensllm_jax.ntk.method import NtkMethod, OutputReduction
 from lensllm_jax.ntk.store import TileStore, kernel_settings
 from lensllm_jax.ntk.structured import sweeps
@@ -41,6 +41,7 @@ class Execution(TypedDict, total=False):
     """How a kernel is computed where memory, devices or time are short; its numbers stay.
 
     Attributes:
+        block_size: examples of a tile's side, and so in memory at once; all unless said otherwise.
         memory_budget: for "structured", bytes above what the process holds, from which the block
             size follows.
         devices: for "structured", devices that share the examples of each tile.
@@ -49,6 +50,7 @@ class Execution(TypedDict, total=False):
         check_rows: compare one row of outputs with its example alone; True unless said otherwise.
     """
 
+    block_size: int | None
     memory_budget: float | int | None
     devices: Sequence[jax.Device] | None
     store: str | os.PathLike | None
@@ -60,7 +62,7 @@ class KernelOptions(Execution, total=False):
 
     method: NtkMethod | str
     output_reduction: OutputReduction | str
-    block_size: int | None
+    parameters: str | None
 
 
 # the kernel of a block of rows and one of columns, the tile; None stands for the same block
@@ -75,7 +77,7 @@ def empirical_ntk(
     *,
     method: NtkMethod | str = NtkMethod.STRUCTURED,
     output_reduction: OutputReduction | str = OutputReduction.NONE,
-    block_size: int | None = None,
+    parameters: str | None = None,
     **execution: Unpack[Execution],
 ) -> Inexact[np.ndarray, "n m"] | Inexact[np.ndarray, "n m k k"]:
     """The kernel of two sets of examples.
@@ -90,8 +92,10 @@ def empirical_ntk(
         method: the algorithm.
         output_reduction: of the k x k outputs of a pair: "none" keeps them, "sum" is the trace
             over a = b, "mean" the trace divided by k.
-        block_size: examples of a tile's side, and so in memory at once; ``None`` takes all.
-        **execution: ``memory_budget``, ``devices``, ``store``, ``check_rows``: see ``Execution``.
+        parameters: the kernel of these alone, the others held fixed: globs of slash-joined paths,
+            separated by commas, such as "blocks/*,*/bias"; ``None`` takes all.
+        **execution: ``block_size``, ``memory_budget``, ``devices``, ``store``, ``check_rows``: see
+            ``Execution``.
 
     Returns:
         Shape (n, m, k, k), in the order of neural-tangents; (n, m) after a reduction, and
@@ -113,7 +117,8 @@ def empirical_ntk(
     """
     method = NtkMethod(checks.one_of("method", method, list(NtkMethod)))
     reduction = _checked_reduction(output_reduction)
-    memory_budget, devices, store, rows_checked = _execution(**execution)
+    block_size, memory_budget, devices, store, rows_checked = _execution(**execution)
+    f = function_of(f, params, parameters)
     x1, x2 = as_arrays(x1), as_arrays(x2)
     f, n, m = check_inputs(f, params, x1, x2, rows_checked=rows_checked)
     block = max(n, m) if block_size is None else count("block_size", block_size)
@@ -138,7 +143,7 @@ def empirical_ntk(
     if store is not None:
         settings = kernel_settings(
             f, params, x1, x2, block_size=block, method=method, reduction=reduction,
-            num_devices=1 if devices is None else len(devices),
+            parameters=parameters, num_devices=1 if devices is None else len(devices),
         )  # fmt: skip
         tile_store = TileStore.open(Path(store), settings)
         tile_store.fill(tiles(n, m, **shape), tile_fn)
@@ -147,10 +152,11 @@ def empirical_ntk(
 
 
 def _execution(
-    memory_budget: Any = None, devices: Any = None, store: Any = None, check_rows: bool = True
-) -> tuple:
+    block_size: Any = None, memory_budget: Any = None, devices: Any = None, store: Any = None,
+    check_rows: bool = True,
+) -> tuple:  # fmt: skip
     """The options of ``Execution``; any other is a TypeError."""
-    return memory_budget, devices, store, check_rows
+    return block_size, memory_budget, devices, store, check_rows
 
 
 def count(name: str, value: Any) -> int:
@@ -230,6 +236,7 @@ def parameter_group_ntk(
     *,
     group_of: Callable[[str], str],
     output_reduction: OutputReduction | str = OutputReduction.NONE,
+    parameters: str | None = None,
     devices: Sequence[jax.Device] | None = None,
 ) -> dict[str, np.ndarray]:
     r"""The kernel part by part: which layer contributes how much.
@@ -245,6 +252,7 @@ def parameter_group_ntk(
         group_of: from the path of a parameter, such as ``"['blocks']['up']['kernel'][3]"`` (the
             slice of a stacked parameter at its end), to the name of its group.
         output_reduction: of the k x k outputs.
+        parameters: as for ``empirical_ntk``; the others are in no group and cost a forward pass.
         devices: those that share the examples.
 
     Returns:
@@ -263,7 +271,7 @@ def parameter_group_ntk(
     """
     reduction = _checked_reduction(output_reduction)
     x1, x2 = as_arrays(x1), as_arrays(x2)
-    f, *_ = check_inputs(f, params, x1, x2)
+    f, *_ = check_inputs(function_of(f, params, parameters), params, x1, x2)
     trace, divisor = _trace_and_divisor(num_outputs(f, params, x1), reduction)
     parts: dict[str, np.ndarray] = {}
     for part in sweeps.kernel_by_parameter(f, params, x1, x2, trace=trace, mesh=_mesh(devices)):
@@ -272,7 +280,9 @@ def parameter_group_ntk(
             parts[group] = parts[group] + theta if group in parts else theta
     if not parts:  # f uses no parameter
         zeros = np.asarray(sweeps.structured_ntk(f, params, x1, x2, trace=trace)) / divisor
-        names = [jax.tree_util.keystr(path) for path, _ in jax.tree.leaves_with_path(params)]
+        chosen = chosen_paths(params, parameters)
+        paths = [path for path, _ in jax.tree.leaves_with_path(params)]
+        names = [jax.tree_util.keystr(path) for path in paths if slash_joined(path) in chosen]
         parts = {group_of(name): zeros for name in names}
     return parts
 

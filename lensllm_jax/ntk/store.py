@@ -39,7 +39,7 @@ import numpy as np
 from lensllm_jax import checks, durable
 from lensllm_jax._version import __version__
 from lensllm_jax.fingerprint import fingerprint
-from lensllm_jax.ntk.function import TracedFn
+from lensllm_jax.ntk.function import FunctionOfSome, TracedFn
 from lensllm_jax.typing import ApplyFn, Array, Params
 
 logger = logging.getLogger(__name__)
@@ -222,6 +222,8 @@ def kernel_settings(
     gradient = jax.jit(jax.grad(lambda params, x: jax.numpy.sum(traced(params, x))))
     program = traced.digest + gradient.lower(params, x1).as_text()
     named, function = dict(settings), cast(Any, traced.f)  # which may be more than a function
+    while isinstance(function, FunctionOfSome | TracedFn):
+        function = function.f
     for field in dataclasses.fields(function) if dataclasses.is_dataclass(function) else ():
         if not callable(value := getattr(function, field.name)):
             named[field.name] = value

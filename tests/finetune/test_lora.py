@@ -117,11 +117,16 @@ def test_the_kernel_of_the_factors_alone_is_exact(x64):
     factors = jax.tree.map(lambda leaf: leaf + 0.1, factors)  # B = 0 has no gradient for A
     apply_fn = config_apply_fn(candidate.config, LORA)
 
+    def of_all(params, x):
+        return jnp.sum(jax.nn.log_softmax(apply_fn(params, x))[:, -3:, 5], axis=1)
+
     def f(factors, x):
-        logits = apply_fn(joined(factors, candidate.params), x)
-        return jnp.sum(jax.nn.log_softmax(logits)[:, -3:, 5], axis=1)
+        return of_all(joined(factors, candidate.params), x)
 
     x = {name: batch()[name] for name in ("input_ids", "attention_mask")}
     gradients = jax.jacrev(f)(factors, x)
     rows = np.concatenate([leaf.reshape(3, -1) for leaf in jax.tree.leaves(gradients)], axis=1)
     assert_close(empirical_ntk(f, factors, x, method="structured"), rows @ rows.T, "float64")
+    whole = joined(factors, candidate.params)  # and of all parameters, those of the adapter
+    of_adapter = empirical_ntk(of_all, whole, x, parameters="*/lora_a,*/lora_b")
+    assert_close(of_adapter, rows @ rows.T, "float64")

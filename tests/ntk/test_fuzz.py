@@ -10,6 +10,7 @@ import jax
 import numpy as np
 import pytest
 
+from lensllm_jax.ntk.function import function_of
 from lensllm_jax.ntk.gram import NtkMethod, empirical_ntk
 from lensllm_jax.ntk.operator import ntk_matvec
 from tests import oracles
@@ -17,6 +18,7 @@ from tests.ntk import interpreter, random_programs
 from tests.ntk.random_programs import MOVES, OPERATIONS, Program
 
 BATCH = 50
+EVERY = 5  # of so many random programs one is differentiated in some of its parameters too
 FIRST = int(os.environ.get("FUZZ_FIRST", "0")) // BATCH
 BATCHES = range(FIRST, int(os.environ.get("FUZZ_PROGRAMS", "300")) // BATCH)
 TOLERANCE = 1e-9  # relative to the largest entry
@@ -33,9 +35,10 @@ def _sides(program):
     return [x for x in (random_programs.rows(), x2) if x is not None]
 
 
-def difference(program):
-    """Relative to the largest entry of the dense kernel."""
-    problem = (random_programs.function(program), random_programs.parameters(), _sides(program))
+def difference(program, chosen=None):
+    """Relative to the largest entry of the dense kernel; ``chosen`` are globs of parameters."""
+    p = random_programs.parameters()
+    problem = (function_of(random_programs.function(program), p, chosen), p, _sides(program))
     exact = interpreter.dense_kernel(*problem)
     difference = interpreter.structured_kernel(*problem) - exact
     return np.abs(difference).max() / max(np.abs(exact).max(), 1e-30)
@@ -52,6 +55,9 @@ def test_random_programs(x64, batch):
         program = random_programs.draw(batch, i)
         if not difference(program) < TOLERANCE:
             pytest.fail(f"{_smallest(program)}, and so {program}")
+        some = ",".join(sorted(random_programs.parameters())[i % 3 :: 2])
+        if i % EVERY == 0 and not difference(program, some) < TOLERANCE:
+            pytest.fail(f"{program} of {some} alone")
     jax.clear_caches()  # of traced programs, which would fill gigabytes
 
 

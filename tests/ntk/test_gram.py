@@ -1,6 +1,8 @@
 """The kernel by every method against dense Jacobians, finite differences and its own laws."""
 
+import fnmatch
 import functools
+from contextlib import nullcontext
 
 import jax
 import jax.numpy as jnp
@@ -219,3 +221,51 @@ def test_groups_of_parameters_add_up_to_the_kernel(x64, reduction):
         output_reduction=reduction,
     )  # fmt: skip
     assert_close(parts["Dense_2"], alone)
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters", "method"),
+    [
+        ("mlp, 3 outputs", "params/Dense_2/kernel", NtkMethod.STRUCTURED),
+        ("mlp, 3 outputs", "params/Dense_2/kernel", NtkMethod.JACOBIAN_CONTRACTION),
+        ("scanned transformer", "*/embedding, */blocks/*/bias", NtkMethod.STRUCTURED),
+    ],
+)
+def test_some_parameters_have_the_kernel_of_a_function_that_closes_over_the_rest(
+    x64, name, parameters, method
+):
+    case = make(name)
+    globs = [glob.strip() for glob in parameters.split(",")]
+    flat, tree = jax.tree.flatten_with_path(case.params)
+    paths = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in flat]
+    leaves = dict(zip(paths, (leaf for _, leaf in flat), strict=True))
+    chosen = {p: leaves[p] for p in paths if any(fnmatch.fnmatch(p, glob) for glob in globs)}
+    assert 0 < len(chosen) < len(leaves)
+
+    def alone(chosen, x):
+        return case.f(jax.tree.unflatten(tree, list({**leaves, **chosen}.values())), x)
+
+    theta = empirical_ntk(case.f, case.params, case.x, parameters=parameters, method=method)
+    wanted = oracles.dense_kernel(alone, chosen, case.x)
+    assert_close(theta, wanted if wanted.shape[2] > 1 else wanted[:, :, 0, 0])
+    assert relative_difference(theta, expected(name)) > 1e-3  # that of all is another
+    if method is NtkMethod.STRUCTURED:
+        parts = parameter_group_ntk(
+            case.f, case.params, case.x, group_of=lambda path: path, parameters=parameters
+        )
+        assert_close(sum(parts.values()), theta)
+
+
+def test_parameters_that_f_does_not_use_have_a_kernel_of_zeros():
+    f = lambda p, x: x @ p["w"]  # noqa: E731
+    p, x = {"idle": jnp.ones(3), "w": jnp.ones(2)}, jnp.eye(2)
+    assert not empirical_ntk(f, p, x, parameters="idle").any()
+    parts = parameter_group_ntk(f, p, x, group_of=lambda path: path, parameters="idle")
+    assert {name: theta.tolist() for name, theta in parts.items()} == {"['idle']": [[0, 0]] * 2}
+
+
+def test_a_store_tells_kernels_of_other_parameters_apart(tmp_path):
+    case = cases.make("mlp")
+    for parameters, fits in ((None, True), ("*/bias", False)):
+        with nullcontext() if fits else pytest.raises(UserError, match="parameters=None there"):
+            empirical_ntk(case.f, case.params, case.x, store=tmp_path, parameters=parameters)

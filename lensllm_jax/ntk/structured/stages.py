@@ -33,6 +33,7 @@ import numpy as np
 from jax.extend import core
 
 from lensllm_jax.ntk.structured.taps import (
+    STOP_GRADIENT,
     Ref,
     Taps,
     apply,
@@ -52,6 +53,7 @@ class Source(enum.Enum):
     """Where an operand of a stage comes from."""
 
     PARAM = "param"  # a parameter: the same for all examples, with a gradient
+    FIXED = "fixed"  # a parameter behind a stop_gradient
     CONSTANT = "constant"  # the same for all examples, without
     VALUE = "value"  # computed from the example
 
@@ -61,7 +63,7 @@ class Slot:
     """One operand of a call."""
 
     source: Source
-    index: int  # of the parameter, constant or value
+    index: int  # of the parameter (with or without gradient), constant or value
     step: int | None = None  # the slice of its first axis that enters; None for the whole
     dtype: Any = None  # what a parameter is cast to, once; None for its own
 
@@ -196,8 +198,14 @@ class _Partitioner:
         return name
 
     def from_params(self, name: int) -> bool:
-        is_param = name in self.known and self.known[name].source is Source.PARAM
+        is_param = name in self.known and self.known[name].source is not Source.CONSTANT
         return is_param or name in self.views
+
+    def has_gradient(self, name: int) -> bool:
+        """Whether a value is a parameter, perhaps rearranged, that is not held fixed."""
+        while name in self.views and name not in self.known:
+            (name, *_) = self.views[name].operands
+        return name in self.known and self.known[name].source is Source.PARAM
 
     def instruct(self, instruction: _Instruction) -> None:
         if not isinstance(self.parts[-1], list):
@@ -209,7 +217,7 @@ class _Partitioner:
 
     def reached_by(self, names: Sequence[int]) -> list[bool]:
         """Which values a parameter reaches."""
-        return [self.from_params(name) or name in self.active for name in names]
+        return [self.has_gradient(name) or name in self.active for name in names]
 
     def mark(self, names: Sequence[int], active: Sequence[bool]) -> None:
         self.active.update(itertools.compress(names, active))
@@ -236,6 +244,13 @@ class _Partitioner:
             self.mark(loop.results, loop.active)
             return loop.results
         results = tuple(self.new() for _ in equation.outvars)
+        if equation.primitive.name == STOP_GRADIENT and operands[0] in self.known:
+            slot = self.known[operands[0]]
+            is_param = slot.source is Source.PARAM
+            self.known[results[0]] = (
+                dataclasses.replace(slot, source=Source.FIXED) if is_param else slot
+            )
+            return results
         instruction = _Instruction(
             functools.partial(apply, equation),
             tuple(operands),
@@ -362,6 +377,8 @@ def _unchanged(operands: Sequence[Any], taps: Taps) -> Sequence[Any]:
 def _active_results(equation: Any, entering: Sequence[bool]) -> list[bool]:
     """Which results a parameter may reach with a gradient, from the operands that it reaches."""
     reached = [any(entering)] * len(equation.outvars)
+    if equation.primitive.name == STOP_GRADIENT:
+        return [False]
     if (program := called_program(equation)) is not None:
         reached = _active_outputs(program[0], entering)
     elif equation.primitive.name == "scan" and (counts := scan_counts(equation.params)) is not None:
@@ -413,6 +430,7 @@ def _costs(equations: Iterable[Any]) -> tuple[int, int]:
 
 def operand(slot: Slot, value: Any, position: int) -> Any:
     """A stage's operand: of a parameter, or a slice taken already, a reference by position."""
+    value = value if slot.dtype is None else value.astype(slot.dtype)
     if slot.source is not Source.PARAM or not value.size:  # an empty one has no gradient
         return value
-    return Ref.of(value if slot.dtype is None else value.astype(slot.dtype), position)
+    return Ref.of(value, position)

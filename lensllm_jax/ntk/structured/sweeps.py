@@ -295,7 +295,8 @@ def _operands(
 ) -> tuple[list, list]:
     """What is the same for all examples, and what is not (n, ...)."""
     sources: dict[Source, Any] = {
-        Source.PARAM: leaves, Source.CONSTANT: schedule.constants, Source.VALUE: values
+        Source.PARAM: leaves, Source.FIXED: leaves,
+        Source.CONSTANT: schedule.constants, Source.VALUE: values,
     }  # fmt: skip
     fixed: list[Array] = []
     varying: list[Array] = []
@@ -454,7 +455,7 @@ def layer_error(layer: str) -> checks.UserError:
 
 def _layer(program: Program, call: Call) -> str:
     """The parameters that enter a call."""
-    slots = [slot for slot in call.slots if slot.source is Source.PARAM]
+    slots = [slot for slot in call.slots if slot.source in (Source.PARAM, Source.FIXED)]
     names = ", ".join(_name(program, (slot.index, slot.step)) for slot in slots)
     return names or "the inputs"
 

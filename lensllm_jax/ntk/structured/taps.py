@@ -52,6 +52,8 @@ from lensllm_jax.ntk.structured.gradients import (
 # Parameters of longer loops are materialized: unrolled, such loops compile for minutes.
 MAX_UNROLLED_STEPS = 256
 
+STOP_GRADIENT = "stop_gradient"  # the primitive behind which a parameter has no gradient
+
 # Calls without a derivative rule of their own, named as JAX 0.10 to 0.12 name them.
 TRANSPARENT_CALLS = frozenset({"jit", "pjit", "closed_call", "core_call", "remat2", "checkpoint"})
 
@@ -195,6 +197,8 @@ def apply(equation: Any, operands: Sequence[Any], taps: Taps) -> Sequence[Any]:
     operands = list(operands)
     if not any(isinstance(operand, Ref) for operand in operands):
         return _bind(equation, operands)
+    if equation.primitive.name == STOP_GRADIENT:
+        return _bind(equation, [operand.value for operand in operands])
     if (program := called_program(equation)) is not None:
         return evaluate(*program, operands, taps)
     if (counts := unrolled_counts(equation)) is not None:

@@ -98,6 +98,11 @@ MISTAKES = [
     ("output_reduction", "one of ... got 'max'", lambda tmp: kernel(output_reduction="max")),
     ("block_size", "positive ... got 0", lambda tmp: kernel(block_size=0)),
     (
+        "parameters",
+        "globs ... paths such as 'table' ... got 'head*'",
+        lambda tmp: of_candidate(parameters="head*"),
+    ),
+    (
         "memory_budget",
         "come without `block_size` ... got 1 and 'structured'",
         lambda tmp: kernel(block_size=1, memory_budget=1e9),

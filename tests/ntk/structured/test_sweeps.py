@@ -126,6 +126,27 @@ def test_a_stage_that_no_parameter_enters_is_passed_over(x64):
     assert_close(empirical_ntk(deep, w, x), oracles.dense_kernel(deep, w, x)[:, :, 0, 0])
 
 
+def test_layers_before_the_chosen_parameters_are_passed_over(monkeypatch):
+    swept, backward = [], sweeps._backward
+    monkeypatch.setattr(
+        sweeps,
+        "_backward",
+        lambda *args, **settings: swept.append(1) or backward(*args, **settings),
+    )
+
+    def f(p, x):
+        layers = jax.lax.scan(lambda h, w: (jnp.tanh(h @ w), None), x + p["first"][None], p["w"])
+        return layers[0] @ p["last"]
+
+    p = {"first": jnp.ones(2), "w": normal(0, 3, 2, 2), "last": jnp.ones(2)}
+    counts = {}
+    for parameters in ("*", "w", "last"):
+        swept.clear()
+        empirical_ntk(f, p, jnp.eye(2), parameters=parameters)
+        counts[parameters] = len(swept)
+    assert counts == {"*": 5, "w": 4, "last": 1}  # before the layers, three of them, behind them
+
+
 def test_bfloat16_activations_add_up_in_float32():
     case = cases.make("scanned transformer")
     single = jax.tree.map(lambda w: w.astype(jnp.float32), case.params)
