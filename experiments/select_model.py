@@ -29,6 +29,7 @@ counted from the same losses for the others.
 (FLOPs), kernels/<name>/ntk.npy with ntk.json, report.html, report.md, loss_curves.png and
 kernel_spectra.png; run.json holds settings, versions and seed; cells/ what is finished.  The same
 command resumes a killed run and ends with the same files; only cells/ holds durations.
+--save_winner=FOLDER receives the pick's weights after its largest fine-tune, at the best step.
 
 Seven bundled candidates, --paper with a budget of 800: 10 minutes on 2 cores that were busy beside.
 """
@@ -38,12 +39,20 @@ import itertools
 import math
 import time
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 from absl import flags
 
 from experiments.common import cli
-from experiments.common.flags import define_confidence, define_gamma, define_keep, define_tau
+from experiments.common.flags import (
+    define_confidence,
+    define_gamma,
+    define_keep,
+    define_save_adapter,
+    define_save_winner,
+    define_tau,
+)
 from experiments.common.measurement_flags import measurement_flags
 from lensllm_jax import checks
 from lensllm_jax.checkpoints.summary import CandidateSummary
@@ -54,6 +63,7 @@ from lensllm_jax.measurement.jobs import Job, Measurer
 from lensllm_jax.measurement.measurement import MeasurementConfig
 from lensllm_jax.measurement.pool import check_kernel_examples, describe_pool, loss_table
 from lensllm_jax.measurement.rows import row_lengths
+from lensllm_jax.measurement.winner import Winner
 from lensllm_jax.report import figures
 from lensllm_jax.report.html import to_html
 from lensllm_jax.report.markdown import format_cell, to_markdown
@@ -64,6 +74,7 @@ from lensllm_jax.runs.racing import ladder, run_race, smallest_of
 from lensllm_jax.runs.resume import CandidateRun, Cells, task_settings, test_covariances
 from lensllm_jax.runs.run_folder import RUN, RunFolder
 from lensllm_jax.selection import orders
+from lensllm_jax.selection.answer import Model
 from lensllm_jax.selection.flops import FlopsLedger, kernel_flops
 from lensllm_jax.selection.halving import Halving
 from lensllm_jax.selection.loss_table import write_loss_table
@@ -98,6 +109,8 @@ KERNELS = flags.DEFINE_enum(
     "kernels", "survivors", ["survivors", "all", "none"], "Whose kernels are computed after a race."
 )
 KEEP = define_keep()
+SAVE_WINNER = define_save_winner()
+SAVE_ADAPTER = define_save_adapter()
 # columns of ranking.csv on the terminal, as many as 80 characters hold
 SHOWN = (
     "rank", "candidate", "predicted_loss", "low_90", "high_90", "p_beats_next", "rectified_loss",
@@ -170,16 +183,21 @@ def main(argv: Sequence[str]) -> None:
     check_race(plan, summaries)
     check_kernel_examples(task, config.num_kernel_examples)
     settings = {**task_settings(summaries, task, config), **plan.settings}
+    winner = winner_of_flags(settings, summaries, config)
     folder = FLAGS.open_folder(settings, task, summaries)
     with Progress(total=_total_work(summaries, plan, config), quiet=FLAGS.quiet) as progress:
         measurer = Measurer(task, revisits=plan.order in (Order.UPWARDS, Order.RACE))
         cells, seconds = Cells(folder, progress), FLAGS.checkpoint_seconds
         pool = {
-            name: CandidateRun(summary, config, measurer, cells, checkpoint_seconds=seconds)
+            name: CandidateRun(
+                summary, config, measurer, cells, checkpoint_seconds=seconds, winner=winner
+            )
             for name, summary in summaries.items()
         }
         measured = _measure(pool, plan)
     selection = _select(pool, plan, task, config, measured, folder)
+    if winner is not None:
+        selection = _with_model(selection, pool, winner)
     _write_results(folder, selection, task)
     show(selection)
     if not FLAGS.quiet:
@@ -224,6 +242,24 @@ def plan_of_flags(task: Task) -> Plan:
             max_seconds=3600 * MAX_HOURS.value,
         )
     return Plan(budget, smallest, order, halving, rule, race, KERNELS.value)
+
+
+def winner_of_flags(
+    run: Mapping[str, Any], pool: Mapping[str, CandidateSummary], config: MeasurementConfig
+) -> Winner | None:
+    """Where the winner goes, if it is to be saved.
+
+    Raises:
+        UserError: naming the flag at fault.
+    """
+    if SAVE_WINNER.value is None:
+        if SAVE_ADAPTER.value:
+            raise checks.UserError("`save_adapter` must go with `save_winner`, got no folder")
+        return None
+    winner = Winner(Path(SAVE_WINNER.value), run, adapter=SAVE_ADAPTER.value)
+    num_params = {name: one.num_params for name, one in pool.items()}
+    winner.check(num_params, config.compute, Path(FLAGS.output_dir))
+    return winner
 
 
 def _sizes_of_flags(order: Order, target: int, available: int) -> tuple[int, int]:
@@ -307,6 +343,7 @@ def _measure_upwards(pool: Pool, plan: Plan) -> dict[str, Drop]:
         return pool[name].measure_loss(size)
 
     def on_drop(name: str, drop: Drop) -> None:
+        pool[name].forget_weights()
         pool[name].finish(plan.sizes)
 
     dropped = orders.measure_upwards(tuple(pool), plan.sizes, loss, plan.rule, on_drop=on_drop)
@@ -338,6 +375,14 @@ def _select(
         costs=_costs(pool, plan, kernels, ledger),
         loss_covariance=test_covariances(folder, table),
     )
+
+
+def _with_model(selection: Selection, pool: Pool, winner: Winner) -> Selection:
+    """With the pick's weights in their folder; those of all others are removed."""
+    size = pool[selection.verdict.selected].save_weights(winner)
+    for candidate in pool.values():
+        candidate.forget_weights()
+    return dataclasses.replace(selection, model=Model(str(winner.folder), size))
 
 
 def _kernel_costs(

@@ -20,11 +20,13 @@ A folder may belong to one set of settings, so that a run resumes only what it b
 """
 
 import contextlib
+import errno
 import fcntl
 import glob
 import json
 import os
 import secrets
+import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -47,6 +49,36 @@ def writing(target: Path) -> Iterator[Path]:
         yield aside
         _flush(aside)
         os.replace(aside, target)
+
+
+@contextlib.contextmanager
+def writing_folder(target: Path) -> Iterator[Path]:
+    """Yields a folder for another writer to fill; it then takes the place of ``target``."""
+    aside = target.with_name(f".{target.name}{PARTIAL}")
+    shutil.rmtree(aside, ignore_errors=True)  # of a killed writer
+    aside.mkdir(parents=True)
+    try:
+        yield aside
+        for file in (*aside.iterdir(), aside):
+            _flush(file)
+        shutil.rmtree(target, ignore_errors=True)
+        os.replace(aside, target)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+    _flush(target.parent)
+
+
+def move_folder(source: Path, target: Path) -> None:
+    """Moves a folder of files to a new or an empty one: renamed, or copied to another disk."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        os.replace(source, target)
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+        with writing_folder(target) as aside:
+            shutil.copytree(source, aside, dirs_exist_ok=True)
+        shutil.rmtree(source)
 
 
 def create(target: Path, content: bytes) -> bool:

@@ -1,5 +1,8 @@
 """A file has the content before or the content after, never a part of it."""
 
+import errno
+import os
+
 import pytest
 
 from lensllm_jax import durable
@@ -28,6 +31,54 @@ def test_nothing_has_the_name_before_it_is_whole(tmp_path):
         assert aside.name.endswith(durable.PARTIAL)
         aside.write_bytes(b"whole")
     assert target.read_bytes() == b"whole"
+
+
+def test_a_folder_is_whole_or_not_there(tmp_path):
+    target = tmp_path / "folder"
+
+    def write(text, *, fails=False):
+        with durable.writing_folder(target) as aside:
+            (aside / text).write_text(text)
+            assert not (target / text).exists()
+            if fails:
+                raise ZeroDivisionError
+
+    write("before")
+    left = tmp_path / f".folder{durable.PARTIAL}"
+    left.mkdir()
+    (left / "half").write_text("of a killed writer")
+    with pytest.raises(ZeroDivisionError):
+        write("half", fails=True)
+    assert [file.name for file in target.iterdir()] == ["before"]
+    write("after")
+    assert [file.name for file in target.iterdir()] == ["after"]
+    assert list(tmp_path.iterdir()) == [target]
+
+
+@pytest.mark.parametrize("is_another_disk", [False, True])
+def test_a_folder_is_moved_to_any_disk(is_another_disk, tmp_path, monkeypatch):
+    source, target, replace = tmp_path / "a", tmp_path / "b" / "c", os.replace
+    source.mkdir()
+    (source / "file").write_text("whole")
+
+    def within_a_disk(old, new):
+        if is_another_disk and old == source:
+            raise OSError(errno.EXDEV, "another disk")
+        replace(old, new)
+
+    monkeypatch.setattr(os, "replace", within_a_disk)
+    durable.move_folder(source, target)
+    assert (target / "file").read_text() == "whole"
+    assert not source.exists()
+    assert list(target.parent.iterdir()) == [target]
+
+
+def test_a_folder_does_not_take_the_place_of_files(tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / name).write_text(name)
+    with pytest.raises(OSError, match="not empty"):
+        durable.move_folder(tmp_path / "a", tmp_path / "b")
 
 
 def test_the_first_of_two_writers_creates(tmp_path):

@@ -90,6 +90,20 @@ def define_keep() -> flags.FlagHolder[float]:
     return flags.DEFINE_float("keep", DropRule.keep, "Upwards: share of the candidates kept.")
 
 
+def define_save_winner() -> flags.FlagHolder[str | None]:
+    """--save_winner."""
+    return flags.DEFINE_string(
+        "save_winner", None, "Folder for the best one's fine-tuned weights; Hugging Face loads it."
+    )
+
+
+def define_save_adapter() -> flags.FlagHolder[bool]:
+    """--save_adapter."""
+    return flags.DEFINE_bool(
+        "save_adapter", False, "With --tune=lora: the winner as an adapter in PEFT's format."
+    )
+
+
 def define_tokens_per_example(help: str) -> flags.FlagHolder[float]:
     """--tokens_per_example."""
     return flags.DEFINE_float("tokens_per_example", 512.0, help)

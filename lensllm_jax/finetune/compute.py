@@ -148,16 +148,20 @@ def start_of(candidate: Candidate, compute: ComputeConfig, *, seed: int) -> Star
     """The parameters that are trained, and those beside them; ``seed`` is of LoRA's factors."""
     if compute.tune == FULL:
         return Start(candidate.params, {})
-    frozen = candidate.params
-    if compute.frozen_dtype is not None:  # on the host: no device need hold them twice
-        dtype = jnp.dtype(compute.frozen_dtype)
-        frozen = jax.tree.map(lambda leaf: np.asarray(leaf).astype(dtype), frozen)
-    return Start(lora.init_factors(candidate.params, rank=compute.lora_rank, seed=seed), frozen)
+    factors = lora.init_factors(candidate.params, rank=compute.lora_rank, seed=seed)
+    return Start(factors, _frozen(candidate, compute))
+
+
+def _frozen(candidate: Candidate, compute: ComputeConfig) -> Params:
+    if compute.frozen_dtype is None:
+        return candidate.params
+    dtype = jnp.dtype(compute.frozen_dtype)  # on the host: no device need hold them twice
+    return jax.tree.map(lambda leaf: np.asarray(leaf).astype(dtype), candidate.params)
 
 
 def whole_params(candidate: Candidate, compute: ComputeConfig, params: Params) -> Params:
     """All parameters of a fine-tuned candidate, from those that were trained."""
-    return params if compute.tune == FULL else lora.merged(candidate.params, params)
+    return params if compute.tune == FULL else lora.merged(_frozen(candidate, compute), params)
 
 
 def loading(compute: ComputeConfig) -> contextlib.AbstractContextManager:

@@ -125,7 +125,7 @@ def save_adapter(candidate: Candidate, factors: Params, folder: str | Path) -> N
     """Writes the factors as PEFT does; ``lens.load_candidate`` reads the folder too.
 
     Args:
-        candidate: the base; its name is what the folder calls it.
+        candidate: the base; the folder calls it by its name, or by the whole path of its folder.
         factors: a tree as that of ``init_factors``.
         folder: where to; made if absent.
     """
@@ -134,9 +134,11 @@ def save_adapter(candidate: Candidate, factors: Params, folder: str | Path) -> N
         for path, leaf in traverse_util.flatten_dict(factors, sep="/").items()
     }
     layers = [path.removesuffix(f"/{A}") for path in parts if path.endswith(f"/{A}")]
+    path = Path(candidate.name).expanduser().resolve()
+    base = str(path) if path == candidate.folder.resolve() else candidate.name
     write_adapter(
         Path(folder),
         {f"{layer}/kernel": Factors(parts[f"{layer}/{A}"], parts[f"{layer}/{B}"])
          for layer in layers},
-        candidate.family, candidate.config, base=candidate.name, scale=SCALE,
+        candidate.family, candidate.config, base=base, scale=SCALE,
     )  # fmt: skip

@@ -26,15 +26,17 @@ import jax
 import numpy as np
 
 from lensllm_jax import checks, durable
+from lensllm_jax._version import __version__
 from lensllm_jax.checkpoints.candidate import Candidate
 from lensllm_jax.checkpoints.zoo import load_candidate
 from lensllm_jax.data.task import Task
 from lensllm_jax.finetune.compute import loading, loop_for
 from lensllm_jax.finetune.evaluation import Evaluation
-from lensllm_jax.finetune.fine_tune import Progress
+from lensllm_jax.finetune.fine_tune import FineTuned, Progress
 from lensllm_jax.finetune.loop import Loop
 from lensllm_jax.finetune.resume import Checkpoint
 from lensllm_jax.finetune.search import SearchGrid, SearchProgress
+from lensllm_jax.language_modelling import LOSS_UNIT
 from lensllm_jax.measurement.measurement import Measurement, MeasurementConfig
 
 # what ends one job and not the run; the last is an accelerator without memory left
@@ -43,7 +45,12 @@ FAILURES = (FloatingPointError, OSError, checks.UserError, jax.errors.JaxRuntime
 # of its search, and the result of the search
 UNFINISHED, SEARCHING, SEARCHED = ".safetensors", ".search.safetensors", ".searched"
 
+KEPT = ".weights"  # suffix of the folder of the weights that are kept, next to the cell
+NOTE = "fine_tuning.json"  # in it: what they come from
+
 RECORDS = "records"  # of a cell: the nats of each test record's text, and its bytes; (2, n)
+
+WHOLE, ADAPTER = "whole", "adapter"
 
 Cell: TypeAlias = dict[str, Any]  # JSON values, and the array of ``RECORDS``
 
@@ -66,6 +73,7 @@ class Job(NamedTuple):
     search: SearchGrid | None = None  # settings to choose from, which replace those of config
     path: Path | None = None  # of the cell, next to its checkpoints
     checkpoint_seconds: float = 60.0  # between two checkpoints
+    keep: str | None = None  # the best weights next to the cell, WHOLE or as an ADAPTER
 
     @property
     def num_trials(self) -> int:
@@ -87,6 +95,11 @@ class Job(NamedTuple):
         if self.path is None:
             return None
         return Checkpoint(self.path.with_suffix(suffix), every_seconds=self.checkpoint_seconds)
+
+    @property
+    def kept(self) -> Path | None:
+        """Folder of the weights that are kept, if the job has a path."""
+        return None if self.path is None else self.path.with_suffix(KEPT)
 
     def discard(self) -> None:
         """Removes the checkpoints and the result of a search."""
@@ -196,6 +209,8 @@ def _fine_tuned(job: Job, measurement: Measurement, on_progress: OnProgress) -> 
 
     tuned = measurement.fine_tune(job.size, on_progress=after_evaluation, checkpoint=checkpoint)
     config = measurement.config
+    if job.keep is not None and job.kept is not None:
+        _keep(job, job.kept, measurement, tuned)
     return {
         **_measured(tuned.test),
         **tuned.result._asdict(),
@@ -205,6 +220,26 @@ def _fine_tuned(job: Job, measurement: Measurement, on_progress: OnProgress) -> 
         "batch_size": config.batch_size,
         "seed": config.seed,
     }
+
+
+def _keep(job: Job, folder: Path, measurement: Measurement, tuned: FineTuned) -> None:
+    """Writes the weights of a fine-tune at its best step, and what they come from."""
+    config = measurement.config
+    note = {
+        "candidate": job.name,
+        "examples": job.size,
+        "settings": dataclasses.asdict(job.config),
+        "learning_rate": config.learning_rate,
+        "batch_size": config.batch_size,
+        "result": tuned.result._asdict(),
+        "unit": LOSS_UNIT,
+        "task": measurement.task.name,
+        "task_sha256": measurement.task.fingerprint,
+        "lensllm_jax": __version__,
+    }
+    with durable.writing_folder(folder) as aside:
+        measurement.save(tuned.params, aside, adapter=job.keep == ADAPTER)
+        (aside / NOTE).write_bytes(durable.json_bytes(note))
 
 
 def _measured(test: Evaluation) -> Cell:

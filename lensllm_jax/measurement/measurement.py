@@ -29,7 +29,8 @@ from lensllm_jax.checkpoints.candidate import Candidate
 from lensllm_jax.data.encoding import EncodedExamples
 from lensllm_jax.data.subsets import subset_order
 from lensllm_jax.data.task import Example, Task
-from lensllm_jax.finetune.compute import ComputeConfig, Start, loop_for, start_of
+from lensllm_jax.finetune import lora
+from lensllm_jax.finetune.compute import ComputeConfig, Start, loop_for, start_of, whole_params
 from lensllm_jax.finetune.evaluation import Evaluation, EvaluationBatches
 from lensllm_jax.finetune.fine_tune import (
     FineTuneConfig,
@@ -192,6 +193,20 @@ class Measurement:
             self.loop, self._start.params, self.splits(size), grid,
             config=self.config.fine_tuning(), on_progress=on_progress, checkpoint=checkpoint,
         )  # fmt: skip
+
+    def save(self, params: Params, folder: Path, *, adapter: bool = False) -> None:
+        """Writes a fine-tune's parameters as a folder that Hugging Face and ``lens`` load.
+
+        Args:
+            params: those that were trained.
+            folder: where to; made if absent.
+            adapter: LoRA's updates alone, as PEFT does; by default they are merged.
+        """
+        if adapter:
+            lora.save_adapter(self.candidate, params, folder)
+        else:
+            whole = whole_params(self.candidate, self.config.compute, params)
+            self.candidate.save(folder, params=whole)
 
     def kernel(self, *, store: str | Path | None = None) -> CandidateNtk:
         """The exact kernel at the pretrained weights on the first examples of the order.

@@ -46,8 +46,11 @@ def run_race(pool: Mapping[str, CandidateRun], rule: RaceRule, *, quiet: bool) -
                 failed.add(move.candidate)
             yield outcome
 
-    *_, last = run(race, measure)
-    return last
+    now = race
+    for now in run(race, measure):
+        for name in now.dropped:
+            pool[name].forget_weights()
+    return now
 
 
 def _outcome(candidate: CandidateRun, move: Move, *, quiet: bool) -> Outcome:

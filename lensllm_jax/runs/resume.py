@@ -12,20 +12,24 @@ Example:
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float
 
+from lensllm_jax import checks
 from lensllm_jax.checkpoints.summary import CandidateSummary
 from lensllm_jax.data.task import Task
 from lensllm_jax.finetune.evaluation import loss_covariance
 from lensllm_jax.linalg import NtkSpectrum
 from lensllm_jax.measurement.jobs import RECORDS, Cell, Job, Measurer, ProgressUpdate
 from lensllm_jax.measurement.measurement import Measurement, MeasurementConfig, spectrum_for_law
+from lensllm_jax.measurement.winner import Winner, forget
 from lensllm_jax.ntk.candidate import CandidateNtk
 from lensllm_jax.ntk.loss import kernel_report
+from lensllm_jax.runs import terminal
 from lensllm_jax.runs.progress import Progress
 from lensllm_jax.runs.run_folder import RunFolder, file_name_of
 from lensllm_jax.selection.loss_table import LossTable
@@ -150,7 +154,7 @@ class CandidateRun:
 
     def __init__(
         self, summary: CandidateSummary, config: MeasurementConfig, measurer: Measurer,
-        cells: Cells, *, checkpoint_seconds: float,
+        cells: Cells, *, checkpoint_seconds: float, winner: Winner | None = None,
     ):  # fmt: skip
         self.summary = summary
         self.losses: dict[int, float] = {}
@@ -158,15 +162,17 @@ class CandidateRun:
         self.seconds: dict[int, float] = {}
         self.spectrum: NtkSpectrum | None = None
         self._config, self._measurer, self._cells = config, measurer, cells
-        self._checkpoint_seconds = checkpoint_seconds
+        self._checkpoint_seconds, self._winner = checkpoint_seconds, winner
 
     def job(self, size: int) -> Job:
         """The job of a fine-tune on ``size`` examples; of size 0, of the loss before any."""
         name, num_params = self.summary.name, self.summary.num_params
         path = self._cells.folder.path / cell_path(name, size)
+        is_largest = size > 0 and size >= max(self.losses, default=0)
         return Job(
             name, num_params, size, self._config,
             path=path, checkpoint_seconds=self._checkpoint_seconds,
+            keep=self._winner.keep if self._winner and is_largest else None,
         )  # fmt: skip
 
     def measure_loss(self, size: int) -> float:
@@ -176,7 +182,30 @@ class CandidateRun:
         if size > 0:
             self.num_tokens[size] = cell["num_tokens"]
             self.seconds[size] = cell["seconds"]
+        if self._winner:
+            self.forget_weights(below=max(self.losses))
         return self.losses[size]
+
+    def forget_weights(self, *, below: float = math.inf) -> None:
+        """Removes kept weights of fine-tunes on fewer examples: those will not win."""
+        for size in self.losses:
+            if size < below:
+                forget(self.job(size))
+
+    def save_weights(self, winner: Winner) -> int:
+        """Puts the weights of the largest fine-tune in the winner's folder; returns its size."""
+        job = self.job(max(self.losses))
+        if job.size == 0:
+            raise checks.UserError(
+                f"`save_winner` must have a fine-tune to save, got none of {self.summary.name} "
+                "that ended: see why each failed"
+            )
+        if not winner.moved(job):  # it was dropped, or an earlier run was not to keep them
+            terminal.warn(f"{job}: fine-tuned again, for its weights were not kept")
+            self._measurer.measure(job)
+            winner.moved(job)
+            job.discard()
+        return job.size
 
     def compute_kernel(self) -> None:
         """The spectrum of the kernel at the pretrained weights."""

@@ -30,6 +30,13 @@ class NextStep(NamedTuple):
     cost: float | None  # share of fine-tuning every candidate on the target size
 
 
+class Model(NamedTuple):
+    """Where the fine-tuned weights of the pick lie."""
+
+    folder: str
+    size: int  # records that they were fine-tuned on
+
+
 @dataclasses.dataclass(frozen=True)
 class Answer:
     """What a selection says; ``str`` is the sentence."""
@@ -48,6 +55,7 @@ class Answer:
         False  # whether Eq 10 decided, and not the posterior that gives the probabilities
     )
     next_step: NextStep | None = None  # None: nothing left to run
+    model: Model | None = None  # None: it was not saved
 
     @property
     def is_clear(self) -> bool:
@@ -70,10 +78,11 @@ class Answer:
         step = self.next_step and self.next_step._asdict()
         known = {k: None if isinstance(v, float) and math.isnan(v) else v
                  for k, v in numbers.items()}  # fmt: skip
-        return {"answer": str(self), **known, "next_step": step}
+        model = self.model and self.model._asdict()
+        return {"answer": str(self), **known, "next_step": step, "model": model}
 
     def __str__(self) -> str:
-        sentences = (self._pick(), self._price(), self._law(), self._advice())
+        sentences = (self._pick(), self._price(), self._law(), self._advice(), self._where())
         return " ".join(sentence for sentence in sentences if sentence)
 
     def _pick(self) -> str:
@@ -120,6 +129,12 @@ class Answer:
         name, size, cost = self.next_step
         price = "" if cost is None else f", for {_percent(cost)} of tuning all"
         return f"To tell more, fine-tune {name} on {size:,} records{price}."
+
+    def _where(self) -> str:
+        if self.model is None:
+            return ""
+        folder, size = self.model
+        return f"{self.candidate}, fine-tuned on {size:,} records, is in {folder}."
 
 
 def _equals(probability: float) -> str:

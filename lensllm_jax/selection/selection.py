@@ -19,7 +19,7 @@ from jaxtyping import Float
 from lensllm_jax.language_modelling import BITS_PER_NAT
 from lensllm_jax.linalg import NtkSpectrum
 from lensllm_jax.scaling.result import LawFits
-from lensllm_jax.selection.answer import Answer, NextStep
+from lensllm_jax.selection.answer import Answer, Model, NextStep
 from lensllm_jax.selection.flops import FlopsLedger
 from lensllm_jax.selection.halving import Halving
 from lensllm_jax.selection.loss_table import LossTable
@@ -48,6 +48,7 @@ class Selection:
     costs: tuple[OrderCost, ...] = ()  # of every order and of full tuning
     loss_covariance: Float[np.ndarray, "s c c"] | None = None  # as in ``Evidence``
     race: Race | None = None  # at its end, if the order is a race
+    model: Model | None = None  # the pick's fine-tuned weights, if they were saved
 
     @cached_property
     def ranked(self) -> LossTable:
@@ -109,6 +110,7 @@ class Selection:
             reads_kernel=has_law,
             by_law=self.race is None,
             next_step=self._next_step(),
+            model=self.model,
         )
 
     def _next_step(self) -> NextStep | None:

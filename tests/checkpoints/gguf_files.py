@@ -154,3 +154,14 @@ def llama3_divisors(hf, scaling):
             )
             divisors.append(1 / ((1 - smooth) / scaling["factor"] + smooth))
     return np.array(divisors, np.float32)
+
+
+def byte_level(**changes):
+    """Metadata of a tokenizer of 64 byte-level tokens."""
+    tokens = ["a", "Ġa", "b", "ab", "<end>", "Ġ"]
+    tokens += [f"unused{i}" for i in range(64 - len(tokens))]
+    stored = {
+        "model": "gpt2", "pre": "gpt-2", "tokens": tokens, "merges": ["a b", "Ġ a"],
+        "token_type": [1, 1, 1, 1, 3, 1] + [5] * 58, "eos_token_id": 4, **changes,
+    }  # fmt: skip
+    return {f"tokenizer.ggml.{key}": value for key, value in stored.items()}

@@ -16,7 +16,7 @@ from lensllm_jax.checkpoints.gguf import header
 from lensllm_jax.checkpoints.gguf.header import read_header
 from lensllm_jax.checkpoints.summary import describe_candidate
 from tests.checkpoints.gguf_configs import MODELS
-from tests.checkpoints.gguf_files import write_gguf
+from tests.checkpoints.gguf_files import byte_level, write_gguf
 from tests.tolerances import assert_close, relative_difference
 
 # bits per weight, largest to smallest, and how far the dequantized weights of each type may be
@@ -116,16 +116,6 @@ def test_it_is_a_candidate_by_its_path(tmp_path):
     saved = lens.load_candidate(tmp_path / "saved")
     jax.tree.map(np.testing.assert_array_equal, saved.params, candidate.params)
     assert saved.tokenizer("ab a")["input_ids"] == [3, 1]
-
-
-def byte_level(**changes):
-    tokens = ["a", "Ġa", "b", "ab", "<end>", "Ġ"]
-    tokens += [f"unused{i}" for i in range(64 - len(tokens))]
-    stored = {
-        "model": "gpt2", "pre": "gpt-2", "tokens": tokens, "merges": ["a b", "Ġ a"],
-        "token_type": [1, 1, 1, 1, 3, 1] + [5] * 58, "eos_token_id": 4, **changes,
-    }  # fmt: skip
-    return {f"tokenizer.ggml.{key}": value for key, value in stored.items()}
 
 
 def test_largest_gemmas_scale_their_queries_by_the_width_of_a_head(tmp_path):

@@ -18,14 +18,13 @@ from lensllm_jax.checkpoints.tensors import TensorFiles
 from lensllm_jax.checkpoints.tokenizer import read_tokenizer
 from lensllm_jax.checkpoints.weights import parameter_shapes
 from lensllm_jax.checkpoints.zoo import FOLDER
-from tests.checkpoints.gguf_files import write_gguf
+from tests.checkpoints.gguf_files import byte_level, write_gguf
 from tests.checkpoints.mutations import (
     mutated_bytes,
     mutated_config,
     mutated_header,
     mutated_metadata,
 )
-from tests.checkpoints.test_gguf import byte_level
 from tests.models.tiny import write_tiny_checkpoint
 from tests.models.variants import VARIANTS
 

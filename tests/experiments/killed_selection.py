@@ -59,6 +59,11 @@ def fake_fine_tune(measurement, size, **_):
     return FineTuned(result, None, tiny.evaluation(loss))
 
 
+def fake_save(measurement, params, folder, **_):
+    """Weights that say whose they are."""
+    (folder / "model.txt").write_text(measurement.candidate.name)
+
+
 def fake_kernel(measurement, **_):
     """A kernel of three eigenvalues."""
     outputs = np.array([[3.0], [1.0], [1.0]])
@@ -84,6 +89,7 @@ def install():
     """Puts the formula in the place of models."""
     jobs.load_candidate, select_model.describe_pool = fake_candidate, fake_pool
     Measurement.fine_tune, Measurement.kernel = fake_fine_tune, fake_kernel
+    Measurement.save = fake_save
     Measurement.lengths = RowLengths(source=64, target=0)
     select_model.row_lengths = lambda task, summary, **_: Measurement.lengths
     Measurement.zero_shot = lambda measurement: tiny.evaluation(9.0)
@@ -100,6 +106,7 @@ def live(root: Path, folder: str, order: str, log: str, *, deadly: bool) -> int:
         f"--task={root / 'kings.txt'}", "--budget_size=128",
         "--smallest_size=8", "--target_size=512", f"--output_dir={root / folder}",
         "--num_kernel_examples=3", "--keep=0.5", f"--order={order}", "--max_cost=0.3", "--quiet",
+        f"--save_winner={root / folder}-model",
     ]  # fmt: skip
 
     def before():

@@ -75,6 +75,24 @@ def test_a_race_ends_in_a_sentence_and_a_killed_one_in_the_same(selections):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("order", [*MEASURED, "race"])
+def test_the_winners_weights_are_in_their_folder_and_no_others_are_left(selections, order):
+    losses = {row["config name"]: row for row in rows(selections / order / "losses.csv")}
+    name = json.loads((selections / order / "answer.json").read_text())["candidate"]
+    measured = [int(size) for size, loss in losses[name].items() if size.isdigit() and loss]
+    for folder in (selections / f"{order}-model", selections / f"{order}-killed-model"):
+        note = json.loads((folder / "fine_tuning.json").read_text())
+        assert (note["candidate"], note["examples"]) == (name, max(measured))
+        assert note["result"]["test_loss"] == float(losses[name][str(max(measured))])
+        assert (folder / "model.txt").read_text() == name
+    for kind in (order, f"{order}-killed"):
+        answer = json.loads((selections / kind / "answer.json").read_text())
+        assert answer["model"] == {"folder": f"{selections / kind}-model", "size": max(measured)}
+        assert answer["answer"].endswith(f"records, is in {selections / kind}-model.")
+        assert not list((selections / kind).glob("cells/**/*weights*"))
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("order", MEASURED)
 def test_a_killed_run_ends_with_the_same_files(selections, order):
     whole, killed = selections / order, selections / f"{order}-killed"

@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from lensllm_jax.selection.answer import Answer, NextStep
+from lensllm_jax.selection.answer import Answer, Model, NextStep
 
 SURE = Answer(
     candidate="b", target_size=51200, probability=0.93, expected_regret=0.00014,
@@ -53,6 +53,13 @@ def test_a_pick_of_the_law_is_said_to_be_one_and_whom_the_posterior_believes_mor
     assert "likelier the best a (0.29)." in str(law)
     assert "agrees" not in str(law)
     assert "likelier" not in str(SURE)
+
+
+def test_a_saved_model_is_named_with_its_size():
+    saved = dataclasses.replace(SURE, model=Model("out/model", 6400))
+    assert str(saved) == f"{SURE} b, fine-tuned on 6,400 records, is in out/model."
+    assert saved.as_dict()["model"] == {"folder": "out/model", "size": 6400}
+    assert SURE.as_dict()["model"] is None
 
 
 def test_what_is_not_known_is_null():

@@ -6,6 +6,7 @@ import pytest
 
 from experiments.common import cli
 from lensllm_jax.data.task import Example, Task
+from lensllm_jax.measurement.measurement import MeasurementConfig
 from tests.messages.binaries import load
 
 TASK = Task("toy", "", (Example("", "a"),), (Example("", "b"),), (Example("", "c"),), {}, "")
@@ -54,6 +55,10 @@ def two_seeds(path):
 def affordable(**flags):
     sizes = {"BUDGET_SIZE": 1, "SMALLEST_SIZE": 1, "TARGET_SIZE": 2, "PAPER": True}
     return binary("select_model", **{**sizes, **flags}).plan_of_flags(TASK)
+
+
+def winner(**flags):
+    return binary("select_model", **flags).winner_of_flags({}, {}, MeasurementConfig())
 
 
 def of_mean_length(mean, folder):
@@ -166,6 +171,7 @@ MISTAKES = [
     ),
     ("target_size", "above `budget_size` 1 ... got 1", lambda tmp: affordable(TARGET_SIZE=1)),
     ("paper", "without another `order` ... got 'all'", lambda tmp: affordable(ORDER="all")),
+    ("save_adapter", "go with `save_winner`, got no", lambda tmp: winner(SAVE_ADAPTER=True)),
     (
         "confidence",
         "above 0.5 ... got 0.4",

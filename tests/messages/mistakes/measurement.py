@@ -11,6 +11,7 @@ from lensllm_jax.measurement import features, jobs
 from lensllm_jax.measurement.measurement import Measurement, MeasurementConfig
 from lensllm_jax.measurement.memory import check_memory
 from lensllm_jax.measurement.pool import check_kernel_examples, describe_pool, shared_task
+from lensllm_jax.measurement.winner import Winner
 
 TASK = Task("toy", "", (Example("", "a"),), (Example("", "b"),), (Example("", "c"),), {}, "")
 
@@ -37,6 +38,17 @@ def beyond_the_embedding():
     summary.tokenizer.add_tokens(["<new>"])
     task = dataclasses.replace(TASK, test=(Example("", "a <new>"),))
     return shared_task(task, {"zoo/gpt2-xs": summary})
+
+
+def save(output_dir, folder, *, room=0, **options):
+    """What is said of a winner before any work."""
+    winner = Winner(folder, {"seed": 0}, **options)
+    return winner.check({"a": room}, ComputeConfig(), output_dir)
+
+
+def file_in(folder):
+    (folder / "letter.txt").write_text("dear")
+    return folder
 
 
 # (argument, key phrases, the mistake in an empty folder)
@@ -81,6 +93,22 @@ MISTAKES = [
         "num_words",
         "positive ... got 0",
         lambda tmp: features.first_word_classes(TASK.train, num_words=0),
+    ),
+    (
+        "save_adapter",
+        "go with `tune` lora, got full",
+        lambda tmp: save(tmp, tmp / "model", adapter=True),
+    ),
+    ("save_winner", "no folder ... around it, got DIR", lambda tmp: save(tmp / "run", tmp)),
+    (
+        "save_winner",
+        "new or an empty folder ... got DIR: name another",
+        lambda tmp: save(tmp.parent / "run", file_in(tmp)),
+    ),
+    (
+        "output_dir",
+        "have room ... 24000000.0 GB, got ... GB free on the disk",
+        lambda tmp: save(tmp / "run", tmp / "model", room=10**15),
     ),
     ("search", "whole file ... got 200.searched", lambda tmp: damaged_search(tmp)),
 ]

@@ -1,12 +1,15 @@
 """Mistakes with the folders of runs and with where they are measured."""
 
 import sys
+import types
 from pathlib import Path
 
 import pytest
 
 from lensllm_jax.data.task import Example, Task
+from lensllm_jax.measurement.measurement import MeasurementConfig
 from lensllm_jax.runs import executors
+from lensllm_jax.runs.resume import CandidateRun, Cells
 from lensllm_jax.runs.run_folder import RunFolder, read_rows
 
 TASK = Task("toy", "", (Example("", "a"),), (Example("", "b"),), (Example("", "c"),), {}, "")
@@ -30,8 +33,22 @@ def ray_that_is_not_installed():
         return next(executors.run_ray([], TASK, probe, executors.ExecutorConfig("ray")))
 
 
+def winner_without_a_fine_tune(folder):
+    """A candidate whose every fine-tune failed."""
+    summary, cells = types.SimpleNamespace(name="a", num_params=1), Cells(opened(folder), None)
+    config = MeasurementConfig()
+    candidate = CandidateRun(summary, config, None, cells, checkpoint_seconds=60)
+    candidate.losses[0] = 1.0
+    return candidate.save_weights(None)
+
+
 # (argument, key phrases, the mistake in an empty folder)
 MISTAKES = [
+    (
+        "save_winner",
+        "have a fine-tune to save, got none of a",
+        lambda tmp: winner_without_a_fine_tune(tmp),
+    ),
     ("processes", "positive ... got 0", lambda tmp: executors.shares({0, 1}, 0)),
     ("processes", "at most 2 ... got 3", lambda tmp: executors.shares({0, 1}, 3)),
     (
