@@ -218,6 +218,10 @@ class _SettingsFlags:
             name: _define_number(name, getattr(default, name), help)
             for name, help in _FIELDS.items()
         }
+        self._validation_examples = flags.DEFINE_integer(
+            "num_validation_examples", None,
+            "Records that decide when to stop: a quarter of the subset, 64 at least.",
+        )  # fmt: skip
         self._chat_template = flags.DEFINE_enum(
             "chat_template", default.chat_template, ["none", "auto"],
             "auto: decoders with a template read prompt and target as a conversation.",
@@ -258,6 +262,7 @@ class _SettingsFlags:
     def config(self) -> MeasurementConfig:
         return MeasurementConfig(
             **{name: flag.value for name, flag in self._fields.items()},
+            num_validation_examples=self._validation_examples.value,
             chat_template=self._chat_template.value,
             readout=self._readout.value,
             method=self._method.value,

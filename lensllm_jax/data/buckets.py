@@ -10,6 +10,7 @@ Example:
     array([1, 1])
 """
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -17,6 +18,8 @@ from jaxtyping import Int
 
 from lensllm_jax import checks
 from lensllm_jax.typing import IGNORE, Batch
+
+_HELD = (0.5, 0.9)  # shares of the examples
 
 
 def check_buckets(buckets: Sequence[int]) -> tuple[int, ...]:
@@ -37,6 +40,12 @@ def row_lengths(batch: Batch) -> Int[np.ndarray, " n"]:
 def bucket_of(lengths: Int[np.ndarray, " n"], buckets: tuple[int, ...]) -> Int[np.ndarray, " n"]:
     """Index of the smallest bucket that holds each length; ``len(buckets)`` where none does."""
     return np.searchsorted(np.asarray(buckets, int), lengths)
+
+
+def few_lengths(data: Batch) -> tuple[int, ...]:
+    """Lengths (tokens) that hold half and nine tenths of the examples, in multiples of 8."""
+    quantiles = np.quantile(row_lengths(data), _HELD)
+    return tuple(sorted({8 * math.ceil(quantile / 8) for quantile in quantiles}))
 
 
 def truncated(batch: Batch, length: int | None) -> Batch:

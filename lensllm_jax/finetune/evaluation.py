@@ -29,7 +29,7 @@ from lensllm_jax import checks
 from lensllm_jax.data.buckets import bucket_of, row_lengths, truncated
 from lensllm_jax.typing import IGNORE, Batch
 
-_ROWS = 64  # examples of a batch; one shape for every evaluation
+_ROWS = 16  # examples of a batch: few, or padding would fill that of a short validation
 SCORED = ("is_end", "num_target_bytes")  # what an evaluation needs besides the model's inputs
 
 

@@ -32,7 +32,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from lensllm_jax import checks
-from lensllm_jax.data.buckets import check_buckets, row_lengths, truncated
+from lensllm_jax.data.buckets import check_buckets, few_lengths, row_lengths, truncated
 from lensllm_jax.finetune.evaluation import Evaluation, EvaluationBatches, check_text
 from lensllm_jax.finetune.loop import Loop
 from lensllm_jax.finetune.order import Call, calls_of, order_digest
@@ -61,8 +61,8 @@ class FineTuneConfig:
         evaluations_per_epoch: validation evaluations in a pass over the subset, where it is
             long enough for that many calls.
         seed: of the order of examples.
-        buckets: ascending lengths (tokens); a call takes examples of one bucket and drops the
-            padding behind it, and each length is compiled once.  Without any, all have full
+        buckets: ascending lengths (tokens); a call trains on examples of one bucket and drops
+            the padding behind it, and each length is compiled once.  Without any, all have full
             length.
     """
 
@@ -157,7 +157,9 @@ def fine_tune(
     lengths = row_lengths(splits.train)
     num_calls = config.num_calls(len(lengths))
     calls_per_evaluation = config.calls_per_evaluation(len(lengths))
-    validation = EvaluationBatches.of(splits.validation, buckets=config.buckets)
+    # of the test records, which are those of every subset: no length is compiled later
+    evaluated_lengths = few_lengths(splits.test)
+    validation = EvaluationBatches.of(splits.validation, buckets=evaluated_lengths)
     position = Position.at_start(loop.start(params))
     if checkpoint is not None:
         settings = resumed_settings(loop, position.state.params, splits, config)
@@ -181,7 +183,7 @@ def fine_tune(
         if checkpoint is not None:
             checkpoint.save_if_due(position, settings)
     test = loop.evaluate(
-        position.best_params, EvaluationBatches.of(splits.test, buckets=config.buckets)
+        position.best_params, EvaluationBatches.of(splits.test, buckets=evaluated_lengths)
     )
     result = FineTuneResult(
         test_loss=test.loss,

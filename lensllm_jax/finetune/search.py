@@ -33,7 +33,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from lensllm_jax import checks
-from lensllm_jax.data.buckets import row_lengths, truncated
+from lensllm_jax.data.buckets import few_lengths, row_lengths, truncated
 from lensllm_jax.finetune.evaluation import EvaluationBatches
 from lensllm_jax.finetune.fine_tune import (
     FineTuneConfig,
@@ -154,7 +154,7 @@ def search_rates(
         loop: the candidate's compiled steps; its own rate is not used.
         params: where to start.
         splits: the subset to train on, and the validation data that settings are compared on;
-            test is not used.
+            of the test records only the lengths count.
         grid: rates and batch sizes.
         config: when to evaluate and when to stop; its batch size is not used.
         on_progress: called after each call of several steps.
@@ -214,7 +214,7 @@ def _positions(
     lengths = row_lengths(splits.train)
     num_calls = config.num_calls(len(lengths))
     calls_per_evaluation = config.calls_per_evaluation(len(lengths))
-    validation = EvaluationBatches.of(splits.validation, buckets=config.buckets)
+    validation = EvaluationBatches.of(splits.validation, buckets=few_lengths(splits.test))
     last_step = vmapped.loop.last_step(num_calls * config.steps_per_call)
     for call in itertools.islice(config.calls(lengths), position.call, num_calls):
         # before the call: a checkpoint may hold the very end

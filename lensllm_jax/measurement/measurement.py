@@ -26,6 +26,7 @@ import numpy as np
 
 from lensllm_jax import checks
 from lensllm_jax.checkpoints.candidate import Candidate
+from lensllm_jax.data.buckets import few_lengths
 from lensllm_jax.data.encoding import EncodedExamples
 from lensllm_jax.data.subsets import subset_order
 from lensllm_jax.data.task import Example, Task
@@ -48,6 +49,8 @@ from lensllm_jax.ntk.candidate import CandidateNtk, candidate_ntk
 from lensllm_jax.ntk.loss import ntk_spectrum
 from lensllm_jax.typing import Batch, Params
 
+_FEWEST_VALIDATION = 64  # records
+
 
 @dataclasses.dataclass(frozen=True)
 class MeasurementConfig:
@@ -59,7 +62,7 @@ class MeasurementConfig:
     chat_template: str = "none"  # or "auto": a decoder that has one reads conversations
     max_epochs: int = 5  # passes over a subset at most
     patience: int = 2  # evaluations without a new best after which a fine-tune stops
-    num_validation_examples: int = 256  # decide when to stop
+    num_validation_examples: int | None = None  # decide when to stop: see validation_size
     num_kernel_examples: int = 64  # n of the kernel
     readout: str = "target_logprob"  # output of the model that the kernel is of
     method: str = "structured"  # by which the kernel is computed
@@ -73,12 +76,21 @@ class MeasurementConfig:
     compute: ComputeConfig = dataclasses.field(default_factory=ComputeConfig)
 
     def __post_init__(self):
-        for name in ("num_kernel_examples", "num_validation_examples"):
-            checks.positive(name, getattr(self, name))
+        checks.positive("num_kernel_examples", self.num_kernel_examples)
+        if self.num_validation_examples is not None:
+            checks.positive("num_validation_examples", self.num_validation_examples)
         checks.one_of("chat_template", self.chat_template, ("none", "auto"))
         for part in (self.fine_tuning, self.optimizer):
             part()  # raises UserError here, not in the first fine-tune
         self.compute.check_batch(self.batch_size)
+
+    def validation_size(self, size: int) -> int:
+        """Validation records, at most, that decide when a fine-tune on ``size`` examples stops.
+
+        By default a quarter of the subset, 64 at least: a pass over them twice an epoch then costs
+        a sixth of the epoch's steps.
+        """
+        return self.num_validation_examples or max(size // 4, _FEWEST_VALIDATION)
 
     def fine_tuning(self) -> FineTuneConfig:
         """When a fine-tune evaluates and stops."""
@@ -133,14 +145,18 @@ class Measurement:
         """
         return row_lengths(self.task, self.candidate, chat_template=self.config.chat_template)
 
-    @functools.cached_property
-    def _validation(self) -> Batch:
-        examples = self.task.validation[: self.config.num_validation_examples]
+    def _validation(self, size: int) -> Batch:
+        """The first records of the validation split, as many as ``size`` deserves."""
+        examples = self.task.validation[: self.config.validation_size(size)]
         return _scored(self._encode(examples))
 
     @functools.cached_property
     def _test(self) -> Batch:
         return _scored(self._encode(self.task.test))
+
+    @functools.cached_property
+    def _test_batches(self) -> EvaluationBatches:
+        return EvaluationBatches.of(self._test, buckets=few_lengths(self._test))
 
     @functools.cached_property
     def _order(self) -> np.ndarray:
@@ -162,16 +178,16 @@ class Measurement:
 
     def splits(self, size: int) -> Splits:
         """The subset of ``size`` examples, validation and test, as token batches."""
-        return Splits(self.subset(size), self._validation, self._test)
+        return Splits(self.subset(size), self._validation(size), self._test)
 
     def zero_shot(self) -> Evaluation:
         """The test losses before fine-tuning."""
         params = self.loop.place(self._start.params)
-        return self.loop.evaluate(params, EvaluationBatches.of(self._test))
+        return self.loop.evaluate(params, self._test_batches)
 
     def objective(self, params: Params) -> float:
         """What steps descend, on the test split: nats per target token, the end token included."""
-        return self.loop.objective(params, EvaluationBatches.of(self._test).batches)
+        return self.loop.objective(params, self._test_batches.batches)
 
     def fine_tune(
         self, size: int, *, on_progress: Callable[[Progress], None] | None = None,

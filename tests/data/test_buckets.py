@@ -4,7 +4,13 @@ import numpy as np
 import pytest
 
 from lensllm_jax import checks
-from lensllm_jax.data.buckets import bucket_of, check_buckets, row_lengths, truncated
+from lensllm_jax.data.buckets import (
+    bucket_of,
+    check_buckets,
+    few_lengths,
+    row_lengths,
+    truncated,
+)
 
 
 def test_each_length_has_the_smallest_bucket_that_holds_it():
@@ -33,6 +39,13 @@ def test_lengths_count_the_targets_of_an_encoder_decoder():
     batch = {"attention_mask": np.array([[1, 1, 0], [1, 0, 0], [0, 0, 0]]),
              "labels": np.array([[5, -100], [5, 6], [-100, -100]])}  # fmt: skip
     assert row_lengths(batch).tolist() == [2, 2, 0]
+
+
+def test_few_lengths_hold_half_and_nine_tenths_of_the_examples():
+    mask = np.arange(60) < np.arange(1, 41)[:, None]  # examples of 1 to 40 tokens
+    batch = {"attention_mask": mask, "labels": np.where(mask, 5, -100)}
+    assert few_lengths(batch) == (24, 40)
+    assert few_lengths({name: array[:5] for name, array in batch.items()}) == (8,)
 
 
 @pytest.mark.parametrize("buckets", [(0, 4), (4, 4), (8, 4)])

@@ -5,10 +5,12 @@ import pytest
 
 import lensllm_jax as lens
 from lensllm_jax import checks
+from lensllm_jax.data.buckets import truncated
 from lensllm_jax.finetune.evaluation import EvaluationBatches
 from lensllm_jax.finetune.fine_tune import FineTuneConfig, Splits, fine_tune
 from lensllm_jax.finetune.loop import Loop, OptimizerConfig
 from tests.finetune import tiny
+from tests.tolerances import assert_close
 
 
 def data(num_examples, *, seed=0, length=12):
@@ -58,6 +60,17 @@ def test_rows_that_fill_the_last_evaluation_batch_do_not_count(loop, candidate):
         loop.objective(candidate.params, [batch]) / 3,  # bytes per token, and no end token
         rel=1e-6,
     )
+
+
+def test_records_cut_to_few_lengths_have_the_losses_of_padded_ones(loop, candidate):
+    batch = data(40)
+    padded = loop.evaluate(candidate.params, EvaluationBatches.of(batch))
+    batches = EvaluationBatches.of(batch, buckets=(8, 10))
+    assert [b["labels"].shape[1] for b in batches.batches] == [8, 10, 12]
+    cut = loop.evaluate(candidate.params, batches)
+    assert_close(cut.nats, padded.nats, "float32")
+    lost = loop.evaluate(candidate.params, EvaluationBatches.of(truncated(batch, 8)))  # control
+    assert np.abs(lost.nats - padded.nats).max() > 1
 
 
 def test_training_lowers_the_loss_and_is_repeatable(loop, candidate):

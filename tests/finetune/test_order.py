@@ -77,8 +77,8 @@ def test_nothing_is_compiled_after_one_size_was_run():
             compiled.append(event)
 
     def run(size):
-        data = tiny.examples(size, seed=size)
-        fine_tune(loop, tiny.params(), Splits(data, tiny.examples(200), data), config=config)
+        data, validation = (tiny.examples(n, seed=size) for n in (size, size // 4))
+        fine_tune(loop, tiny.params(), Splits(data, validation, tiny.examples(200)), config=config)
 
     jax.monitoring.register_event_duration_secs_listener(listen)
     try:

@@ -83,6 +83,20 @@ def test_every_subset_has_the_length_of_the_longest_record_of_the_task(task, tmp
         assert scored.sum() == len(long.target.split()) + 1
 
 
+def test_validation_grows_with_the_subset_and_is_nested(task, tmp_path):
+    sizes = [MeasurementConfig().validation_size(size) for size in (8, 256, 300, 10_000)]
+    assert sizes == [64, 64, 75, 2500]
+    texts = [Example("", f"{WORDS[3 + i % 9]} {WORDS[3 + i // 9]}") for i in range(80)]
+    task = build_task("pairs", "a toy", train=task.train, validation=texts, test=task.test)
+    few, default, every = (
+        measurement("opt", task, tmp_path, num_validation_examples=count).splits(24).validation
+        for count in (6, None, 1000)
+    )
+    assert [len(rows["labels"]) for rows in (few, default, every)] == [6, 64, 80]
+    assert np.array_equal(every["input_ids"][:64], default["input_ids"])
+    assert np.array_equal(every["input_ids"][:6], few["input_ids"])
+
+
 def test_a_task_with_prompts_stays_the_same_task(task):
     assert with_prompts(task) is task
     assert all(example.prompt for example in task.train)

@@ -74,6 +74,11 @@ MISTAKES = [
         lambda tmp: MeasurementConfig(num_kernel_examples=0),
     ),
     (
+        "num_validation_examples",
+        "positive ... got 0",
+        lambda tmp: MeasurementConfig(num_validation_examples=0),
+    ),
+    (
         "num_micro_batches",
         "divide the batch size ... got 3",
         lambda tmp: MeasurementConfig(compute=ComputeConfig(num_micro_batches=3)),
