@@ -108,6 +108,10 @@ WORTH = flags.DEFINE_float(
 KERNELS = flags.DEFINE_enum(
     "kernels", "survivors", ["survivors", "all", "none"], "Whose kernels are computed after a race."
 )
+ALL_TEST_EXAMPLES = flags.DEFINE_bool(
+    "all_test_examples", False,
+    "Of a race: evaluate all, also where 128, 256, ... of them put a loss far above the best.",
+)  # fmt: skip
 KEEP = define_keep()
 SAVE_WINNER = define_save_winner()
 SAVE_ADAPTER = define_save_adapter()
@@ -134,6 +138,7 @@ class Plan(NamedTuple):
     rule: DropRule  # of the upward order, with the target size
     race: RaceRule | None  # of a race
     kernels: str  # whose are computed after a race
+    all_test_examples: bool = True  # or, in a race, as many as a loss needs
 
     @property
     def sizes(self) -> tuple[int, ...]:
@@ -169,6 +174,7 @@ class Plan(NamedTuple):
             "max_hours": hours,
             "worth": one.worth,
             "kernels": self.kernels,
+            "all_test_examples": self.all_test_examples,
         }
 
 
@@ -190,7 +196,13 @@ def main(argv: Sequence[str]) -> None:
         cells, seconds = Cells(folder, progress), FLAGS.checkpoint_seconds
         pool = {
             name: CandidateRun(
-                summary, config, measurer, cells, checkpoint_seconds=seconds, winner=winner
+                summary,
+                config,
+                measurer,
+                cells,
+                checkpoint_seconds=seconds,
+                winner=winner,
+                all_test_examples=plan.all_test_examples,
             )
             for name, summary in summaries.items()
         }
@@ -241,7 +253,8 @@ def plan_of_flags(task: Task) -> Plan:
             worth=WORTH.value,
             max_seconds=3600 * MAX_HOURS.value,
         )
-    return Plan(budget, smallest, order, halving, rule, race, KERNELS.value)
+    every = race is None or ALL_TEST_EXAMPLES.value
+    return Plan(budget, smallest, order, halving, rule, race, KERNELS.value, every)
 
 
 def winner_of_flags(

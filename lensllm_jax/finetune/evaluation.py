@@ -13,6 +13,15 @@ c and d: the standard error of :math:`L_c` is :math:`\sqrt{C_{cc}}`, that of :ma
 :math:`\sqrt{C_{cc} + C_{dd} - 2 C_{cd}}`.  The end token is no text: its nats per record are a
 number of their own.  Nats per token would favour a small vocabulary.
 
+A candidate c that is far behind a rival r need not be evaluated on all n records.  From its first
+k its loss is
+
+.. math:: L_c = L_r + (L_c^{(k)} - L_r^{(k)}),
+
+with the rival as control variate.  Its pseudo-values, :math:`x_{ci} = L_c b_i + e_{ri}` and for
+:math:`i \le k` another :math:`(e^{(k)}_{ci} - e^{(k)}_{ri}) \sum_j b_j / \sum_{j \le k} b_j`, give
+this loss and its covariances by the formulas above.
+
 Example:
     >>> test = Evaluation(np.array([3.0, 1.0]), np.array([0.5, 0.7]), np.array([4, 4]), 2)
     >>> test.loss, test.loss_se, test.end_loss
@@ -21,6 +30,7 @@ Example:
 
 import dataclasses
 import math
+from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Float, Int, Shaped
@@ -30,6 +40,7 @@ from lensllm_jax.data.buckets import bucket_of, row_lengths, truncated
 from lensllm_jax.typing import IGNORE, Batch
 
 _ROWS = 16  # examples of a batch: few, or padding would fill that of a short validation
+_FAR = 10.0  # standard errors: what is left of the gap is a tenth of it at most
 SCORED = ("is_end", "num_target_bytes")  # what an evaluation needs besides the model's inputs
 
 
@@ -41,6 +52,7 @@ class Evaluation:
     end_nats: Float[np.ndarray, " n"]  # of the end token; 0 where it was cut off
     num_bytes: Int[np.ndarray, " n"]  # of the target text
     num_ends: int  # records with an end token
+    num_evaluated: int | None = None  # where nats are pseudo-values: records behind them
 
     @property
     def loss(self) -> float:
@@ -75,6 +87,46 @@ def loss_covariance(
         return np.full((len(nats), len(nats)), math.nan)
     errors = (nats - nats.sum(1, keepdims=True) / total * num_bytes) / total
     return count / (count - 1) * (errors @ errors.T)
+
+
+def concatenated(parts: Sequence[Evaluation]) -> Evaluation:
+    """The losses of records that were evaluated in several parts."""
+    nats, end_nats, num_bytes = (
+        np.concatenate([getattr(part, name) for part in parts])
+        for name in ("nats", "end_nats", "num_bytes")
+    )
+    return Evaluation(nats, end_nats, num_bytes, sum(part.num_ends for part in parts))
+
+
+def is_far_behind(test: Evaluation, rival: Float[np.ndarray, "2 n"]) -> bool:
+    """Whether a loss on the first k records is above the rival's by ten standard errors or more.
+
+    Args:
+        test: of these records.
+        rival: nats and bytes of all n.
+    """
+    nats, num_bytes = rival[:, : len(test.nats)]
+    both = loss_covariance(np.stack([test.nats, nats]), np.stack([num_bytes, num_bytes]))
+    variance = max(0.0, both[0, 0] + both[1, 1] - 2 * both[0, 1])
+    return bool(test.loss - nats.sum() / num_bytes.sum() > _FAR * math.sqrt(variance))
+
+
+def completed(test: Evaluation, rival: Float[np.ndarray, "2 n"]) -> Evaluation:
+    """The pseudo-values of all n records, from the losses of the first k and a rival's.
+
+    Args:
+        test: of the first k.
+        rival: nats and bytes of all n.
+    """
+    count, (nats, num_bytes) = len(test.nats), rival
+    part = nats[:count].sum() / num_bytes[:count].sum()
+    pseudo = nats + (test.loss - part) * num_bytes
+    errors = test.nats - nats[:count] - (test.loss - part) * num_bytes[:count]
+    pseudo[:count] += errors * num_bytes.sum() / num_bytes[:count].sum()
+    return Evaluation(
+        pseudo, np.pad(test.end_nats, (0, len(nats) - count)), num_bytes.astype(np.int64),
+        test.num_ends, num_evaluated=count,
+    )  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)

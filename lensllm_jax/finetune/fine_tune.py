@@ -33,12 +33,21 @@ from jaxtyping import Float, Int
 
 from lensllm_jax import checks
 from lensllm_jax.data.buckets import check_buckets, few_lengths, row_lengths, truncated
-from lensllm_jax.finetune.evaluation import Evaluation, EvaluationBatches, check_text
+from lensllm_jax.finetune.evaluation import (
+    Evaluation,
+    EvaluationBatches,
+    check_text,
+    completed,
+    concatenated,
+    is_far_behind,
+)
 from lensllm_jax.finetune.loop import Loop
 from lensllm_jax.finetune.order import Call, calls_of, order_digest
 from lensllm_jax.finetune.resume import Checkpoint, Position
 from lensllm_jax.fingerprint import fingerprint
 from lensllm_jax.typing import IGNORE, Array, Batch, Params
+
+_FEWEST_TESTED = 128  # records, before a rival is compared with
 
 
 class Splits(NamedTuple):
@@ -137,6 +146,7 @@ def fine_tune(
     config: FineTuneConfig,
     on_progress: Callable[[Progress], None] | None = None,
     checkpoint: Checkpoint | None = None,
+    rival: Float[np.ndarray, "2 n"] | None = None,
 ) -> FineTuned:
     """Trains until patience or epochs run out and measures the test loss at the best step.
 
@@ -148,6 +158,7 @@ def fine_tune(
         on_progress: called after each evaluation.
         checkpoint: written when due; training resumes from its file, to the same result bit
             for bit.  The caller discards it.
+        rival: see ``evaluated``.
 
     Raises:
         FloatingPointError: if a loss is not finite.
@@ -157,9 +168,8 @@ def fine_tune(
     lengths = row_lengths(splits.train)
     num_calls = config.num_calls(len(lengths))
     calls_per_evaluation = config.calls_per_evaluation(len(lengths))
-    # of the test records, which are those of every subset: no length is compiled later
-    evaluated_lengths = few_lengths(splits.test)
-    validation = EvaluationBatches.of(splits.validation, buckets=evaluated_lengths)
+    # lengths of the test records, which are those of every subset: none is compiled later
+    validation = EvaluationBatches.of(splits.validation, buckets=few_lengths(splits.test))
     position = Position.at_start(loop.start(params))
     if checkpoint is not None:
         settings = resumed_settings(loop, position.state.params, splits, config)
@@ -182,9 +192,7 @@ def fine_tune(
                 on_progress(Progress(step, max_steps, float(losses.mean()), loss, speed))
         if checkpoint is not None:
             checkpoint.save_if_due(position, settings)
-    test = loop.evaluate(
-        position.best_params, EvaluationBatches.of(splits.test, buckets=evaluated_lengths)
-    )
+    test = evaluated(loop, position.best_params, splits.test, rival=rival)
     result = FineTuneResult(
         test_loss=test.loss,
         validation_loss=position.best_loss,
@@ -197,6 +205,32 @@ def fine_tune(
         ),
     )
     return FineTuned(result, position.best_params, test)
+
+
+def evaluated(
+    loop: Loop, params: Params, test: Batch, *, rival: Float[np.ndarray, "2 n"] | None = None
+) -> Evaluation:
+    """The test losses, where a rival is known of as many records as it takes to fall behind.
+
+    Args:
+        loop: the candidate's compiled steps.
+        params: its parameters.
+        test: the n test records.
+        rival: nats and bytes of each record, of the best candidate so far; once the loss on the
+            first 128, 256, ... records is far above its loss, the others are not evaluated.
+    """
+    count, lengths = len(test["labels"]), few_lengths(test)
+    doubling = (_FEWEST_TESTED << k for k in range(count.bit_length() if rival is not None else 0))
+    ends = [0, *(end for end in doubling if end < count), count]
+    parts: list[Evaluation] = []
+    for start, end in itertools.pairwise(ends):
+        records = {name: np.asarray(values)[start:end] for name, values in test.items()}
+        parts.append(loop.evaluate(params, EvaluationBatches.of(records, buckets=lengths)))
+        if rival is not None and end < count:
+            so_far = concatenated(parts)
+            if is_far_behind(so_far, rival):
+                return completed(so_far, rival)
+    return concatenated(parts)
 
 
 def check_splits(splits: Splits, *, shift: bool) -> None:

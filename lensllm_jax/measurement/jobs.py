@@ -48,7 +48,8 @@ UNFINISHED, SEARCHING, SEARCHED = ".safetensors", ".search.safetensors", ".searc
 KEPT = ".weights"  # suffix of the folder of the weights that are kept, next to the cell
 NOTE = "fine_tuning.json"  # in it: what they come from
 
-RECORDS = "records"  # of a cell: the nats of each test record's text, and its bytes; (2, n)
+# of a cell: the nats of each test record's text, or their pseudo-values, and its bytes; (2, n)
+RECORDS = "records"
 
 WHOLE, ADAPTER = "whole", "adapter"
 
@@ -74,6 +75,7 @@ class Job(NamedTuple):
     path: Path | None = None  # of the cell, next to its checkpoints
     checkpoint_seconds: float = 60.0  # between two checkpoints
     keep: str | None = None  # the best weights next to the cell, WHOLE or as an ADAPTER
+    rival: np.ndarray | None = None  # records of the best cell of the size: see ``evaluated``
 
     @property
     def num_trials(self) -> int:
@@ -179,7 +181,7 @@ class Measurer:
         """
         measurement = self.measurement(job.name, job.config)
         if job.size == 0:
-            return _measured(measurement.zero_shot())
+            return _measured(measurement.zero_shot(rival=job.rival))
         if job.search is None:
             return _fine_tuned(job, measurement, on_progress)
         search = _searched(job, job.search, measurement, on_progress)
@@ -207,7 +209,9 @@ def _fine_tuned(job: Job, measurement: Measurement, on_progress: OnProgress) -> 
         share = job.search_share + (1 - job.search_share) * now.step / now.max_steps
         on_progress(ProgressUpdate(share, f"{job}, {_pace(now)}"))
 
-    tuned = measurement.fine_tune(job.size, on_progress=after_evaluation, checkpoint=checkpoint)
+    tuned = measurement.fine_tune(
+        job.size, on_progress=after_evaluation, checkpoint=checkpoint, rival=job.rival
+    )
     config = measurement.config
     if job.keep is not None and job.kept is not None:
         _keep(job, job.kept, measurement, tuned)
@@ -249,6 +253,7 @@ def _measured(test: Evaluation) -> Cell:
         # None where one record, or none with an end token, is no sample; JSON has no NaN
         "loss_se": None if math.isnan(test.loss_se) else test.loss_se,
         "end_loss": None if math.isnan(test.end_loss) else test.end_loss,
+        "num_test_examples": test.num_evaluated or len(test.nats),
         RECORDS: np.stack([test.nats, test.num_bytes]),
     }
 

@@ -23,10 +23,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
+from jaxtyping import Float
 
 from lensllm_jax import checks
 from lensllm_jax.checkpoints.candidate import Candidate
-from lensllm_jax.data.buckets import few_lengths
 from lensllm_jax.data.encoding import EncodedExamples
 from lensllm_jax.data.subsets import subset_order
 from lensllm_jax.data.task import Example, Task
@@ -38,6 +38,7 @@ from lensllm_jax.finetune.fine_tune import (
     FineTuned,
     Progress,
     Splits,
+    evaluated,
     fine_tune,
 )
 from lensllm_jax.finetune.loop import Loop, OptimizerConfig
@@ -155,10 +156,6 @@ class Measurement:
         return _scored(self._encode(self.task.test))
 
     @functools.cached_property
-    def _test_batches(self) -> EvaluationBatches:
-        return EvaluationBatches.of(self._test, buckets=few_lengths(self._test))
-
-    @functools.cached_property
     def _order(self) -> np.ndarray:
         return subset_order(len(self.task.train), seed=self.config.seed)
 
@@ -180,23 +177,23 @@ class Measurement:
         """The subset of ``size`` examples, validation and test, as token batches."""
         return Splits(self.subset(size), self._validation(size), self._test)
 
-    def zero_shot(self) -> Evaluation:
-        """The test losses before fine-tuning."""
+    def zero_shot(self, *, rival: Float[np.ndarray, "2 n"] | None = None) -> Evaluation:
+        """The test losses before fine-tuning; ``rival`` as in ``evaluated``."""
         params = self.loop.place(self._start.params)
-        return self.loop.evaluate(params, self._test_batches)
+        return evaluated(self.loop, params, self._test, rival=rival)
 
     def objective(self, params: Params) -> float:
         """What steps descend, on the test split: nats per target token, the end token included."""
-        return self.loop.objective(params, self._test_batches.batches)
+        return self.loop.objective(params, EvaluationBatches.of(self._test).batches)
 
     def fine_tune(
         self, size: int, *, on_progress: Callable[[Progress], None] | None = None,
-        checkpoint: Checkpoint | None = None,
+        checkpoint: Checkpoint | None = None, rival: Float[np.ndarray, "2 n"] | None = None,
     ) -> FineTuned:  # fmt: skip
         """The point of the learning curve at ``size`` training examples, with its weights."""
         return fine_tune(
             self.loop, self._start.params, self.splits(size), config=self.config.fine_tuning(),
-            on_progress=on_progress, checkpoint=checkpoint,
+            on_progress=on_progress, checkpoint=checkpoint, rival=rival,
         )  # fmt: skip
 
     def search(

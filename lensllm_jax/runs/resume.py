@@ -2,7 +2,8 @@
 
 A cell is the test loss of a candidate on one subset, ``cells/<candidate>/<size>.json``, next
 to the checkpoints of an unfinished one.  ``<size>.npy`` (2, n), written before it, holds the nats
-of each test record's text and its bytes.  A kernel is ``ntk.npy`` with ``ntk.json``, which is
+of each test record's text and its bytes; of a candidate far behind, pseudo-values
+(:mod:`lensllm_jax.finetune.evaluation`).  A kernel is ``ntk.npy`` with ``ntk.json``, which is
 written last.
 
 Example:
@@ -101,6 +102,7 @@ class Cells:
 
     folder: RunFolder
     progress: Progress  # in the unit of ``Job.work``
+    _best: dict[int, tuple[float, str]] = dataclasses.field(default_factory=dict)  # by size
 
     def unfinished(self, jobs: Iterable[Job]) -> list[Job]:
         """The jobs that no earlier run finished."""
@@ -138,7 +140,18 @@ class Cells:
         """The cell of a job, measured now in this process unless it is finished."""
         if not self._skip_finished(job):
             self.keep(job, measurer.measure(job, on_progress=functools.partial(self.show, job)))
-        return self.folder.read_piece(self._piece_of(job))
+        piece = self._piece_of(job)
+        cell = self.folder.read_piece(piece)
+        self._best[job.size] = min(
+            self._best.get(job.size, (math.inf, "")), (cell["test_loss"], piece)
+        )
+        return cell
+
+    def best_records(self, size: int) -> np.ndarray | None:
+        """Of the lowest loss that was ``measured`` at a size, all of them evaluated."""
+        if size not in self._best:
+            return None
+        return self.folder.read_array(_records_path(self._best[size][1]))
 
 
 class CandidateRun:
@@ -155,6 +168,7 @@ class CandidateRun:
     def __init__(
         self, summary: CandidateSummary, config: MeasurementConfig, measurer: Measurer,
         cells: Cells, *, checkpoint_seconds: float, winner: Winner | None = None,
+        all_test_examples: bool = True,
     ):  # fmt: skip
         self.summary = summary
         self.losses: dict[int, float] = {}
@@ -163,6 +177,7 @@ class CandidateRun:
         self.spectrum: NtkSpectrum | None = None
         self._config, self._measurer, self._cells = config, measurer, cells
         self._checkpoint_seconds, self._winner = checkpoint_seconds, winner
+        self._all_test_examples = all_test_examples
 
     def job(self, size: int) -> Job:
         """The job of a fine-tune on ``size`` examples; of size 0, of the loss before any."""
@@ -173,6 +188,7 @@ class CandidateRun:
             name, num_params, size, self._config,
             path=path, checkpoint_seconds=self._checkpoint_seconds,
             keep=self._winner.keep if self._winner and is_largest else None,
+            rival=None if self._all_test_examples else self._cells.best_records(size),
         )  # fmt: skip
 
     def measure_loss(self, size: int) -> float:

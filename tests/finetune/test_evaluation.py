@@ -8,8 +8,12 @@ from lensllm_jax.finetune.evaluation import (
     Evaluation,
     EvaluationBatches,
     check_text,
+    completed,
+    concatenated,
+    is_far_behind,
     loss_covariance,
 )
+from lensllm_jax.finetune.fine_tune import evaluated
 from lensllm_jax.finetune.loop import Loop, OptimizerConfig
 from tests.finetune import tiny
 from tests.oracles import summed_cross_entropy
@@ -87,6 +91,58 @@ def test_standard_errors_are_those_of_resampled_records():
     assert paired < 0.5 * np.sqrt(np.trace(covariance))  # control: unpaired would be far wider
     assert Evaluation(nats[0], nats[0], num_bytes, 400).loss_se == np.sqrt(covariance[0, 0])
     assert np.isnan(loss_covariance(nats[:1, :1], num_bytes[None, :1])).all()
+
+
+def _records(rng, n, *, behind):
+    """Nats of a rival and of a candidate behind it on n records, and their bytes."""
+    num_bytes = rng.integers(20, 200, n)
+    hard = rng.normal(1.0, 0.2, n)
+    rival = num_bytes * (hard + rng.normal(0.0, 0.05, n))
+    return rival, num_bytes * (hard + behind + rng.normal(0.0, 0.1, n)), num_bytes
+
+
+def test_pseudo_values_give_the_paired_estimate_and_its_error():
+    """Independent oracle: the same estimate from 600 sets of records."""
+    rng, k, estimates, errors, naive = np.random.default_rng(0), 100, [], [], []
+    for _ in range(600):
+        rival, nats, num_bytes = _records(rng, 400, behind=0.3)
+        first = Evaluation(nats[:k], np.ones(k), num_bytes[:k], k)
+        whole = completed(first, np.stack([rival, num_bytes]))
+        difference = first.loss - rival[:k].sum() / num_bytes[:k].sum()
+        rival_loss = rival.sum() / num_bytes.sum()
+        assert whole.loss == pytest.approx(rival_loss + difference, rel=1e-12)
+        covariance = loss_covariance(np.stack([rival, whole.nats]), np.stack([num_bytes] * 2))
+        estimates.append([whole.loss, whole.loss - rival_loss])
+        errors.append([whole.loss_se, np.sqrt([1, -2, 1] @ covariance[[0, 0, 1], [0, 1, 1]])])
+        naive.append(first.loss_se)
+    assert (whole.num_evaluated, len(whole.nats), whole.end_loss) == (k, 400, 1.0)
+    # 600 draws give a standard deviation to 1 / sqrt(1,200) = 3 %
+    assert np.mean(errors, axis=0) == pytest.approx(np.std(estimates, axis=0), rel=0.1)
+    assert np.mean(naive) > 1.5 * np.mean(errors, axis=0)[0]  # control: of k records alone
+
+
+def test_far_behind_is_ten_standard_errors_and_never_ahead():
+    rng = np.random.default_rng(1)
+    for behind, far in [(0.3, True), (0.03, False), (0.0, False), (-0.3, False)]:
+        rival, nats, num_bytes = _records(rng, 400, behind=behind)
+        first = Evaluation(nats[:128], np.ones(128), num_bytes[:128], 128)
+        assert is_far_behind(first, np.stack([rival, num_bytes])) == far
+
+
+def test_a_candidate_far_behind_is_evaluated_on_few_records(loop):
+    data = tiny.examples(300)
+    every = evaluated(loop, tiny.params(), data)
+    assert every.num_evaluated is None
+    better = np.stack([0.5 * every.nats, every.num_bytes])
+    few = evaluated(loop, tiny.params(), data, rival=better)
+    assert few.num_evaluated == 128
+    assert few.loss == pytest.approx(every.loss, abs=0.05 * every.loss)
+    near = every.nats * np.random.default_rng(0).normal(1.0, 0.05, 300)
+    equal = evaluated(loop, tiny.params(), data, rival=np.stack([near, every.num_bytes]))
+    assert equal.num_evaluated is None  # control: as good as the rival
+    assert_close(equal.nats, every.nats, "float32")
+    halves = [Evaluation(np.ones(2), np.ones(2), np.full(2, 4), 2)] * 2
+    assert concatenated(halves).nats.tolist() == [1.0] * 4
 
 
 def test_data_without_text_is_refused():

@@ -19,7 +19,7 @@ CONFIG = MeasurementConfig(batch_size=4, max_epochs=1, num_kernel_examples=3)
 class Run:
     """A run of a pool in a folder."""
 
-    def __init__(self, folder, names, *, revisits=False):
+    def __init__(self, folder, names, *, revisits=False, all_test_examples=True):
         (folder / "kings.txt").write_text(
             "\n".join(f"the {i} kings of the land" for i in range(300))
         )
@@ -27,7 +27,14 @@ class Run:
         self.progress = Progress(total=1.0, quiet=True)
         self.cells = Cells(RunFolder.open(folder / "out", {}), self.progress)
         self.pool = {
-            name: CandidateRun(summary, CONFIG, measurer, self.cells, checkpoint_seconds=60.0)
+            name: CandidateRun(
+                summary,
+                CONFIG,
+                measurer,
+                self.cells,
+                checkpoint_seconds=60.0,
+                all_test_examples=all_test_examples,
+            )
             for name, summary in describe_pool(names).items()
         }
 
@@ -73,6 +80,22 @@ def test_a_finished_candidate_is_read_without_its_weights(tmp_path, monkeypatch)
     assert loaded == ["zoo/gpt2-xs"]  # once for the kernel and both losses
     assert measured() == first
     assert loaded == ["zoo/gpt2-xs"]
+
+
+def test_a_candidate_is_compared_with_the_best_that_was_measured(tmp_path):
+    run = Run(tmp_path, ["zoo/gpt2-xs", "zoo/opt-xs", "zoo/llama-xs"], all_test_examples=False)
+    nats = {"zoo/gpt2-xs": 2.0, "zoo/opt-xs": 1.0}
+    for name, candidate in run.pool.items():
+        job = candidate.job(8)
+        rival = None if job.rival is None else job.rival[0].tolist()
+        assert rival == {"zoo/opt-xs": [2.0] * 3, "zoo/llama-xs": [1.0] * 3}.get(name)
+        if name in nats:
+            records = np.stack([np.full(3, nats[name]), np.ones(3)])
+            run.cells.keep(job, {"test_loss": nats[name], "num_tokens": 1, jobs.RECORDS: records})
+            run.cells.measured(job, None)  # read, for it is finished
+    assert run.pool["zoo/opt-xs"].job(16).rival is None  # of another size
+    every = Run(tmp_path, ["zoo/gpt2-xs"]).pool["zoo/gpt2-xs"]
+    assert every.job(8).rival is None
 
 
 def test_checkpoints_of_a_finished_cell_are_removed(tmp_path):
