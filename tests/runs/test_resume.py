@@ -23,7 +23,7 @@ class Run:
         (folder / "kings.txt").write_text(
             "\n".join(f"the {i} kings of the land" for i in range(300))
         )
-        measurer = Measurer(load_task(folder / "kings.txt"), revisits=revisits)
+        self.measurer = measurer = Measurer(load_task(folder / "kings.txt"), revisits=revisits)
         self.progress = Progress(total=1.0, quiet=True)
         self.cells = Cells(RunFolder.open(folder / "out", {}), self.progress)
         self.pool = {
@@ -92,7 +92,7 @@ def test_a_candidate_is_compared_with_the_best_that_was_measured(tmp_path):
         if name in nats:
             records = np.stack([np.full(3, nats[name]), np.ones(3)])
             run.cells.keep(job, {"test_loss": nats[name], "num_tokens": 1, jobs.RECORDS: records})
-            run.cells.measured(job, None)  # read, for it is finished
+            run.cells.measured(job, run.measurer)  # read, for it is finished
     assert run.pool["zoo/opt-xs"].job(16).rival is None  # of another size
     every = Run(tmp_path, ["zoo/gpt2-xs"]).pool["zoo/gpt2-xs"]
     assert every.job(8).rival is None
