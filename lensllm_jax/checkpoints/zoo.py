@@ -12,6 +12,7 @@ Example:
 from pathlib import Path
 
 from lensllm_jax import checks
+from lensllm_jax.checkpoints import published
 from lensllm_jax.checkpoints.adapters import Adapter, is_adapter, read_adapter
 from lensllm_jax.checkpoints.candidate import CONFIG, Candidate, load_folder
 from lensllm_jax.checkpoints.gguf.header import is_gguf
@@ -30,9 +31,10 @@ def load_candidate(name: str | Path, *, dtype: str = "float32") -> Candidate:
     """Loads a candidate by whatever names it.
 
     Args:
-        name: "zoo/..." for a bundled one, a path to a checkpoint folder, an adapter folder or
-            a GGUF file, or a model on the Hugging Face hub: its id, "id@revision", or the
-            address of its page.
+        name: "zoo/..." for a bundled one, "published/..." for one that
+            ``experiments.published`` brought into the cache, a path to a checkpoint folder, an
+            adapter folder or a GGUF file, or a model on the Hugging Face hub: its id,
+            "id@revision", or the address of its page.
         dtype: type of the parameters.
 
     Raises:
@@ -72,6 +74,9 @@ def folder_of(name: str | Path) -> Path:
         if name in list_zoo() or not folder.is_dir():
             checks.one_of("candidate", name, list_zoo())
             return bundled
+    is_published = isinstance(name, str) and name.startswith(published.PREFIX)
+    if is_published and (name in published.PUBLISHED or not folder.exists()):
+        return published.published_file(str(name))
     if is_gguf(folder) and folder.is_file():
         return folder
     if folder.is_dir():

@@ -7,12 +7,13 @@ import jax
 import numpy as np
 import pytest
 
+from lensllm_jax.checkpoints import published
 from lensllm_jax.checkpoints.config import parse_config
 from lensllm_jax.checkpoints.weights import parameter_shapes
 from lensllm_jax.models.rotary import Rotary
 from tests.goldens.parameter_counts import golden_counts, torch_count
 from tests.models.published import PUBLISHED, STATED_COUNTS
-from tests.published.weights import WEIGHTS
+from tests.published.weights import KNOWN
 
 
 def count(config):
@@ -44,10 +45,11 @@ def test_the_page_of_families_lists_every_counted_model():
 
 def test_the_page_of_families_has_the_hashes_of_the_files_that_are_loaded():
     page = (Path(__file__).parents[2] / "docs" / "families.md").read_text().lower()
-    for name, known in WEIGHTS.items():
-        row = next(line for line in page.splitlines() if line.startswith(f"| {name} |"))
+    assert KNOWN.keys() == published.PUBLISHED.keys()
+    for name, known in KNOWN.items():
+        row = next(line for line in page.splitlines() if line.startswith(f"| `{name}` |"))
         assert f"| {known.num_params:,} | {', '.join(known.types).lower()} |" in row
-        assert f"| {known.sha256} |" in row
+        assert f"| {published.PUBLISHED[name].sha256} |" in row
 
 
 def test_old_spellings_of_positions_are_understood():

@@ -12,6 +12,7 @@ import pytest
 from flax import traverse_util
 
 import lensllm_jax as lens
+from lensllm_jax.checkpoints.published import fetch
 from lensllm_jax.data.encoding import encode_causal
 from lensllm_jax.data.task import Example
 from lensllm_jax.data.tokens import joined
@@ -20,12 +21,12 @@ from lensllm_jax.finetune.evaluation import EvaluationBatches
 from lensllm_jax.finetune.loop import Loop, OptimizerConfig
 from lensllm_jax.ntk.readout import target_logprob
 from lensllm_jax.typing import IGNORE
-from tests.published.weights import WEIGHTS, fetched
+from tests.published.weights import KNOWN
 from tests.tolerances import relative_difference
 
 pytestmark = [pytest.mark.published, pytest.mark.filterwarnings("ignore")]
 
-NAMES = list(WEIGHTS) if os.environ.get("PUBLISHED") == "all" else list(WEIGHTS)[:1]
+NAMES = list(KNOWN) if os.environ.get("PUBLISHED") == "all" else list(KNOWN)[:1]
 PROMPT = "The capital of France is"
 
 
@@ -36,7 +37,8 @@ def name(request):
 
 @pytest.fixture(scope="module")
 def candidate(name):
-    return lens.load_candidate(fetched(name))
+    fetch(name)
+    return lens.load_candidate(name)
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +46,7 @@ def pytorch(name):
     import torch
     import transformers
 
-    path = fetched(name)
+    path = fetch(name)
     return transformers.AutoModelForCausalLM.from_pretrained(
         path.parent, gguf_file=path.name, dtype=torch.float32
     ).eval()
@@ -76,8 +78,8 @@ def torch_logits(model, batch):
 
 
 def test_it_says_what_it_is(name, candidate):
-    assert candidate.num_params == WEIGHTS[name].num_params
-    assert candidate.dequantized_from == WEIGHTS[name].types
+    assert candidate.num_params == KNOWN[name].num_params
+    assert candidate.dequantized_from == KNOWN[name].types
 
 
 def test_logits_equal_those_of_pytorch(candidate, pytorch, texts):
@@ -89,7 +91,7 @@ def test_logits_equal_those_of_pytorch(candidate, pytorch, texts):
 
 def test_the_greedy_continuation_is_known_and_that_of_pytorch(name, candidate, pytorch):
     tokenizer = candidate.tokenizer
-    bos = [tokenizer.bos_token_id] if name.startswith("gemma") else []
+    bos = [tokenizer.bos_token_id] if name.startswith("published/gemma") else []
     ids = [*bos, *tokenizer(PROMPT, add_special_tokens=False)["input_ids"]]
     theirs = list(ids)
     apply = jax.jit(candidate.apply_fn)
@@ -104,7 +106,7 @@ def test_the_greedy_continuation_is_known_and_that_of_pytorch(name, candidate, p
         theirs.append(int(np.argmax(torch_logits(pytorch, batch)[0, -1])))
     assert ids == theirs
     text = tokenizer.decode(ids[len(bos) :])
-    assert text.startswith(PROMPT + WEIGHTS[name].continuation), text
+    assert text.startswith(PROMPT + KNOWN[name].continuation), text
 
 
 def test_the_loss_on_real_texts_is_that_of_pytorch(name, candidate, pytorch, texts, monkeypatch):
@@ -127,7 +129,7 @@ def test_the_loss_on_real_texts_is_that_of_pytorch(name, candidate, pytorch, tex
     assert num_bytes == 3839  # for every candidate alike
     assert found.loss == pytest.approx(text_nats / num_bytes, rel=1e-5)
     assert found.end_loss == pytest.approx(end_nats / 64, rel=1e-5)
-    assert found.loss == pytest.approx(WEIGHTS[name].loss, abs=1e-4)
+    assert found.loss == pytest.approx(KNOWN[name].loss, abs=1e-4)
 
 
 def test_the_exact_kernel_is_the_product_of_dense_gradients(candidate, tmp_path):
@@ -166,7 +168,7 @@ def test_all_of_a_text_is_read_and_the_bytes_of_its_target_are_scored(name, cand
     examples = lens.load_task("pydoc").test
     more = [Example(f"{e.target}\n  ", f"  {e.prompt} 🎉 naïve") for e in examples[:200]]
     encoded = encode_causal([*examples, *more], candidate.tokenizer)
-    head = {"gemma-3-270m": ["<bos>"]}.get(name, [])  # which it was trained with
+    head = {"published/gemma-3-270m": ["<bos>"]}.get(name, [])  # which it was trained with
     for i, example in enumerate([*examples, *more]):
         row = encoded.input_ids[i][encoded.attention_mask[i] == 1].tolist()
         assert candidate.tokenizer.convert_ids_to_tokens(row[: len(head)]) == head

