@@ -15,26 +15,14 @@ Several processes, on machines that share --store_dir, share the tiles:
 About 20 s for a bundled candidate on 2 cores at 64 examples, compilation included.
 """
 
-import dataclasses
-import logging
 from collections.abc import Sequence
 
-import jax
-import numpy as np
 from absl import flags
 
 from experiments.common import cli
 from experiments.common.measurement_flags import measurement_flags
-from lensllm_jax import checks
-from lensllm_jax.checkpoints.zoo import load_candidate
-from lensllm_jax.measurement.measurement import Measurement, MeasurementConfig
-from lensllm_jax.measurement.pool import check_kernel_examples, describe_pool
-from lensllm_jax.ntk import store
-from lensllm_jax.report.html import to_html
-from lensllm_jax.report.kernel import kernel_report
-from lensllm_jax.runs.progress import Progress
-from lensllm_jax.runs.resume import remember_kernel, task_settings
-from lensllm_jax.runs.run_folder import RUN
+from lensllm_jax.measurement.measurement import MeasurementConfig
+from lensllm_jax.runs.compute_ntk import compute_ntk
 
 FLAGS = measurement_flags()
 flags.DEFINE_alias("candidate", "candidates")
@@ -56,69 +44,14 @@ KERNEL_BLOCK_SIZE = flags.DEFINE_integer(
 
 def main(_: Sequence[str]) -> None:
     """Computes the kernel."""
-    join_processes()
-    names = FLAGS.candidates()
-    if len(names) != 1:
-        raise checks.UserError(f"`candidate` must be one, got {', '.join(names)}")
-    config = dataclasses.replace(
-        FLAGS.config(), kernel_block_size=KERNEL_BLOCK_SIZE.value,
+    given = FLAGS.values()
+    kernel = compute_ntk(
+        given.pop("candidates"), **given, kernel_block_size=KERNEL_BLOCK_SIZE.value,
         kernel_parameters=PARAMETERS.value,
+        store_dir=STORE_DIR.value, num_processes=NUM_PROCESSES.value, process_id=PROCESS_ID.value,
+        coordinator_address=COORDINATOR_ADDRESS.value,
     )  # fmt: skip
-    (name,) = names
-    pool = describe_pool(names)
-    task = FLAGS.load_task(pool)
-    check_kernel_examples(task, config.num_kernel_examples)
-    settings = task_settings(pool, task, config)
-    folder = FLAGS.open_folder(settings, task, pool, shared=NUM_PROCESSES.value > 1)
-    with Progress(total=1.0, quiet=FLAGS.quiet) as progress:
-        _show_tiles(progress)
-        progress.at(0.0, f"{name}: kernel")
-        spectrum = remember_kernel(
-            folder, ".", lambda: Measurement(load_candidate(name), task, config=config),
-            store=STORE_DIR.value,
-        )  # fmt: skip
-        largest = spectrum.eigenvalues.max()
-        rest = progress.total - progress.done  # nothing, where tiles were counted
-        progress.finish(rest, f"{name}: largest eigenvalue {largest:.4g}")
-    theta = np.load(folder.path / "ntk.npy")
-    run, summary = folder.read_json(RUN), folder.read_piece("ntk.json")
-    report = kernel_report(name, theta, spectrum, run, summary)
-    folder.write_text("report.html", to_html(report))
-    print(folder.path / "ntk.npy")
-
-
-def join_processes() -> None:
-    """Makes this process one of several, before JAX looks for devices."""
-    if NUM_PROCESSES.value == 1:
-        return
-    if STORE_DIR.value is None or COORDINATOR_ADDRESS.value is None:
-        raise checks.UserError(
-            f"`num_processes` must be 1 without --store_dir and --coordinator_address, got "
-            f"{NUM_PROCESSES.value}"
-        )
-    if not 0 <= PROCESS_ID.value < NUM_PROCESSES.value:
-        raise checks.UserError(
-            f"`process_id` must be from 0 to {NUM_PROCESSES.value - 1}, got {PROCESS_ID.value}"
-        )
-    jax.distributed.initialize(COORDINATOR_ADDRESS.value, NUM_PROCESSES.value, PROCESS_ID.value)
-
-
-def _show_tiles(progress: Progress) -> None:
-    """Counts the tiles that the store reports; all of them are the total of ``progress``."""
-
-    def count(record: logging.LogRecord) -> bool:
-        tile = getattr(record, "tile", None)
-        if tile is None:
-            return True
-        share = progress.total / tile.total
-        if tile.computed:
-            progress.finish(share, f"tile {tile.done} of {tile.total}")
-        else:
-            progress.skip(share)
-        return False  # shown here and nowhere else
-
-    store.logger.setLevel(logging.INFO)
-    store.logger.addFilter(count)
+    print(kernel.folder / "ntk.npy")
 
 
 if __name__ == "__main__":

@@ -37,7 +37,6 @@ from lensllm_jax.data.task import Example, Task
 from lensllm_jax.measurement.features import first_target_states, first_word_classes
 from lensllm_jax.measurement.measurement import Measurement, MeasurementConfig
 from lensllm_jax.measurement.pool import describe_pool
-from lensllm_jax.runs.progress import Progress
 from lensllm_jax.runs.resume import pretrained_settings
 from lensllm_jax.runs.run_folder import RunFolder, file_name_of, known
 from lensllm_jax.selection.flops import training_flops
@@ -70,12 +69,13 @@ def main(_: Sequence[str]) -> None:
     divisors = divisors_of(BUDGETS.value)
     if NUM_WORDS.value < 1:
         raise checks.UserError(f"`num_words` must be 1 or more, got {NUM_WORDS.value}")
-    names, config = FLAGS.candidates(), FLAGS.config()
+    run = FLAGS.run()
+    names, config = run.names, run.measurement
     table = load_loss_table(CURVES.value).select(names)
     target = int(table.sizes[-1])
     check_budgets(table, divisors)
     pool = describe_pool(names)
-    task = FLAGS.load_task(pool)
+    task = run.load_task(pool)
     most = target // min(divisors)
     if most > len(task.train):
         raise checks.UserError(
@@ -88,9 +88,9 @@ def main(_: Sequence[str]) -> None:
         "budgets": divisors,
         "num_words": NUM_WORDS.value,
     }
-    folder = FLAGS.open_folder(settings, task, pool)
+    folder = run.open_folder(settings, task, pool)
     features: dict[str, Features] = {}
-    with Progress(total=float(len(names)), quiet=FLAGS.quiet) as progress:
+    with run.progress(total=float(len(names))) as progress:
         for name in names:
             features[name] = _remember_features(name, task, config, most, folder)
             progress.finish(1.0, f"{name}: features measured")

@@ -39,7 +39,6 @@ from lensllm_jax.measurement.pool import describe_pool
 from lensllm_jax.ntk.candidate import CandidateNtk, candidate_ntk, estimate_ntk_cost
 from lensllm_jax.ntk.loss import flat_kernel, ntk_spectrum, ntk_test_residual
 from lensllm_jax.ntk.readout import Readout
-from lensllm_jax.runs.progress import Progress
 from lensllm_jax.runs.resume import pretrained_settings
 from lensllm_jax.runs.run_folder import file_name_of
 from lensllm_jax.typing import IGNORE, Batch
@@ -63,10 +62,10 @@ BLOCK = 64  # examples of a tile's side
 
 def main(_: Sequence[str]) -> None:
     """Measures every candidate that is not finished, then writes the three tables."""
-    names = FLAGS.candidates()
-    config = FLAGS.config()
+    run = FLAGS.run()
+    names, config = run.names, run.measurement
     pool = describe_pool(names)
-    task = FLAGS.load_task(pool)
+    task = run.load_task(pool)
     readouts = sample_sizes(task)
     settings = {
         **pretrained_settings(names, task, config),
@@ -74,9 +73,9 @@ def main(_: Sequence[str]) -> None:
         "num_test_examples": NUM_TEST_EXAMPLES.value,
         "num_labels": NUM_LABELS.value,
     }
-    folder = FLAGS.open_folder(settings, task, pool)
+    folder = run.open_folder(settings, task, pool)
     rows: list[dict[str, Any]] = []
-    with Progress(total=float(len(names)), quiet=FLAGS.quiet) as progress:
+    with run.progress(total=float(len(names))) as progress:
         for name in names:
             path = f"kernels/{file_name_of(name)}.json"
             progress.at(0.0, f"{name}: kernels")

@@ -86,11 +86,11 @@ LEMMAS = {
 
 def main(_: Sequence[str]) -> None:
     """Measures the candidates, and writes the tables and figures of each."""
-    names = FLAGS.candidates()
+    run = FLAGS.run()
+    names, config = run.names, run.measurement
     check_flags()
-    config = FLAGS.config()
     pool = describe_pool(names)
-    task = FLAGS.load_task(pool)
+    task = run.load_task(pool)
     sizes = _sizes(len(task.train))
     for name in names:  # what one of them cannot do must not end the run of the others late
         check_blocks(name, load_candidate(name).params)
@@ -104,9 +104,9 @@ def main(_: Sequence[str]) -> None:
         "epsilon": EPSILON.value,
         "delta": DELTA.value,
     }
-    folder = FLAGS.open_folder(settings, task, pool)
+    folder = run.open_folder(settings, task, pool)
     summaries = {}
-    with Progress(total=float(len(sizes) * len(names)), quiet=FLAGS.quiet) as progress:
+    with run.progress(total=float(len(sizes) * len(names))) as progress:
         for name in names:
             subfolder = RunFolder(folder.path / file_name_of(name)) if len(names) > 1 else folder
             bench = _Bench(Measurement(load_candidate(name), task, config=config))

@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from lensllm_jax.ntk.loss import ntk_loss, ntk_test_residual, ntk_train_residual
     from lensllm_jax.ntk.operator import ntk_loss_matrix_free, ntk_matvec
     from lensllm_jax.ntk.velocity import kernel_velocity
+    from lensllm_jax.runs.compute_ntk import compute_ntk
+    from lensllm_jax.runs.finetune_grid import finetune_grid
+    from lensllm_jax.runs.select_model import select_model
     from lensllm_jax.scaling.fit import fit_law, fit_laws
     from lensllm_jax.scaling.kernel import Bounded, Measured, Spectrum
     from lensllm_jax.selection.halving import Halving
@@ -45,8 +48,10 @@ __all__ = [
     "Task",
     "__version__",
     "candidate_ntk",
+    "compute_ntk",
     "empirical_ntk",
     "estimate_ntk_cost",
+    "finetune_grid",
     "fit_law",
     "fit_laws",
     "kernel_velocity",
@@ -66,6 +71,7 @@ __all__ = [
     "rank",
     "read_loss_table",
     "relative_accuracy",
+    "select_model",
 ]
 
 # the imports above as they are made when a name is first used: module -> its names
@@ -80,6 +86,9 @@ _LAZY = {
     "lensllm_jax.ntk.loss": "ntk_loss ntk_test_residual ntk_train_residual",
     "lensllm_jax.ntk.operator": "ntk_loss_matrix_free ntk_matvec",
     "lensllm_jax.ntk.velocity": "kernel_velocity",
+    "lensllm_jax.runs.compute_ntk": "compute_ntk",
+    "lensllm_jax.runs.finetune_grid": "finetune_grid",
+    "lensllm_jax.runs.select_model": "select_model",
     "lensllm_jax.linalg": "NtkSpectrum",
     "lensllm_jax.scaling.fit": "fit_law fit_laws",
     "lensllm_jax.scaling.kernel": "Bounded Measured Spectrum",

@@ -1,12 +1,10 @@
 """Flags of every binary that measures candidates: the pool and its text, the settings, the folder.
 
-A binary takes all of them with ``FLAGS = measurement_flags()`` and reads plain values from there;
+A binary takes all of them with ``FLAGS = measurement_flags()`` and gives their values on;
 two binaries in one process share them.
 """
 
 import functools
-from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from absl import flags
@@ -21,29 +19,16 @@ from experiments.common.flags import (
     define_quiet,
 )
 from lensllm_jax import checks
-from lensllm_jax.checkpoints.summary import CandidateSummary
-from lensllm_jax.checkpoints.zoo import list_zoo
-from lensllm_jax.data.catalogue import load_task
-from lensllm_jax.data.lengths import with_mean_length
-from lensllm_jax.data.task import Task
-from lensllm_jax.finetune.compute import FULL, TUNES, ComputeConfig, keep_compiled
+from lensllm_jax.finetune.compute import FULL, TUNES, ComputeConfig
 from lensllm_jax.finetune.loop import ALL_STEPS, MOMENTS_DTYPES
 from lensllm_jax.measurement.measurement import MeasurementConfig
-from lensllm_jax.measurement.memory import check_memory
-from lensllm_jax.measurement.pool import (
-    NUM_CHECKED,
-    altered_targets,
-    check_tuning,
-    shared_task,
-)
 from lensllm_jax.ntk.gram import NtkMethod
 from lensllm_jax.ntk.readout import Readout
-from lensllm_jax.runs import terminal
-from lensllm_jax.runs.run_folder import RunFolder
+from lensllm_jax.runs.run_folder import command
+from lensllm_jax.runs.settings import NoSettings, RunSettings, read_settings
 
 flags.disclaim_key_flags()  # each counts as the binary's own: its --help shows it
 
-_SPLITS = ("train", "validation", "test")
 _ONE_OUTPUT = (Readout.LOSS, Readout.TARGET_LOGPROB)  # read-outs with one output per example
 
 
@@ -63,92 +48,33 @@ class MeasurementFlags:
         self._quiet = define_quiet("No progress, and no table of a grid.")
 
     @property
-    def output_dir(self) -> str:
-        """Folder of the run."""
-        return self._output_dir.value
-
-    @property
-    def checkpoint_seconds(self) -> float:
-        """Between checkpoints of an unfinished fine-tune."""
-        return self._checkpoint_seconds.value
-
-    @property
     def quiet(self) -> bool:
         """Whether progress is hidden."""
         return self._quiet.value
 
-    def candidates(self) -> tuple[str, ...]:
-        """One or more distinct names.
+    def values(self) -> dict[str, Any]:
+        """All of them, as the functions that the binaries call take them.
 
         Raises:
-            UserError: if there is none, or one twice.
+            UserError: naming a flag whose text does not read.
         """
-        return self._pool.candidates()
-
-    def load_task(self, pool: Mapping[str, CandidateSummary]) -> Task:
-        """The task as the candidates of the pool can be compared on it.
-
-        Raises:
-            UserError: if there is no such task or field, or a candidate cannot be tuned so.
-        """
-        config = self._settings.config()
-        check_memory({name: summary.num_params for name, summary in pool.items()})
-        check_tuning(pool, config.compute)
-        return self._pool.load_task(pool, chat_template=config.chat_template)
-
-    def open_folder(
-        self,
-        settings: Mapping[str, Any],
-        task: Task,
-        pool: Mapping[str, CandidateSummary],
-        *,
-        shared: bool = False,
-    ) -> RunFolder:
-        """The run's folder; what a reader wants to know of task and candidates is noted and shown.
-
-        Args:
-            settings: JSON values that decide all results.
-            task: as the pool reads it.
-            pool: candidates by name.
-            shared: for all processes that open it so.
-
-        Raises:
-            UserError: as ``RunFolder.open``; nothing was shown then.
-        """
-        checkpoints = {name: list(s.notes) for name, s in pool.items() if s.notes}
-        altered = altered_targets(task, pool)
-        notes = {
-            "examples": {split: len(getattr(task, split)) for split in _SPLITS},
-            "left_out": dict(task.removed),  # by reason: empty, repeated between splits, ...
-            "max_bytes": task.max_bytes,  # of a record's prompt and target
-            "cut": dict(task.cut),  # records that lost a part of one
-            "altered_targets": altered,  # of the first test records, for the candidates with any
-            "checkpoints": checkpoints,
+        return {
+            **self._pool.values(),
+            **self._settings.values(),
+            "output_dir": self._output_dir.value,
+            "checkpoint_seconds": self._checkpoint_seconds.value,
+            "compiled_dir": self._compiled_dir.value,
+            "quiet": self.quiet,
+            "command": command(),
         }
-        folder = RunFolder.open(self.output_dir, settings, shared=shared, **notes)
-        if not self.quiet:
-            for name, lines in (*checkpoints.items(), (task.name, task.notes())):
-                for line in lines:
-                    terminal.show(f"{name}: {line}")
-            for name, count in altered.items():
-                terminal.show(
-                    f"{name}: its tokenizer alters {count} of {len(task.test[:NUM_CHECKED])} test "
-                    "targets, whose loss is then too low"
-                )
-        return folder
 
-    def config(self) -> MeasurementConfig:
-        """The settings of every measurement; from here on JAX keeps what it compiles.
+    def run(self) -> RunSettings:
+        """The settings of every run.
 
         Raises:
             UserError: naming the flag at fault.
         """
-        if folder := self._compiled_dir.value:
-            if Path(folder).is_file():
-                raise checks.UserError(f"`compiled_dir` must be a folder, got the file {folder}")
-            keep_compiled(folder)
-        checks.not_negative("checkpoint_seconds", self.checkpoint_seconds)
-        return self._settings.config()
+        return read_settings(NoSettings, self.values())[0]
 
 
 @functools.cache
@@ -189,24 +115,17 @@ class _PoolFlags:
             "whole, or what the fewest positions hold.",
         )  # fmt: skip
 
-    def candidates(self) -> tuple[str, ...]:
+    def values(self) -> dict[str, Any]:
         text = self._candidates.value
-        names = list_zoo() if text == "zoo" else cli.names(text)
-        if not names or len(set(names)) < len(names):
-            raise checks.UserError(f"`candidates` must be one or more distinct names, got {text!r}")
-        return names
-
-    def load_task(self, pool: Mapping[str, CandidateSummary], *, chat_template: str) -> Task:
-        folder = self._task_folder.value
-        task = load_task(
-            self._task.value, prompt_field=self._prompt_field.value,
-            target_field=self._target_field.value, folder=Path(folder) if folder else None,
-        )  # fmt: skip
-        mean = self._mean_length.value
-        if mean is not None:
-            checks.positive("mean_length", mean)
-            task = with_mean_length(task, next(iter(pool.values())).tokenizer, mean=mean)
-        return shared_task(task, pool, max_bytes=self._max_bytes.value, chat_template=chat_template)
+        return {
+            "candidates": text if text == "zoo" else cli.names(text),
+            "task": self._task.value,
+            "prompt_field": self._prompt_field.value,
+            "target_field": self._target_field.value,
+            "task_folder": self._task_folder.value,
+            "mean_length": self._mean_length.value,
+            "max_bytes": self._max_bytes.value,
+        }
 
 
 class _SettingsFlags:
@@ -259,26 +178,24 @@ class _SettingsFlags:
         )
         self._devices = define_devices("1", "Between which weights, moments and batches are cut.")
 
-    def config(self) -> MeasurementConfig:
-        return MeasurementConfig(
+    def values(self) -> dict[str, Any]:
+        return {
             **{name: flag.value for name, flag in self._fields.items()},
-            num_validation_examples=self._validation_examples.value,
-            chat_template=self._chat_template.value,
-            readout=self._readout.value,
-            method=self._method.value,
-            decay_steps=_steps_or_all(self._decay_steps.value),
-            buckets=cli.whole_numbers("buckets", self._buckets.value),
-            compute=ComputeConfig(
-                dtype=self._compute_dtype.value,
-                remat=self._remat.value,
-                num_micro_batches=self._micro_batches.value,
-                tune=self._tune.value,
-                lora_rank=self._lora_rank.value,
-                frozen_dtype=self._frozen_dtype.value,
-                moments_dtype=self._moments_dtype.value,
-                devices=_one_number("devices", self._devices.value),
-            ),
-        )
+            "num_validation_examples": self._validation_examples.value,
+            "chat_template": self._chat_template.value,
+            "readout": self._readout.value,
+            "method": self._method.value,
+            "decay_steps": _steps_or_all(self._decay_steps.value),
+            "buckets": cli.whole_numbers("buckets", self._buckets.value),
+            "compute_dtype": self._compute_dtype.value,
+            "remat": self._remat.value,
+            "micro_batches": self._micro_batches.value,
+            "tune": self._tune.value,
+            "lora_rank": self._lora_rank.value,
+            "frozen_dtype": self._frozen_dtype.value,
+            "moments_dtype": self._moments_dtype.value,
+            "devices": _one_number("devices", self._devices.value),
+        }
 
 
 # flags with the name and the default of a field of MeasurementConfig

@@ -158,6 +158,19 @@ def document(
 """
 
 
+def notebook(blocks: Iterable[Block], *, card: str = "") -> str:
+    """Blocks as the output of a notebook's cell, whose page sorts no table.
+
+    Args:
+        blocks: in order.
+        card: plain text above them.
+    """
+    shown = (table(b, sortable=False) if isinstance(b, Table) else _rendered(b) for b in blocks)
+    return (
+        f"<div>{f'<p><strong>{escaped(card)}</strong></p>' if card else ''}{''.join(shown)}</div>"
+    )
+
+
 def escaped(text: str) -> str:
     """Plain text as HTML, without control characters."""
     return html.escape(printable(text))
@@ -188,7 +201,7 @@ def _definitions(entries: Mapping[str, Any]) -> str:
     return f"<dl>{''.join(pairs)}</dl>\n"
 
 
-def table(block: Table) -> str:
+def table(block: Table, *, sortable: bool = True) -> str:
     """HTML of a table that a click on a heading sorts; an empty table is a sentence.
 
     Floats have four decimals, or four digits in a column that holds small or large ones.
@@ -201,9 +214,10 @@ def table(block: Table) -> str:
         for name in rows[0]
     }
     forms = {name: _form([row[name] for row in rows]) for name in rows[0]} | {**block.forms}
+    button = '<button type="button">{}</button>' if sortable else "{}"
     heads = "".join(
-        f'<th scope="col"{_class(numeric[name])}><button type="button">'
-        f"{escaped(name.replace('_', ' '))}</button></th>"
+        f'<th scope="col"{_class(numeric[name])}>'
+        f"{button.format(escaped(name.replace('_', ' ')))}</th>"
         for name in rows[0]
     )
     cells = (

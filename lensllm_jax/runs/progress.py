@@ -1,4 +1,4 @@
-"""Progress: a bar with the remaining time on a terminal, plain lines when piped.
+"""Progress: a bar with the remaining time on a terminal or in a notebook, plain lines when piped.
 
 Work has any unit that is proportional to time, such as parameters times examples; the remaining
 time is what the work done so far took, scaled.
@@ -8,8 +8,10 @@ Example:
     ...     progress.finish(5.0, "half way")
 """
 
+import html
 import sys
 import time
+from collections.abc import Callable
 from types import TracebackType
 
 from rich.console import Console
@@ -34,14 +36,24 @@ class Progress:
         total: all the work.
         done: work of finished pieces.
         quiet: show nothing.
+        on_progress: called with the share that is done and a message, in place of all that is
+            shown.
     """
 
-    def __init__(self, *, total: float, quiet: bool = False):
-        self.total, self.quiet = total, quiet
+    def __init__(
+        self, *, total: float, quiet: bool = False,
+        on_progress: Callable[[float, str], object] | None = None,
+    ):  # fmt: skip
+        self.total, self.quiet, self.on_progress = total, quiet, on_progress
         self._start = self._last_line = time.monotonic()
         self.done = self._skipped = 0.0
         self._bar: Bar | None = None
-        if not quiet and sys.stderr.isatty():
+        self._cell: _NotebookBar | None = None
+        if quiet or on_progress is not None:
+            return
+        if _in_notebook():
+            self._cell = _NotebookBar()
+        elif sys.stderr.isatty():
             self._bar = Bar(
                 TextColumn("{task.description}", markup=False),
                 BarColumn(),
@@ -83,10 +95,14 @@ class Progress:
 
     def at(self, within: float, message: str) -> None:
         """Shows how far the run is, with ``within`` work done of the unfinished piece."""
-        if self.quiet:
-            return
         message, now = printable(message), time.monotonic()
         done = self.done + within
+        share = min(done / self.total, 1.0) if self.total > 0 else 1.0
+        if self.on_progress is not None:
+            self.on_progress(share, message)
+            return
+        if self.quiet:
+            return
         made = done - self._skipped
         left = "?"
         if made > 0:
@@ -95,7 +111,27 @@ class Progress:
             self._bar.update(
                 self._task, completed=done, total=self.total, description=message, left=left
             )
+        elif self._cell:
+            self._cell.show(share, left, message)
         elif now - self._last_line > SECONDS_BETWEEN_LINES:
             self._last_line = now
-            share = min(done / self.total, 1.0) if self.total > 0 else 1.0
             print(f"{share:4.0%}  left {left:>12}  {message}", file=sys.stderr, flush=True)
+
+
+def _in_notebook() -> bool:
+    return Console().is_jupyter
+
+
+class _NotebookBar:
+    """A bar below a notebook's cell, drawn by the browser."""
+
+    def __init__(self) -> None:
+        from IPython.display import HTML, display  # where a notebook runs
+
+        self._html = HTML
+        self._handle = display(HTML("<progress></progress>"), display_id=True)
+
+    def show(self, share: float, left: str, message: str) -> None:
+        """Draws it again."""
+        text = html.escape(f"{share:.0%}, {left} left: {message}")
+        self._handle.update(self._html(f'<progress value="{share:.4f}"></progress> {text}'))

@@ -15,8 +15,8 @@ import types
 from pathlib import Path
 
 import numpy as np
-from absl import flags
 
+import lensllm_jax.runs.select_model as selection
 from experiments import select_model
 from lensllm_jax.checkpoints.summary import CandidateSummary
 from lensllm_jax.data.catalogue import load_task
@@ -27,6 +27,7 @@ from lensllm_jax.measurement.rows import RowLengths
 from lensllm_jax.ntk.method import NtkMethod
 from lensllm_jax.ntk.readout import Readout
 from lensllm_jax.runs.run_folder import RunFolder
+from lensllm_jax.runs.settings import RunSettings
 from tests import forked
 from tests.finetune import tiny
 
@@ -87,23 +88,22 @@ def fake_pool(names):
 
 def install():
     """Puts the formula in the place of models."""
-    jobs.load_candidate, select_model.describe_pool = fake_candidate, fake_pool
+    jobs.load_candidate, selection.describe_pool = fake_candidate, fake_pool
     Measurement.fine_tune, Measurement.kernel = fake_fine_tune, fake_kernel
     Measurement.save = fake_save
     Measurement.lengths = RowLengths(source=64, target=0)
-    select_model.row_lengths = lambda task, summary, **_: Measurement.lengths
+    selection.row_lengths = lambda task, summary, **_: Measurement.lengths
     Measurement.zero_shot = lambda measurement: tiny.evaluation(9.0)
-    select_model.FLAGS.candidates = lambda: tuple(SLOPES)
-    select_model.FLAGS.load_task = lambda pool: load_task(flags.FLAGS.task)
-    select_model.FLAGS.open_folder = lambda settings, task, pool: RunFolder.open(
-        select_model.FLAGS.output_dir, settings
+    RunSettings.load_task = lambda run, pool: load_task(run.task)
+    RunSettings.open_folder = lambda run, settings, task, pool: RunFolder.open(
+        run.output_dir, settings, command=run.command
     )
 
 
 def live(root: Path, folder: str, order: str, log: str, *, deadly: bool) -> int:
     """One life; its exit code, negative if it was killed."""
     arguments = [
-        f"--task={root / 'kings.txt'}", "--budget_size=128",
+        f"--candidates={','.join(SLOPES)}", f"--task={root / 'kings.txt'}", "--budget_size=128",
         "--smallest_size=8", "--target_size=512", f"--output_dir={root / folder}",
         "--num_kernel_examples=3", "--keep=0.5", f"--order={order}", "--max_cost=0.3", "--quiet",
         f"--save_winner={root / folder}-model",

@@ -194,7 +194,7 @@ def test_flags_reach_the_loop(task, tmp_path):
     }  # fmt: skip
     with flagsaver.flagsaver():
         flags.FLAGS(["finetune_grid", *(f"--{name}={value}" for name, value in settings.items())])
-        config = grid.FLAGS.config()
+        config = grid.FLAGS.run().measurement
     compute = ComputeConfig(dtype="bfloat16", remat=True, num_micro_batches=2)
     assert config.compute == compute
     measurement = Measurer(lens.load_task(task)).measurement("zoo/gpt2-xs", config)
@@ -294,7 +294,7 @@ def test_the_average_length_is_cut_before_anything_is_measured(task, tmp_path):
     settings = {"mean_length": 7, "output_dir": tmp_path, "task": task}
     with flagsaver.flagsaver():
         flags.FLAGS(["finetune_grid", *(f"--{name}={value}" for name, value in settings.items())])
-        cut = grid.FLAGS.load_task({"zoo/gpt2-xs": describe_candidate("zoo/gpt2-xs")})
+        cut = grid.FLAGS.run().load_task({"zoo/gpt2-xs": describe_candidate("zoo/gpt2-xs")})
     assert cut.fingerprint != lens.load_task(task).fingerprint
     assert sum(count for why, count in cut.removed.items() if why.endswith("mean_length")) > 0
 
@@ -306,5 +306,5 @@ def test_a_copy_of_a_hub_task_is_read_where_a_flag_says(tmp_path, monkeypatch):
         flags.FLAGS(
             ["grid", "--output_dir=a", *(f"--{n}={value}" for n, value in settings.items())]
         )
-        task = grid.FLAGS.load_task({"zoo/gpt2-xs": describe_candidate("zoo/gpt2-xs")})
+        task = grid.FLAGS.run().load_task({"zoo/gpt2-xs": describe_candidate("zoo/gpt2-xs")})
     assert all(example.prompt.endswith("\nSummary:") for example in task.train)

@@ -47,15 +47,23 @@ def test_help_shows_the_flags_of_a_binary_and_of_no_other():
 
 
 def test_defaults_of_flags_are_those_of_the_library():
-    assert load("finetune_grid").module.FLAGS.config() == MeasurementConfig()
-    changed = load("finetune_grid", chat_template="auto").module.FLAGS.config()
+    assert (
+        load("finetune_grid", output_dir="out").module.FLAGS.run().measurement
+        == MeasurementConfig()
+    )
+    changed = (
+        load("finetune_grid", output_dir="out", chat_template="auto").module.FLAGS.run().measurement
+    )
     assert changed != MeasurementConfig()
     assert changed.chat_template == "auto"
 
 
 @pytest.mark.parametrize("text", ["", ",", "a,a"])
 def test_candidates_are_one_or_more_and_distinct(text):
-    flags: MeasurementFlags = load("finetune_grid", candidates=text).module.FLAGS
+    flags: MeasurementFlags = load("finetune_grid", output_dir="out", candidates=text).module.FLAGS
     with pytest.raises(checks.UserError, match="`candidates` must be one or more distinct names"):
-        flags.candidates()
-    assert load("finetune_grid", candidates="a, b").module.FLAGS.candidates() == ("a", "b")
+        flags.run()
+    assert load("finetune_grid", output_dir="out", candidates="a, b").module.FLAGS.run().names == (
+        "a",
+        "b",
+    )

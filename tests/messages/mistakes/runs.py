@@ -1,4 +1,4 @@
-"""Mistakes with the folders of runs and with where they are measured."""
+"""Mistakes with the settings of runs, with their folders and with where they are measured."""
 
 import sys
 import types
@@ -9,10 +9,38 @@ import pytest
 from lensllm_jax.data.task import Example, Task
 from lensllm_jax.measurement.measurement import MeasurementConfig
 from lensllm_jax.runs import executors
+from lensllm_jax.runs.compute_ntk import compute_ntk
+from lensllm_jax.runs.finetune_grid import GridSettings, finetune_grid
 from lensllm_jax.runs.resume import CandidateRun, Cells
 from lensllm_jax.runs.run_folder import RunFolder, read_rows
+from lensllm_jax.runs.select_model import SelectionSettings
+from lensllm_jax.runs.settings import NoSettings, read_settings
 
 TASK = Task("toy", "", (Example("", "a"),), (Example("", "b"),), (Example("", "c"),), {}, "")
+
+
+def run_of(**settings):
+    """The settings of a run, of one candidate in a folder that it does not open."""
+    return read_settings(NoSettings, {"candidates": "zoo/gpt2-xs", "output_dir": ".", **settings})
+
+
+def planned(**settings):
+    sizes = {"budget_size": 1, "smallest_size": 1, "target_size": 2, "paper": True}
+    return SelectionSettings(**{**sizes, **settings}).plan(TASK)
+
+
+def of_mean_length(mean, folder):
+    task = str(written(folder / "task.txt", "\n".join(f"the {i} kings" for i in range(60))))
+    return run_of(mean_length=mean, task=task)[0].load_task({})
+
+
+def kernel_of(candidate, **settings):
+    return compute_ntk(candidate, output_dir="none", **settings)
+
+
+def grid_of(folder, **settings):
+    task = written(folder / "task.txt", "\n".join(f"the {i} kings" for i in range(60)))
+    return finetune_grid("zoo/gpt2-xs", task, output_dir=folder / "out", **settings)
 
 
 def written(path, content="x"):
@@ -45,10 +73,68 @@ def winner_without_a_fine_tune(folder):
 # (argument, key phrases, the mistake in an empty folder)
 MISTAKES = [
     (
+        "save_adapter",
+        "go with `save_winner`, got no",
+        lambda tmp: SelectionSettings(save_adapter=True).winner({}, {}, run_of()[0]),
+    ),
+    (
         "save_winner",
         "have a fine-tune to save, got none of a",
         lambda tmp: winner_without_a_fine_tune(tmp),
     ),
+    (
+        "candidate",
+        "one ... got zoo/gpt2-xs",
+        lambda tmp: kernel_of(["zoo/gpt2-xs", "zoo/gpt2-s"]),
+    ),
+    (
+        "num_processes",
+        "1 without --store_dir ... got 2",
+        lambda tmp: kernel_of("zoo/gpt2-xs", num_processes=2),
+    ),
+    (
+        "process_id",
+        "from 0 to 1 ... got 2",
+        lambda tmp: kernel_of(
+            "zoo/gpt2-xs",
+            num_processes=2,
+            process_id=2,
+            store_dir="tiles",
+            coordinator_address="localhost:1",
+        ),
+    ),
+    (
+        "settings",
+        "names of flags ... 'max_epoch': take 'max_epochs'",
+        lambda tmp: run_of(max_epoch=1),
+    ),
+    ("settings", "names of flags ... 'xyz': see the flags", lambda tmp: run_of(xyz=1)),
+    ("candidates", "one or more distinct ... got ()", lambda tmp: run_of(candidates=())),
+    (
+        "checkpoint_seconds",
+        "zero or positive ... got -1.0",
+        lambda tmp: run_of(checkpoint_seconds=-1.0),
+    ),
+    (
+        "compiled_dir",
+        "folder ... got the file",
+        lambda tmp: run_of(compiled_dir=written(tmp / "a")),
+    ),
+    ("mean_length", "positive ... got -1.0", lambda tmp: of_mean_length(-1.0, tmp)),
+    ("learning_rates", "positive ... got 0.0", lambda tmp: GridSettings(learning_rates=(0.0,))),
+    ("batch_sizes", "positive ... got 0", lambda tmp: GridSettings(batch_sizes=(0,))),
+    ("seeds", "distinct ... got (1, 1)", lambda tmp: GridSettings(seeds=(1, 1))),
+    ("executor", "one of ... got 'abacus'", lambda tmp: GridSettings(executor="abacus")),
+    ("sizes", "one or more whole ... got none", lambda tmp: grid_of(tmp, sizes=())),
+    ("sizes", "zero or positive ... got -1", lambda tmp: grid_of(tmp, sizes=(-1, 4))),
+    ("sizes", "at most ... got 200", lambda tmp: grid_of(tmp, sizes=(200,))),
+    ("budget_size", "at most 1 ... got 2", lambda tmp: planned(budget_size=2)),
+    ("budget_size", "at least `smallest_size` 2 ... got 1", lambda tmp: planned(smallest_size=2)),
+    ("target_size", "above `budget_size` 1 ... got 1", lambda tmp: planned(target_size=1)),
+    ("paper", "without another `order` ... got 'all'", lambda tmp: planned(order="all")),
+    ("order", "one of ... got 'sideways'", lambda tmp: planned(order="sideways")),
+    ("kernels", "one of ... got 'some'", lambda tmp: planned(kernels="some")),
+    ("confidence", "above 0.5 ... got 0.4", lambda tmp: planned(paper=False, confidence=0.4)),
     ("processes", "positive ... got 0", lambda tmp: executors.shares({0, 1}, 0)),
     ("processes", "at most 2 ... got 3", lambda tmp: executors.shares({0, 1}, 3)),
     (

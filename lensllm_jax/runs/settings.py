@@ -1,0 +1,183 @@
+"""Settings of a run, by the names of the binaries' flags, and the inputs that they name.
+
+Example:
+    >>> given = {"candidates": "zoo/gpt2-xs", "output_dir": "out", "max_epochs": 2}
+    >>> run, _ = read_settings(NoSettings, given)
+    >>> run.names, run.measurement.max_epochs
+    (('zoo/gpt2-xs',), 2)
+"""
+
+import dataclasses
+import difflib
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from lensllm_jax import checks
+from lensllm_jax.checkpoints.summary import CandidateSummary
+from lensllm_jax.checkpoints.zoo import list_zoo
+from lensllm_jax.data.catalogue import load_task
+from lensllm_jax.data.lengths import with_mean_length
+from lensllm_jax.data.task import Task
+from lensllm_jax.finetune.compute import ComputeConfig, keep_compiled
+from lensllm_jax.measurement.measurement import MeasurementConfig
+from lensllm_jax.measurement.memory import check_memory
+from lensllm_jax.measurement.pool import NUM_CHECKED, altered_targets, check_tuning, shared_task
+from lensllm_jax.runs import terminal
+from lensllm_jax.runs.progress import Progress
+from lensllm_jax.runs.run_folder import RunFolder
+
+_SPLITS = ("train", "validation", "test")
+# names of flags that are not those of the fields
+_COMPUTE = {"compute_dtype": "dtype", "micro_batches": "num_micro_batches"}
+
+Settings = TypeVar("Settings")
+
+
+@dataclasses.dataclass(frozen=True)
+class RunSettings:
+    """What every run of a pool on a task takes."""
+
+    candidates: str | Sequence[str]  # as ``load_candidate`` takes them; "zoo": all bundled
+    output_dir: str | Path  # of the run: the same settings resume in it
+    task: str | Path | Task = "pydoc"  # as ``load_task`` takes it
+    prompt_field: str = "prompt"  # column of a file's prompts; empty: targets alone
+    target_field: str = "target"  # column of a file's targets
+    task_folder: str | Path | None = None  # copy of the hub's repository of the task
+    mean_length: float | None = None  # average input, tokens of the first candidate
+    max_bytes: int | None = None  # of prompt and target; 99 % of the records stay whole
+    measurement: MeasurementConfig = dataclasses.field(default_factory=MeasurementConfig)
+    checkpoint_seconds: float = 60.0  # between writings of an unfinished fine-tune
+    compiled_dir: str | Path | None = None  # keeps compiled steps for later runs
+    quiet: bool = False  # show no progress
+    on_progress: Callable[[float, str], object] | None = None  # share done, message; no bar then
+    command: str = ""  # what a reader repeats to make the run again
+
+    def __post_init__(self):
+        checks.not_negative("checkpoint_seconds", self.checkpoint_seconds)
+        if not self.names or len(set(self.names)) < len(self.names):
+            raise checks.UserError(
+                f"`candidates` must be one or more distinct names, got {self.candidates!r}"
+            )
+        if self.compiled_dir:
+            if Path(self.compiled_dir).is_file():
+                raise checks.UserError(
+                    f"`compiled_dir` must be a folder, got the file {self.compiled_dir}"
+                )
+            keep_compiled(self.compiled_dir)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The candidates, in order."""
+        if self.candidates == "zoo":
+            return list_zoo()
+        return (self.candidates,) if isinstance(self.candidates, str) else (*self.candidates,)
+
+    def load_task(self, pool: Mapping[str, CandidateSummary]) -> Task:
+        """The task as the candidates of the pool can be compared on it.
+
+        Raises:
+            UserError: if there is no such task or field, or a candidate cannot be tuned so.
+        """
+        check_memory({name: summary.num_params for name, summary in pool.items()})
+        check_tuning(pool, self.measurement.compute)
+        task = self.task
+        if not isinstance(task, Task):
+            task = load_task(
+                task, prompt_field=self.prompt_field, target_field=self.target_field,
+                folder=Path(self.task_folder) if self.task_folder else None,
+            )  # fmt: skip
+        if self.mean_length is not None:
+            checks.positive("mean_length", self.mean_length)
+            tokenizer = next(iter(pool.values())).tokenizer
+            task = with_mean_length(task, tokenizer, mean=self.mean_length)
+        template = self.measurement.chat_template
+        return shared_task(task, pool, max_bytes=self.max_bytes, chat_template=template)
+
+    def open_folder(
+        self, settings: Mapping[str, Any], task: Task, pool: Mapping[str, CandidateSummary], *,
+        shared: bool = False,
+    ) -> RunFolder:  # fmt: skip
+        """The run's folder; what a reader wants to know of task and candidates is noted and shown.
+
+        Args:
+            settings: JSON values that decide all results.
+            task: as the pool reads it.
+            pool: candidates by name.
+            shared: for all processes that open it so.
+
+        Raises:
+            UserError: as ``RunFolder.open``; nothing was shown then.
+        """
+        checkpoints = {name: list(s.notes) for name, s in pool.items() if s.notes}
+        altered = altered_targets(task, pool)
+        notes = {
+            "command": self.command,
+            "examples": {split: len(getattr(task, split)) for split in _SPLITS},
+            "left_out": dict(task.removed),  # by reason: empty, repeated between splits, ...
+            "max_bytes": task.max_bytes,  # of a record's prompt and target
+            "cut": dict(task.cut),  # records that lost a part of one
+            "altered_targets": altered,  # of the first test records, for the candidates with any
+            "checkpoints": checkpoints,
+        }
+        folder = RunFolder.open(self.output_dir, settings, shared=shared, **notes)
+        if not self.quiet:
+            for name, lines in (*checkpoints.items(), (task.name, task.notes())):
+                for line in lines:
+                    terminal.show(f"{name}: {line}")
+            for name, count in altered.items():
+                terminal.show(
+                    f"{name}: its tokenizer alters {count} of {len(task.test[:NUM_CHECKED])} test "
+                    "targets, whose loss is then too low"
+                )
+        return folder
+
+    def progress(self, *, total: float) -> Progress:
+        """Shows how far the run is, of ``total`` work."""
+        return Progress(total=total, quiet=self.quiet, on_progress=self.on_progress)
+
+
+@dataclasses.dataclass(frozen=True)
+class NoSettings:
+    """Of a kind of run that takes none beside the others."""
+
+
+def read_settings(
+    kind: type[Settings], given: Mapping[str, Any], *, call: str = ""
+) -> tuple[RunSettings, Settings]:
+    """Sorts settings into those of every run, of its measurements, and of one kind of run.
+
+    Args:
+        kind: a dataclass of the settings that the others do not know.
+        given: settings by the names of flags.
+        call: the function to which they were given, for a reader who wants to repeat the run.
+
+    Raises:
+        UserError: if no setting has one of the names, or a value cannot be.
+    """
+    known: dict[str, tuple[type, str]] = {}
+    for group in (RunSettings, MeasurementConfig, ComputeConfig, kind):
+        known |= {field.name: (group, field.name) for field in dataclasses.fields(group)}  # type: ignore[arg-type]
+    known |= {flag: (ComputeConfig, field) for flag, field in _COMPUTE.items()}
+    for name in ("measurement", "compute", *_COMPUTE.values()):
+        del known[name]
+    values: dict[type, dict[str, Any]] = {kind: {}, RunSettings: {}}
+    values |= {MeasurementConfig: {}, ComputeConfig: {}}
+    for name, value in given.items():
+        if name not in known:
+            close = difflib.get_close_matches(name, known, n=1)
+            meant = f"take {close[0]!r}" if close else "see the flags of the binary"
+            raise checks.UserError(f"`settings` must have names of flags, got {name!r}: {meant}")
+        group, field = known[name]
+        values[group][field] = value
+    values[RunSettings].setdefault("command", call and _call(call, given))
+    measurement = MeasurementConfig(
+        **values[MeasurementConfig], compute=ComputeConfig(**values[ComputeConfig])
+    )
+    return RunSettings(**values[RunSettings], measurement=measurement), kind(**values[kind])
+
+
+def _call(function: str, given: Mapping[str, Any]) -> str:
+    """A call as it can be repeated."""
+    shown = {k: v for k, v in given.items() if v is not None and k != "on_progress"}
+    return f"{function}({', '.join(f'{name}={value!r}' for name, value in shown.items())})"
