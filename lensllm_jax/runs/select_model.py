@@ -190,7 +190,7 @@ def select_model(
                 checkpoint_seconds=seconds,
                 winner=winner,
                 all_test_examples=plan.all_test_examples,
-            )  # fmt: skip
+            )
             for name, summary in summaries.items()
         }
         measured = _measure(pool, plan, quiet=run.quiet)

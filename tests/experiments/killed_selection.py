@@ -93,7 +93,7 @@ def install():
     Measurement.save = fake_save
     Measurement.lengths = RowLengths(source=64, target=0)
     selection.row_lengths = lambda task, summary, **_: Measurement.lengths
-    Measurement.zero_shot = lambda measurement: tiny.evaluation(9.0)
+    Measurement.zero_shot = lambda measurement, **_: tiny.evaluation(9.0)
     RunSettings.load_task = lambda run, pool: load_task(run.task)
     RunSettings.open_folder = lambda run, settings, task, pool: RunFolder.open(
         run.output_dir, settings, command=run.command

@@ -60,7 +60,7 @@ def kernel(folder, path, load):
 
 # in the program and the processes that its executor starts, not where this module is imported
 if __name__ in ("__main__", "__mp_main__"):
-    Measurement.fine_tune, Measurement.zero_shot = fine_tune, lambda _: tiny.evaluation(9.0)
+    Measurement.fine_tune, Measurement.zero_shot = fine_tune, lambda _, **__: tiny.evaluation(9.0)
     resume.remember_kernel = kernel
 
 

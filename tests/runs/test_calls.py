@@ -59,7 +59,7 @@ def by_formula(monkeypatch):
         )
 
     monkeypatch.setattr(Measurement, "fine_tune", fine_tune)
-    monkeypatch.setattr(Measurement, "zero_shot", lambda _: tiny.evaluation(9.0))
+    monkeypatch.setattr(Measurement, "zero_shot", lambda _, **__: tiny.evaluation(9.0))
     return measured
 
 
