@@ -19,6 +19,7 @@ Example:
     True
 """
 
+import functools
 import math
 import statistics
 from typing import Any, NamedTuple
@@ -182,13 +183,7 @@ def largest_block_size(
     """
     checks.positive("memory_budget", memory_budget)
     longest = max(padding.num_examples(x) for x in (x1, x2) if x is not None)
-
-    def needed(block: int) -> int:
-        few = jax.tree.map(lambda p: jax.ShapeDtypeStruct((block, *p.shape[1:]), p.dtype), x1)
-        one_side = ntk_cost(f, params, few, timed=False).bytes
-        # a tile off the diagonal holds what its rows need and what its columns need
-        return one_side if block == longest and x2 is None else 2 * one_side
-
+    needed = functools.partial(_tile_bytes, f, params, x1, x2)
     if needed(longest) <= memory_budget:
         return longest
     if needed(1) > memory_budget:
@@ -204,6 +199,27 @@ def largest_block_size(
         else:
             too_many = middle
     return fits
+
+
+def spare_bytes(
+    f: ApplyFn, params: Params, x1: Any, x2: Any, block_size: int, *, memory_budget: float | int
+) -> float:
+    """What a tile leaves of a memory budget, for either of its sides."""
+    left = memory_budget - _tile_bytes(f, params, x1, x2, block_size)
+    return left / HEAP_OVERHEAD / _num_sides(x1, x2, block_size)
+
+
+def _tile_bytes(f: ApplyFn, params: Params, x1: Any, x2: Any, block_size: int) -> int:
+    """What the structured kernel of a tile holds at its peak."""
+    few = jax.tree.map(lambda p: jax.ShapeDtypeStruct((block_size, *p.shape[1:]), p.dtype), x1)
+    one_side = ntk_cost(f, params, few, timed=False).bytes
+    return _num_sides(x1, x2, block_size) * one_side
+
+
+def _num_sides(x1: Any, x2: Any, block_size: int) -> int:
+    """A tile off the diagonal holds what its rows need and what its columns need."""
+    longest = max(padding.num_examples(x) for x in (x1, x2) if x is not None)
+    return 1 if block_size == longest and x2 is None else 2
 
 
 class _Snapshot(NamedTuple):

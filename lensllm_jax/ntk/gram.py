@@ -9,6 +9,7 @@ For outputs :math:`f_a(x; \theta)`, :math:`a = 1..k`, the kernel of two examples
 """
 
 import functools
+import math
 import numbers
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -22,11 +23,12 @@ from jaxtyping import Inexact
 
 from lensllm_jax import checks, padding
 from lensllm_jax.ntk import neural_tangents
-from lensllm_jax.ntk.cost import largest_block_size
+from lensllm_jax.ntk.cost import largest_block_size, spare_bytes
 from lensllm_jax.ntk.function import TracedFn, check_rows, chosen_paths, function_of, slash_joined
 from lensllm_jax.ntk.method import NtkMethod, OutputReduction
 from lensllm_jax.ntk.store import TileStore, kernel_settings
 from lensllm_jax.ntk.structured import sweeps
+from lensllm_jax.ntk.structured.chunks import Resources
 from lensllm_jax.typing import ApplyFn, Array, Params
 
 
@@ -47,6 +49,10 @@ class Execution(TypedDict, total=False):
         devices: for "structured", devices that share the examples of each tile.
         store: folder for each finished tile, so that a killed run resumes; the processes of
             ``jax.distributed`` share the tiles.
+        residuals: for "structured", whether the backward sweep computes the matrix products of the
+            forward sweep again: "recompute"; "keep", which holds them, as many numbers as the
+            recorded terms of all parameters; "auto" unless said otherwise, which keeps what fits
+            into ``memory_budget`` beside the tile, and nothing without a budget.
         check_rows: compare one row of outputs with its example alone; True unless said otherwise.
     """
 
@@ -54,6 +60,7 @@ class Execution(TypedDict, total=False):
     memory_budget: float | int | None
     devices: Sequence[jax.Device] | None
     store: str | os.PathLike | None
+    residuals: str
     check_rows: bool
 
 
@@ -94,8 +101,8 @@ def empirical_ntk(
             over a = b, "mean" the trace divided by k.
         parameters: the kernel of these alone, the others held fixed: globs of slash-joined paths,
             separated by commas, such as "blocks/*,*/bias"; ``None`` takes all.
-        **execution: ``block_size``, ``memory_budget``, ``devices``, ``store``, ``check_rows``: see
-            ``Execution``.
+        **execution: ``block_size``, ``memory_budget``, ``devices``, ``store``, ``residuals``,
+            ``check_rows``: see ``Execution``.
 
     Returns:
         Shape (n, m, k, k), in the order of neural-tangents; (n, m) after a reduction, and
@@ -117,7 +124,7 @@ def empirical_ntk(
     """
     method = NtkMethod(checks.one_of("method", method, list(NtkMethod)))
     reduction = _checked_reduction(output_reduction)
-    block_size, memory_budget, devices, store, rows_checked = _execution(**execution)
+    block_size, memory_budget, devices, store, residuals, rows_checked = _execution(**execution)
     f = function_of(f, params, parameters)
     x1, x2 = as_arrays(x1), as_arrays(x2)
     f, n, m = check_inputs(f, params, x1, x2, rows_checked=rows_checked)
@@ -129,7 +136,10 @@ def empirical_ntk(
                 f"{block_size} and {method.value!r}"
             )
         block = largest_block_size(f, params, x1, x2, memory_budget=memory_budget)
-    block_fn = _block_fn(f, params, method, reduction, devices)
+    kept_bytes = math.inf if residuals == "keep" else 0.0
+    if residuals == "auto" and memory_budget is not None:
+        kept_bytes = spare_bytes(f, params, x1, x2, block, memory_budget=memory_budget)
+    block_fn = _block_fn(f, params, method, reduction, Resources(_mesh(devices), kept_bytes))
 
     def tile_fn(tile: Tile) -> Array:
         rows = padding.take(x1, tile.rows.start, min(block, n))
@@ -144,6 +154,7 @@ def empirical_ntk(
         settings = kernel_settings(
             f, params, x1, x2, block_size=block, method=method, reduction=reduction,
             parameters=parameters, num_devices=1 if devices is None else len(devices),
+            kept_bytes=kept_bytes,
         )  # fmt: skip
         tile_store = TileStore.open(Path(store), settings)
         tile_store.fill(tiles(n, m, **shape), tile_fn)
@@ -153,10 +164,11 @@ def empirical_ntk(
 
 def _execution(
     block_size: Any = None, memory_budget: Any = None, devices: Any = None, store: Any = None,
-    check_rows: bool = True,
+    residuals: str = "auto", check_rows: bool = True,
 ) -> tuple:  # fmt: skip
     """The options of ``Execution``; any other is a TypeError."""
-    return block_size, memory_budget, devices, store, check_rows
+    checks.one_of("residuals", residuals, ("auto", "keep", "recompute"))
+    return block_size, memory_budget, devices, store, residuals, check_rows
 
 
 def count(name: str, value: Any) -> int:
@@ -175,25 +187,26 @@ def _block_fn(
     params: Params,
     method: NtkMethod,
     reduction: OutputReduction,
-    devices: Sequence[jax.Device] | None,
+    resources: Resources,
 ) -> _BlockFn:
     if method is NtkMethod.STRUCTURED:
-        return functools.partial(_structured_block, f, params, reduction, _mesh(devices))
-    if devices is None:
+        return functools.partial(_structured_block, f, params, reduction, resources)
+    if resources.mesh is None:
         return functools.partial(_neural_tangents_block, f, params, reduction, method)
     raise checks.UserError(
-        f"`devices` must be left out for method {method.value!r}, got {len(devices)}: only "
+        f"`devices` must be left out for method {method.value!r}, got {resources.mesh.size}: only "
         '"structured" shares its examples between devices'
     )
 
 
 def _structured_block(
-    f: ApplyFn, params: Params, reduction: OutputReduction, mesh: Mesh | None, x1: Any, x2: Any,
-    tile: Tile,
+    f: ApplyFn, params: Params, reduction: OutputReduction, resources: Resources, x1: Any,
+    x2: Any, tile: Tile,
 ) -> Array:  # fmt: skip
     first = (tile.rows.start, tile.columns.start)
     trace, divisor = _trace_and_divisor(num_outputs(f, params, x1), reduction)
-    return sweeps.structured_ntk(f, params, x1, x2, trace=trace, mesh=mesh, first=first) / divisor
+    theta = sweeps.structured_ntk(f, params, x1, x2, trace=trace, resources=resources, first=first)
+    return theta / divisor
 
 
 def _neural_tangents_block(
@@ -274,7 +287,8 @@ def parameter_group_ntk(
     f, *_ = check_inputs(function_of(f, params, parameters), params, x1, x2)
     trace, divisor = _trace_and_divisor(num_outputs(f, params, x1), reduction)
     parts: dict[str, np.ndarray] = {}
-    for part in sweeps.kernel_by_parameter(f, params, x1, x2, trace=trace, mesh=_mesh(devices)):
+    resources = Resources(_mesh(devices))
+    for part in sweeps.kernel_by_parameter(f, params, x1, x2, trace=trace, resources=resources):
         for name, theta in zip(part.names, np.asarray(part.theta) / divisor, strict=True):
             group = group_of(name)
             parts[group] = parts[group] + theta if group in parts else theta

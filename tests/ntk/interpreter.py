@@ -37,7 +37,7 @@ def run(program, arguments):
         return _run(*opened(program), arguments)
 
 
-def structured_kernel(f, params, sides):
+def structured_kernel(f, params, sides, *, kept_bytes=0.0):
     """Theta (n, m, k, k) by the sweeps, of one or two sides of examples."""
     programs = sweeps._programs(f, params, sides)
     k = programs[0].num_outputs
@@ -46,7 +46,9 @@ def structured_kernel(f, params, sides):
     def kernel(params, sides):
         leaves = jax.tree.leaves(params)
         blocks = [
-            sweeps.forward_sweep(program, leaves, jax.tree.leaves(x), Plan(n, n, None))
+            sweeps.forward_sweep(
+                program, leaves, jax.tree.leaves(x), Plan(n, n, None), kept_bytes=kept_bytes
+            )
             for program, x, n in zip(programs, sides, sizes, strict=True)
         ]
         theta = jnp.zeros((sizes[0], sizes[-1], k, k))

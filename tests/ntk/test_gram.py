@@ -204,6 +204,27 @@ def test_a_store_changes_no_bit_and_resumes(tmp_path, monkeypatch):
         empirical_ntk(case.f, case.params, case.x, block_size=3, store=tmp_path / "tiles")
 
 
+def test_residuals_change_nothing_but_what_is_kept(x64, monkeypatch):
+    case, kept, kernel = make("mlp, 3 outputs"), [], sweeps.structured_ntk
+
+    def recorded(*args, resources, **settings):
+        kept.append(resources.kept_bytes)
+        return kernel(*args, resources=resources, **settings)
+
+    monkeypatch.setattr(sweeps, "structured_ntk", recorded)
+    for options in (
+        {"residuals": "recompute"},
+        {"residuals": "keep"},
+        {},
+        {"memory_budget": 1e9},
+        {"memory_budget": 1e9, "residuals": "recompute"},
+    ):
+        theta = empirical_ntk(case.f, case.params, case.x, **options)
+        assert_close(theta, expected("mlp, 3 outputs"))
+    assert kept[:3] + kept[4:] == [0, np.inf, 0, 0]
+    assert 1e8 < kept[3] < 1e9  # what the budget leaves
+
+
 @pytest.mark.parametrize("reduction", ["none", "sum", "mean"])
 def test_groups_of_parameters_add_up_to_the_kernel(x64, reduction):
     case = cases.make("mlp, 3 outputs")

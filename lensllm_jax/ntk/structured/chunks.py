@@ -30,6 +30,16 @@ from lensllm_jax.typing import Array
 CHUNK_BYTES = 2**27
 
 
+class Resources(NamedTuple):
+    """What the kernel of a tile may use."""
+
+    mesh: Mesh | None = None  # devices that share the examples of either side, along its one axis
+    kept_bytes: float | int = 0.0  # of matrix products kept between the sweeps, of each side
+
+
+ONE_DEVICE = Resources()
+
+
 class Plan(NamedTuple):
     """How the examples of one side are partitioned."""
 

@@ -2,9 +2,10 @@ r"""Sweeps: a program's stages forward, then backward, for all examples of a blo
 
 .. math:: \Theta_{ab}(x_i, x_j) = \sum_{W} \langle G^W_{ia}, G^W_{jb} \rangle
 
-The forward sweep keeps the values between stages.  The backward sweep recomputes one stage at a
-time, with ``taps`` at its uses of parameters, and gives each parameter's terms as soon as its first
-use has been passed; ``contractions`` then adds that parameter's block of the kernel at once.
+The forward sweep keeps the values between stages, and their matrix products as far as memory is
+given.  The backward sweep recomputes one stage at a time, but for those products, with ``taps`` at
+its uses of parameters, and gives each parameter's terms as soon as its first use has been passed;
+``contractions`` then adds that parameter's block of the kernel at once.
 
 Example:
     >>> import jax, jax.numpy as jnp
@@ -24,10 +25,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.sharding import Mesh
 
 from lensllm_jax import checks, padding
-from lensllm_jax.ntk.structured.chunks import Plan, make_plan, map_chunks
+from lensllm_jax.ntk.structured.chunks import ONE_DEVICE, Plan, Resources, make_plan, map_chunks
 from lensllm_jax.ntk.structured.contractions import ParameterTerms, parameter_kernels
 from lensllm_jax.ntk.structured.gradients import Group, PlacedTerm, group_terms
 from lensllm_jax.ntk.structured.stages import (
@@ -68,6 +68,7 @@ class Block(NamedTuple):
     values: dict[int, Array]  # between stages, (n, ...)
     cotangents: dict[int, Array]  # of what lies downstream, (n, k, ...)
     terms: dict[Key, list[PlacedTerm]]  # of parameters with uses still to come
+    products: dict[int, list[Array]]  # kept for the backward sweep, by the number of the call
     nans: list[str]  # the first layer with such a value; infinities may be masks
     infinities: list[str]
 
@@ -81,7 +82,7 @@ class Completed(NamedTuple):
 
 def kernel_by_parameter(
     f: ApplyFn, params: Params, x1: Any, x2: Any = None, *,
-    trace: bool, mesh: Mesh | None = None, first: tuple[int, int] = (0, 0),
+    trace: bool, resources: Resources = ONE_DEVICE, first: tuple[int, int] = (0, 0),
 ) -> Iterator[ParameterKernels]:  # fmt: skip
     """The kernel of two blocks of examples, parameter by parameter, from the last to the first.
 
@@ -91,7 +92,7 @@ def kernel_by_parameter(
         x1: n examples of the rows, a pytree with a leading axis.
         x2: m examples of the columns, of any shape that f takes; ``None`` stands for ``x1``.
         trace: sum over equal outputs.
-        mesh: devices that share the examples of either side, along its one axis.
+        resources: devices that share the examples, and memory for what the sweeps share.
         first: the numbers of the first row and the first column, for messages.
 
     Yields:
@@ -104,12 +105,13 @@ def kernel_by_parameter(
     sides = [x for x in (x1, x2) if x is not None]
     programs = _programs(f, params, sides)
     n, m = padding.num_examples(sides[0]), padding.num_examples(sides[-1])
+    mesh, kept_bytes = resources
     with jax.default_matmul_precision("highest"):
         blocks = []
         for program, x in zip(programs, sides, strict=True):
             plan = make_plan(padding.num_examples(x), program.schedule.peak_stage_bytes, mesh)
             padded = jax.tree.leaves(padding.pad(x, plan.size))
-            blocks.append(forward_sweep(program, leaves, padded, plan))
+            blocks.append(forward_sweep(program, leaves, padded, plan, kept_bytes=kept_bytes))
         not_finite = [name for block in blocks for name in block.nans]
         not_finite += [name for block in blocks for name in block.infinities]
         for keys, terms in backward_sweep(leaves, blocks):
@@ -131,7 +133,7 @@ def _programs(f: ApplyFn, params: Params, sides: Sequence[Any]) -> list[Program]
 
 def structured_ntk(
     f: ApplyFn, params: Params, x1: Any, x2: Any = None, *,
-    trace: bool, mesh: Mesh | None = None, first: tuple[int, int] = (0, 0),
+    trace: bool, resources: Resources = ONE_DEVICE, first: tuple[int, int] = (0, 0),
 ) -> Array:  # fmt: skip
     """The kernel of two blocks of examples: the sum of ``kernel_by_parameter``.
 
@@ -139,7 +141,9 @@ def structured_ntk(
         (n, m, k, k), or (n, m) if traced.
     """
     total: Any = None
-    for part in kernel_by_parameter(f, params, x1, x2, trace=trace, mesh=mesh, first=first):
+    for part in kernel_by_parameter(
+        f, params, x1, x2, trace=trace, resources=resources, first=first
+    ):
         with np.errstate(over="ignore"):  # the check of the sum finds it
             theta = part.theta.sum(0)
             total = theta if total is None else total + theta
@@ -201,7 +205,9 @@ def _trace(f: Any, params: tuple, examples: tuple, loops: bool, x64: bool) -> Pr
     return Program(schedule, names, out.shape[0], out.dtype)
 
 
-def forward_sweep(program: Program, leaves: list, x_leaves: list, plan: Plan) -> Block:
+def forward_sweep(
+    program: Program, leaves: list, x_leaves: list, plan: Plan, *, kept_bytes: float | int = 0
+) -> Block:
     """The values between stages; the last stage is left to the backward sweep.
 
     Args:
@@ -209,14 +215,23 @@ def forward_sweep(program: Program, leaves: list, x_leaves: list, plan: Plan) ->
         leaves: its parameters.
         x_leaves: ``plan.size`` examples.
         plan: how they are partitioned.
+        kept_bytes: how much of the stages' matrix products to keep at most, so that the backward
+            sweep does not compute them again.
     """
     schedule = program.schedule
     values = dict(zip(schedule.inputs, x_leaves, strict=True))
     nans: list[str] = []
     infinities: list[str] = []
-    for call in schedule.calls[:-1]:
+    products: dict[int, list[Array]] = {}
+    for number, call in enumerate(schedule.calls[:-1]):
         fixed, varying = _operands(schedule, call, leaves, values)
-        results = _forward(_signature(call), fixed, varying, plan=plan)
+        forward = functools.partial(_forward, _signature(call), fixed, varying, plan=plan)
+        keep = kept_bytes > 0
+        if keep:  # as long as there is room
+            size = _num_bytes(jax.eval_shape(functools.partial(forward, keep=True))[1])
+            keep = size <= kept_bytes
+            kept_bytes -= size * keep
+        results, products[number] = forward(keep=keep)
         for worst, is_bad in ((nans, jnp.isnan), (infinities, jnp.isinf)):
             if not worst and _has(results, is_bad):
                 worst.append(_layer(program, call))
@@ -224,7 +239,7 @@ def forward_sweep(program: Program, leaves: list, x_leaves: list, plan: Plan) ->
     n, k = x_leaves[0].shape[0], program.num_outputs
     # output a of every example at once: examples do not mix, so their cotangents do not either
     basis = jnp.broadcast_to(jnp.eye(k, dtype=program.dtype)[None], (n, k, k))
-    return Block(program, plan, values, {schedule.output: basis}, {}, nans, infinities)
+    return Block(program, plan, values, {schedule.output: basis}, {}, products, nans, infinities)
 
 
 def backward_sweep(leaves: list, blocks: list[Block]) -> Iterator[Completed]:
@@ -241,7 +256,7 @@ def backward_sweep(leaves: list, blocks: list[Block]) -> Iterator[Completed]:
     for left in reversed(range(max(len(schedule.calls) for schedule in schedules))):
         for schedule, block in zip(schedules, blocks, strict=True):
             if left < len(schedule.calls):
-                _stage_backward(schedule, schedule.calls[left], leaves, block)
+                _stage_backward(schedule, left, leaves, block)
         complete = [
             key for key in dict.fromkeys(key for block in blocks for key in block.terms)
             if all(uses.get(key, left) >= left for uses in first_uses)
@@ -252,8 +267,10 @@ def backward_sweep(leaves: list, blocks: list[Block]) -> Iterator[Completed]:
             yield Completed(keys, [tuple(side[key] for key in keys) for side in sides])
 
 
-def _stage_backward(schedule: Schedule, call: Call, leaves: list, block: Block) -> None:
+def _stage_backward(schedule: Schedule, number: int, leaves: list, block: Block) -> None:
     """One stage backward: adds its terms, and the cotangents of what entered it."""
+    call = schedule.calls[number]
+    products = block.products.pop(number, [])  # none of the last stage, which ran here alone
     fixed, varying = _operands(schedule, call, leaves, block.values)
     slots = [slot for slot in call.slots if slot.source is Source.VALUE]
     wanted = tuple(
@@ -267,7 +284,7 @@ def _stage_backward(schedule: Schedule, call: Call, leaves: list, block: Block) 
     if not reached:  # no parameter enters its results
         return
     upstream, terms = _backward(
-        _signature(call), fixed, varying, downstream,
+        _signature(call), fixed, varying, downstream, products,
         wanted=wanted, reached=reached, plan=block.plan,
     )  # fmt: skip
     for i, cotangent in zip(wanted, upstream, strict=True):
@@ -325,39 +342,50 @@ def _run(signature: _Signature, fixed: list, varying: Sequence, taps: Taps) -> l
     return signature.stage.run(operands, taps)
 
 
-@functools.partial(jax.jit, static_argnames=("signature", "plan"))
-def _forward(signature: _Signature, fixed: list, varying: list, *, plan: Plan) -> list:
-    """The results of a stage for all examples."""
+@functools.partial(jax.jit, static_argnames=("signature", "plan", "keep"))
+def _forward(
+    signature: _Signature, fixed: list, varying: list, *, plan: Plan, keep: bool
+) -> tuple[list, list]:
+    """The results of a stage for all examples, and the products in it that are to be kept."""
 
-    def per_chunk(fixed: list, varying: list) -> list:
-        return jax.vmap(lambda one: _run(signature, fixed, one, Taps()))(varying)
+    def per_example(fixed: list, one: list) -> tuple[list, list]:
+        taps = Taps()
+        results = _run(signature, fixed, one, taps)
+        return results, taps.products if keep else []
+
+    def per_chunk(fixed: list, varying: list) -> tuple[list, list]:
+        return jax.vmap(functools.partial(per_example, fixed))(varying)
 
     return map_chunks(per_chunk, fixed, varying, plan)
 
 
 @functools.partial(jax.jit, static_argnames=("signature", "wanted", "reached", "plan"))
 def _backward(
-    signature: _Signature, fixed: list, varying: list, downstream: list, *,
+    signature: _Signature, fixed: list, varying: list, downstream: list, products: list, *,
     wanted: tuple[int, ...], reached: tuple[int, ...], plan: Plan,
 ) -> tuple[list, "_Shared"]:  # fmt: skip
-    """A stage recomputed and pulled back, for all examples.
+    """A stage recomputed, but for the kept products, and pulled back, for all examples.
 
     Returns the cotangents of the ``wanted`` operands (n, k, ...), and the terms of each parameter
     by its position among the slots.
     """
 
-    def per_chunk(fixed: list, arguments: tuple[list, list]) -> tuple[list, _Shared]:
-        varying, downstream = arguments
+    def per_chunk(fixed: list, arguments: tuple[list, list, list]) -> tuple[list, _Shared]:
+        varying, downstream, products = arguments
 
-        def tapped(perturbations: list, wanted_one: list, all_one: list) -> tuple[list, _Shared]:
-            taps = Taps(perturbations)
+        def tapped(
+            perturbations: list, wanted_one: list, all_one: list, kept: list
+        ) -> tuple[list, _Shared]:
+            taps = Taps(perturbations, kept)
             replaced = dict(zip(wanted, wanted_one, strict=True))
             entering = [replaced.get(i, value) for i, value in enumerate(all_one)]
             results = _run(signature, fixed, entering, taps)
             return [results[i] for i in reached], _Shared.of(taps.taps)
 
         _, pullback, taps = jax.vjp(
-            lambda perturbations, states: jax.vmap(tapped)(perturbations, states, varying),
+            lambda perturbations, states: jax.vmap(tapped)(
+                perturbations, states, varying, products
+            ),
             _no_perturbations(signature, fixed, varying),
             [varying[i] for i in wanted],
             has_aux=True,
@@ -372,7 +400,7 @@ def _backward(
             terms.setdefault(tap.leaf, []).append(tap.term(delta))
         return upstream, _Shared.of(terms)
 
-    return map_chunks(per_chunk, fixed, (varying, downstream), plan)
+    return map_chunks(per_chunk, fixed, (varying, downstream, products), plan)
 
 
 def _no_perturbations(signature: _Signature, fixed: list, varying: list) -> list[jax.Array]:
@@ -414,6 +442,10 @@ class _Shared:
     @property
     def tree(self) -> Any:
         return jax.tree.unflatten(self.structure, [self.arrays[i] for i in self.positions])
+
+
+def _num_bytes(arrays: list) -> int:
+    return sum(array.size * array.dtype.itemsize for array in arrays)
 
 
 def _name(program: Program, key: Key) -> str:

@@ -120,12 +120,17 @@ class Taps:
     Attributes:
         taps: the taps, in the program's order.
         outputs: the y of each, unperturbed.
+        products: those of matrix products, which an earlier run may have kept.
     """
 
-    def __init__(self, perturbations: Sequence[Any] | None = None):
+    def __init__(
+        self, perturbations: Sequence[Any] | None = None, kept: Sequence[Any] | None = None
+    ):
         self.taps: list[Tap] = []
         self.outputs: list[Any] = []
+        self.products: list[Any] = []
         self._perturbations = perturbations
+        self._kept = kept
         self._factors: dict[Any, tuple[Any, Any]] = {}
 
     def add(self, y: Any, tap: Tap) -> Any:
@@ -134,6 +139,15 @@ class Taps:
         self.taps.append(tap)
         self.outputs.append(y)
         return y if self._perturbations is None else y + self._perturbations[index]
+
+    def product(self, multiply: Callable[[Any, Any], Any], a: Any, w: Any) -> Any:
+        """``multiply(a, w)``, or what an earlier run kept of it, with the derivative in a."""
+        if not self._kept:
+            y = multiply(a, w)
+        else:
+            y = _kept_product(multiply, self._kept[len(self.products)], a, w)
+        self.products.append(y)
+        return y
 
     def factor(self, source: Any, key: tuple, make: Callable[[], Any]) -> Any:
         """What ``make`` gives, made once per source and key.
@@ -159,6 +173,21 @@ class Taps:
         axes = ((), tuple(sorted(order)))
         tap = Tap(None, Materialized, value.leaf, value.box, *axes, right_fn)
         return self.add(value.value, tap)
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _kept_product(multiply: Callable[[Any, Any], Any], y: Any, a: Any, w: Any) -> Any:
+    """A known y = a W."""
+    del multiply, a, w
+    return y
+
+
+@_kept_product.defjvp
+def _kept_product_jvp(multiply: Callable, primals: tuple, tangents: tuple) -> tuple[Any, Any]:
+    y, a, w = primals
+    if not jnp.issubdtype(a.dtype, np.inexact):
+        return y, jnp.zeros_like(y)
+    return y, multiply(tangents[1], w)  # linear in a; w is held fixed where taps are added
 
 
 def evaluate(jaxpr: core.Jaxpr, consts: Sequence, arguments: Sequence, taps: Taps) -> list:
@@ -378,10 +407,13 @@ def _dot_general(equation: Any, operands: list, taps: Taps) -> Any:
             a.transpose(*free_a, *contracted_a).astype(dtype), row_order, num_tokens
         )[None],
     )
-    operands = [ref.value, a] if side == 0 else [a, ref.value]
+
+    def multiply(a: Any, w: Any) -> Any:
+        return _bind(equation, [w, a] if side == 0 else [a, w])[0]
+
     axes = (tuple(sorted(row_order)), tuple(sorted(column_order)))
     tap = Tap(factor, Outer, ref.leaf, ref.box, *axes, right_fn)
-    return taps.add(_bind(equation, operands)[0], tap)
+    return taps.add(taps.product(multiply, a, ref.value), tap)
 
 
 def _gather(equation: Any, operands: list, taps: Taps) -> Any:

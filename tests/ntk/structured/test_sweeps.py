@@ -147,6 +147,33 @@ def test_layers_before_the_chosen_parameters_are_passed_over(monkeypatch):
     assert counts == {"*": 5, "w": 4, "last": 1}  # before the layers, three of them, behind them
 
 
+@pytest.mark.parametrize("kept", ["nothing", "one layer", "all"])
+def test_kept_products_are_not_computed_again(x64, kept):
+    """Counted where a product is multiplied; one chunk after another, with three outputs."""
+    p = {"w": normal(0, 3, 4, 4), "out": normal(1, 4, 3)}
+
+    def f(p, x):
+        h = jax.lax.scan(lambda h, w: (jnp.tanh(h @ w), None), x[:, 0] + x[:, 1], p["w"])[0]
+        return h @ p["out"]
+
+    x = normal(2, 4, 2, 4)
+    program, leaves = sweeps.trace_program(f, p, x), jax.tree.leaves(p)
+    plan = chunks.Plan(4, 2, None)
+    layer_bytes = 4 * 4 * 8  # h @ w of four examples
+    kept_bytes = {"nothing": 0, "one layer": 2 * layer_bytes - 1, "all": np.inf}[kept]
+    block = sweeps.forward_sweep(program, leaves, [x], plan, kept_bytes=kept_bytes)
+    num_kept = sum(bool(products) for products in block.products.values())
+    assert num_kept == {"nothing": 0, "one layer": 1, "all": 3}[kept]
+    for number, products in block.products.items():  # what is kept is what is read
+        block.products[number] = [jnp.full_like(product, jnp.nan) for product in products]
+    terms = [side for _, (side,) in sweeps.backward_sweep(leaves, [block])]
+    spoilt = any(np.isnan(leaf).any() for leaf in jax.tree.leaves(terms))
+    assert spoilt == (kept != "nothing")
+    resources = chunks.Resources(None, kept_bytes)
+    theta = sweeps.structured_ntk(f, p, x, trace=False, resources=resources)
+    assert_close(theta, oracles.dense_kernel(f, p, x))
+
+
 def test_bfloat16_activations_add_up_in_float32():
     case = cases.make("scanned transformer")
     single = jax.tree.map(lambda w: w.astype(jnp.float32), case.params)
