@@ -12,6 +12,11 @@ Several processes, on machines that share --store_dir, share the tiles:
     python -m experiments.compute_ntk ... --store_dir=/shared/tiles --num_processes=2 \
         --process_id=0 --coordinator_address=10.0.0.1:4321   # and the same with --process_id=1
 
+or the workers of a Ray cluster compute them for this process, again where a node is lost:
+
+    python -m experiments.compute_ntk ... --store_dir=out/tiles --executor=ray \
+        --ray_address=10.0.0.1:6379
+
 About 20 s for a bundled candidate on 2 cores at 64 examples, compilation included.
 """
 
@@ -22,7 +27,7 @@ from absl import flags
 from experiments.common import cli
 from experiments.common.measurement_flags import measurement_flags
 from lensllm_jax.measurement.measurement import MeasurementConfig
-from lensllm_jax.runs.compute_ntk import compute_ntk
+from lensllm_jax.runs.compute_ntk import TILE_EXECUTORS, compute_ntk
 
 FLAGS = measurement_flags()
 flags.DEFINE_alias("candidate", "candidates")
@@ -37,6 +42,12 @@ PROCESS_ID = flags.DEFINE_integer("process_id", 0, "Which of them this is, from 
 COORDINATOR_ADDRESS = flags.DEFINE_string(
     "coordinator_address", None, "Host and port at which the others reach process 0."
 )
+EXECUTOR = flags.DEFINE_enum(
+    "executor", "serial", TILE_EXECUTORS,
+    "Where tiles are computed: in this process, on a Ray cluster.",
+)  # fmt: skip
+RAY_ADDRESS = flags.DEFINE_string("ray_address", "127.0.0.1:6379", "host:port of the Ray head.")
+RAY_THREADS = flags.DEFINE_integer("ray_threads", 1, "Cores of a tile under --executor=ray.")
 KERNEL_BLOCK_SIZE = flags.DEFINE_integer(
     "kernel_block_size", MeasurementConfig.kernel_block_size, "Examples of a tile's side."
 )
@@ -49,7 +60,8 @@ def main(_: Sequence[str]) -> None:
         given.pop("candidates"), **given, kernel_block_size=KERNEL_BLOCK_SIZE.value,
         kernel_parameters=PARAMETERS.value,
         store_dir=STORE_DIR.value, num_processes=NUM_PROCESSES.value, process_id=PROCESS_ID.value,
-        coordinator_address=COORDINATOR_ADDRESS.value,
+        coordinator_address=COORDINATOR_ADDRESS.value, executor=EXECUTOR.value,
+        ray_address=RAY_ADDRESS.value, ray_threads=RAY_THREADS.value,
     )  # fmt: skip
     print(kernel.folder / "ntk.npy")
 

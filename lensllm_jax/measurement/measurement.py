@@ -48,6 +48,7 @@ from lensllm_jax.linalg import NtkSpectrum
 from lensllm_jax.measurement.rows import RowLengths, encode_rows, row_lengths
 from lensllm_jax.ntk.candidate import CandidateNtk, candidate_ntk
 from lensllm_jax.ntk.loss import ntk_spectrum
+from lensllm_jax.ntk.store import TileMap
 from lensllm_jax.typing import Batch, Params
 
 _FEWEST_VALIDATION = 64  # records
@@ -221,11 +222,14 @@ class Measurement:
             whole = whole_params(self.candidate, self.config.compute, params)
             self.candidate.save(folder, params=whole)
 
-    def kernel(self, *, store: str | Path | None = None) -> CandidateNtk:
+    def kernel(
+        self, *, store: str | Path | None = None, map_tiles: TileMap | None = None
+    ) -> CandidateNtk:
         """The exact kernel at the pretrained weights on the first examples of the order.
 
         Args:
             store: folder of finished tiles, from which a killed run resumes.
+            map_tiles: where its tiles are computed.
         """
         return candidate_ntk(
             self.candidate,
@@ -235,6 +239,7 @@ class Measurement:
             parameters=self.config.kernel_parameters,
             block_size=self.config.kernel_block_size,
             store=store,
+            map_tiles=map_tiles,
         )
 
     def _encode(self, texts: Sequence[Example]) -> EncodedExamples:

@@ -108,8 +108,8 @@ def candidate_ntk(
         label_tokens: for "label_logits", the tokens that name the classes.
         projection: for "projected_logits"; ``None`` stands for ``Projection()``.
         params: another state of the model, such as a step of its training.
-        **options: ``method``, ``output_reduction``, ``parameters``, ``block_size``,
-            ``memory_budget``, ``devices``, ``store``, ``check_rows`` as for ``empirical_ntk``.
+        **options: ``method``, ``output_reduction``, ``parameters`` and the members of
+            ``Execution`` as for ``empirical_ntk``.
 
     Returns:
         The kernel with f_0, y and what it cost.

@@ -26,7 +26,7 @@ from lensllm_jax.ntk import neural_tangents
 from lensllm_jax.ntk.cost import largest_block_size, spare_bytes
 from lensllm_jax.ntk.function import TracedFn, check_rows, chosen_paths, function_of, slash_joined
 from lensllm_jax.ntk.method import NtkMethod, OutputReduction
-from lensllm_jax.ntk.store import TileStore, kernel_settings
+from lensllm_jax.ntk.store import TileMap, TileStore, kernel_settings
 from lensllm_jax.ntk.structured import sweeps
 from lensllm_jax.ntk.structured.chunks import Resources
 from lensllm_jax.typing import ApplyFn, Array, Params
@@ -49,6 +49,8 @@ class Execution(TypedDict, total=False):
         devices: for "structured", devices that share the examples of each tile.
         store: folder for each finished tile, so that a killed run resumes; the processes of
             ``jax.distributed`` share the tiles.
+        map_tiles: with ``store``, what calls the function of a tile for each missing one, such as
+            ``lensllm_jax.runs.executors.RayTiles``.
         residuals: for "structured", whether the backward sweep computes the matrix products of the
             forward sweep again: "recompute"; "keep", which holds them, as many numbers as the
             recorded terms of all parameters; "auto" unless said otherwise, which keeps what fits
@@ -60,6 +62,7 @@ class Execution(TypedDict, total=False):
     memory_budget: float | int | None
     devices: Sequence[jax.Device] | None
     store: str | os.PathLike | None
+    map_tiles: TileMap | None
     residuals: str
     check_rows: bool
 
@@ -101,8 +104,8 @@ def empirical_ntk(
             over a = b, "mean" the trace divided by k.
         parameters: the kernel of these alone, the others held fixed: globs of slash-joined paths,
             separated by commas, such as "blocks/*,*/bias"; ``None`` takes all.
-        **execution: ``block_size``, ``memory_budget``, ``devices``, ``store``, ``residuals``,
-            ``check_rows``: see ``Execution``.
+        **execution: ``block_size``, ``memory_budget``, ``devices``, ``store``, ``map_tiles``,
+            ``residuals``, ``check_rows``: see ``Execution``.
 
     Returns:
         Shape (n, m, k, k), in the order of neural-tangents; (n, m) after a reduction, and
@@ -124,7 +127,9 @@ def empirical_ntk(
     """
     method = NtkMethod(checks.one_of("method", method, list(NtkMethod)))
     reduction = _checked_reduction(output_reduction)
-    block_size, memory_budget, devices, store, residuals, rows_checked = _execution(**execution)
+    block_size, memory_budget, devices, store, map_tiles, residuals, rows_checked = _execution(
+        **execution
+    )
     f = function_of(f, params, parameters)
     x1, x2 = as_arrays(x1), as_arrays(x2)
     f, n, m = check_inputs(f, params, x1, x2, rows_checked=rows_checked)
@@ -157,18 +162,20 @@ def empirical_ntk(
             kept_bytes=kept_bytes,
         )  # fmt: skip
         tile_store = TileStore.open(Path(store), settings)
-        tile_store.fill(tiles(n, m, **shape), tile_fn)
+        tile_store.fill(tiles(n, m, **shape), tile_fn, map_tiles=map_tiles)
         tile_fn = tile_store.read
     return assemble(tile_fn, n, m, **shape)
 
 
 def _execution(
     block_size: Any = None, memory_budget: Any = None, devices: Any = None, store: Any = None,
-    residuals: str = "auto", check_rows: bool = True,
+    map_tiles: Any = None, residuals: str = "auto", check_rows: bool = True,
 ) -> tuple:  # fmt: skip
     """The options of ``Execution``; any other is a TypeError."""
     checks.one_of("residuals", residuals, ("auto", "keep", "recompute"))
-    return block_size, memory_budget, devices, store, residuals, check_rows
+    if map_tiles is not None and store is None:
+        raise checks.UserError(f"`map_tiles` must come with `store`, got {map_tiles} without one")
+    return block_size, memory_budget, devices, store, map_tiles, residuals, check_rows
 
 
 def count(name: str, value: Any) -> int:

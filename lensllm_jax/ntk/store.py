@@ -26,10 +26,11 @@ Example:
 import dataclasses
 import hashlib
 import io
+import itertools
 import logging
 import re
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias, cast
 
@@ -50,6 +51,8 @@ PATIENCE_SECONDS = 3600.0  # how long no other process may finish a tile
 _TILE = re.compile(r"tile_(\d+)_(\d+)_([0-9a-f]{64})\.npy")
 
 _Rectangle: TypeAlias = tuple[slice, slice]  # rows and columns, such as ``gram.Tile``
+# calls a function of a tile for each of several, and gives each with its values as it comes
+TileMap: TypeAlias = Callable[[Callable[[Any], Array], Sequence[Any]], Iterable[tuple[Any, Any]]]
 
 
 class TileProgress(NamedTuple):
@@ -86,6 +89,7 @@ class TileStore:
         tiles: Iterable[_Rectangle],
         tile_fn: Callable[[Any], Array],
         *,
+        map_tiles: TileMap | None = None,
         patience_seconds: float = PATIENCE_SECONDS,
     ) -> None:
         """Computes the missing tiles of this process and waits for those of the others.
@@ -96,6 +100,7 @@ class TileStore:
         Args:
             tiles: all tiles of the kernel, in the same order in every process.
             tile_fn: computes one.
+            map_tiles: calls it for each missing tile, perhaps elsewhere; ``None`` calls it here.
             patience_seconds: how long to wait while no other process finishes a tile.
 
         Raises:
@@ -105,12 +110,19 @@ class TileStore:
         tiles = list(tiles)
         self._scan()
         own = tiles[jax.process_index() :: jax.process_count()]
-        for done, tile in enumerate(own, start=1):
-            missing = self._load(tile) is None
-            if missing:
+        there: list[tuple[_Rectangle, None]] = []
+        missing: list[_Rectangle] = []
+        for tile in own:
+            if self._load(tile) is None:
+                missing.append(tile)
+            else:
+                there.append((tile, None))
+        computed = (map_tiles or _map_here)(tile_fn, missing) if missing else ()
+        for done, (tile, values) in enumerate(itertools.chain(there, computed), start=1):
+            if values is not None:
                 self._drop(tile)
-                self._write(tile, np.asarray(tile_fn(tile)))
-            progress = TileProgress(done, len(own), computed=missing)
+                self._write(tile, values)
+            progress = TileProgress(done, len(own), computed=values is not None)
             logger.info("tile %d of %d, %s", *progress[:2], _stem(tile), extra={"tile": progress})
         self._wait(tiles, patience_seconds)
 
@@ -193,6 +205,13 @@ class TileStore:
                 )
             time.sleep(POLL_SECONDS)
             self._scan()
+
+
+def _map_here(
+    tile_fn: Callable[[Any], Array], tiles: Sequence[_Rectangle]
+) -> Iterator[tuple[_Rectangle, np.ndarray]]:
+    for tile in tiles:
+        yield tile, np.asarray(tile_fn(tile))
 
 
 def kernel_settings(

@@ -21,11 +21,14 @@ from lensllm_jax.measurement.pool import check_kernel_examples, describe_pool
 from lensllm_jax.ntk import store
 from lensllm_jax.report.html import to_html
 from lensllm_jax.report.kernel import kernel_report
+from lensllm_jax.runs.executors import ExecutorConfig, RayTiles
 from lensllm_jax.runs.progress import Progress
 from lensllm_jax.runs.results import ComputedKernel
 from lensllm_jax.runs.resume import remember_kernel, task_settings
 from lensllm_jax.runs.run_folder import RUN
 from lensllm_jax.runs.settings import read_settings
+
+TILE_EXECUTORS = ("serial", "ray")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,6 +39,28 @@ class KernelSettings:
     num_processes: int = 1  # that share it
     process_id: int = 0  # which of them this is
     coordinator_address: str | None = None  # host and port of process 0
+    executor: str = "serial"  # where tiles are computed
+    ray_address: str = "127.0.0.1:6379"  # host:port of the Ray head
+    ray_threads: int = 1  # cores of a tile under the executor ray
+
+    def map_tiles(self) -> RayTiles | None:
+        """What computes the tiles, if not this process.
+
+        Raises:
+            UserError: naming the setting at fault.
+        """
+        checks.one_of("executor", self.executor, TILE_EXECUTORS)
+        if self.executor == "serial":
+            return None
+        if self.store_dir is None:
+            raise checks.UserError(
+                f"`executor` must be serial without --store_dir, got {self.executor}"
+            )
+        executor = ExecutorConfig(
+            self.executor, ray_address=self.ray_address, ray_threads=self.ray_threads
+        )
+        executor.check()
+        return RayTiles(executor)
 
     def join_processes(self) -> None:
         """Makes this process one of several, before JAX looks for devices.
@@ -91,6 +116,7 @@ def compute_ntk(
     given |= {"on_progress": on_progress, **settings}
     run, wanted = read_settings(KernelSettings, given, call="lensllm_jax.compute_ntk")
     wanted.join_processes()
+    map_tiles = wanted.map_tiles()
     if len(run.names) != 1:
         raise checks.UserError(f"`candidate` must be one, got {', '.join(run.names)}")
     (name,), config = run.names, run.measurement
@@ -103,7 +129,7 @@ def compute_ntk(
         progress.at(0.0, f"{name}: kernel")
         spectrum = remember_kernel(
             folder, ".", lambda: Measurement(load_candidate(name), whole, config=config),
-            store=wanted.store_dir,
+            store=wanted.store_dir, map_tiles=map_tiles,
         )  # fmt: skip
         largest = spectrum.eigenvalues.max()
         rest = progress.total - progress.done  # nothing, where tiles were counted

@@ -1,4 +1,4 @@
-r"""Executors: where the jobs of a grid are measured, on this machine or on a Ray cluster.
+r"""Executors: where the jobs of a grid are measured, and the tiles of a kernel on a Ray cluster.
 
 ``serial`` is this process.  ``local`` keeps processes on this machine, each pinned to cores of
 its own before JAX starts its threads: processes times threads never exceed the cores.  ``ray``
@@ -15,6 +15,7 @@ Example:
 """
 
 import concurrent.futures
+import contextlib
 import ctypes
 import dataclasses
 import functools
@@ -23,20 +24,26 @@ import multiprocessing.queues
 import os
 import signal
 import socket
+import uuid
 from collections.abc import Callable, Iterator, Sequence, Set
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar
+
+import jax
+import numpy as np
 
 from lensllm_jax import checks
 from lensllm_jax.data.task import Task
 from lensllm_jax.finetune.compute import CACHE_FOLDER, CACHE_SETTINGS
 from lensllm_jax.measurement import jobs as measurement_jobs
 from lensllm_jax.measurement.jobs import Job, JobResult, Measurer, ProgressUpdate
+from lensllm_jax.ntk.gram import Tile
 from lensllm_jax.runs.run_folder import RUN, RunFolder, sha256_of
 
 KINDS = ("serial", "local", "ray")
 CONNECT_SECONDS = 5.0
 RETRIES = 5  # of a job whose node was lost
+_Asked = TypeVar("_Asked")
 PR_SET_PDEATHSIG = 1  # Linux: the signal a process gets when its parent dies
 
 
@@ -199,7 +206,72 @@ def run_ray(
     Raises:
         UserError: if Ray is not installed or the cluster does not answer.
     """
-    address, threads = executor.ray_address, executor.ray_threads
+    with _cluster(executor.ray_address) as ray:
+        attempt = _remote(ray, attempt_on_node, executor)
+        shared = ray.put(task)
+        waiting = {
+            attempt.remote(job._replace(path=job.path and job.path.resolve()), shared, probe): job
+            for job in jobs
+        }
+        for job, result in _as_completed(ray, waiting):
+            try:
+                yield ray.get(result)._replace(job=job)
+            except ray.exceptions.RayError as error:
+                yield JobResult(job, None, measurement_jobs.one_line(error))
+
+
+@dataclasses.dataclass(frozen=True)
+class RayTiles:
+    """Computes tiles of a kernel on an existing Ray cluster; those of a lost node on another.
+
+    It is the ``map_tiles`` of a tile store.  The function travels once to each worker, with the
+    parameters that it holds.
+    """
+
+    executor: ExecutorConfig
+
+    def __call__(
+        self, tile_fn: Callable[[Tile], Any], tiles: Sequence[Tile]
+    ) -> Iterator[tuple[Tile, np.ndarray]]:
+        """Each tile with its values, as they are computed.
+
+        Raises:
+            UserError: if Ray is not installed or the cluster does not answer; or that of a tile.
+            OSError: if a tile failed for another reason.
+        """
+        with _cluster(self.executor.ray_address) as ray:
+            compute = _remote(ray, _tile_on_node, self.executor)
+            key, shared = uuid.uuid4().hex, [ray.put(tile_fn)]  # in a list it arrives as it is
+            waiting = {compute.remote(key, shared, tile): tile for tile in tiles}
+            for tile, result in _as_completed(ray, waiting):
+                try:
+                    yield tile, ray.get(result)
+                except ray.exceptions.RayError as error:
+                    cause = getattr(error, "cause", None)
+                    if isinstance(cause, checks.UserError):
+                        raise cause from error
+                    raise OSError(measurement_jobs.one_line(error)) from error
+
+
+_tile_fns: dict[str, Callable[[Tile], Any]] = {}  # of this worker: the latest
+
+
+def _tile_on_node(key: str, shared: list, tile: Tile) -> np.ndarray:
+    if key not in _tile_fns:  # so that one worker compiles it once
+        import ray
+
+        _tile_fns.clear()
+        _tile_fns[key] = ray.get(shared[0])
+    return np.asarray(_tile_fns[key](tile))
+
+
+@contextlib.contextmanager
+def _cluster(address: str) -> Iterator[Any]:
+    """Ray, connected to a cluster.
+
+    Raises:
+        UserError: if Ray is not installed or the cluster does not answer.
+    """
     check_address(address)
     try:
         import ray
@@ -213,32 +285,32 @@ def run_ray(
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise _unreachable(address) from error
     try:
-        remote = ray.remote(
-            num_cpus=threads,
-            max_retries=RETRIES,
-            runtime_env={"env_vars": _environment(threads)},
-        )(attempt_on_node)
-        shared = ray.put(task)
-        waiting = {
-            remote.remote(job._replace(path=job.path and job.path.resolve()), shared, probe): job
-            for job in jobs
-        }
-        while waiting:
-            (ready, *_), _ = ray.wait(list(waiting), num_returns=1)
-            job = waiting.pop(ready)
-            try:
-                yield ray.get(ready)._replace(job=job)
-            except ray.exceptions.RayError as error:
-                yield JobResult(job, None, measurement_jobs.one_line(error))
+        yield ray
     finally:
         ray.shutdown()
+
+
+def _remote(ray: Any, function: Callable, executor: ExecutorConfig) -> Any:
+    """A function that runs on nodes, again where one is lost."""
+    environment = {"env_vars": _environment(executor.ray_threads)}
+    return ray.remote(num_cpus=executor.ray_threads, max_retries=RETRIES, runtime_env=environment)(
+        function
+    )
+
+
+def _as_completed(ray: Any, waiting: dict[Any, _Asked]) -> Iterator[tuple[_Asked, Any]]:
+    """What was asked for, with the reference of each result, as they end."""
+    while waiting:
+        (ready, *_), _ = ray.wait(list(waiting), num_returns=1)
+        yield waiting.pop(ready), ready
 
 
 def _environment(threads: int) -> dict[str, str]:
     """Of a worker on a node."""
     compiled = {name.upper() for name in (CACHE_FOLDER, *CACHE_SETTINGS)}
     return {
-        "NPROC": str(threads),  # threads that XLA makes; a worker sees all cores of its node
+        "NPROC": str(threads),  # threads of XLA and BLAS; a worker sees all cores of its node
+        "JAX_ENABLE_X64": str(int(jax.config.read("jax_enable_x64"))),
         **{name: value for name, value in os.environ.items() if name in compiled},
     }
 

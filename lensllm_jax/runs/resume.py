@@ -30,6 +30,7 @@ from lensllm_jax.measurement.measurement import Measurement, MeasurementConfig, 
 from lensllm_jax.measurement.winner import Winner, forget
 from lensllm_jax.ntk.candidate import CandidateNtk
 from lensllm_jax.ntk.loss import kernel_report
+from lensllm_jax.ntk.store import TileMap
 from lensllm_jax.runs import terminal
 from lensllm_jax.runs.progress import Progress
 from lensllm_jax.runs.run_folder import RunFolder, file_name_of
@@ -240,8 +241,9 @@ class CandidateRun:
 
 
 def remember_kernel(
-    folder: RunFolder, path: str, load: Callable[[], Measurement], *, store: str | None = None
-) -> NtkSpectrum:
+    folder: RunFolder, path: str, load: Callable[[], Measurement], *, store: str | None = None,
+    map_tiles: TileMap | None = None,
+) -> NtkSpectrum:  # fmt: skip
     """The spectrum of a kernel, computed now unless the folder holds it.
 
     Args:
@@ -249,10 +251,11 @@ def remember_kernel(
         path: of the kernel's folder within it.
         load: called if the kernel is to be computed.
         store: folder of finished tiles, from which a killed run resumes.
+        map_tiles: where its tiles are computed.
     """
     if not folder.has_array(f"{path}/ntk.npy", f"{path}/ntk.json"):
         measurement = load()
-        kernel = measurement.kernel(store=store)
+        kernel = measurement.kernel(store=store, map_tiles=map_tiles)
         digest = folder.write_array(f"{path}/ntk.npy", kernel.theta)
         summary = {**_kernel_summary(measurement, kernel), "npy_sha256": digest}
         folder.write_piece(f"{path}/ntk.json", summary)

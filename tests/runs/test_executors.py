@@ -8,11 +8,15 @@ import threading
 import time
 from pathlib import Path
 
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from lensllm_jax.checks import UserError
 from lensllm_jax.measurement import jobs
 from lensllm_jax.measurement.measurement import MeasurementConfig
+from lensllm_jax.ntk.gram import empirical_ntk
+from lensllm_jax.ntk.structured import blas
 from lensllm_jax.runs import executors
 from lensllm_jax.runs.run_folder import RUN, RunFolder
 
@@ -137,3 +141,74 @@ def test_a_cluster_that_loses_a_node_gives_the_same_table(tmp_path):
         cluster.shutdown()
     serial, ray = ((tmp_path / n / "losses.csv").read_bytes() for n in ("serial", "ray"))
     assert serial == ray
+
+
+def compute_kernel(folder, *, before=(), **changes):
+    flags = {
+        "candidate": "zoo/gpt2-xs", "task": "sotu", "max_bytes": 64, "num_examples": 6,
+        "kernel_block_size": 1, "store_dir": folder / "tiles", "output_dir": folder, **changes,
+    }  # fmt: skip
+    return subprocess.run(
+        [*before, sys.executable, "-m", "experiments.compute_ntk",
+         *(f"--{name}={value}" for name, value in flags.items())],
+        cwd=ROOT, env={**os.environ, "HF_HUB_OFFLINE": "1"}, capture_output=True, text=True,
+        timeout=170, check=False,
+    )  # fmt: skip
+
+
+@pytest.mark.ray
+def test_a_cluster_that_loses_a_node_gives_the_same_kernel(tmp_path):
+    """The node is killed after the first tile; the folder of tiles is the first process's alone."""
+    cluster_utils = pytest.importorskip("ray.cluster_utils")
+    one_core = (sys.executable, "-c", ONE_CORE)
+    done = compute_kernel(tmp_path / "serial", before=one_core)
+    assert done.returncode == 0, done.stderr
+    os.environ["PYTHONPATH"] = str(ROOT)  # of the nodes' workers
+    cluster = cluster_utils.Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+    try:
+        node = cluster.add_node(num_cpus=1)
+        cluster.wait_for_nodes()
+        left = []
+
+        def kill_after_the_first_tile():
+            while not (tiles := list((tmp_path / "ray" / "tiles").glob("tile_*.npy"))):
+                time.sleep(0.01)
+            left.append(21 - len(tiles))
+            cluster.remove_node(node, allow_graceful=False)
+
+        threading.Thread(target=kill_after_the_first_tile, daemon=True).start()
+        done = compute_kernel(tmp_path / "ray", executor="ray", ray_address=cluster.address)
+        assert done.returncode == 0, done.stderr
+        assert left[0] > 1  # both nodes had work
+    finally:
+        cluster.shutdown()
+    serial, ray = ((tmp_path / n / "ntk.npy").read_bytes() for n in ("serial", "ray"))
+    assert serial == ray
+
+
+def test_tiles_computed_elsewhere_are_those_computed_here(tmp_path):
+    """By a map that gives them in another order, pickled as Ray would, and fails once."""
+    x, w = np.arange(12.0).reshape(6, 2), np.ones((2, 3))
+    calls = []
+
+    def elsewhere(tile_fn, tiles):
+        for tile in reversed(tiles):
+            calls.append(tile)
+            if len(calls) == 3:
+                raise OSError("the cluster is gone")
+            yield tile, np.asarray(tile_fn(tile))
+
+    settings = {"block_size": 2, "store": tmp_path / "tiles"}
+    f = lambda w, x: jnp.tanh(x @ w).sum(1)  # noqa: E731
+    with pytest.raises(OSError, match="gone"):
+        empirical_ntk(f, w, x, map_tiles=elsewhere, **settings)
+    there = empirical_ntk(f, w, x, map_tiles=elsewhere, **settings)
+    assert there.tobytes() == empirical_ntk(f, w, x, block_size=2).tobytes()
+    assert len(calls) == 3 + 4  # of six tiles two were there
+
+
+def test_threads_of_a_worker_are_those_of_its_environment(monkeypatch):
+    monkeypatch.setenv("NPROC", "3")
+    assert blas.num_workers() == 3
+    monkeypatch.delenv("NPROC")
+    assert blas.num_workers() == len(os.sched_getaffinity(0))

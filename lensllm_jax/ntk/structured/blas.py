@@ -62,7 +62,9 @@ def gram_materialized(left: Group, right: Group | None, *, trace: bool) -> np.nd
 
 
 def num_workers() -> int:
-    """Cores that this process may use."""
+    """Cores that this process may use: as for XLA those of ``NPROC``, where that is set."""
+    if os.environ.get("NPROC", "").isdigit():
+        return max(1, int(os.environ["NPROC"]))
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1

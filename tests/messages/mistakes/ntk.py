@@ -97,6 +97,7 @@ MISTAKES = [
     ("method", "one of ... got 'fast'", lambda tmp: kernel(method="fast")),
     ("output_reduction", "one of ... got 'max'", lambda tmp: kernel(output_reduction="max")),
     ("block_size", "positive ... got 0", lambda tmp: kernel(block_size=0)),
+    ("map_tiles", "come with `store` ... without", lambda tmp: kernel(map_tiles=map)),
     ("residuals", "one of ... got 'some'", lambda tmp: kernel(residuals="some")),
     (
         "parameters",

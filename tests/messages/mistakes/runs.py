@@ -88,6 +88,11 @@ MISTAKES = [
         lambda tmp: kernel_of(["zoo/gpt2-xs", "zoo/gpt2-s"]),
     ),
     (
+        "executor",
+        "serial without --store_dir, got ray",
+        lambda tmp: kernel_of("zoo/gpt2-xs", executor="ray"),
+    ),
+    (
         "num_processes",
         "1 without --store_dir ... got 2",
         lambda tmp: kernel_of("zoo/gpt2-xs", num_processes=2),
