@@ -116,7 +116,7 @@ def test_a_selection_is_its_answer(tmp_path, task, by_formula):
 
 
 def test_a_kernel_is_its_spectrum_and_later_runs_see_no_tiles_of_it(tmp_path, task, monkeypatch):
-    monkeypatch.setattr(Measurement, "kernel", lambda measurement, store: KERNEL)
+    monkeypatch.setattr(Measurement, "kernel", lambda measurement, store, map_tiles: KERNEL)
     filters = list(store.logger.filters)
     kernel = lens.compute_ntk(
         POOL[0], task, output_dir=tmp_path / "out", num_kernel_examples=3, quiet=True
