@@ -26,6 +26,7 @@ import numpy as np
 
 from lensllm_jax import checks
 from lensllm_jax.checkpoints.candidate import Candidate
+from lensllm_jax.checkpoints.weights import parameter_shapes
 from lensllm_jax.finetune import lora
 from lensllm_jax.finetune.loop import MOMENTS_DTYPES, Loop, OptimizerConfig
 from lensllm_jax.finetune.sharding import on_host, shards_over
@@ -162,6 +163,23 @@ def _frozen(candidate: Candidate, compute: ComputeConfig) -> Params:
 def whole_params(candidate: Candidate, compute: ComputeConfig, params: Params) -> Params:
     """All parameters of a fine-tuned candidate, from those that were trained."""
     return params if compute.tune == FULL else lora.merged(_frozen(candidate, compute), params)
+
+
+class ParameterCounts(NamedTuple):
+    """How many parameters a step reads."""
+
+    trained: float
+    frozen: float
+
+
+def parameter_counts(
+    config: ModelConfig, num_params: int, compute: ComputeConfig
+) -> ParameterCounts:
+    """Of a candidate of ``num_params`` parameters, fine-tuned so."""
+    if compute.tune == FULL:
+        return ParameterCounts(float(num_params), 0.0)
+    factors = lora.num_factors(parameter_shapes(config), compute.lora_rank)
+    return ParameterCounts(float(factors), float(num_params))
 
 
 def loading(compute: ComputeConfig) -> contextlib.AbstractContextManager:

@@ -18,6 +18,7 @@ Example:
 """
 
 import contextlib
+import math
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
@@ -47,6 +48,12 @@ def adapted_kernels(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[in
         for path, shape in shapes.items()
         if path.endswith("/kernel") and _ADAPTED & set(path.split("/"))
     }
+
+
+def num_factors(shapes: Mapping[str, tuple[int, ...]], rank: int) -> int:
+    """Entries of the factors of every adapted kernel: r (d_in + d_out) each."""
+    kernels = adapted_kernels(shapes).values()
+    return sum(math.prod(layers) * rank * (d_in + d_out) for *layers, d_in, d_out in kernels)
 
 
 def check_rank(name: str, shapes: Mapping[str, tuple[int, ...]], rank: int) -> None:

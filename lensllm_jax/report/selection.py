@@ -15,7 +15,7 @@ _LEGEND = (
     "interval relative to the other candidates, `p_beats_next` the probability of a lower "
     "loss at the target than the candidate below; `rectified_loss` is the control; "
     "`budget_loss` and `zero_shot_loss` are measured. `pflops` counts 6 N per training "
-    "token, and the kernel."
+    "token (4 N for weights beside LoRA's), and the kernel."
 )
 _RACE_LEGEND = (
     "Losses are nats per byte of target text (UTF-8), its end token left out; one nat is 1.443 "
@@ -24,7 +24,8 @@ _RACE_LEGEND = (
     "`expected_regret` by which share a loss is expected to exceed the lowest, were this candidate "
     "picked; `lensllm_loss` is Eq 10 with F of the measured kernel and t free, `rectified_loss` "
     "its control, for the candidates whose kernels were computed; `largest_loss` is measured at "
-    "`largest_size`. `pflops` counts 6 N per training token, and the kernel."
+    "`largest_size`. `pflops` counts 6 N per training token (4 N for weights beside "
+    "LoRA's), and the kernel."
 )
 _COST_NOTE = (
     "Orders with the kernels of the candidates that they rank; full tuning: every candidate once "

@@ -14,6 +14,7 @@ import numpy as np
 from lensllm_jax import checks
 from lensllm_jax.checkpoints.summary import CandidateSummary
 from lensllm_jax.data.task import Task
+from lensllm_jax.finetune.compute import ParameterCounts, parameter_counts
 from lensllm_jax.finetune.search import SearchGrid
 from lensllm_jax.measurement.jobs import Cell, Job, JobResult, one_line
 from lensllm_jax.measurement.measurement import MeasurementConfig
@@ -289,8 +290,12 @@ def _tables(grid: Grid, losses: Losses) -> dict[str, LossTable]:
 def _ledger_rows(grid: Grid, folder: RunFolder) -> list[dict[str, Any]]:
     """One row per measured loss: its errors and its cost."""
     errors = _difference_errors(grid, folder)
+    counts = {
+        name: parameter_counts(one.config, one.num_params, grid.config.compute)
+        for name, one in grid.pool.items()
+    }
     return [
-        _ledger_row(job, folder.read_piece(path), errors[path])
+        _ledger_row(job, counts[job.name], folder.read_piece(path), errors[path])
         for job in grid.jobs(folder)
         if (path := grid.path(job.name, job.size, job.config.seed)) in errors
     ]
@@ -315,10 +320,15 @@ def _finite_roots(variances: np.ndarray) -> list[float | None]:
     return [float(root) if np.isfinite(root) else None for root in roots]
 
 
-def _ledger_row(job: Job, cell: Cell, difference_se: float | None) -> dict[str, Any]:
+def _ledger_row(
+    job: Job, counts: ParameterCounts, cell: Cell, difference_se: float | None
+) -> dict[str, Any]:
     """The row of one measured loss; before fine-tuning nothing was spent."""
-    num_params, num_tokens = float(job.num_params), cell.get("num_tokens", 0)
+    num_tokens = cell.get("num_tokens", 0)
     search_tokens = cell.get("search", {}).get("num_tokens", 0)
+
+    def flops(num_tokens: int) -> int:
+        return int(training_flops(counts.trained, float(num_tokens), num_frozen=counts.frozen))
 
     def columns(*names: str) -> dict[str, Any]:
         return {name: cell.get(name) for name in names}
@@ -333,8 +343,8 @@ def _ledger_row(job: Job, cell: Cell, difference_se: float | None) -> dict[str, 
         "num_tokens": num_tokens,
         "seconds": cell.get("seconds", 0.0),
         **columns("tokens_per_second"),
-        "flops": int(training_flops(num_params, float(num_tokens))),
+        "flops": flops(num_tokens),
         "search_tokens": search_tokens,
-        "search_flops": int(training_flops(num_params, float(search_tokens))),
+        "search_flops": flops(search_tokens),
         **columns("data_order_sha256"),
     }

@@ -15,6 +15,7 @@ from lensllm_jax import checks
 from lensllm_jax.checkpoints.summary import CandidateSummary
 from lensllm_jax.data.subsets import nested_sizes
 from lensllm_jax.data.task import Task
+from lensllm_jax.finetune.compute import ParameterCounts, parameter_counts
 from lensllm_jax.measurement.jobs import Job, Measurer
 from lensllm_jax.measurement.measurement import MeasurementConfig
 from lensllm_jax.measurement.pool import check_kernel_examples, describe_pool, loss_table
@@ -341,7 +342,11 @@ def _select(
     summaries = {name: candidate.summary for name, candidate in pool.items()}
     losses = {name: candidate.losses for name, candidate in pool.items()}
     kernels = _kernel_costs(summaries, task, config)
-    ledger = _ledger(pool, kernels)
+    counts = {
+        name: parameter_counts(one.config, one.num_params, config.compute)
+        for name, one in summaries.items()
+    }
+    ledger = _ledger(pool, counts, kernels)
     table = loss_table(summaries, losses, task)
     return Selection(
         table=table,
@@ -352,7 +357,7 @@ def _select(
         order=plan.order,
         dropped=measured.dropped,
         race=measured.race,
-        costs=_costs(pool, plan, kernels, ledger),
+        costs=_costs(pool, plan, counts, kernels, ledger),
         loss_covariance=test_covariances(folder, table),
     )
 
@@ -382,27 +387,34 @@ def _kernel_costs(
     }
 
 
-def _ledger(pool: Pool, kernels: Mapping[str, float]) -> FlopsLedger:
+def _ledger(
+    pool: Pool, counts: Mapping[str, ParameterCounts], kernels: Mapping[str, float]
+) -> FlopsLedger:
     """What was spent on every candidate: its kernel, and its fine-tunes by their tokens."""
     ledger = FlopsLedger()
     for name, candidate in pool.items():
         if candidate.spectrum is not None:
             ledger = ledger.kernel(name, flops=kernels[name])
         for size, num_tokens in candidate.num_tokens.items():
-            num_params = float(candidate.summary.num_params)
             ledger = ledger.train(
-                name, num_params=num_params, num_examples=size, num_tokens=float(num_tokens)
-            )
+                name, num_params=counts[name].trained, num_frozen=counts[name].frozen,
+                num_examples=size, num_tokens=float(num_tokens),
+            )  # fmt: skip
     return ledger
 
 
 def _costs(
-    pool: Pool, plan: Plan, kernels: Mapping[str, float], ledger: FlopsLedger
+    pool: Pool,
+    plan: Plan,
+    counts: Mapping[str, ParameterCounts],
+    kernels: Mapping[str, float],
+    ledger: FlopsLedger,
 ) -> tuple[OrderCost, ...]:
     """What every order costs on this pool."""
 
     def flops(name: str, size: int) -> float:
-        return fine_tune_flops(float(pool[name].summary.num_params), size, pool[name].num_tokens)
+        trained, frozen = counts[name]
+        return fine_tune_flops(trained, size, pool[name].num_tokens, num_frozen=frozen)
 
     losses = {n: {s: x for s, x in c.losses.items() if s > 0} for n, c in pool.items()}
     replay = Replay(losses=losses, flops=flops, kernel=kernels.__getitem__)

@@ -2,10 +2,11 @@ r"""One ledger of what a selection costs, in floating-point operations.
 
 Training N parameters on D examples costs :math:`6 N \cdot` tokens :math:`\cdot` epochs
 :math:`\cdot` search rounds (Kaplan et al. 2020, arXiv 2001.08361: two operations per parameter and
-token forward, four backward; products within attention are left out).  A zero-shot evaluation is
-no training and is not counted, for any selector.  Kernels enter with their own FLOPs.  Where
-tokens were counted, the ledger takes the count; where only sizes are known, :class:`TrainingCost`
-estimates the tokens.
+token forward, four backward; products within attention are left out).  Two of the four are the
+parameters' own gradients, which frozen ones have none of: LoRA's A factors beside N weights cost
+:math:`6 A + 4 N` per token.  A zero-shot evaluation is no training and is not counted, for any
+selector.  Kernels enter with their own FLOPs.  Where tokens were counted, the ledger takes the
+count; where only sizes are known, :class:`TrainingCost` estimates the tokens.
 
 Example:
     >>> cost = TrainingCost(tokens_per_example=100.0, epochs=2.0, search_rounds=3.0)
@@ -21,9 +22,9 @@ import dataclasses
 from lensllm_jax import checks
 
 
-def training_flops(num_params: float, num_tokens: float) -> float:
-    """6 N per token trained on, every pass counted."""
-    return 6.0 * num_params * num_tokens
+def training_flops(num_params: float, num_tokens: float, *, num_frozen: float = 0.0) -> float:
+    """6 per trained and 4 per frozen parameter and token, every pass counted."""
+    return (6.0 * num_params + 4.0 * num_frozen) * num_tokens
 
 
 def kernel_flops(num_params: float, *, num_examples: int, num_tokens: float) -> float:
@@ -74,10 +75,11 @@ class FlopsLedger:
     entries: tuple[Entry, ...] = ()  # in the order of spending
 
     def train(
-        self, candidate: str, *, num_params: float, num_examples: int, num_tokens: float
-    ) -> "FlopsLedger":
+        self, candidate: str, *, num_params: float, num_examples: int, num_tokens: float,
+        num_frozen: float = 0.0,
+    ) -> "FlopsLedger":  # fmt: skip
         """The ledger with one more fine-tune: ``num_tokens`` of ``num_examples`` examples."""
-        flops = training_flops(num_params, num_tokens)
+        flops = training_flops(num_params, num_tokens, num_frozen=num_frozen)
         return FlopsLedger((*self.entries, Entry(candidate, "train", num_examples, flops)))
 
     def kernel(self, candidate: str, *, flops: float) -> "FlopsLedger":

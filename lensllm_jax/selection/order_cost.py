@@ -52,9 +52,11 @@ def _estimated_tokens(size: int, counted: Mapping[int, int]) -> float:
     return float(counted[nearest]) * (size / nearest)
 
 
-def fine_tune_flops(num_params: float, size: int, counted: Mapping[int, int]) -> float:
-    """FLOPs of a fine-tune: 6 N per token of :func:`estimated_tokens`."""
-    return training_flops(num_params, _estimated_tokens(size, counted))
+def fine_tune_flops(
+    num_params: float, size: int, counted: Mapping[int, int], *, num_frozen: float = 0.0
+) -> float:
+    """FLOPs of a fine-tune: :func:`training_flops` of its estimated tokens."""
+    return training_flops(num_params, _estimated_tokens(size, counted), num_frozen=num_frozen)
 
 
 def _range_of_sum(costs: Iterable[float], count: int) -> _Range:

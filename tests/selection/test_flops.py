@@ -43,6 +43,14 @@ def test_what_was_really_spent_takes_the_place_of_the_estimate():
     assert r.flops == training_flops(1e6, 1e3) == 6e9
 
 
+def test_frozen_parameters_cost_no_gradients_of_their_own():
+    assert training_flops(10.0, 3.0, num_frozen=100.0) == (6 * 10 + 4 * 100) * 3
+    ledger = FlopsLedger().train(
+        "a", num_params=10.0, num_frozen=100.0, num_examples=1, num_tokens=3.0
+    )
+    assert ledger.total == training_flops(10.0, 3.0, num_frozen=100.0)
+
+
 def test_a_kernel_costs_its_gradients_and_their_products():
     # 3 gradients of 5 tokens each, 6 pairs of 10 multiplications and 10 additions
     assert kernel_flops(10.0, num_examples=3, num_tokens=15.0) == 6 * 10 * 15 + 6 * 20
