@@ -19,14 +19,15 @@ CHOSEN_ON = 6
 SHORT, LONG = (4, 8, 16), (16, 64, 256)
 EVERY = (8, 16, 32, 64, 128, 256, 512)
 CHOICES = {
-    "local": (0.1, 0.3, 0.5, 0.7),
-    "warped": (0.0, 0.1, 0.2, 0.3),
-    "slopes": (0.0, 0.15, 0.3, 0.5),
-    "line": (0.0, 0.05, 0.2),
+    "local": (0.2, 0.45, 0.7),
+    "warped": (0.0, 0.1, 0.2),
+    "slopes": (0.0, 0.2, 0.4, 0.6),
     "budget": (0.0, 0.05, 0.1),
+    "convergence": (0.0, 1.8, 2.7, 3.6),
+    "width": (0.5, 0.65, 0.8, 1.0),
     "dof": (4.0, 8.0, 16.0),
 }
-VIEWS = ("local view", "warped view", "slopes model", "straight line", "loss at the budget")
+VIEWS = ("local view", "warped view", "slopes model", "loss at the budget")
 NUM_SWEEPS = 2
 
 

@@ -157,6 +157,7 @@ class Race:
         default_factory=dict
     )  # candidate -> reason: it runs no further
     seconds: float = 0.0  # of fine-tuning so far
+    _centers: dict[bytes, _Rows] = dataclasses.field(default_factory=dict, repr=False)  # computed
 
     @classmethod
     def start(
@@ -241,11 +242,18 @@ class Race:
         largest = np.array([self.largest[name] for name in self.names])
         center = whole.center.copy()
         for size in sorted({*largest[largest > 0].tolist()}, reverse=True)[1:]:
-            then = self._posterior_of(self.table.up_to(size)).center
+            then = self._center_at(self.table.up_to(size))
             further, here = largest > size, largest == size
             moved = (center - then)[further]
             center[here] = then[here] + moved.sum() / (len(moved) + 1.0)
         return dataclasses.replace(whole, center=center)
+
+    def _center_at(self, table: LossTable) -> _Rows:
+        """Of the posterior; most tables of one state are those of the state before."""
+        key = table.sizes.tobytes() + table.losses.tobytes()
+        if key not in self._centers:
+            self._centers[key] = self._posterior_of(table).center
+        return self._centers[key]
 
     def _posterior_of(self, table: LossTable) -> Posterior:
         problem = Problem(table, self.rule.target_size)

@@ -53,7 +53,14 @@ def jumping(rng):
     return straight(rng) - np.cumsum(jumps, axis=1)
 
 
-GENERATORS = (walking, rectified, straight, bent, jumping)
+def converging(rng):
+    """Lines, and distances from their mean that fade, as on every public table."""
+    lines = straight(rng)
+    mean = lines.mean(0)
+    return mean + (lines - mean) * np.exp(-rng.uniform(0.02, 0.1) * _OCTAVES)
+
+
+GENERATORS = (walking, rectified, straight, bent, jumping, converging)
 
 
 def _levels(rng):

@@ -6,7 +6,7 @@ In octave k, at the middle :math:`t_k` of it (octaves from the budget), candidat
     \log L_i(x_k) - \log L_i(x_{k+1}) = s_{ik} \Delta_k + \epsilon_{ik},
 
 * g, shared by the task: a level, a growth per octave and a random walk, all Gaussian;
-* b, the candidate's own: an Ornstein-Uhlenbeck process of standard deviation .5 whose steps have
+* b, the candidate's own: an Ornstein-Uhlenbeck process of standard deviation .8 whose steps have
   standard deviation q per square root of an octave, so that differences fade over many octaves;
 * :math:`\epsilon`: Student t with four degrees of freedom (one octave's jump must not count) and
   scale :math:`n\,e^{-\lambda t_k}`, larger on smaller subsets.
@@ -32,11 +32,11 @@ from lensllm_jax.selection.loss_table import last_measured
 _WALKS = (0.06, 0.1, 0.16, 0.25)  # q, of log slopes per square root of an octave
 _NOISES = (0.0015, 0.003, 0.006, 0.012, 0.024)  # n, of slopes: log loss per octave, at the budget
 _PRIORS = ((0.11, 0.5), (0.003, 0.6))  # median and log-std of q and n
-_OWN_STD = 0.5  # of b
+_OWN_STD = 0.8  # of b
 _NOISE_DECAY = 0.25  # lambda, per octave
 _NOISE_DOF = 4.0
 _SHARED_WALK = 0.08  # of g, per square root of an octave
-_GROWTH = (0.03, 0.06)  # of g per octave: mean and standard deviation
+_GROWTH = (0.045, 0.06)  # of g per octave: mean and standard deviation
 _LEVEL = (math.log(0.04), 1.0)  # of g at the budget: mean and standard deviation
 _EVIDENCE = 20.0  # candidates
 _MAX_SAMPLE = 200  # candidates that weight the grid

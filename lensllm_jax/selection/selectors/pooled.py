@@ -202,13 +202,6 @@ def _early_gain_shares(
     return np.where(known, share - np.mean(share, where=known), 0.0)
 
 
-def straight_lines(problem: Problem) -> Float[np.ndarray, " num_candidates"]:
-    """Log losses at the target by Accept-then-Stop's lines, of all that it accepts."""
-    octaves, log_losses = _curves_of(problem)
-    target = float(np.log2(problem.target_size))
-    return _warped_lines(octaves, log_losses, 0.0, target, problem.halving)
-
-
 def early_gain_rise(problem: Problem, *, strength: float) -> Float[np.ndarray, " num_candidates"]:
     """What early gains add to log losses at the target, ``strength`` instead of ``early_gain``."""
     growth = _task_growth(_octaves_of(*_curves_of(problem)), DEFAULT)

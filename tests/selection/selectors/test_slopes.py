@@ -16,7 +16,8 @@ def test_tridiagonal_precision_is_the_inverse_of_the_covariance():
     solution, pivots = chain.solve(curvature, right)
     gaps = np.abs(middles[:, None] - middles)
     for g, q in enumerate(walk):
-        covariance = 0.25 * np.exp(-gaps * q**2 / 0.5)
+        variance = _slopes._OWN_STD**2
+        covariance = variance * np.exp(-gaps * q**2 / (2.0 * variance))
         np.testing.assert_allclose(chain.log_det[g], -np.linalg.slogdet(covariance)[1], rtol=1e-10)
         for i in range(3):
             matrix = np.linalg.inv(covariance) + np.diag(curvature[g, i])
@@ -36,7 +37,7 @@ def curves_of(rng, count, growth=0.03):
 
 
 def test_straight_curves_are_continued_and_the_noise_is_averaged():
-    slopes = np.linspace(0.03, 0.05, 8)[:, None]
+    slopes = np.linspace(0.03, 0.05, 64)[:, None]
     curves = 1.0 - slopes * (OCTAVES + 7.0)
     center, _ = _slopes.predict(OCTAVES, curves, 2.0)
     fall = (curves[:, -1] - center) / (2.0 * slopes[:, 0])
