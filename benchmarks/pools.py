@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 
 import numpy as np
+from scipy import stats
 
 from lensllm_jax.metrics import pearson_correlation, relative_accuracy
 from lensllm_jax.selection.loss_table import LossTable
@@ -23,7 +24,7 @@ CHOICES = {
     "warped": (0.0, 0.1, 0.2),
     "slopes": (0.0, 0.2, 0.4, 0.6),
     "budget": (0.0, 0.05, 0.1),
-    "convergence": (0.0, 1.8, 2.7, 3.6),
+    "convergence": (0.0, 1.8, 2.7, 3.6, 4.5),
     "width": (0.5, 0.65, 0.8, 1.0),
     "dof": (4.0, 8.0, 16.0),
 }
@@ -72,15 +73,20 @@ def pick_metrics(case: Case, predicted: np.ndarray) -> tuple[float, float, float
     return regret, float(picked == best), relative_accuracy(picked, case.truth)
 
 
-def belief_metrics(case: Case, belief: Posterior) -> tuple[float, float, float, float]:
-    """Brier, the shares of losses within the 50 and 90 % intervals, PearCorr in percent."""
+def belief_metrics(case: Case, belief: Posterior) -> tuple[float, ...]:
+    """Brier, the shares of losses within the 50 and 90 % intervals, log score, PearCorr (%).
+
+    The log score is the mean log density of log losses relative to the pool's mean.
+    """
     first, second = np.triu_indices(len(case.truth), 1)
     wins = case.truth[first] < case.truth[second]
     brier = float(np.mean((belief.beats(first, second) - wins) ** 2))
     error = np.log(case.truth) - belief.center
     z = np.abs(error - error.mean()) / belief.log_std
     inside = [float(np.mean(z < belief.quantile(0.5 + 0.5 * level))) for level in (0.5, 0.9)]
-    return brier, inside[0], inside[1], pearson_correlation(np.exp(belief.center), case.truth)
+    density = stats.t.logpdf(error - error.mean(), belief.dof, scale=belief.log_std)
+    correlation = pearson_correlation(np.exp(belief.center), case.truth)
+    return brier, *inside, float(density.mean()), correlation
 
 
 def constants_chosen_on(cases: Sequence[Case]) -> Constants:
@@ -98,7 +104,8 @@ def constants_chosen_on(cases: Sequence[Case]) -> Constants:
         for case in cases:
             belief = case.views.posterior(constants)
             regret = pick_metrics(case, belief.center)[0] / of_ats[case.task]
-            costs[case.task].append(regret + 4.0 * belief_metrics(case, belief)[0])
+            brier, *_, log_score, _ = belief_metrics(case, belief)
+            costs[case.task].append(regret + 4.0 * brier - log_score)
         return float(np.mean([np.mean(values) for values in costs.values()]))
 
     best = Constants(**{name: values[len(values) // 2] for name, values in CHOICES.items()})

@@ -10,11 +10,12 @@ once, at every budget from 1/8 to 1/512. Prints
 * regret: how far the pick's loss lies above the pool's lowest, percent of the lowest, with the 95 %
   interval of the mean over draws; top-1: how often they are the same; RelAcc;
 * Brier: mean squared error of P(A beats B); cover: the shares of losses, relative to the pool's
-  mean, within the 50 and 90 % intervals; PearCorr: of predictions and losses.
+  mean, within the 50 and 90 % intervals; log score: the mean log density of these losses; PearCorr:
+  of predictions and losses.
 
 "posterior" has the constants shipped, "posterior, left out" those that coordinate ascent chooses on
-the other tables (regret in units of ats' plus four times Brier, pools of 6). Three minutes
-on two cores for 200 draws.  Expected: the tables in benchmarks/LOG.md, "Decision".
+the other tables (regret in units of ats' plus four times Brier minus the log score, pools of 6).
+Three minutes on one core for 200 draws.  Expected: the tables in benchmarks/LOG.md, "Decision".
 """
 
 from collections.abc import Mapping, Sequence
@@ -73,8 +74,8 @@ def _cell(rows: np.ndarray) -> str:
 
 def show_beliefs(cases: Sequence[Case], left_out: Mapping[str, Constants]) -> None:
     """One row per table, pool size and constants."""
-    print("\n| table | pool | constants | Brier | cover 50, 90 % | PearCorr |")
-    print("|---|---|---|---|---|---|")
+    print("\n| table | pool | constants | Brier | cover 50, 90 % | log score | PearCorr |")
+    print("|---|---|---|---|---|---|---|")
     groups: dict[tuple[str, int], list[Case]] = {}
     for case in cases:
         groups.setdefault((case.task, case.pool), []).append(case)
@@ -82,10 +83,10 @@ def show_beliefs(cases: Sequence[Case], left_out: Mapping[str, Constants]) -> No
         for name, constants in (("shipped", DEFAULT), ("of the others", left_out[task])):
             beliefs = [(case, case.views.posterior(constants)) for case in members]
             rows = np.array([belief_metrics(*pair) for pair in beliefs])
-            brier, half, most, pearson = rows.mean(0)
+            brier, half, most, log_score, pearson = rows.mean(0)
             print(
                 f"| {task} | {pool} | {name} | {brier:.3f} | {half:.2f}, {most:.2f} "
-                f"| {pearson:.1f} |"
+                f"| {log_score:.2f} | {pearson:.1f} |"
             )
 
 

@@ -26,7 +26,8 @@ control.  The cost of every order is compared with full tuning: measured for the
 counted from the same losses for the others.
 
 --output_dir receives answer.json, ranking.csv, losses.csv (the public table format), orders.csv
-(FLOPs), kernels/<name>/ntk.npy with ntk.json, report.html, report.md, loss_curves.png and
+(FLOPs), race.csv (each fine-tune of a race and its reason), kernels/<name>/ntk.npy with ntk.json,
+report.html, report.md, loss_curves.png and
 kernel_spectra.png; run.json holds settings, versions and seed; cells/ what is finished.  The same
 command resumes a killed run and ends with the same files; only cells/ holds durations.
 --save_winner=FOLDER receives the pick's weights after its largest fine-tune, at the best step.

@@ -5,11 +5,15 @@ Example:
     (50, 200)
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+import functools
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
-from lensllm_jax.measurement.jobs import FAILURES, one_line
-from lensllm_jax.runs import terminal
-from lensllm_jax.runs.resume import CandidateRun
+from lensllm_jax.data.task import Task
+from lensllm_jax.measurement.jobs import FAILURES, Job, one_line
+from lensllm_jax.runs import executors, terminal
+from lensllm_jax.runs.executors import ExecutorConfig
+from lensllm_jax.runs.resume import CandidateRun, Cells, test_covariances
 from lensllm_jax.selection.race import Move, Outcome, Race, RaceRule, run
 
 _MOST_FIRST = 200  # examples: the first size of a task that has many
@@ -30,36 +34,94 @@ def ladder(target_size: int, largest: int, *, smallest: int) -> tuple[int, ...]:
     return tuple(sorted(size for size in sizes if smallest <= size <= largest))
 
 
-def run_race(pool: Mapping[str, CandidateRun], rule: RaceRule, *, quiet: bool) -> Race:
-    """The race at its end; every loss is read from the run folder, or measured and stored."""
+class Workers(NamedTuple):
+    """Where a race's fine-tunes are measured, and what keeps their losses."""
+
+    executor: ExecutorConfig
+    task: Task
+    cells: Cells
+
+    @property
+    def at_a_time(self) -> int:
+        """Fine-tunes."""
+        return 1 if self.executor.kind == "serial" else self.executor.processes
+
+    def failures(self, jobs: Iterable[Job]) -> dict[str, str]:
+        """Fills the folder with the cells of jobs; candidate -> why it has none."""
+        if self.executor.kind == "serial":  # each is measured when it is read
+            return {}
+        failed, unfinished = {}, self.cells.unfinished(list(jobs))
+        for result in executors.run(
+            self.executor, unfinished, self.task, self.cells.folder, on_progress=self.cells.show
+        ):
+            if result.cell is None:
+                failed[result.job.name] = result.reason
+            else:
+                self.cells.keep(result.job, result.cell)
+        return failed
+
+
+def run_race(
+    pool: Mapping[str, CandidateRun], rule: RaceRule, workers: Workers, *, quiet: bool
+) -> Race:
+    """The race at its end; every loss is read from the run folder, or measured and stored.
+
+    Each fine-tune stands in the folder's ``race.csv`` with its reason.
+    """
+    workers.failures(candidate.job(0) for candidate in pool.values())
     zero_shot = {name: candidate.measure_loss(0) for name, candidate in pool.items()}
     params = [float(candidate.summary.num_params) for candidate in pool.values()]
-    race = Race.start(tuple(pool), params, rule, zero_shot=zero_shot)
+    folder = workers.cells.folder
+    race = Race.start(
+        tuple(pool), params, rule, zero_shot=zero_shot,
+        covariance_of=functools.partial(test_covariances, folder),
+    )  # fmt: skip
+    ran: list[tuple[Move, Outcome]] = []  # in the step under way
+    rows: list[dict[str, Any]] = []
 
     def measure(moves: Sequence[Move]) -> Iterator[Outcome]:
-        failed = set()
+        # one of each candidate; jobs are made before any of them is read, so that they are the
+        # same after a resume
+        failed = workers.failures(pool[move.candidate].job(move.size) for move in moves)
         for move in moves:
-            if move.candidate in failed:
-                continue
-            outcome = _outcome(pool[move.candidate], move, quiet=quiet)
-            if outcome.loss is None:
-                failed.add(move.candidate)
+            if not quiet:
+                terminal.warn(f"{move.candidate}, {move.size} examples: {move.reason}")
+            outcome = _outcome(pool[move.candidate], move, failed.get(move.candidate))
+            ran.append((move, outcome))
             yield outcome
 
-    now = race
-    for now in run(race, measure):
+    for step, now in enumerate(run(race, measure, count=workers.at_a_time), 1):
         for name in now.dropped:
             pool[name].forget_weights()
-    return now
+        rows += _rows_of(step, ran, race, now)
+        folder.write_rows("race.csv", rows)
+        ran.clear()
+        race = now
+    return race
 
 
-def _outcome(candidate: CandidateRun, move: Move, *, quiet: bool) -> Outcome:
-    if not quiet:
-        terminal.warn(f"{move.candidate}, {move.size} examples: {move.reason}")
-    try:
-        loss = candidate.measure_loss(move.size)
-    except FAILURES as error:
-        reason = one_line(error)
-        terminal.warn(f"failed: {move.candidate}, {move.size} examples: {reason}")
-        return Outcome(move.candidate, move.size, None, reason)
-    return Outcome(move.candidate, move.size, loss, seconds=candidate.seconds[move.size])
+def _outcome(candidate: CandidateRun, move: Move, failure: str | None) -> Outcome:
+    if failure is None:
+        try:
+            loss = candidate.measure_loss(move.size)
+        except FAILURES as error:
+            failure = one_line(error)
+        else:
+            seconds = candidate.seconds[move.size]
+            return Outcome(move.candidate, move.size, loss, seconds=seconds)
+    terminal.warn(f"failed: {move.candidate}, {move.size} examples: {failure}")
+    return Outcome(move.candidate, move.size, None, failure)
+
+
+def _rows_of(
+    step: int, ran: Sequence[tuple[Move, Outcome]], before: Race, now: Race
+) -> Iterator[dict[str, Any]]:
+    """Rows of race.csv: each fine-tune of a step, and what was believed after the step."""
+    dropped = [name for name in now.dropped if name not in before.dropped]
+    for move, outcome in ran:
+        yield {
+            "step": step, "candidate": move.candidate, "size": move.size, "cost": move.cost,
+            "reason": move.reason, "test_loss": outcome.loss, "failure": outcome.reason,
+            "leader": now.leader, "p_best": now.probability, "dropped": " ".join(dropped),
+            "stop": now.stop.text if now.stop else "",
+        }  # fmt: skip

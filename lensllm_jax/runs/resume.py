@@ -87,11 +87,14 @@ def test_covariance(folder: RunFolder, paths: Sequence[str]) -> Float[np.ndarray
 def test_covariances(
     folder: RunFolder, table: LossTable
 ) -> Float[np.ndarray, "num_sizes num_candidates num_candidates"]:
-    """:func:`test_covariance` at each size of a table; NaN where the folder has no cell."""
+    """:func:`test_covariance` at each size of a table; NaN where it or the folder has no loss."""
     covariances = np.full((len(table.sizes), *[len(table.names)] * 2), np.nan)
-    for covariance, size in zip(covariances, table.sizes.tolist(), strict=True):
+    for covariance, size, losses in zip(
+        covariances, table.sizes.tolist(), table.losses.T, strict=True
+    ):
         paths = [cell_path(name, size) for name in table.names]
-        here = [i for i, path in enumerate(paths) if has_cell(folder, path)]
+        known = np.flatnonzero(np.isfinite(losses)).tolist()
+        here = [i for i in known if has_cell(folder, paths[i])]
         if here:
             covariance[np.ix_(here, here)] = test_covariance(folder, [paths[i] for i in here])
     return covariances

@@ -26,7 +26,8 @@ from lensllm_jax.report.html import to_html
 from lensllm_jax.report.markdown import to_markdown
 from lensllm_jax.report.sections import Report
 from lensllm_jax.report.selection import selection_report
-from lensllm_jax.runs.racing import ladder, run_race, smallest_of
+from lensllm_jax.runs.executors import ExecutorConfig
+from lensllm_jax.runs.racing import Workers, ladder, run_race, smallest_of
 from lensllm_jax.runs.results import ModelSelection
 from lensllm_jax.runs.resume import CandidateRun, Cells, task_settings, test_covariances
 from lensllm_jax.runs.run_folder import RUN, RunFolder
@@ -194,7 +195,8 @@ def select_model(
             )
             for name, summary in summaries.items()
         }
-        measured = _measure(pool, plan, quiet=run.quiet)
+        workers = Workers(ExecutorConfig(), whole, cells)
+        measured = _measure(pool, plan, workers, quiet=run.quiet)
     selection = _select(pool, plan, whole, config, measured, folder)
     if winner is not None:
         selection = _with_model(selection, pool, winner)
@@ -284,10 +286,10 @@ class Measured(NamedTuple):
     race: Race | None = None  # at its end
 
 
-def _measure(pool: Pool, plan: Plan, *, quiet: bool) -> Measured:
+def _measure(pool: Pool, plan: Plan, workers: Workers, *, quiet: bool) -> Measured:
     """Measures all that the order needs."""
     if plan.race is not None:
-        race = run_race(pool, plan.race, quiet=quiet)
+        race = run_race(pool, plan.race, workers, quiet=quiet)
         for name in kernels_after(race, plan.kernels):
             pool[name].compute_kernel()
         return Measured({}, race)

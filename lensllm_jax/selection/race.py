@@ -54,7 +54,7 @@ from scipy import special
 from lensllm_jax import checks
 from lensllm_jax.selection.loss_table import LossTable
 from lensllm_jax.selection.posterior import Odds, Posterior
-from lensllm_jax.selection.problem import Problem
+from lensllm_jax.selection.problem import Evidence, Problem
 from lensllm_jax.selection.selectors import posterior as posterior_selector
 
 _MOST_EPSILON = 0.002  # of P(best): a drop is final
@@ -157,6 +157,9 @@ class Race:
         default_factory=dict
     )  # candidate -> reason: it runs no further
     seconds: float = 0.0  # of fine-tuning so far
+    covariance_of: Callable[[LossTable], Float[np.ndarray, "s c c"]] | None = dataclasses.field(
+        default=None, repr=False
+    )  # of a table's test losses, see ``Evidence.loss_covariance``
     _centers: dict[bytes, _Rows] = dataclasses.field(default_factory=dict, repr=False)  # computed
 
     @classmethod
@@ -167,6 +170,7 @@ class Race:
         rule: RaceRule,
         *,
         zero_shot: Mapping[str, float] | None = None,
+        covariance_of: Callable[[LossTable], Float[np.ndarray, "s c c"]] | None = None,
     ) -> "Race":
         """Before the first fine-tune.
 
@@ -175,6 +179,7 @@ class Race:
             num_params: of each.
             rule: of the race.
             zero_shot: candidate -> loss before fine-tuning, as evidence.
+            covariance_of: a table's test losses -> their covariance over the test records.
 
         Raises:
             UserError: if there is nothing to compare, or no first size within the budget.
@@ -186,6 +191,7 @@ class Race:
             tuple(map(float, num_params)),
             rule,
             {name: {0: zero_shot[name]} if zero_shot else {} for name in names},
+            covariance_of=covariance_of,
         )
         first = sum(race.cost_of(name, rule.sizes[0]) for name in names)
         if first > rule.max_cost:
@@ -256,7 +262,9 @@ class Race:
         return self._centers[key]
 
     def _posterior_of(self, table: LossTable) -> Posterior:
-        problem = Problem(table, self.rule.target_size)
+        covariance = None if self.covariance_of is None else self.covariance_of(table)
+        evidence = Evidence(loss_covariance=covariance)
+        problem = Problem(table, self.rule.target_size, evidence=evidence)
         confidence = posterior_selector.score(problem).confidence
         assert isinstance(confidence, Posterior)
         return confidence

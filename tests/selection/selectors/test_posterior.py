@@ -135,9 +135,7 @@ def test_odd_tables_have_finite_answers(kind):
 
 def test_a_weight_of_one_is_that_view_alone():
     views = Views.of(Problem(small_table(), 51200).at_budget(3200, 51200))
-    alone = Constants(
-        local=0.0, warped=0.0, slopes=1.0, budget=0.0, convergence=0.0, width=1.0
-    )
+    alone = Constants(local=0.0, warped=0.0, slopes=1.0, budget=0.0, convergence=0.0, width=1.0)
     posterior = views.posterior(alone)
     np.testing.assert_array_equal(posterior.center, views.log_losses[2])
     np.testing.assert_allclose(posterior.log_std, views.log_std)
