@@ -75,6 +75,8 @@ def shown(output: nbformat.NotebookNode) -> str:
         image = data["image/png"].replace("\n", "")
         alt = html.escape(output.metadata["image/png"]["alt"])
         return f'<figure><img alt="{alt}" src="data:image/png;base64,{image}"></figure>\n'
+    if "text/html" in data:  # of our own results; a bar has done its work
+        return "" if "<progress" in data["text/html"] else data["text/html"]
     return code(re.sub(r" at 0x[0-9a-f]+", "", data.get("text/plain", "")))
 
 

@@ -17,7 +17,7 @@ import io
 import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float
@@ -37,6 +37,8 @@ COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#0
 _LINES = ("-", "--", ":", "-.")
 _MARKERS = "os^D"
 _LONGEST_NAME, _LONGEST_TITLE = 48, 96  # characters of a line in a legend, in a title
+_MOST_LABELS, _LONGEST_LABEL = 20, 24  # labels at the ends of curves; characters of one
+_CHARACTER, _LINE = 0.0125, 0.048  # of a label's text, shares of the axes
 HEAT = "cividis"  # rises in lightness, and reads alike in every colour vision
 
 # what a selector goes by -> colour; selector -> marker, of its own over all families
@@ -109,13 +111,17 @@ def draw_loss_curves(
     figure, axes = axes_with("training examples D", table.in_unit("test loss"))
     positive = table.sizes[table.sizes > 0]
     grid = np.geomspace(positive[0], target_size, 200)
+    ends = []
     for i, name in enumerate(table.names):
         style, marker = colour_of(i), _again(_MARKERS, i)
         axes.plot(table.sizes, table.losses[i], marker, color=style["color"], label=name)
+        last = np.flatnonzero(~np.isnan(table.losses[i]))[-1:]
+        ends += [_End(name, i, float(table.sizes[j]), float(table.losses[i, j])) for j in last]
         if name in laws:
             axes.plot(grid, laws[name](grid), **style)
             at_target = laws[name](np.array([float(target_size)]))
             axes.plot([target_size], at_target, "*", markersize=11, color=style["color"])
+            ends[-1] = _End(name, i, float(target_size), at_target.item())
         if intervals and name in intervals:
             # next to each other and the stars, not on top of them
             position = target_size * 1.15 * 1.06**i
@@ -127,10 +133,66 @@ def draw_loss_curves(
     axes.yaxis.set_major_locator(MaxNLocator(8))
     axes.yaxis.set_major_formatter("{x:g}")
     axes.minorticks_off()
+    _label_ends(axes, ends)
     if table.unit == LOSS_UNIT:
         _add_bits(axes)
     axes.set_title(f"{table.task}: measured losses, fitted laws, predictions (stars)")
     return figure, axes
+
+
+class _End(NamedTuple):
+    """Where the curve of a candidate ends, in the units of the axes."""
+
+    name: str
+    place: int  # of the candidate in its table
+    x: float
+    y: float
+
+
+def _label_ends(axes: Axes, ends: Sequence[_End]) -> None:
+    """Names beside the ends of their curves, in a margin of the axes that this makes.
+
+    More than fit below each other stay in the legend.
+    """
+    if not ends or len(ends) > _MOST_LABELS:
+        return
+    names = [_shortened(printable(end.name), _LONGEST_LABEL) for end in ends]
+    scale = axes.xaxis.get_transform()
+    left, right = scale.transform(np.array(axes.get_xlim()))
+    margin = 0.06 + _CHARACTER * max(map(len, names))  # share of the width
+    edge = left + (right - left) / (1.0 - margin)
+    low, high = axes.get_ylim()
+    axes.set(xlim=(axes.get_xlim()[0], scale.inverted().transform(edge)), ylim=(low, high))
+    to_axes = axes.transScale + axes.transLimits
+    at = to_axes.transform([(end.x, end.y) for end in ends])
+    places = _spread(at[:, 1], gap=_LINE)
+    for end, name, (x, y), place in zip(ends, names, at, places, strict=True):
+        style = {"color": colour_of(end.place)["color"], "transform": axes.transAxes}
+        start = 1.0 - margin + 0.03
+        axes.plot([x, start], [y, place], linewidth=0.7, alpha=0.6, **style)
+        axes.plot([start + 0.012], [place], _again(_MARKERS, end.place), markersize=4, **style)
+        axes.text(
+            start + 0.03, place, name, fontsize="small", verticalalignment="center",
+            transform=axes.transAxes,
+        )  # fmt: skip
+    for line in axes.lines:
+        line.set_label("_named at its end")
+
+
+def _spread(heights: Float[np.ndarray, " n"], *, gap: float) -> Float[np.ndarray, " n"]:
+    """Heights in 0 to 1, moved by the least squares that leave ``gap`` between them."""
+    order = np.argsort(heights)
+    steps = gap * np.arange(len(heights))
+    # less the gaps below them they must ascend: pool adjacent violators
+    blocks: list[list[float]] = []
+    for value in heights[order] - steps:
+        blocks.append([value])
+        while len(blocks) > 1 and np.mean(blocks[-2]) > np.mean(blocks[-1]):
+            blocks[-2:] = [blocks[-2] + blocks[-1]]
+    level = np.concatenate([np.full(len(block), np.mean(block)) for block in blocks])
+    placed = np.empty(len(heights))
+    placed[order] = np.clip(level, gap / 2, 1.0 - gap / 2 - steps[-1]) + steps
+    return placed
 
 
 def _add_bits(axes: Axes) -> None:
@@ -147,12 +209,15 @@ def _add_bits(axes: Axes) -> None:
 def draw_kernel_spectra(eigenvalues: Mapping[str, Float[np.ndarray, " n"]]) -> tuple[Figure, Axes]:
     """Eigenvalues (in any order) of each candidate's kernel, largest first."""
     figure, axes = axes_with("index j", r"eigenvalue $\lambda_j$ of $\Theta$ (squared output)")
+    ends = []
     for i, (name, values) in enumerate(eigenvalues.items()):
         axes.plot(np.arange(1, len(values) + 1), np.sort(values)[::-1], label=name, **colour_of(i))
+        ends.append(_End(name, i, float(len(values)), float(values.min())))
     axes.set_xscale("log")
     axes.xaxis.set_major_formatter("{x:g}")
     axes.xaxis.set_minor_formatter(NullFormatter())
     axes.set_yscale("log")
+    _label_ends(axes, [end for end in ends if end.y > 0])
     axes.set_title("Spectra of the neural tangent kernels")
     return figure, axes
 
@@ -214,6 +279,7 @@ def _as_written(figure: Figure) -> None:
     titles = [*(axes.title for axes in figure.axes), *figure.texts]
     legends = [legend for axes in figure.axes if (legend := axes.get_legend()) is not None]
     names = [text for legend in legends for text in legend.get_texts()]
+    names += [text for axes in figure.axes for text in axes.texts]
     for texts, longest in ((titles, _LONGEST_TITLE), (names, _LONGEST_NAME)):
         for text in texts:
             lines = text.get_text().split("\n")

@@ -42,7 +42,7 @@ _NAME, _PARAMS, _FAMILY = "config name", "size", "family"
 _LONGEST_SHOWN = 40  # characters of a cell in a message
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class LossTable:
     """Test losses of candidates on one task."""
 
@@ -76,6 +76,12 @@ class LossTable:
             )
         if np.any(self.num_params <= 0):
             raise checks.UserError("`num_params` must be positive, got zero or less")
+
+    def __repr__(self) -> str:
+        count, sizes = len(self.names), ", ".join(f"{size:,}" for size in self.sizes)
+        return (
+            self.in_unit(f"<LossTable {self.task!r}: {count} candidates at {sizes} examples") + ">"
+        )
 
     def in_unit(self, what: str) -> str:
         """``what``, with the unit of the losses where it is known."""

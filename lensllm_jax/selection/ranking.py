@@ -26,7 +26,7 @@ class RankingMetrics(NamedTuple):
     relative_accuracy: float  # 100 where the best candidate was selected, 0 where the worst
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Ranking:
     """A selector's answer on a table."""
 
@@ -42,6 +42,11 @@ class Ranking:
     ledger: FlopsLedger  # what was spent, or what the selector would have spent
     fits: LawFits | None  # of the law behind the scores, rows in the table's order, if there is one
     seconds: float  # of the selector and of its backtest
+
+    def __repr__(self) -> str:
+        sizes = f"from {self.budget_size:,} to {self.target_size:,} examples"
+        first = ", ".join(self.order[:3]) + (", ..." if len(self.order) > 3 else "")
+        return f"<Ranking by {self.selector} {sizes}: {first}>"
 
     @property
     def flops(self) -> float:

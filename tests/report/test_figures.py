@@ -1,5 +1,7 @@
 """One style for all figures: panels name their axes, kernels side by side share a scale."""
 
+import itertools
+
 import numpy as np
 import pytest
 
@@ -48,5 +50,33 @@ def test_losses_per_byte_have_a_scale_of_bits():
 def test_a_long_name_is_shortened_and_a_title_is_not():
     axes = drawn_curves(task="pydoc")
     assert axes.get_title() == "pydoc: measured losses, fitted laws, predictions (stars)"
-    (name,) = (text.get_text() for text in axes.get_legend().get_texts())
-    assert name == "a" * 24 + "\u2026" + "a" * 24
+    (name,) = (text.get_text() for text in axes.texts)
+    assert name == "a" * 12 + "\u2026" + "a" * 12
+
+
+def test_names_stand_apart_beside_the_ends_of_their_curves():
+    sizes, losses = np.array([0, 200, 400]), np.full((9, 3), 1.5)
+    losses[:, 2] = [1.0, 1.001, 1.002, 1.003, 1.2, 1.4, 1.41, 1.42, np.nan]
+    names = tuple(f"candidate-{i}" for i in range(9))
+    table = LossTable(names, sizes, losses, np.ones(9), ("",) * 9)
+    figure, axes = figures.draw_loss_curves(table, {}, target_size=400)
+    figures.png(figure, axes)
+    assert axes.get_legend() is None
+    figure.canvas.draw()  # in pixels of the screen, not of the file
+    boxes = [text.get_window_extent() for text in axes.texts]
+    assert not any(a.overlaps(b) for a, b in itertools.combinations(boxes, 2))
+    inside = axes.get_window_extent()
+    assert all(inside.x0 < box.x0 and box.x1 < inside.x1 for box in boxes)
+    points = axes.transData.transform([(400, 1.42)] * 2)
+    assert max(points[:, 0]) < min(box.x0 for box in boxes)
+    lowest = [text.get_text() for text in sorted(axes.texts, key=lambda t: t.get_position()[1])]
+    assert lowest[:4] == ["candidate-0", "candidate-1", "candidate-2", "candidate-3"]
+
+
+def test_more_names_than_lines_stay_in_the_legend():
+    sizes, losses = np.array([0, 200]), np.linspace(1.0, 2.0, 60).reshape(30, 2)
+    table = LossTable(tuple(map(str, range(30))), sizes, losses, np.ones(30), ("",) * 30)
+    figure, axes = figures.draw_loss_curves(table, {}, target_size=400)
+    figures.png(figure, axes)
+    assert len(axes.get_legend().get_texts()) == 30
+    assert not axes.texts

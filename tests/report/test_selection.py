@@ -10,6 +10,7 @@ import pytest
 
 from lensllm_jax.report.html import to_html
 from lensllm_jax.report.markdown import to_markdown
+from lensllm_jax.runs.select_model import _numbers
 from lensllm_jax.selection.orders import Drop, Order
 from lensllm_jax.selection.posterior import Concordance
 from lensllm_jax.selection.uncertainty import NextMeasurement
@@ -70,7 +71,7 @@ def test_a_dropped_candidate_beats_none(capsys):
 
 
 def test_a_table_of_numbers_holds_the_probability_itself(selection):
-    rows = [load("select_model").module._numbers(row) for row in selection.rows()]
+    rows = [_numbers(row) for row in selection.rows()]
     first, second, _ = selection.ranking.order
     assert str(rows[0]["p_beats_next"]) == repr(selection.ranking.probability(first, second))
     assert (rows[0]["low_90"], rows[0]["high_90"]) == selection.ranking.interval(first, level=0.9)

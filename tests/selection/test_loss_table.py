@@ -233,3 +233,8 @@ def test_names_that_a_spreadsheet_would_run_are_neutral_and_read_back(tmp_path):
     assert [row[:2] for row in rows] == ["'=", "'@", "'-", "''", "'+", "pl"]
     read = read_loss_table(tmp_path / "a.csv")
     assert (read.names, read.family) == (names, names)
+
+
+def test_a_table_is_shown_in_a_line():
+    table = parse_loss_table(io.StringIO(HEADER + "a,3,2,1000,1e6,x\nb,3,2,1,1e6,x\n"), task="t")
+    assert repr(table) == "<LossTable 't': 2 candidates at 0, 200, 400 examples>"
