@@ -37,6 +37,7 @@ import numpy as np
 from absl import flags
 
 from experiments.common import cli
+from experiments.common.flags import define_save_adapter, define_save_winner
 from experiments.common.measurement_flags import measurement_flags
 from lensllm_jax.language_modelling import BITS_PER_NAT, LOSS_UNIT
 from lensllm_jax.runs import executors, terminal
@@ -64,6 +65,8 @@ EXECUTOR = flags.DEFINE_enum(
 PROCESSES = flags.DEFINE_integer("processes", 1, "Of --executor=local; they share the cores.")
 RAY_ADDRESS = flags.DEFINE_string("ray_address", "127.0.0.1:6379", "host:port of the Ray head.")
 RAY_THREADS = flags.DEFINE_integer("ray_threads", 1, "Cores of a cell under --executor=ray.")
+SAVE_WINNER = define_save_winner()
+SAVE_ADAPTER = define_save_adapter()
 
 
 def main(argv: Sequence[str]) -> int:
@@ -76,7 +79,8 @@ def main(argv: Sequence[str]) -> int:
         learning_rates=cli.numbers("learning_rates", LEARNING_RATES.value),
         batch_sizes=cli.whole_numbers("batch_sizes", BATCH_SIZES.value),
         executor=EXECUTOR.value, processes=PROCESSES.value, ray_address=RAY_ADDRESS.value,
-        ray_threads=RAY_THREADS.value,
+        ray_threads=RAY_THREADS.value, save_winner=SAVE_WINNER.value,
+        save_adapter=SAVE_ADAPTER.value,
     )  # fmt: skip
     if not FLAGS.quiet:
         if result.ledger:

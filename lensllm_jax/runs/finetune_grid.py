@@ -16,9 +16,10 @@ from lensllm_jax.checkpoints.summary import CandidateSummary
 from lensllm_jax.data.task import Task
 from lensllm_jax.finetune.compute import ParameterCounts, parameter_counts
 from lensllm_jax.finetune.search import SearchGrid
-from lensllm_jax.measurement.jobs import Cell, Job, JobResult, one_line
+from lensllm_jax.measurement.jobs import Cell, Job, JobResult, Measurer, one_line
 from lensllm_jax.measurement.measurement import MeasurementConfig
 from lensllm_jax.measurement.pool import describe_pool, loss_table
+from lensllm_jax.measurement.winner import Winner, forget
 from lensllm_jax.runs import executors, terminal
 from lensllm_jax.runs.executors import ExecutorConfig
 from lensllm_jax.runs.results import FinetuneGrid, Losses
@@ -26,11 +27,12 @@ from lensllm_jax.runs.resume import (
     Cells,
     cell_path,
     has_cell,
+    save_weights,
     task_settings,
     test_covariance,
 )
 from lensllm_jax.runs.run_folder import RunFolder
-from lensllm_jax.runs.settings import RunSettings, read_settings
+from lensllm_jax.runs.settings import RunSettings, WinnerSettings, read_settings
 from lensllm_jax.selection.flops import training_flops
 from lensllm_jax.selection.loss_table import LossTable, write_loss_table
 
@@ -38,7 +40,7 @@ Number = TypeVar("Number", int, float)
 
 
 @dataclasses.dataclass(frozen=True)
-class GridSettings:
+class GridSettings(WinnerSettings):
     """What a grid takes beside the settings of every run."""
 
     sizes: tuple[int, ...] = (
@@ -132,13 +134,18 @@ def finetune_grid(
     given |= {"on_progress": on_progress, **settings}
     run, wanted = read_settings(GridSettings, given, call="lensllm_jax.finetune_grid")
     executor, grid = wanted.executor_config(), wanted.grid(run)
-    folder = run.open_folder(grid.settings(executor), grid.task, grid.pool)
+    decided = grid.settings(executor)
+    winner = wanted.winner(decided, grid.pool, run)
+    grid = grid._replace(keep=winner.keep if winner else None)
+    folder = run.open_folder(decided, grid.task, grid.pool)
     failures = _measure(grid, folder, executor, run)
     for failure in failures:  # before anything is written: the disk may be full
         line = "failed: {candidate}, {size} examples, seed {seed}: {reason}"
         terminal.warn(line.format(**failure))
     folder.write_rows("failures.csv", failures)
     by_seed = _losses_of(grid, folder)
+    if winner is not None:
+        _save_best(grid, folder, by_seed, winner)
     tables, ledger = _tables(grid, by_seed), []
     for name, table in tables.items():
         write_loss_table(table, folder.path / name)
@@ -161,6 +168,7 @@ class Grid(NamedTuple):
     config: MeasurementConfig  # with the first seed, rate and batch size
     task: Task
     checkpoint_seconds: float
+    keep: str | None = None  # how the weights of the largest size and first seed are kept
 
     def settings(self, executor: ExecutorConfig) -> dict[str, Any]:
         """All that decides the results, as JSON values."""
@@ -181,6 +189,7 @@ class Grid(NamedTuple):
                 name, summary.num_params, size, dataclasses.replace(self.config, seed=seed),
                 self.search if searched else None,
                 folder.path / self.path(name, size, seed), self.checkpoint_seconds,
+                keep=self.keep if size == self.sizes[-1] > 0 and seed == self.seeds[0] else None,
             )
             for name, summary in self.pool.items()
             for seed in self.seeds
@@ -235,6 +244,20 @@ def _measure(
                                  "seed": job.config.seed, "reason": reason})  # fmt: skip
                 progress.drop(job.work)
     return failures
+
+
+def _save_best(grid: Grid, folder: RunFolder, losses: Losses, winner: Winner) -> None:
+    """Puts the best weights of the largest size in their folder; those of the others go."""
+    by_name = {job.name: job for job in grid.jobs(folder) if job.keep}
+    found = losses[grid.seeds[0]]
+    measured = [name for name in by_name if grid.sizes[-1] in found[name]]
+    if not measured:
+        terminal.warn(f"{winner.folder}: no fine-tune on the most examples ended, none is saved")
+        return
+    best = min(measured, key=lambda name: found[name][grid.sizes[-1]])
+    save_weights(winner, by_name[best], Measurer(grid.task))
+    for job in by_name.values():
+        forget(job)
 
 
 def _failure_of(result: JobResult, cells: Cells) -> str:

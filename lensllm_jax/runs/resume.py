@@ -220,11 +220,7 @@ class CandidateRun:
                 f"`save_winner` must have a fine-tune to save, got none of {self.summary.name} "
                 "that ended: see why each failed"
             )
-        if not winner.moved(job):  # it was dropped, or an earlier run was not to keep them
-            terminal.warn(f"{job}: fine-tuned again, for its weights were not kept")
-            self._measurer.measure(job)
-            winner.moved(job)
-            job.discard()
+        save_weights(winner, job, self._measurer)
         return job.size
 
     def compute_kernel(self) -> None:
@@ -241,6 +237,17 @@ class CandidateRun:
         self._measurer.forget(self.summary.name)
         for size in set(sizes) - set(self.losses):
             self._cells.progress.drop(self.job(size).work)
+
+
+def save_weights(winner: Winner, job: Job, measurer: Measurer) -> None:
+    """Puts the weights of a finished job in the winner's folder."""
+    if winner.moved(job):
+        return
+    # it was dropped, an earlier run was not to keep them, or another machine measured it
+    terminal.warn(f"{job}: fine-tuned again, for its weights were not kept")
+    measurer.measure(job)
+    winner.moved(job)
+    job.discard()
 
 
 def remember_kernel(

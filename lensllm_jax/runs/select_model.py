@@ -31,7 +31,7 @@ from lensllm_jax.runs.racing import Workers, ladder, run_race, smallest_of
 from lensllm_jax.runs.results import ModelSelection
 from lensllm_jax.runs.resume import CandidateRun, Cells, task_settings, test_covariances
 from lensllm_jax.runs.run_folder import RUN, RunFolder
-from lensllm_jax.runs.settings import RunSettings, read_settings
+from lensllm_jax.runs.settings import WinnerSettings, read_settings
 from lensllm_jax.selection import orders
 from lensllm_jax.selection.answer import Model
 from lensllm_jax.selection.flops import FlopsLedger, kernel_flops
@@ -48,7 +48,7 @@ Pool: TypeAlias = dict[str, CandidateRun]
 
 
 @dataclasses.dataclass(frozen=True)
-class SelectionSettings:
+class SelectionSettings(WinnerSettings):
     """What a selection takes beside the settings of every run."""
 
     target_size: int = 6400  # size that matters, examples
@@ -65,8 +65,6 @@ class SelectionSettings:
     worth: float = 0.0  # of a race, relative loss that tuning all on the target once is worth
     kernels: str = "survivors"  # whose are computed after a race
     all_test_examples: bool = False  # of a race: also where a loss is far above the best
-    save_winner: str | Path | None = None  # folder for the best one's fine-tuned weights
-    save_adapter: bool = False  # with ``tune="lora"``: as an adapter in PEFT's format
 
     def plan(self, task: Task) -> "Plan":
         """What these settings mean on a task.
@@ -97,23 +95,6 @@ class SelectionSettings:
         rule = DropRule(target_size=self.target_size, keep=self.keep, gamma=self.gamma)
         every = race is None or self.all_test_examples
         return Plan(budget, smallest, order, halving, rule, race, self.kernels, every)
-
-    def winner(
-        self, decided: Mapping[str, Any], pool: Mapping[str, CandidateSummary], run: RunSettings
-    ) -> Winner | None:
-        """Where the winner goes, if it is to be saved.
-
-        Raises:
-            UserError: naming the setting at fault.
-        """
-        if self.save_winner is None:
-            if self.save_adapter:
-                raise checks.UserError("`save_adapter` must go with `save_winner`, got no folder")
-            return None
-        winner = Winner(Path(self.save_winner), decided, adapter=self.save_adapter)
-        num_params = {name: one.num_params for name, one in pool.items()}
-        winner.check(num_params, run.measurement.compute, Path(run.output_dir))
-        return winner
 
     def _sizes(self, order: Order, available: int) -> tuple[int, int]:
         """The largest and the smallest size."""

@@ -23,6 +23,7 @@ from lensllm_jax.finetune.compute import ComputeConfig, keep_compiled
 from lensllm_jax.measurement.measurement import MeasurementConfig
 from lensllm_jax.measurement.memory import check_memory
 from lensllm_jax.measurement.pool import NUM_CHECKED, altered_targets, check_tuning, shared_task
+from lensllm_jax.measurement.winner import Winner
 from lensllm_jax.runs import terminal
 from lensllm_jax.runs.progress import Progress
 from lensllm_jax.runs.run_folder import RunFolder
@@ -135,6 +136,36 @@ class RunSettings:
     def progress(self, *, total: float) -> Progress:
         """Shows how far the run is, of ``total`` work."""
         return Progress(total=total, quiet=self.quiet, on_progress=self.on_progress)
+
+
+@dataclasses.dataclass(frozen=True)
+class WinnerSettings:
+    """Of a kind of run that may save the best candidate."""
+
+    save_winner: str | Path | None = None  # folder for the best one's fine-tuned weights
+    save_adapter: bool = False  # with ``tune="lora"``: as an adapter in PEFT's format
+
+    def winner(
+        self, decided: Mapping[str, Any], pool: Mapping[str, CandidateSummary], run: RunSettings
+    ) -> Winner | None:
+        """Where the winner goes, if it is to be saved.
+
+        Args:
+            decided: settings of the run, as its folder records them.
+            pool: candidates by name.
+            run: with the folder.
+
+        Raises:
+            UserError: naming the setting at fault.
+        """
+        if self.save_winner is None:
+            if self.save_adapter:
+                raise checks.UserError("`save_adapter` must go with `save_winner`, got no folder")
+            return None
+        winner = Winner(Path(self.save_winner), decided, adapter=self.save_adapter)
+        num_params = {name: one.num_params for name, one in pool.items()}
+        winner.check(num_params, run.measurement.compute, Path(run.output_dir))
+        return winner
 
 
 @dataclasses.dataclass(frozen=True)

@@ -4,6 +4,7 @@ import csv
 import dataclasses
 import json
 import shutil
+from pathlib import Path
 
 import datasets
 import numpy as np
@@ -62,7 +63,7 @@ def cell(folder, piece):
 def plain(task, tmp_path_factory):
     """One seed, nothing searched."""
     folder = tmp_path_factory.mktemp("grid") / "plain"
-    assert run(task, folder, quiet=True) == 0
+    assert run(task, folder, quiet=True, save_winner=f"{folder}-model") == 0
     return folder
 
 
@@ -71,7 +72,8 @@ def searched(task, tmp_path_factory):
     """Two seeds, two rates and two batch sizes."""
     folder = tmp_path_factory.mktemp("grid") / "searched"
     chosen = {"learning_rates": "1e-5,1e-3", "batch_sizes": "4,8", "seeds": "0,1"}
-    assert run(task, folder, quiet=True, sizes="0,8", **chosen) == 0
+    model = f"{folder}-model"
+    assert run(task, folder, quiet=True, sizes="0,8", save_winner=model, **chosen) == 0
     return folder
 
 
@@ -81,6 +83,20 @@ def test_a_folder_records_every_setting(plain):
     assert set(settings) == fields | {"candidates", "task", "task_sha256", "sizes", "threads"}
     assert (settings["seed"], settings["batch_size"], settings["threads"]) == ([0], [4], None)
     assert settings["compute"] == dataclasses.asdict(ComputeConfig())
+
+
+@pytest.mark.parametrize(("grid_of", "piece"), [("plain", "16"), ("searched", "seed-0/8")])
+def test_the_best_of_the_largest_size_is_saved_with_the_settings_it_chose(grid_of, piece, request):
+    folder = request.getfixturevalue(grid_of)
+    found, saved = cell(folder, piece), Path(f"{folder}-model")
+    note = json.loads((saved / "fine_tuning.json").read_text())
+    assert (note["candidate"], note["result"]["test_loss"]) == ("zoo/gpt2-xs", found["test_loss"])
+    assert (note["learning_rate"], note["batch_size"]) == (
+        found["learning_rate"], found["batch_size"]
+    )  # fmt: skip
+    before, after = (lens.load_candidate(name).params for name in ("zoo/gpt2-xs", str(saved)))
+    assert np.abs(before["embed"]["embedding"] - after["embed"]["embedding"]).max() > 1e-4
+    assert not list(folder.glob("cells/**/*weights*"))
 
 
 def test_copies_between_splits_are_left_out_and_counted(plain):

@@ -12,7 +12,7 @@ from lensllm_jax import checks
 from lensllm_jax.data.task import Example, build_task
 from lensllm_jax.finetune.compute import ComputeConfig
 from lensllm_jax.measurement import winner as winners
-from lensllm_jax.measurement.jobs import ADAPTER, NOTE, RECORDS, WHOLE, Job, Measurer
+from lensllm_jax.measurement.jobs import ADAPTER, NOTE, RECORDS, UNFINISHED, WHOLE, Job, Measurer
 from lensllm_jax.measurement.measurement import Measurement, MeasurementConfig
 from lensllm_jax.measurement.winner import Winner, forget
 from tests.checkpoints.adapter_folders import write_adapter
@@ -50,8 +50,16 @@ def before():
     ],
 )
 def test_the_folder_has_the_losses_of_the_cell(compute, keep, before, tmp_path):
-    job = job_of("zoo/gpt2-xs", tmp_path, compute, keep)
-    cell = Measurer(TASK).measure(job)
+    job, measurer = job_of("zoo/gpt2-xs", tmp_path, compute, keep), Measurer(TASK)
+
+    def until_killed(now):
+        if now.share > 0.6:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        measurer.measure(job._replace(checkpoint_seconds=0), on_progress=until_killed)
+    assert job.path.with_suffix(UNFINISHED).exists()
+    cell = measurer.measure(job)  # from the checkpoint
     winner = Winner(tmp_path / "model", RUN, adapter=keep == ADAPTER)
     assert winner.moved(job)
     assert not job.kept.exists()
