@@ -106,6 +106,17 @@ def test_copies_between_splits_are_left_out_and_counted(plain):
     assert all("repeats" in reason for reason in record["left_out"])
 
 
+def test_what_is_known_of_a_checkpoint_is_shown_and_recorded(task, tmp_path, capsys):
+    names = "zoo/gpt2-xs,zoo/t5-xs"  # only the second one's config has keys that nobody reads
+    assert run(task, tmp_path / "noted", candidates=names, sizes="0") == 0
+    (note,) = describe_candidate("zoo/t5-xs").notes
+    assert note.endswith("ignored, as by Hugging Face's t5 model")
+    shown = capsys.readouterr()
+    assert (shown.out + shown.err).count(f"zoo/t5-xs: {note}\n") == 1
+    record = json.loads((tmp_path / "noted" / "run.json").read_text())
+    assert record["checkpoints"] == {"zoo/t5-xs": [note]}
+
+
 def test_the_ledger_says_what_each_fine_tune_took(plain):
     ledger = rows(plain / "ledger.csv")
     assert [row["size"] for row in ledger] == ["0", "8", "16"]
