@@ -89,6 +89,11 @@ MISTAKES = [
     ),
     (
         "executor",
+        "one of ... got 'local'",
+        lambda tmp: kernel_of("zoo/gpt2-xs", executor="local"),
+    ),
+    (
+        "executor",
         "serial without --store_dir, got ray",
         lambda tmp: kernel_of("zoo/gpt2-xs", executor="ray"),
     ),
