@@ -160,6 +160,7 @@ def estimate_ntk_cost(
     readout: Readout | str = Readout.TARGET_LOGPROB,
     label_tokens: Sequence[int] = (),
     parameters: str | None = None,
+    block_size: int | None = None,
     timed: bool = True,
 ) -> cost.NtkCost:
     """What ``candidate_ntk`` of a batch will cost.
@@ -171,6 +172,7 @@ def estimate_ntk_cost(
         readout: which outputs the kernel is of.
         label_tokens: for "label_logits".
         parameters: of which the kernel is; ``None`` takes all.
+        block_size: side of a tile in examples; ``None`` takes one tile.
         timed: estimate seconds; parts of the kernel are compiled and run for it, which takes about
             10 seconds for 7 M parameters and 25 for 124 M on 2 cores.
 
@@ -190,7 +192,9 @@ def estimate_ntk_cost(
     f = ReadoutFn(c.apply_fn, wanted, not c.is_encoder_decoder, tuple(map(int, label_tokens)))
     _check_readout(f)
     of_some = function_of(f, c.params, parameters)
-    return cost.ntk_cost(of_some, c.params, batch, method=method, timed=timed)
+    return cost.ntk_cost(
+        of_some, c.params, batch, method=method, block_size=block_size, timed=timed
+    )
 
 
 def peak_bytes() -> int:

@@ -57,21 +57,32 @@ def ntk_cost(
     x: Any,
     *,
     method: NtkMethod | str = NtkMethod.STRUCTURED,
+    block_size: int | None = None,
     timed: bool = True,
 ) -> NtkCost:
-    """What ``empirical_ntk(f, params, x)`` will cost in one tile.
+    """What ``empirical_ntk(f, params, x)`` will cost.
 
     Args:
         f: ``f(params, x)`` with outputs (n,) or (n, k).
         params: its parameters; a shape stands for an array of that shape.
         x: the examples, or their shapes; only if ``timed`` are their numbers read.
         method: the algorithm.
+        block_size: for "structured", the side of a tile, which sweeps its own examples; ``None``
+            takes one tile.  Operations of several take as long each as those of one.
         timed: estimate seconds, which takes some: parts of the kernel are compiled and run.
 
     Raises:
-        UserError: if ``timed`` and a value is not finite; it says where.
+        UserError: if a setting makes no sense, or ``timed`` and a value is not finite.
     """
     method = NtkMethod(checks.one_of("method", method, list(NtkMethod)))
+    if block_size is not None:
+        checks.positive("block_size", block_size)
+        if method is not NtkMethod.STRUCTURED:
+            raise checks.UserError(
+                f"`block_size` must be left out for method {method.value!r}, got {block_size}"
+            )
+        if block_size < padding.num_examples(x):
+            return _tiled_cost(f, params, x, block_size, timed)
     f = TracedFn.of(f, params, x)
     cost_fn = {
         NtkMethod.STRUCTURED: _structured_cost,
@@ -96,14 +107,42 @@ def _structured_cost(f: ApplyFn, params: Params, x: Any, timed: bool) -> NtkCost
     theta = 2 * n * n * k * k * itemsize
     live = max((snapshot.live_bytes for snapshot in snapshots), default=0) + scratch + theta
 
-    forward, last = program.schedule.num_flops, program.schedule.calls[-1].stage.num_flops
-    flops: float = n * ((2 + k) * forward - last)  # the last stage is not recomputed
-    flops += sum(_gram_flops(group, k == 1) for group in groups)
+    flops = _sweep_flops(program, n) + sum(_gram_flops(group, k == 1) for group in groups)
     seconds = None
     if timed:
         probes = [_sweep_probe(program, params, x), *timing.gram_probes(groups, trace=k == 1)]
         seconds = timing.estimate_seconds(probes)
     return NtkCost(int(HEAP_OVERHEAD * live + COMPILER_BYTES), float(flops), seconds)
+
+
+def _tiled_cost(f: ApplyFn, params: Params, x: Any, block_size: int, timed: bool) -> NtkCost:
+    """All tiles of a symmetric kernel; those off the diagonal sweep both of their sides."""
+    few = jax.tree.map(lambda leaf: _few(leaf, block_size), x)
+    one = ntk_cost(f, params, few, timed=timed)
+    program = sweeps.trace_program(TracedFn.of(f, params, few), params, few)
+    trace, off_diagonal = program.num_outputs == 1, 2.0 * _sweep_flops(program, block_size)
+    for snapshot in _walk(program, _shapes(params), _shapes(few)):
+        for group in snapshot.groups:
+            counted = contractions.pairwise_flops
+            if contractions.is_materialized(group, group, trace=trace):
+                counted = contractions.materialized_flops
+            off_diagonal += counted(group, group, trace=trace)
+    num_blocks = math.ceil(padding.num_examples(x) / block_size)
+    flops = num_blocks * one.flops + num_blocks * (num_blocks - 1) / 2 * off_diagonal
+    seconds = None if one.seconds is None else one.seconds * flops / one.flops
+    return NtkCost(2 * one.bytes, flops, seconds)
+
+
+def _few(leaf: Any, size: int) -> Any:
+    if isinstance(leaf, jax.ShapeDtypeStruct):
+        return jax.ShapeDtypeStruct((size, *leaf.shape[1:]), leaf.dtype)
+    return leaf[:size]
+
+
+def _sweep_flops(program: Program, n: int) -> float:
+    """Forward, recomputed (but for the last stage) and backward to the states."""
+    forward, last = program.schedule.num_flops, program.schedule.calls[-1].stage.num_flops
+    return float(n * ((2 + program.num_outputs) * forward - last))
 
 
 def _contraction_cost(f: ApplyFn, params: Params, x: Any, timed: bool) -> NtkCost:

@@ -173,3 +173,15 @@ def test_a_memory_budget_chooses_the_block_and_not_the_kernel():
 def test_batch_shape_must_be_positive():
     with pytest.raises(checks.UserError, match="`batch_shape`"):
         estimate_ntk_cost(load_candidate("zoo/gpt2-xs"), (0, 4))
+
+
+def test_tiles_off_the_diagonal_sweep_both_sides():
+    w, x = jnp.ones((3, 1)), jnp.ones((2, 3))
+    linear = lambda w, x: (x @ w)[:, 0]  # noqa: E731
+    one, two = (ntk_cost(linear, w, x[:n], timed=False) for n in (1, 2))
+    # a diagonal tile: 12 for the sweeps, 6 for a gradient, 6 for its square; off it 24, 12 and 6
+    tiled = ntk_cost(linear, w, x, block_size=1, timed=False)
+    assert (one.flops, tiled.flops) == (24, 2 * 24 + 42)
+    assert tiled.bytes == 2 * one.bytes
+    assert ntk_cost(linear, w, x, block_size=2, timed=False) == two
+    assert tiled.flops > two.flops

@@ -214,6 +214,18 @@ MISTAKES = [
         lambda tmp: of_candidate(projection=Projection()),
     ),
     ("outputs", "finite ... got nan at index (0, 0)", lambda tmp: of_broken_outputs()),
+    (
+        "block_size",
+        "left out ... 'jacobian_contraction', got 2",
+        lambda tmp: lens.estimate_ntk_cost(
+            Model(), (3, 3), block_size=2, method="jacobian_contraction"
+        ),
+    ),
+    (
+        "block_size",
+        "positive ... got 0",
+        lambda tmp: cost.ntk_cost(linear, ONES, EYE, block_size=0, timed=False),
+    ),
     ("batch_shape", "positive ... got 0", lambda tmp: lens.estimate_ntk_cost(Model(), (0, 3))),
     (
         "readout",
