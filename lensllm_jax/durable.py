@@ -46,7 +46,9 @@ def replace(target: Path, content: bytes) -> None:
 def writing(target: Path) -> Iterator[Path]:
     """Yields a path for another writer to fill; the file then takes the place of ``target``."""
     with _aside(target) as aside:
+        mode = aside.stat().st_mode
         yield aside
+        os.chmod(aside, mode)  # some writers put a file of their own there, for its owner alone
         _flush(aside)
         os.replace(aside, target)
 

@@ -67,8 +67,8 @@ class Winner:
         run = output_dir.resolve()
         if self.folder.resolve() in (run, *run.parents):
             raise checks.UserError(
-                f"`save_winner` must be no folder of `output_dir` {output_dir} or around it, got "
-                f"{self.folder}: name a new one"
+                f"`save_winner` must not be `output_dir` {output_dir} or hold it, got "
+                f"{self.folder}: name a new folder"
             )
         is_empty = not self.folder.exists() or (
             self.folder.is_dir() and not any(self.folder.iterdir())

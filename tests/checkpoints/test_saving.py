@@ -7,7 +7,8 @@ import pytest
 import lensllm_jax as lens
 from lensllm_jax import checks
 from lensllm_jax.checkpoints.candidate import load_folder
-from lensllm_jax.checkpoints.folder import INDEX
+from lensllm_jax.checkpoints.config import CONFIG
+from lensllm_jax.checkpoints.folder import INDEX, SINGLE
 
 
 @pytest.fixture(scope="module")
@@ -38,6 +39,12 @@ def test_a_saved_candidate_can_be_saved_over(candidate, tmp_path):
     load_folder(tmp_path).save(tmp_path, params=doubled)
     assert same(load_folder(tmp_path).params, doubled)
     assert not list(tmp_path.glob(".*"))
+
+
+def test_whoever_may_read_a_saved_config_may_read_its_weights(candidate, tmp_path):
+    candidate.save(tmp_path)
+    modes = {(tmp_path / name).stat().st_mode for name in (CONFIG, SINGLE)}
+    assert len(modes) == 1
 
 
 def test_a_value_that_the_type_does_not_hold_is_named_and_nothing_is_written(candidate, tmp_path):

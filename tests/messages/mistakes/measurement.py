@@ -104,7 +104,11 @@ MISTAKES = [
         "go with `tune` lora, got full",
         lambda tmp: save(tmp, tmp / "model", adapter=True),
     ),
-    ("save_winner", "no folder ... around it, got DIR", lambda tmp: save(tmp / "run", tmp)),
+    (
+        "save_winner",
+        "not be `output_dir` ... or hold it, got DIR",
+        lambda tmp: save(tmp / "run", tmp),
+    ),
     (
         "save_winner",
         "new or an empty folder ... got DIR: name another",
