@@ -20,7 +20,7 @@ DEMO := zoo/cerebras-s,zoo/gpt2-m,zoo/gpt2-s,zoo/gpt2-xs,zoo/opt-m,zoo/opt-s,zoo
 
 demo: .venv/runs
 	$(BIN)/python -m experiments.select_model --candidates=$(DEMO) --task=pydoc \
-	  --target_size=6400 --output_dir=out/demo
+	  --target_size=6400 --learning_rate=1e-3 --output_dir=out/demo
 
 figures: .venv/runs
 	$(BIN)/python -m experiments.paper_figures --output_dir=out/figures

@@ -21,6 +21,7 @@ SETTINGS = {
     "max_cost": 0.5,
     "max_epochs": 1,
     "batch_size": 4,
+    "learning_rate": 1e-3,
     "num_kernel_examples": 4,
 }
 

@@ -137,6 +137,11 @@ class _SettingsFlags:
             name: _define_number(name, getattr(default, name), help)
             for name, help in _FIELDS.items()
         }
+        self._learning_rate = flags.DEFINE_string(
+            "learning_rate",
+            AUTO,
+            "Of AdamW; auto: of each candidate, from three or four fine-tunes on 100 examples.",
+        )
         self._validation_examples = flags.DEFINE_integer(
             "num_validation_examples", None,
             "Records that decide when to stop: a quarter of the subset, 64 at least.",
@@ -181,6 +186,7 @@ class _SettingsFlags:
     def values(self) -> dict[str, Any]:
         return {
             **{name: flag.value for name, flag in self._fields.items()},
+            "learning_rate": _rate_or_auto(self._learning_rate.value),
             "num_validation_examples": self._validation_examples.value,
             "chat_template": self._chat_template.value,
             "readout": self._readout.value,
@@ -200,7 +206,6 @@ class _SettingsFlags:
 
 # flags with the name and the default of a field of MeasurementConfig
 _FIELDS = {
-    "learning_rate": "Of AdamW; searched, benchmarks/LOG.md.",
     "weight_decay": "Of AdamW.",
     "batch_size": "Examples a step; searched likewise.",
     "warmup_steps": "Over which the learning rate rises.",
@@ -222,6 +227,16 @@ def _one_number(name: str, text: str) -> int:
     if len(numbers) != 1:
         raise checks.UserError(f"`{name}` must be one whole number, got {text!r}")
     return numbers[0]
+
+
+def _rate_or_auto(text: str) -> float | str:
+    """What --learning_rate says."""
+    if text == AUTO:
+        return AUTO
+    rates = cli.numbers("learning_rate", text)
+    if len(rates) != 1:
+        raise checks.UserError(f"`learning_rate` must be one rate or {AUTO}, got {text!r}")
+    return rates[0]
 
 
 def _steps_or_all(text: str | None) -> int | str | None:

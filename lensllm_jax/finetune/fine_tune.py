@@ -164,6 +164,30 @@ def fine_tune(
         FloatingPointError: if a loss is not finite.
         UserError: if the checkpoint is damaged, or of another fine-tune, or there is no target.
     """
+    position = trained(
+        loop, params, splits, config=config, on_progress=on_progress, checkpoint=checkpoint
+    )
+    lengths, num_calls = row_lengths(splits.train), position.call
+    test = evaluated(loop, position.best_params, splits.test, rival=rival)
+    result = FineTuneResult(
+        test_loss=test.loss,
+        validation_loss=position.best_loss,
+        best_step=position.best_step,
+        num_steps=num_calls * config.steps_per_call,
+        num_tokens=position.num_tokens,
+        stopped_early=position.since_best == config.patience,
+        data_order_sha256=order_digest(
+            splits.train, itertools.islice(config.calls(lengths), num_calls)
+        ),
+    )
+    return FineTuned(result, position.best_params, test)
+
+
+def trained(
+    loop: Loop, params: Params, splits: Splits, *, config: FineTuneConfig,
+    on_progress: Callable[[Progress], None] | None = None, checkpoint: Checkpoint | None = None,
+) -> Position:  # fmt: skip
+    """Where patience or epochs run out; arguments as those of ``fine_tune``."""
     check_splits(splits, shift=loop.shift)
     lengths = row_lengths(splits.train)
     num_calls = config.num_calls(len(lengths))
@@ -192,19 +216,7 @@ def fine_tune(
                 on_progress(Progress(step, max_steps, float(losses.mean()), loss, speed))
         if checkpoint is not None:
             checkpoint.save_if_due(position, settings)
-    test = evaluated(loop, position.best_params, splits.test, rival=rival)
-    result = FineTuneResult(
-        test_loss=test.loss,
-        validation_loss=position.best_loss,
-        best_step=position.best_step,
-        num_steps=position.call * config.steps_per_call,
-        num_tokens=position.num_tokens,
-        stopped_early=position.since_best == config.patience,
-        data_order_sha256=order_digest(
-            splits.train, itertools.islice(config.calls(lengths), position.call)
-        ),
-    )
-    return FineTuned(result, position.best_params, test)
+    return position
 
 
 def evaluated(

@@ -182,6 +182,12 @@ class Loop:
             loop.frozen = self.shards.place(frozen)
         return loop
 
+    def at(self, learning_rate: float) -> "Loop":
+        """The same compiled steps, at another rate: it is an input of theirs."""
+        loop = copy.copy(self)
+        loop.config = dataclasses.replace(self.config, learning_rate=learning_rate)
+        return loop
+
     def start(self, params: Params) -> TrainState:
         """The state before the first step; ``params`` are copied, to float32 at least."""
         state = TrainState(params := self._copied(params), self._optimizer.init(params))
@@ -235,7 +241,8 @@ class Loop:
                 f"{self.num_micro_batches}"
             )
         batches = self.place_batch(batches, axis=1)
-        state, losses = self._train(state, batches, last_step, self.frozen)
+        rate = self.config.learning_rate
+        state, losses = self._train(state, batches, rate, last_step, self.frozen)
         losses = np.asarray(losses)
         if not np.isfinite(losses).all():
             raise FloatingPointError(
@@ -270,8 +277,9 @@ class Loop:
         """Losses of each record of one batch (b, s); pure, to be compiled by its caller."""
         return batch_record_nats(self.apply_fn, joined(params, frozen), batch, shift=self.shift)
 
-    def _steps(self, state: TrainState, batches: Batch, last_step: Any, frozen: Params):
-        return self.steps(state, batches, self.config.optimizer(last_step=last_step), frozen)
+    def _steps(self, state: TrainState, batches: Batch, rate: Any, last_step: Any, frozen: Params):
+        optimizer = self.config.optimizer(rate, last_step=last_step)
+        return self.steps(state, batches, optimizer, frozen)
 
     def steps(
         self, state: TrainState, batches: Batch, optimizer: optax.GradientTransformation,

@@ -34,16 +34,19 @@ from lensllm_jax.finetune.compute import loading, loop_for
 from lensllm_jax.finetune.evaluation import Evaluation
 from lensllm_jax.finetune.fine_tune import FineTuned, Progress
 from lensllm_jax.finetune.loop import Loop
+from lensllm_jax.finetune.rates import AUTO, Trial
 from lensllm_jax.finetune.resume import Checkpoint
 from lensllm_jax.finetune.search import SearchGrid, SearchProgress
 from lensllm_jax.language_modelling import LOSS_UNIT
 from lensllm_jax.measurement.measurement import Measurement, MeasurementConfig
+from lensllm_jax.measurement.rates import RateSearch, search_rate
 
 # what ends one job and not the run; the last is an accelerator without memory left
 FAILURES = (FloatingPointError, OSError, checks.UserError, jax.errors.JaxRuntimeError)
 # suffixes of the files next to a cell until it is finished: the checkpoint of its fine-tune, that
 # of its search, and the result of the search
 UNFINISHED, SEARCHING, SEARCHED = ".safetensors", ".search.safetensors", ".searched"
+RATES = "rates.json"  # next to the cells of a candidate: the trials of its search of a rate
 
 KEPT = ".weights"  # suffix of the folder of the weights that are kept, next to the cell
 NOTE = "fine_tuning.json"  # in it: what they come from
@@ -149,6 +152,7 @@ class Measurer:
         self.task, self.revisits = task, revisits
         self._candidate: Candidate | None = None
         self._loops: dict[str, dict[tuple, Loop]] = {}  # by candidate, then by settings
+        self._rates: dict[tuple[str, MeasurementConfig], RateSearch] = {}
 
     def measurement(self, name: str, config: MeasurementConfig) -> Measurement:
         """The candidate, loaded now unless it is in memory, with these settings."""
@@ -158,10 +162,36 @@ class Measurer:
                 self._loops.clear()
             with loading(config.compute):
                 self._candidate = load_candidate(name)
-        loops, settings = self._loops.setdefault(name, {}), (config.optimizer(), config.compute)
+        # one for all rates, which are an input of the compiled steps
+        settings = (config.at(1.0).optimizer(), config.compute)
+        loops = self._loops.setdefault(name, {})
         if settings not in loops:
             loops[settings] = loop_for(self._candidate, *settings)
         return Measurement(self._candidate, self.task, config=config, loop=loops[settings])
+
+    def rate_search(
+        self, job: Job, *, on_progress: OnProgress = ignore_progress
+    ) -> RateSearch | None:
+        """The search of a job whose rate is "auto", once per candidate and seed."""
+        if job.config.learning_rate != AUTO:
+            return None
+
+        def on_trial(trial: Trial) -> None:
+            rate, loss = trial.learning_rate, trial.validation_loss
+            message = f"{job.name}: rate {rate:g}, validation loss {loss:.4f}"
+            on_progress(ProgressUpdate(0.0, message))
+
+        key = (job.name, job.config)
+        if key not in self._rates:
+            measurement = self.measurement(job.name, job.config)
+            file = job.path and job.path.with_name(RATES)
+            self._rates[key] = search_rate(measurement, file, on_trial=on_trial)
+        return self._rates[key]
+
+    def tuning(self, job: Job, *, on_progress: OnProgress = ignore_progress) -> MeasurementConfig:
+        """The settings of a job, its rate found if it is "auto"."""
+        found = self.rate_search(job, on_progress=on_progress)
+        return job.config if found is None else job.config.at(found.learning_rate)
 
     def forget(self, name: str) -> None:
         """Drops a candidate's compiled steps: no job of it follows."""
@@ -179,11 +209,15 @@ class Measurer:
             UserError: if the job cannot be done.
             OSError: if a checkpoint cannot be written.
         """
-        measurement = self.measurement(job.name, job.config)
         if job.size == 0:
+            measurement = self.measurement(job.name, job.config)
             return _measured(measurement.zero_shot(rival=job.rival))
+        config = self.tuning(job, on_progress=on_progress)
+        measurement = self.measurement(job.name, config)
         if job.search is None:
-            return _fine_tuned(job, measurement, on_progress)
+            cell = _fine_tuned(job, measurement, on_progress)
+            found = self.rate_search(job)
+            return cell if found is None else {**cell, "rate_search": found.as_dict()}
         search = _searched(job, job.search, measurement, on_progress)
         config = dataclasses.replace(
             job.config, learning_rate=search["learning_rate"], batch_size=search["batch_size"]

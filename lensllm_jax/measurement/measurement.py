@@ -19,8 +19,10 @@ Example:
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 from jaxtyping import Float
@@ -31,7 +33,14 @@ from lensllm_jax.data.encoding import EncodedExamples
 from lensllm_jax.data.subsets import subset_order
 from lensllm_jax.data.task import Example, Task
 from lensllm_jax.finetune import lora
-from lensllm_jax.finetune.compute import ComputeConfig, Start, loop_for, start_of, whole_params
+from lensllm_jax.finetune.compute import (
+    FULL,
+    ComputeConfig,
+    Start,
+    loop_for,
+    start_of,
+    whole_params,
+)
 from lensllm_jax.finetune.evaluation import Evaluation, EvaluationBatches
 from lensllm_jax.finetune.fine_tune import (
     FineTuneConfig,
@@ -40,8 +49,10 @@ from lensllm_jax.finetune.fine_tune import (
     Splits,
     evaluated,
     fine_tune,
+    trained,
 )
 from lensllm_jax.finetune.loop import Loop, OptimizerConfig
+from lensllm_jax.finetune.rates import AUTO, LADDER, LORA_LADDER, Trial, first_rung
 from lensllm_jax.finetune.resume import Checkpoint
 from lensllm_jax.finetune.search import SearchGrid, SearchProgress, SearchResult, search_rates
 from lensllm_jax.linalg import NtkSpectrum
@@ -58,7 +69,7 @@ _FEWEST_VALIDATION = 64  # records
 class MeasurementConfig:
     """Settings of fine-tunes and kernels, the same for every candidate of a run."""
 
-    learning_rate: float = 1e-3  # of AdamW, per step, after warm-up
+    learning_rate: float | str = 1e-3  # of AdamW, per step, after warm-up; "auto": searched
     weight_decay: float = 0.01  # of matrices
     batch_size: int = 32  # examples per step
     chat_template: str = "none"  # or "auto": a decoder that has one reads conversations
@@ -82,7 +93,8 @@ class MeasurementConfig:
         if self.num_validation_examples is not None:
             checks.positive("num_validation_examples", self.num_validation_examples)
         checks.one_of("chat_template", self.chat_template, ("none", "auto"))
-        for part in (self.fine_tuning, self.optimizer):
+        known = self.at(LADDER[0]) if self.learning_rate == AUTO else self
+        for part in (known.fine_tuning, known.optimizer):
             part()  # raises UserError here, not in the first fine-tune
         self.compute.check_batch(self.batch_size)
 
@@ -94,6 +106,15 @@ class MeasurementConfig:
         """
         return self.num_validation_examples or max(size // 4, _FEWEST_VALIDATION)
 
+    @property
+    def rates(self) -> tuple[float, ...]:
+        """Those that a search chooses from."""
+        return LADDER if self.compute.tune == FULL else LORA_LADDER
+
+    def at(self, learning_rate: float) -> "MeasurementConfig":
+        """These settings with a rate."""
+        return dataclasses.replace(self, learning_rate=learning_rate)
+
     def fine_tuning(self) -> FineTuneConfig:
         """When a fine-tune evaluates and stops."""
         return FineTuneConfig(
@@ -104,7 +125,7 @@ class MeasurementConfig:
     def optimizer(self) -> OptimizerConfig:
         """The optimizer of a fine-tune."""
         return OptimizerConfig(
-            learning_rate=self.learning_rate, weight_decay=self.weight_decay,
+            learning_rate=cast(float, self.learning_rate), weight_decay=self.weight_decay,
             warmup_steps=self.warmup_steps, decay_steps=self.decay_steps, clip_norm=self.clip_norm,
             moments_dtype=self.compute.moments_dtype,
         )  # fmt: skip
@@ -123,6 +144,8 @@ class Measurement:
         self, candidate: Candidate, task: Task, *, config: MeasurementConfig,
         loop: Loop | None = None,
     ):  # fmt: skip
+        if config.learning_rate == AUTO:  # before a search: what the size suggests
+            config = config.at(config.rates[first_rung(candidate.num_params)])
         self.candidate, self.task, self.config = candidate, task, config
         self._compiled = loop  # by an earlier measurement
 
@@ -130,12 +153,18 @@ class Measurement:
     def _start(self) -> Start:
         return start_of(self.candidate, self.config.compute, seed=self.config.seed)
 
+    @property
+    def learning_rate(self) -> float:
+        """Of the settings; where they say "auto", what the number of parameters suggests."""
+        return cast(float, self.config.learning_rate)
+
     @functools.cached_property
     def loop(self) -> Loop:
         """Compiled steps with these settings, beside the weights that they do not train."""
         loop = self._compiled or loop_for(
             self.candidate, self.config.optimizer(), compute=self.config.compute
         )
+        loop = loop.at(self.learning_rate)
         return loop.beside(self._start.frozen) if self._start.frozen else loop
 
     @functools.cached_property
@@ -196,6 +225,19 @@ class Measurement:
             self.loop, self._start.params, self.splits(size), config=self.config.fine_tuning(),
             on_progress=on_progress, checkpoint=checkpoint, rival=rival,
         )  # fmt: skip
+
+    def trial(self, size: int) -> Callable[[float], Trial]:
+        """The validation loss of a rate after training on ``size`` examples."""
+        splits, config = self.splits(size), self.config.fine_tuning()
+
+        def of(rate: float) -> Trial:
+            try:
+                found = trained(self.loop.at(rate), self._start.params, splits, config=config)
+            except FloatingPointError:
+                return Trial(rate, math.inf, 0)
+            return Trial(rate, found.best_loss, found.num_tokens)
+
+        return of
 
     def search(
         self, size: int, grid: SearchGrid, *,

@@ -7,7 +7,7 @@ import dataclasses
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar, cast
 
 import numpy as np
 
@@ -15,6 +15,7 @@ from lensllm_jax import checks
 from lensllm_jax.checkpoints.summary import CandidateSummary
 from lensllm_jax.data.task import Task
 from lensllm_jax.finetune.compute import ParameterCounts, parameter_counts
+from lensllm_jax.finetune.rates import AUTO
 from lensllm_jax.finetune.search import SearchGrid
 from lensllm_jax.measurement.jobs import Cell, Job, JobResult, Measurer, one_line
 from lensllm_jax.measurement.measurement import MeasurementConfig
@@ -87,11 +88,11 @@ class GridSettings(WinnerSettings):
         config = run.measurement
         for batch_size in self.batch_sizes:  # each must suit the micro-batches
             dataclasses.replace(config, batch_size=batch_size)
-        seeds = (*self.seeds,) or (config.seed,)
-        search = SearchGrid(
-            (*self.learning_rates,) or (config.learning_rate,),
-            (*self.batch_sizes,) or (config.batch_size,),
-        )
+        seeds, rates = (*self.seeds,) or (config.seed,), (*self.learning_rates,)
+        if not rates:  # of several batch sizes each cell searches with all rates
+            several = len(self.batch_sizes) > 1 and config.learning_rate == AUTO
+            rates = config.rates if several else (cast(float, config.learning_rate),)
+        search = SearchGrid(rates, (*self.batch_sizes,) or (config.batch_size,))
         first = dataclasses.replace(
             config, seed=seeds[0], learning_rate=search.rates[0], batch_size=search.batch_sizes[0]
         )
@@ -317,8 +318,11 @@ def _ledger_rows(grid: Grid, folder: RunFolder) -> list[dict[str, Any]]:
         name: parameter_counts(one.config, one.num_params, grid.config.compute)
         for name, one in grid.pool.items()
     }
+    first_size = next((size for size in grid.sizes if size > 0), 0)
     return [
-        _ledger_row(job, counts[job.name], folder.read_piece(path), errors[path])
+        _ledger_row(
+            job, counts[job.name], folder.read_piece(path), errors[path], first_size=first_size
+        )
         for job in grid.jobs(folder)
         if (path := grid.path(job.name, job.size, job.config.seed)) in errors
     ]
@@ -344,11 +348,18 @@ def _finite_roots(variances: np.ndarray) -> list[float | None]:
 
 
 def _ledger_row(
-    job: Job, counts: ParameterCounts, cell: Cell, difference_se: float | None
+    job: Job,
+    counts: ParameterCounts,
+    cell: Cell,
+    difference_se: float | None,
+    *,
+    first_size: int,
 ) -> dict[str, Any]:
     """The row of one measured loss; before fine-tuning nothing was spent."""
     num_tokens = cell.get("num_tokens", 0)
     search_tokens = cell.get("search", {}).get("num_tokens", 0)
+    if job.size == first_size:  # once, of a search that all sizes share
+        search_tokens += cell.get("rate_search", {}).get("num_tokens", 0)
 
     def flops(num_tokens: int) -> int:
         return int(training_flops(counts.trained, float(num_tokens), num_frozen=counts.frozen))

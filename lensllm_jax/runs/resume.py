@@ -166,6 +166,7 @@ class CandidateRun:
         losses: size -> test loss, nats per byte; 0 is before fine-tuning.
         num_tokens: size -> tokens trained on.
         seconds: size -> duration of the fine-tune.
+        search_tokens: tokens trained on in the search of a rate.
         spectrum: of its kernel, with the learning rate of fine-tuning; None if not computed.
     """
 
@@ -178,6 +179,7 @@ class CandidateRun:
         self.losses: dict[int, float] = {}
         self.num_tokens: dict[int, int] = {}
         self.seconds: dict[int, float] = {}
+        self.search_tokens = 0
         self.spectrum: NtkSpectrum | None = None
         self._config, self._measurer, self._cells = config, measurer, cells
         self._checkpoint_seconds, self._winner = checkpoint_seconds, winner
@@ -201,6 +203,7 @@ class CandidateRun:
         self.losses[size] = cell["test_loss"]
         if size > 0:
             self.num_tokens[size] = cell["num_tokens"]
+            self.search_tokens = cell.get("rate_search", {}).get("num_tokens", 0)
             self.seconds[size] = cell["seconds"]
         if self._winner:
             self.forget_weights(below=max(self.losses))
@@ -229,7 +232,7 @@ class CandidateRun:
         progress.at(0.0, f"{name}: kernel")
         self.spectrum = remember_kernel(
             folder, f"kernels/{file_name_of(name)}",
-            lambda: self._measurer.measurement(name, self._config),
+            lambda: self._measurer.measurement(name, self._measurer.tuning(self.job(1))),
         )  # fmt: skip
 
     def finish(self, sizes: Iterable[int]) -> None:
@@ -277,7 +280,7 @@ def remember_kernel(
 
 def _kernel_summary(measurement: Measurement, kernel: CandidateNtk) -> dict[str, Any]:
     """What ntk.npy is, and all that F needs."""
-    spectrum = spectrum_for_law(kernel, learning_rate=measurement.config.learning_rate)
+    spectrum = spectrum_for_law(kernel, learning_rate=measurement.learning_rate)
     return {
         "candidate": measurement.candidate.name,
         "task": measurement.task.name,

@@ -19,6 +19,7 @@ from lensllm_jax.finetune.compute import ParameterCounts, parameter_counts
 from lensllm_jax.measurement.jobs import Job, Measurer
 from lensllm_jax.measurement.measurement import MeasurementConfig
 from lensllm_jax.measurement.pool import check_kernel_examples, describe_pool, loss_table
+from lensllm_jax.measurement.rates import NUM_EXAMPLES
 from lensllm_jax.measurement.rows import row_lengths
 from lensllm_jax.measurement.winner import Winner
 from lensllm_jax.report import figures
@@ -378,7 +379,10 @@ def _ledger(
     for name, candidate in pool.items():
         if candidate.spectrum is not None:
             ledger = ledger.kernel(name, flops=kernels[name])
-        for size, num_tokens in candidate.num_tokens.items():
+        trained = list(candidate.num_tokens.items())
+        if candidate.search_tokens:
+            trained.insert(0, (NUM_EXAMPLES, candidate.search_tokens))
+        for size, num_tokens in trained:
             ledger = ledger.train(
                 name, num_params=counts[name].trained, num_frozen=counts[name].frozen,
                 num_examples=size, num_tokens=float(num_tokens),

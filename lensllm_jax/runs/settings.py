@@ -20,6 +20,7 @@ from lensllm_jax.data.catalogue import load_task
 from lensllm_jax.data.lengths import with_mean_length
 from lensllm_jax.data.task import Task
 from lensllm_jax.finetune.compute import ComputeConfig, keep_compiled
+from lensllm_jax.finetune.rates import AUTO
 from lensllm_jax.measurement.measurement import MeasurementConfig
 from lensllm_jax.measurement.memory import check_memory
 from lensllm_jax.measurement.pool import NUM_CHECKED, altered_targets, check_tuning, shared_task
@@ -202,6 +203,7 @@ def read_settings(
         group, field = known[name]
         values[group][field] = value
     values[RunSettings].setdefault("command", call and _call(call, given))
+    values[MeasurementConfig].setdefault("learning_rate", AUTO)
     measurement = MeasurementConfig(
         **values[MeasurementConfig], compute=ComputeConfig(**values[ComputeConfig])
     )

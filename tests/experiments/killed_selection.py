@@ -106,7 +106,7 @@ def live(root: Path, folder: str, order: str, log: str, *, deadly: bool) -> int:
         f"--candidates={','.join(SLOPES)}", f"--task={root / 'kings.txt'}", "--budget_size=128",
         "--smallest_size=8", "--target_size=512", f"--output_dir={root / folder}",
         "--num_kernel_examples=3", "--keep=0.5", f"--order={order}", "--max_cost=0.3", "--quiet",
-        f"--save_winner={root / folder}-model",
+        f"--save_winner={root / folder}-model", "--learning_rate=1e-3",
     ]  # fmt: skip
 
     def before():

@@ -77,6 +77,7 @@ def small(text_task, output_dir, **changes):
         "order": "downwards",
         "max_epochs": 2,
         "batch_size": 4,
+        "learning_rate": 1e-3,
         "num_kernel_examples": 6,
         "output_dir": output_dir,
         **changes,
@@ -267,7 +268,7 @@ def test_grid_measures_every_cell_and_its_cost(text_task, tmp_path):
 
 GRID = {
     "candidates": "zoo/gpt2-xs", "sizes": "0,32,64,96", "batch_size": 4, "max_epochs": 8,
-    "patience": 1000, "checkpoint_seconds": 0,
+    "patience": 1000, "checkpoint_seconds": 0, "learning_rate": 1e-3,
 }  # fmt: skip
 
 

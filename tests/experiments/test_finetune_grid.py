@@ -25,6 +25,7 @@ from tests.data.test_hub import gigaword_copy
 
 FLAGS = {
     "candidates": "zoo/gpt2-xs", "sizes": "0,8,16", "max_epochs": 2, "batch_size": 4,
+    "learning_rate": 1e-3,
 }  # fmt: skip
 
 

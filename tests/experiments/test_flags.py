@@ -47,14 +47,13 @@ def test_help_shows_the_flags_of_a_binary_and_of_no_other():
 
 
 def test_defaults_of_flags_are_those_of_the_library():
-    assert (
-        load("finetune_grid", output_dir="out").module.FLAGS.run().measurement
-        == MeasurementConfig()
-    )
+    assert load(
+        "finetune_grid", output_dir="out"
+    ).module.FLAGS.run().measurement == MeasurementConfig(learning_rate="auto")
     changed = (
         load("finetune_grid", output_dir="out", chat_template="auto").module.FLAGS.run().measurement
     )
-    assert changed != MeasurementConfig()
+    assert changed != MeasurementConfig(learning_rate="auto")
     assert changed.chat_template == "auto"
 
 

@@ -29,7 +29,10 @@ from tests import forked
 from tests.finetune import tiny
 
 TEXT = "\n".join(f"the {i} kings of the land" for i in range(60))
-SHARED = ["--candidates=zoo/gpt2-xs,zoo/opt-xs", "--num_kernel_examples=2", "--quiet"]
+SHARED = [
+    "--candidates=zoo/gpt2-xs,zoo/opt-xs", "--num_kernel_examples=2", "--learning_rate=1e-3",
+    "--quiet",
+]  # fmt: skip
 GRID = ["--sizes=4,8"]
 RUNS = {
     "select_model": (

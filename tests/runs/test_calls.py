@@ -83,7 +83,7 @@ def test_flags_and_settings_have_the_same_defaults(name, tmp_path):
 
 def test_a_grid_is_a_table_and_a_second_call_measures_nothing(tmp_path, task, by_formula):
     seen = []
-    settings = {"sizes": (0, 4, 8), "output_dir": tmp_path / "out"}
+    settings = {"sizes": (0, 4, 8), "learning_rate": 1e-3, "output_dir": tmp_path / "out"}
     first = lens.finetune_grid(POOL, task, **settings, on_progress=lambda *how: seen.append(how))
     assert by_formula == [(name, size) for name in POOL for size in (4, 8)]
     assert [share for share, _ in seen] == sorted(share for share, _ in seen)
@@ -104,7 +104,7 @@ def test_a_grid_is_a_table_and_a_second_call_measures_nothing(tmp_path, task, by
 def test_a_selection_is_its_answer(tmp_path, task, by_formula):
     chosen = lens.select_model(
         POOL, task, output_dir=tmp_path / "out", target_size=32, budget_size=16, smallest_size=4,
-        max_cost=0.9, kernels="none", num_kernel_examples=4, quiet=True,
+        max_cost=0.9, kernels="none", num_kernel_examples=4, learning_rate=1e-3, quiet=True,
     )  # fmt: skip
     assert chosen.candidate == POOL[0]
     assert repr(chosen) == str(chosen.answer)

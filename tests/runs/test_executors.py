@@ -23,7 +23,7 @@ from lensllm_jax.runs.run_folder import RUN, RunFolder
 ROOT = Path(__file__).parent.parent.parent
 FLAGS = {
     "candidates": "zoo/gpt2-xs", "task": "sotu", "sizes": "0,32,64", "max_epochs": 1,
-    "batch_size": 8, "max_bytes": 96,
+    "batch_size": 8, "max_bytes": 96, "learning_rate": 1e-3,
 }  # fmt: skip
 
 # XLA splits sums by its threads: another number of them moves losses by 1e-7

@@ -115,6 +115,11 @@ MISTAKES = [
         lambda tmp: binary("select_model", DEVICES="1,4").FLAGS.values(),
     ),
     (
+        "learning_rate",
+        "one rate or auto, got '1e-3,3e-3'",
+        lambda tmp: binary("select_model", LEARNING_RATE="1e-3,3e-3").FLAGS.values(),
+    ),
+    (
         "decay_steps",
         "step or all ... got 'late'",
         lambda tmp: binary("select_model", DECAY_STEPS="late").FLAGS.values(),

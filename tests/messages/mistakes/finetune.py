@@ -10,6 +10,7 @@ from lensllm_jax.finetune.compute import ComputeConfig
 from lensllm_jax.finetune.fine_tune import FineTuneConfig, Splits, fine_tune
 from lensllm_jax.finetune.loop import Loop, OptimizerConfig, TrainState
 from lensllm_jax.finetune.lora import check_rank
+from lensllm_jax.finetune.rates import LADDER, downhill
 from lensllm_jax.finetune.resume import Checkpoint, Position
 from lensllm_jax.finetune.sharding import shards_over
 
@@ -92,6 +93,11 @@ MISTAKES = [
     ("seed", "zero or positive ... got -1", lambda tmp: FineTuneConfig(seed=-1)),
     ("patience", "positive ... got 0", lambda tmp: FineTuneConfig(patience=0)),
     ("learning_rate", "positive ... got 0.0", lambda tmp: optimizer(learning_rate=0.0)),
+    (
+        "learning_rate",
+        "lower than 1e-05, got auto: all diverged",
+        lambda tmp: downhill(lambda rate: np.inf, LADDER, start=0),
+    ),
     ("clip_norm", "positive ... got inf", lambda tmp: optimizer(clip_norm=np.inf)),
     ("weight_decay", "zero or positive ... got -0.1", lambda tmp: optimizer(weight_decay=-0.1)),
     ("warmup_steps", "zero or positive ... got -1", lambda tmp: optimizer(warmup_steps=-1)),

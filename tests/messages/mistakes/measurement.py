@@ -11,6 +11,7 @@ from lensllm_jax.measurement import features, jobs
 from lensllm_jax.measurement.measurement import Measurement, MeasurementConfig
 from lensllm_jax.measurement.memory import check_memory
 from lensllm_jax.measurement.pool import check_kernel_examples, describe_pool, shared_task
+from lensllm_jax.measurement.rates import search_rate
 from lensllm_jax.measurement.winner import Winner
 
 TASK = Task("toy", "", (Example("", "a"),), (Example("", "b"),), (Example("", "c"),), {}, "")
@@ -26,6 +27,13 @@ def damaged_search(folder):
     job = types.SimpleNamespace(path=folder / "200.json")
     job.path.with_suffix(jobs.SEARCHED).write_text("{")
     return jobs._searched(job, None, None, print)
+
+
+def damaged_rates(folder):
+    """The trials of a rate, of which a part is missing."""
+    (folder / "rates.json").write_text("[[1, 2]]")
+    measurement = Measurement.__new__(Measurement)
+    return search_rate(measurement, folder / "rates.json", on_trial=print)
 
 
 def pool():
@@ -78,6 +86,7 @@ MISTAKES = [
         "positive ... got 0",
         lambda tmp: MeasurementConfig(num_validation_examples=0),
     ),
+    ("learning_rate", "a whole file ... to search again", damaged_rates),
     (
         "num_micro_batches",
         "divide the batch size ... got 3",

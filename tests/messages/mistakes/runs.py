@@ -40,7 +40,9 @@ def kernel_of(candidate, **settings):
 
 def grid_of(folder, **settings):
     task = written(folder / "task.txt", "\n".join(f"the {i} kings" for i in range(60)))
-    return finetune_grid("zoo/gpt2-xs", task, output_dir=folder / "out", **settings)
+    return finetune_grid(
+        "zoo/gpt2-xs", task, output_dir=folder / "out", learning_rate=1e-3, **settings
+    )
 
 
 def written(path, content="x"):

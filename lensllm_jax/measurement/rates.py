@@ -1,0 +1,79 @@
+"""The rate of a candidate on a task, searched once and kept in a file of the run folder.
+
+The file holds the trials that ended: a killed search goes on behind the last of them.
+"""
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from lensllm_jax import checks, durable
+from lensllm_jax.finetune.rates import Trial, downhill, first_rung
+from lensllm_jax.measurement.measurement import Measurement
+
+NUM_EXAMPLES = 100  # that rates are compared on: enough steps for a warm-up
+
+
+class RateSearch(NamedTuple):
+    """What a search tried, in this order."""
+
+    trials: tuple[Trial, ...]
+
+    @property
+    def learning_rate(self) -> float:
+        """Of the lowest validation loss."""
+        return min(self.trials, key=lambda trial: trial.validation_loss).learning_rate
+
+    def as_dict(self) -> dict[str, Any]:
+        """As JSON values."""
+        losses = (trial.validation_loss for trial in self.trials)
+        return {
+            "learning_rates": [trial.learning_rate for trial in self.trials],
+            # None where it diverged, JSON has no infinity
+            "validation_losses": [x if math.isfinite(x) else None for x in losses],
+            "num_tokens": sum(trial.num_tokens for trial in self.trials),
+        }
+
+
+def search_rate(
+    measurement: Measurement, file: Path | None, *, on_trial: Callable[[Trial], None]
+) -> RateSearch:
+    """The trials of a candidate on the first 100 training examples, or all of a smaller task.
+
+    Args:
+        measurement: the candidate, the task and the settings.
+        file: of the trials that ended, read and written; None keeps none.
+        on_trial: called after each that is made now.
+
+    Raises:
+        UserError: if all rates diverged, or the file is damaged.
+    """
+    known = {} if file is None or not file.exists() else _read(file)
+    trial_of = measurement.trial(min(NUM_EXAMPLES, len(measurement.task.train)))
+
+    def loss_of(rate: float) -> float:
+        if rate not in known:
+            known[rate] = trial_of(rate)
+            if file is not None:
+                durable.replace(file, json.dumps([*known.values()]).encode())
+            on_trial(known[rate])
+        return known[rate].validation_loss
+
+    start = first_rung(measurement.candidate.num_params)
+    tried = downhill(loss_of, measurement.config.rates, start=start)
+    return RateSearch(tuple(known[rate] for rate in tried))
+
+
+def _read(file: Path) -> dict[float, Trial]:
+    """The trials of a file, by rate."""
+    try:
+        trials = [Trial(float(rate), float(loss), int(n)) for rate, loss, n in
+                  json.loads(file.read_bytes())]  # fmt: skip
+    except (ValueError, TypeError, RecursionError) as error:
+        raise checks.UserError(
+            f"`learning_rate` must be searched in a whole file, got {file}, damaged "
+            f"({type(error).__name__}: {error}): delete it to search again"
+        ) from error
+    return {trial.learning_rate: trial for trial in trials}
