@@ -46,13 +46,15 @@ def test_seconds_of_a_killed_cell_are_those_of_both_lives(task, tmp_path, monkey
     assert resumed == whole
 
 
-def test_seeds_share_what_was_compiled(task):
+def test_seeds_and_rates_share_what_was_compiled(task):
     measurer, config = Measurer(task), MeasurementConfig()
     first = measurer.measurement("zoo/gpt2-xs", config)
     other = measurer.measurement("zoo/gpt2-xs", dataclasses.replace(config, seed=1))
-    assert other.loop is first.loop
-    rate = dataclasses.replace(config, learning_rate=1e-4)
-    assert measurer.measurement("zoo/gpt2-xs", rate).loop is not first.loop
+    slow = measurer.measurement("zoo/gpt2-xs", config.at(1e-4))
+    assert other.loop._train is slow.loop._train is first.loop._train
+    assert slow.loop.config.learning_rate == 1e-4 != first.loop.config.learning_rate
+    decayed = dataclasses.replace(config, weight_decay=0.1)
+    assert measurer.measurement("zoo/gpt2-xs", decayed).loop._train is not first.loop._train
 
 
 def test_a_candidate_too_large_for_the_device_fails_alone(task, monkeypatch):
