@@ -21,6 +21,7 @@ from experiments.common.flags import (
 from lensllm_jax import checks
 from lensllm_jax.finetune.compute import FULL, TUNES, ComputeConfig
 from lensllm_jax.finetune.loop import ALL_STEPS, MOMENTS_DTYPES
+from lensllm_jax.finetune.rates import AUTO
 from lensllm_jax.measurement.measurement import MeasurementConfig
 from lensllm_jax.ntk.gram import NtkMethod
 from lensllm_jax.ntk.readout import Readout
