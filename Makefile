@@ -83,7 +83,7 @@ smoke: .venv-smoke/tests
 	  tests/scaling tests/finetune/test_fine_tune.py
 
 ray: .venv-ray/tests
-	.venv-ray/bin/python -m pytest -m ray tests/runs/test_executors.py
+	.venv-ray/bin/python -m pytest -m ray tests/runs
 
 lock: .venv/runs
 	PYTHON=$(BIN)/python tools/lock.sh

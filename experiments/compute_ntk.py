@@ -25,6 +25,7 @@ from collections.abc import Sequence
 from absl import flags
 
 from experiments.common import cli
+from experiments.common.flags import define_executor
 from experiments.common.measurement_flags import measurement_flags
 from lensllm_jax.measurement.measurement import MeasurementConfig
 from lensllm_jax.runs.compute_ntk import TILE_EXECUTORS, compute_ntk
@@ -42,12 +43,7 @@ PROCESS_ID = flags.DEFINE_integer("process_id", 0, "Which of them this is, from 
 COORDINATOR_ADDRESS = flags.DEFINE_string(
     "coordinator_address", None, "Host and port at which the others reach process 0."
 )
-EXECUTOR = flags.DEFINE_enum(
-    "executor", "serial", TILE_EXECUTORS,
-    "Where tiles are computed: in this process, on a Ray cluster.",
-)  # fmt: skip
-RAY_ADDRESS = flags.DEFINE_string("ray_address", "127.0.0.1:6379", "host:port of the Ray head.")
-RAY_THREADS = flags.DEFINE_integer("ray_threads", 1, "Cores of a tile under --executor=ray.")
+EXECUTOR = define_executor(TILE_EXECUTORS)
 KERNEL_BLOCK_SIZE = flags.DEFINE_integer(
     "kernel_block_size", MeasurementConfig.kernel_block_size, "Examples of a tile's side."
 )
@@ -60,8 +56,7 @@ def main(_: Sequence[str]) -> None:
         given.pop("candidates"), **given, kernel_block_size=KERNEL_BLOCK_SIZE.value,
         kernel_parameters=PARAMETERS.value,
         store_dir=STORE_DIR.value, num_processes=NUM_PROCESSES.value, process_id=PROCESS_ID.value,
-        coordinator_address=COORDINATOR_ADDRESS.value, executor=EXECUTOR.value,
-        ray_address=RAY_ADDRESS.value, ray_threads=RAY_THREADS.value,
+        coordinator_address=COORDINATOR_ADDRESS.value, **EXECUTOR.values(),
     )  # fmt: skip
     print(kernel.folder / "ntk.npy")
 

@@ -37,10 +37,11 @@ import numpy as np
 from absl import flags
 
 from experiments.common import cli
-from experiments.common.flags import define_save_adapter, define_save_winner
+from experiments.common.flags import define_executor, define_save_adapter, define_save_winner
 from experiments.common.measurement_flags import measurement_flags
 from lensllm_jax.language_modelling import BITS_PER_NAT, LOSS_UNIT
-from lensllm_jax.runs import executors, terminal
+from lensllm_jax.runs import terminal
+from lensllm_jax.runs.executors import KINDS
 from lensllm_jax.runs.finetune_grid import GridSettings, finetune_grid
 from lensllm_jax.runs.progress import remaining
 from lensllm_jax.runs.results import FinetuneGrid
@@ -58,13 +59,7 @@ LEARNING_RATES = flags.DEFINE_string(
 BATCH_SIZES = flags.DEFINE_string(
     "batch_sizes", "", "In place of --batch_size; of several each cell chooses one."
 )
-EXECUTOR = flags.DEFINE_enum(
-    "executor", "serial", executors.KINDS,
-    "Where cells are measured: in this process, in processes of this machine, on a Ray cluster.",
-)  # fmt: skip
-PROCESSES = flags.DEFINE_integer("processes", 1, "Of --executor=local; they share the cores.")
-RAY_ADDRESS = flags.DEFINE_string("ray_address", "127.0.0.1:6379", "host:port of the Ray head.")
-RAY_THREADS = flags.DEFINE_integer("ray_threads", 1, "Cores of a cell under --executor=ray.")
+EXECUTOR = define_executor(KINDS, processes="Of --executor=local; they share the cores.")
 SAVE_WINNER = define_save_winner()
 SAVE_ADAPTER = define_save_adapter()
 
@@ -78,9 +73,7 @@ def main(argv: Sequence[str]) -> int:
         seeds=cli.whole_numbers("seeds", SEEDS.value),
         learning_rates=cli.numbers("learning_rates", LEARNING_RATES.value),
         batch_sizes=cli.whole_numbers("batch_sizes", BATCH_SIZES.value),
-        executor=EXECUTOR.value, processes=PROCESSES.value, ray_address=RAY_ADDRESS.value,
-        ray_threads=RAY_THREADS.value, save_winner=SAVE_WINNER.value,
-        save_adapter=SAVE_ADAPTER.value,
+        **EXECUTOR.values(), save_winner=SAVE_WINNER.value, save_adapter=SAVE_ADAPTER.value,
     )  # fmt: skip
     if not FLAGS.quiet:
         if result.ledger:

@@ -45,6 +45,7 @@ from absl import flags
 from experiments.common import cli
 from experiments.common.flags import (
     define_confidence,
+    define_executor,
     define_gamma,
     define_keep,
     define_save_adapter,
@@ -55,6 +56,7 @@ from experiments.common.measurement_flags import measurement_flags
 from lensllm_jax.language_modelling import LOSS_UNIT
 from lensllm_jax.report.markdown import format_cell
 from lensllm_jax.runs import terminal
+from lensllm_jax.runs.executors import KINDS
 from lensllm_jax.runs.progress import remaining
 from lensllm_jax.runs.select_model import KERNELS, select_model
 from lensllm_jax.selection.orders import Order
@@ -90,6 +92,9 @@ ALL_TEST_EXAMPLES = flags.DEFINE_bool(
     "Of a race: evaluate all, also where 128, 256, ... of them put a loss far above the best.",
 )  # fmt: skip
 KEEP = define_keep()
+EXECUTOR = define_executor(
+    KINDS, processes="Fine-tunes at a time: of --executor=local, which share the cores, and on Ray."
+)
 SAVE_WINNER = define_save_winner()
 SAVE_ADAPTER = define_save_adapter()
 # columns of ranking.csv on the terminal, as many as 80 characters hold
@@ -114,6 +119,7 @@ def main(argv: Sequence[str]) -> None:
         max_cost=MAX_COST.value, max_hours=MAX_HOURS.value, worth=WORTH.value,
         kernels=WITH_KERNELS.value, all_test_examples=ALL_TEST_EXAMPLES.value,
         save_winner=SAVE_WINNER.value, save_adapter=SAVE_ADAPTER.value,
+        **EXECUTOR.values(),
     )  # fmt: skip
     show(result.selection)
     if not FLAGS.quiet:

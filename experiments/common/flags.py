@@ -4,6 +4,9 @@ A binary takes one by defining it when it is imported, ``OUTPUT_DIR = define_out
 of binaries that measure candidates stand in ``experiments.common.measurement_flags``.
 """
 
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
 from absl import flags
 
 from lensllm_jax.selection.orders import DropRule
@@ -88,6 +91,31 @@ def define_confidence() -> flags.FlagHolder[float]:
 def define_keep() -> flags.FlagHolder[float]:
     """--keep."""
     return flags.DEFINE_float("keep", DropRule.keep, "Upwards: share of the candidates kept.")
+
+
+class ExecutorFlags(NamedTuple):
+    """--executor and what belongs to it."""
+
+    executor: flags.FlagHolder[str]
+    ray_address: flags.FlagHolder[str]
+    ray_threads: flags.FlagHolder[int]
+    processes: flags.FlagHolder[int] | None = None
+
+    def values(self) -> dict[str, Any]:
+        """As settings of a run."""
+        return {name: flag.value for name, flag in self._asdict().items() if flag is not None}
+
+
+def define_executor(kinds: Sequence[str], *, processes: str | None = None) -> ExecutorFlags:
+    """--executor of these kinds, --ray_address, --ray_threads; --processes if it has a help."""
+    help = "Where it is computed: in this process, in processes of this machine, on a Ray cluster."
+    count = None if processes is None else flags.DEFINE_integer("processes", 1, processes)
+    return ExecutorFlags(
+        flags.DEFINE_enum("executor", "serial", kinds, help),
+        flags.DEFINE_string("ray_address", "127.0.0.1:6379", "host:port of the Ray head."),
+        flags.DEFINE_integer("ray_threads", 1, "Cores of a job under --executor=ray."),
+        count,
+    )
 
 
 def define_save_winner() -> flags.FlagHolder[str | None]:

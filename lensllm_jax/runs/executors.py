@@ -52,7 +52,7 @@ class ExecutorConfig:
     """Where jobs are measured."""
 
     kind: str = "serial"
-    processes: int = 1  # of local; they share the cores
+    processes: int = 1  # of local; they share the cores. Of a race on Ray: jobs at a time
     ray_address: str = "127.0.0.1:6379"  # of the Ray head
     ray_threads: int = 1  # cores of a job on Ray
 
@@ -63,6 +63,7 @@ class ExecutorConfig:
             UserError: naming the flag at fault.
         """
         checks.positive("ray_threads", self.ray_threads)
+        checks.positive("processes", self.processes)
         if self.kind == "local":
             shares(os.sched_getaffinity(0), self.processes)
         if self.kind == "ray":
@@ -74,6 +75,29 @@ class ExecutorConfig:
         if self.kind == "local":
             return len(shares(os.sched_getaffinity(0), self.processes)[0])
         return self.ray_threads if self.kind == "ray" else None
+
+
+@dataclasses.dataclass(frozen=True)
+class ExecutorSettings:
+    """Where jobs are measured, by the names of the binaries' flags."""
+
+    executor: str = "serial"
+    processes: int = 1  # of the executor local; of a race on Ray, fine-tunes at a time
+    ray_address: str = "127.0.0.1:6379"  # host:port of the Ray head
+    ray_threads: int = 1  # cores of a fine-tune under the executor ray
+
+    def __post_init__(self):
+        checks.one_of("executor", self.executor, KINDS)
+
+    def executor_config(self) -> ExecutorConfig:
+        """The executor.
+
+        Raises:
+            UserError: if there is no such place.
+        """
+        executor = ExecutorConfig(self.executor, self.processes, self.ray_address, self.ray_threads)
+        executor.check()
+        return executor
 
 
 def run(

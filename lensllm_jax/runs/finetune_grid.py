@@ -22,7 +22,7 @@ from lensllm_jax.measurement.measurement import MeasurementConfig
 from lensllm_jax.measurement.pool import describe_pool, loss_table
 from lensllm_jax.measurement.winner import Winner, forget
 from lensllm_jax.runs import executors, terminal
-from lensllm_jax.runs.executors import ExecutorConfig
+from lensllm_jax.runs.executors import ExecutorConfig, ExecutorSettings
 from lensllm_jax.runs.results import FinetuneGrid, Losses
 from lensllm_jax.runs.resume import (
     Cells,
@@ -41,7 +41,7 @@ Number = TypeVar("Number", int, float)
 
 
 @dataclasses.dataclass(frozen=True)
-class GridSettings(WinnerSettings):
+class GridSettings(WinnerSettings, ExecutorSettings):
     """What a grid takes beside the settings of every run."""
 
     sizes: tuple[int, ...] = (
@@ -56,28 +56,14 @@ class GridSettings(WinnerSettings):
     seeds: tuple[int, ...] = ()  # in place of ``seed``
     learning_rates: tuple[float, ...] = ()  # in place of ``learning_rate``; each cell chooses
     batch_sizes: tuple[int, ...] = ()  # in place of ``batch_size``; each cell chooses
-    executor: str = "serial"  # where cells are measured
-    processes: int = 1  # of the executor local
-    ray_address: str = "127.0.0.1:6379"  # host:port of the Ray head
-    ray_threads: int = 1  # cores of a cell under the executor ray
 
     def __post_init__(self):
-        checks.one_of("executor", self.executor, executors.KINDS)
+        super().__post_init__()
         for name in ("seeds", "learning_rates", "batch_sizes"):
             _distinct(name, getattr(self, name))
         for name in ("learning_rates", "batch_sizes"):
             for value in getattr(self, name):
                 checks.positive(name, value)
-
-    def executor_config(self) -> ExecutorConfig:
-        """Where cells are measured.
-
-        Raises:
-            UserError: if there is no such place.
-        """
-        executor = ExecutorConfig(self.executor, self.processes, self.ray_address, self.ray_threads)
-        executor.check()
-        return executor
 
     def grid(self, run: RunSettings) -> "Grid":
         """What these settings mean for a pool on a task.

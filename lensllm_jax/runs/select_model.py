@@ -27,7 +27,7 @@ from lensllm_jax.report.html import to_html
 from lensllm_jax.report.markdown import to_markdown
 from lensllm_jax.report.sections import Report
 from lensllm_jax.report.selection import selection_report
-from lensllm_jax.runs.executors import ExecutorConfig
+from lensllm_jax.runs.executors import ExecutorSettings
 from lensllm_jax.runs.racing import Workers, ladder, run_race, smallest_of
 from lensllm_jax.runs.results import ModelSelection
 from lensllm_jax.runs.resume import CandidateRun, Cells, task_settings, test_covariances
@@ -49,7 +49,7 @@ Pool: TypeAlias = dict[str, CandidateRun]
 
 
 @dataclasses.dataclass(frozen=True)
-class SelectionSettings(WinnerSettings):
+class SelectionSettings(WinnerSettings, ExecutorSettings):
     """What a selection takes beside the settings of every run."""
 
     target_size: int = 6400  # size that matters, examples
@@ -80,6 +80,11 @@ class SelectionSettings(WinnerSettings):
                 f"`paper` must stand without another `order`, got {self.order!r}: it runs downwards"
             )
         order = Order.DOWNWARDS if self.paper else Order(self.order)
+        if self.executor != "serial" and order is not Order.RACE:
+            raise checks.UserError(
+                f"`executor` must be serial unless `order` is race, got {self.executor!r} with "
+                f"{order.value}"
+            )
         budget, smallest = self._sizes(order, len(task.train))
         self._check_sizes(budget, smallest, task)
         race = None
@@ -156,10 +161,12 @@ def select_model(
     run, wanted = read_settings(SelectionSettings, given, call="lensllm_jax.select_model")
     config, summaries = run.measurement, describe_pool(run.names)
     whole = run.load_task(summaries)
-    plan = wanted.plan(whole)
+    plan, executor = wanted.plan(whole), wanted.executor_config()
     _check_race(plan, summaries)
     check_kernel_examples(whole, config.num_kernel_examples)
     decided = {**task_settings(summaries, whole, config), **plan.settings}
+    if executor.kind != "serial":
+        decided |= {"threads": executor.threads, "processes": executor.processes}
     winner = wanted.winner(decided, summaries, run)
     folder = run.open_folder(decided, whole, summaries)
     with run.progress(total=_total_work(summaries, plan, config)) as progress:
@@ -177,7 +184,7 @@ def select_model(
             )
             for name, summary in summaries.items()
         }
-        workers = Workers(ExecutorConfig(), whole, cells)
+        workers = Workers(executor, whole, cells)
         measured = _measure(pool, plan, workers, quiet=run.quiet)
     selection = _select(pool, plan, whole, config, measured, folder)
     if winner is not None:

@@ -144,10 +144,16 @@ MISTAKES = [
     ("budget_size", "at least `smallest_size` 2 ... got 1", lambda tmp: planned(smallest_size=2)),
     ("target_size", "above `budget_size` 1 ... got 1", lambda tmp: planned(target_size=1)),
     ("paper", "without another `order` ... got 'all'", lambda tmp: planned(order="all")),
+    (
+        "executor",
+        "serial unless `order` is race, got 'local' with downwards",
+        lambda tmp: planned(executor="local"),
+    ),
     ("order", "one of ... got 'sideways'", lambda tmp: planned(order="sideways")),
     ("kernels", "one of ... got 'some'", lambda tmp: planned(kernels="some")),
     ("confidence", "above 0.5 ... got 0.4", lambda tmp: planned(paper=False, confidence=0.4)),
     ("processes", "positive ... got 0", lambda tmp: executors.shares({0, 1}, 0)),
+    ("processes", "positive ... got 0", lambda tmp: executors.ExecutorConfig("ray", 0).check()),
     ("processes", "at most 2 ... got 3", lambda tmp: executors.shares({0, 1}, 3)),
     (
         "ray_address",
