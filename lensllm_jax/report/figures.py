@@ -169,7 +169,7 @@ def _label_ends(axes: Axes, ends: Sequence[_End]) -> None:
     for end, name, (x, y), place in zip(ends, names, at, places, strict=True):
         style = {"color": colour_of(end.place)["color"], "transform": axes.transAxes}
         start = 1.0 - margin + 0.03
-        axes.plot([x, start], [y, place], linewidth=0.7, alpha=0.6, **style)
+        axes.plot([x, start], [y, place], ":", linewidth=0.8, **style)  # no law: it leads to a name
         axes.plot([start + 0.012], [place], _again(_MARKERS, end.place), markersize=4, **style)
         axes.text(
             start + 0.03, place, name, fontsize="small", verticalalignment="center",

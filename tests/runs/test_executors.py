@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from lensllm_jax.checks import UserError
+from lensllm_jax.data.task import Example, Task
 from lensllm_jax.measurement import jobs
 from lensllm_jax.measurement.measurement import MeasurementConfig
 from lensllm_jax.ntk.gram import empirical_ntk
@@ -21,6 +22,7 @@ from lensllm_jax.runs import executors
 from lensllm_jax.runs.run_folder import RUN, RunFolder
 
 ROOT = Path(__file__).parent.parent.parent
+ONE = Example("", "a king")
 FLAGS = {
     "candidates": "zoo/gpt2-xs", "task": "sotu", "sizes": "0,32,64", "max_epochs": 1,
     "batch_size": 8, "max_bytes": 96, "learning_rate": 1e-3,
@@ -68,17 +70,22 @@ def test_an_unreachable_cluster_is_one_line(address, tmp_path):
 
 
 def test_a_node_uses_checkpoints_where_it_sees_the_run_folder(tmp_path, monkeypatch):
-    paths = []
-    monkeypatch.setattr(jobs, "attempt_here", lambda job, task: paths.append(job.path))
+    paths, task = [], Task("toy", "", (ONE,), (ONE,), (ONE,), {}, "")
+
+    def attempt_here(job, task):
+        paths.append(job.path)
+        return jobs.JobResult(job, None)
+
+    monkeypatch.setattr(jobs, "attempt_here", attempt_here)
     folder = RunFolder.open(tmp_path / "out", {"seed": 0})
     monkeypatch.chdir(tmp_path)
     probe = executors.FolderProbe.of(RunFolder(Path("out")))  # by whatever name
     job = jobs.Job("zoo/gpt2-xs", 1, 8, MeasurementConfig(), path=folder.path / "cells" / "8.json")
-    executors.attempt_on_node(job, None, probe)
+    executors.attempt_on_node(job, task, probe)
     (folder.path / RUN).write_text("{}")  # a folder of another run at the same place
-    executors.attempt_on_node(job, None, probe)
+    executors.attempt_on_node(job, task, probe)
     (folder.path / RUN).unlink()
-    executors.attempt_on_node(job, None, probe)
+    executors.attempt_on_node(job, task, probe)
     assert paths == [job.path, None, None]
 
 
