@@ -49,7 +49,7 @@ def test_losses_below_the_ranking_are_those_measured():
     measured = dict(zip(truth.names, truth.column(1638400), strict=True))
     names = re.findall(r"^(google/[\w-]+): ", README, re.MULTILINE)
     first, second, third = (f"{measured[name]:.2f}" for name in names)
-    assert f"at 1,638,400 are {first}, {second} and {third}, and the first is\nthe best" in README
+    assert f"at 1,638,400 are {first}, {second} and {third}. The first is\nthe best" in README
     assert measured[names[0]] == min(measured.values())
 
 
