@@ -17,7 +17,8 @@ DEFINED = re.compile(r'DEFINE_\w+\(\s*"(\w+)"')
 OWN = {
     "pretrain_zoo": {"candidates", "output_dir"},  # names without zoo/; the package's folder
     "theory_bound": {"candidate", "num_examples", "sizes"},
-    "compute_ntk": {"candidate", "num_examples"},  # aliases
+    # aliases; where tiles are computed, not cells
+    "compute_ntk": {"candidate", "num_examples", "executor", "ray_address", "ray_threads"},
     "flags": {"task"},  # of tables, which have no text
 }
 
