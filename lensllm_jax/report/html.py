@@ -60,6 +60,7 @@ figure svg { display: block; width: 100%; min-width: 36rem; height: auto; }
 pre { background: var(--wash); padding: .7rem; border-radius: 4px; white-space: pre-wrap;
   overflow-wrap: anywhere; }
 pre.command { overflow-x: auto; } pre.command span { white-space: nowrap; }
+summary { cursor: pointer; color: var(--link); }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: .2rem 1rem; }
 dd { margin: 0; overflow-wrap: anywhere; }
 @media (max-width: 40rem) { dl { grid-template-columns: 1fr; } dt { font-weight: 600; } }
@@ -101,7 +102,10 @@ def to_html(report: Report) -> str:
 
 
 def _body(section: Section) -> str:
-    return "".join(map(_rendered, (*section.blocks, *section.details)))
+    folded = "".join(map(_rendered, section.details))
+    if folded:
+        folded = f"<details><summary>Details</summary>\n{folded}</details>\n"
+    return "".join(map(_rendered, section.blocks)) + folded
 
 
 def _rendered(block: Block) -> str:

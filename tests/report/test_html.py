@@ -118,3 +118,9 @@ def test_marks_of_code_and_weight_are_tags_and_all_else_of_a_text_is_literal():
     text = "**a<b>** has `x < 1`, *not* this"
     page = to_html(Report("", [Section("", [Text(text)])]))
     assert "<p><strong>a&lt;b&gt;</strong> has <code>x &lt; 1</code>, *not* this</p>" in page
+
+
+def test_details_are_folded():
+    text = to_html(Report("A run", [Section("Cost", [Text("all")], details=[Text("each")])]))
+    assert "<p>all</p>\n<details><summary>Details</summary>\n<p>each</p>\n</details>" in text
+    assert "<details>" not in to_html(Report("A run", [Section("Cost", [Text("all")])]))
