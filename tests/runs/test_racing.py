@@ -111,7 +111,7 @@ def test_a_race_on_a_cluster_is_that_of_processes(tmp_path):
                 [sys.executable, "-m", "experiments.select_model", *flags, f"--executor={kind}",
                  f"--ray_address={cluster.address}", f"--output_dir={tmp_path / kind}"],
                 cwd=ROOT, env={**os.environ, "HF_HUB_OFFLINE": "1"}, capture_output=True,
-                text=True, timeout=170, check=False,
+                text=True, timeout=300, check=False,
             )  # fmt: skip
             assert done.returncode == 0, done.stderr
     finally:
