@@ -97,6 +97,12 @@ def create(target: Path, content: bytes) -> bool:
     return True
 
 
+def user_cache(name: str) -> Path:
+    """The folder of this name in the user's cache of this package; it need not exist."""
+    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return root / "lensllm_jax" / name
+
+
 def open_folder(
     argument: str, path: str | Path, settings: Mapping[str, Any], *, record: str,
     notes: Mapping[str, Any] | None = None,

@@ -44,7 +44,7 @@ class MeasurementFlags:
         )
         self._compiled_dir = flags.DEFINE_string(
             "compiled_dir", None,
-            "Keeps compiled steps here: later processes and runs need not compile.",
+            "Keeps compiled steps here, so that later runs need not compile: the user's cache.",
         )  # fmt: skip
         self._quiet = define_quiet("No progress, and no table of a grid.")
 

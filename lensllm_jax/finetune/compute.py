@@ -24,7 +24,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lensllm_jax import checks
+from lensllm_jax import checks, durable
 from lensllm_jax.checkpoints.candidate import Candidate
 from lensllm_jax.checkpoints.weights import parameter_shapes
 from lensllm_jax.finetune import lora
@@ -37,6 +37,7 @@ _DTYPES = ("bfloat16", "float32", "float64")
 FULL, LORA = TUNES = ("full", "lora")
 # JAX's settings: where compiled programs are cached, and that all are, however small
 CACHE_FOLDER = "jax_compilation_cache_dir"
+CACHE_BYTES = "jax_compilation_cache_max_size"
 CACHE_SETTINGS = {
     "jax_persistent_cache_min_compile_time_secs": 0.0,
     "jax_persistent_cache_min_entry_size_bytes": -1,
@@ -187,11 +188,25 @@ def loading(compute: ComputeConfig) -> contextlib.AbstractContextManager:
     return on_host() if compute.loads_on_host else contextlib.nullcontext()
 
 
-def keep_compiled(folder: str | Path) -> None:
+def keep_compiled(folder: str | Path | None = None) -> None:
     """Caches what JAX compiles in a folder that several processes may share; made if absent.
 
     Call it before the first compilation.  Child processes inherit it by their environment.
+
+    Args:
+        folder: by default the one that JAX was given, or else the user's cache, which keeps what
+            was used last (4 GiB); nothing is cached where that cannot be written.
     """
-    for name, value in {CACHE_FOLDER: str(Path(folder).resolve()), **CACHE_SETTINGS}.items():
+    settings: dict[str, str | float] = dict(CACHE_SETTINGS)
+    if folder is None:
+        if getattr(jax.config, CACHE_FOLDER):
+            return
+        folder = durable.user_cache("compiled")
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError:
+            return
+        settings[CACHE_BYTES] = 4 * 2**30
+    for name, value in {CACHE_FOLDER: str(Path(folder).resolve()), **settings}.items():
         jax.config.update(name, value)
         os.environ[name.upper()] = str(value)

@@ -34,7 +34,7 @@ import numpy as np
 
 from lensllm_jax import checks
 from lensllm_jax.data.task import Task
-from lensllm_jax.finetune.compute import CACHE_FOLDER, CACHE_SETTINGS
+from lensllm_jax.finetune.compute import CACHE_BYTES, CACHE_FOLDER, CACHE_SETTINGS
 from lensllm_jax.measurement import jobs as measurement_jobs
 from lensllm_jax.measurement.jobs import Job, JobResult, Measurer, ProgressUpdate
 from lensllm_jax.ntk.gram import Tile
@@ -331,7 +331,7 @@ def _as_completed(ray: Any, waiting: dict[Any, _Asked]) -> Iterator[tuple[_Asked
 
 def _environment(threads: int) -> dict[str, str]:
     """Of a worker on a node."""
-    compiled = {name.upper() for name in (CACHE_FOLDER, *CACHE_SETTINGS)}
+    compiled = {name.upper() for name in (CACHE_FOLDER, CACHE_BYTES, *CACHE_SETTINGS)}
     return {
         "NPROC": str(threads),  # threads of XLA and BLAS; a worker sees all cores of its node
         "JAX_ENABLE_X64": str(int(jax.config.read("jax_enable_x64"))),

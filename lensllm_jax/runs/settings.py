@@ -50,7 +50,7 @@ class RunSettings:
     max_bytes: int | None = None  # of prompt and target; 99 % of the records stay whole
     measurement: MeasurementConfig = dataclasses.field(default_factory=MeasurementConfig)
     checkpoint_seconds: float = 60.0  # between writings of an unfinished fine-tune
-    compiled_dir: str | Path | None = None  # keeps compiled steps for later runs
+    compiled_dir: str | Path | None = None  # keeps compiled steps: in the user's cache
     quiet: bool = False  # show no progress
     on_progress: Callable[[float, str], object] | None = None  # share done, message; no bar then
     command: str = ""  # what a reader repeats to make the run again
@@ -61,12 +61,11 @@ class RunSettings:
             raise checks.UserError(
                 f"`candidates` must be one or more distinct names, got {self.candidates!r}"
             )
-        if self.compiled_dir:
-            if Path(self.compiled_dir).is_file():
-                raise checks.UserError(
-                    f"`compiled_dir` must be a folder, got the file {self.compiled_dir}"
-                )
-            keep_compiled(self.compiled_dir)
+        if self.compiled_dir and Path(self.compiled_dir).is_file():
+            raise checks.UserError(
+                f"`compiled_dir` must be a folder, got the file {self.compiled_dir}"
+            )
+        keep_compiled(self.compiled_dir or None)
 
     @property
     def names(self) -> tuple[str, ...]:
