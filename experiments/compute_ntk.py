@@ -43,7 +43,7 @@ PROCESS_ID = flags.DEFINE_integer("process_id", 0, "Which of them this is, from 
 COORDINATOR_ADDRESS = flags.DEFINE_string(
     "coordinator_address", None, "Host and port at which the others reach process 0."
 )
-EXECUTOR = define_executor(TILE_EXECUTORS)
+EXECUTOR = define_executor(TILE_EXECUTORS, processes=False)
 KERNEL_BLOCK_SIZE = flags.DEFINE_integer(
     "kernel_block_size", MeasurementConfig.kernel_block_size, "Examples of a tile's side."
 )

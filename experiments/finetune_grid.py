@@ -59,7 +59,7 @@ LEARNING_RATES = flags.DEFINE_string(
 BATCH_SIZES = flags.DEFINE_string(
     "batch_sizes", "", "In place of --batch_size; of several each cell chooses one."
 )
-EXECUTOR = define_executor(KINDS, processes="Of --executor=local; they share the cores.")
+EXECUTOR = define_executor(KINDS)
 SAVE_WINNER = define_save_winner()
 SAVE_ADAPTER = define_save_adapter()
 

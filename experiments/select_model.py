@@ -92,9 +92,7 @@ ALL_TEST_EXAMPLES = flags.DEFINE_bool(
     "Of a race: evaluate all, also where 128, 256, ... of them put a loss far above the best.",
 )  # fmt: skip
 KEEP = define_keep()
-EXECUTOR = define_executor(
-    KINDS, processes="Fine-tunes at a time: of --executor=local, which share the cores, and on Ray."
-)
+EXECUTOR = define_executor(KINDS)
 SAVE_WINNER = define_save_winner()
 SAVE_ADAPTER = define_save_adapter()
 # columns of ranking.csv on the terminal, as many as 80 characters hold

@@ -4,7 +4,7 @@ A binary takes one by defining it when it is imported, ``OUTPUT_DIR = define_out
 of binaries that measure candidates stand in ``experiments.common.measurement_flags``.
 """
 
-from collections.abc import Sequence
+import functools
 from typing import Any, NamedTuple
 
 from absl import flags
@@ -106,10 +106,17 @@ class ExecutorFlags(NamedTuple):
         return {name: flag.value for name, flag in self._asdict().items() if flag is not None}
 
 
-def define_executor(kinds: Sequence[str], *, processes: str | None = None) -> ExecutorFlags:
-    """--executor of these kinds, --ray_address, --ray_threads; --processes if it has a help."""
+@functools.cache  # two binaries in one process share them
+def define_executor(kinds: tuple[str, ...], *, processes: bool = True) -> ExecutorFlags:
+    """--executor of these kinds, --ray_address, --ray_threads, and --processes."""
     help = "Where it is computed: in this process, in processes of this machine, on a Ray cluster."
-    count = None if processes is None else flags.DEFINE_integer("processes", 1, processes)
+    count = None
+    if processes:
+        count = flags.DEFINE_integer(
+            "processes",
+            1,
+            "At a time: of --executor=local, which share the cores; a race's on Ray.",
+        )
     return ExecutorFlags(
         flags.DEFINE_enum("executor", "serial", kinds, help),
         flags.DEFINE_string("ray_address", "127.0.0.1:6379", "host:port of the Ray head."),
@@ -118,6 +125,7 @@ def define_executor(kinds: Sequence[str], *, processes: str | None = None) -> Ex
     )
 
 
+@functools.cache  # two binaries in one process share them
 def define_save_winner() -> flags.FlagHolder[str | None]:
     """--save_winner."""
     return flags.DEFINE_string(
@@ -125,6 +133,7 @@ def define_save_winner() -> flags.FlagHolder[str | None]:
     )
 
 
+@functools.cache  # two binaries in one process share them
 def define_save_adapter() -> flags.FlagHolder[bool]:
     """--save_adapter."""
     return flags.DEFINE_bool(

@@ -5,6 +5,7 @@ import pytest
 
 from lensllm_jax import checks
 from lensllm_jax.data.task import Example, Task
+from lensllm_jax.runs.settings import RunSettings
 from lensllm_jax.selection.loss_table import LossTable, write_loss_table
 from tests.messages.binaries import load
 from tests.tolerances import assert_close
@@ -67,7 +68,7 @@ def test_costs_are_a_forward_pass_and_the_singular_values(monkeypatch):
     assert seconds == 0.0
 
 
-def test_flags_that_cannot_be_are_named(tmp_path):
+def test_flags_that_cannot_be_are_named(tmp_path, monkeypatch):
     write_loss_table(TABLE, tmp_path / "toy.csv")
     binary = load(
         "feature_scores", curves=str(tmp_path / "toy.csv"), output_dir=str(tmp_path / "out")
@@ -80,7 +81,9 @@ def test_flags_that_cannot_be_are_named(tmp_path):
             binary.set(num_words=words, candidates=candidates).module.main([])
     module = binary.set(candidates="a,b,c", budgets=["2"]).module
     module.describe_pool = lambda names: {}
-    module.FLAGS.load_task = lambda pool: Task("toy", "", (), (), (), {}, "")
+    monkeypatch.setattr(
+        RunSettings, "load_task", lambda run, pool: Task("toy", "", (), (), (), {}, "")
+    )
     with pytest.raises(checks.UserError, match="`budgets` must leave at most "):
         module.main([])
     assert not (tmp_path / "out").exists()

@@ -51,7 +51,7 @@ def compiled_bytes(config, compute):
     names += ["decoder_input_ids"] if config.is_encoder_decoder else []
     batches = {name: jax.ShapeDtypeStruct((2, ROWS, TOKENS), jnp.int32) for name in names}
     state = jax.eval_shape(loop.start, params)
-    lowered = jax.jit(loop._steps, donate_argnums=0).lower(state, batches, None, frozen)
+    lowered = jax.jit(loop._steps, donate_argnums=0).lower(state, batches, 1e-3, None, frozen)
     found = lowered.compile().memory_analysis()
     return (
         found.argument_size_in_bytes + found.temp_size_in_bytes
