@@ -4,7 +4,8 @@
 #   make test   runs the tests; make test-x64 runs them in float64
 #   make fuzz   compares the kernels of 20,000 random programs with dense ones, in float64: hours;
 #               FUZZ_FIRST=5000 continues after 5,000 of them
-#   make soak   kills runs 200 times at random moments, and reads 100,000 mutated files per reader: hours
+#   make soak   kills runs 200 times at random moments, and reads 100,000 mutated files per reader: hours;
+#               resumes the kills, and draws other files with FUZZ_FIRST=100000
 #   make lint types torch-parity published notebooks browser docs ray wheel   what else .ci/run checks
 #   make smoke PYTHON=python3.13   a few fast tests on another Python
 #   make lock   regenerates requirements*.txt from setup.cfg
@@ -41,9 +42,9 @@ fuzz: .venv/tests
 SOAK_KILLS := 200
 
 soak: .venv/tests
-	rm -rf out/soak
 	JAX_DISABLE_MOST_OPTIMIZATIONS=1 $(BIN)/python -m tests.soak $(SOAK_KILLS) out/soak
-	JAX_DISABLE_MOST_OPTIMIZATIONS=1 FUZZ_FILES=$(FUZZ_FILES) $(BIN)/python -m pytest tests/test_readers.py
+	JAX_DISABLE_MOST_OPTIMIZATIONS=1 FUZZ_FIRST=$(FUZZ_FIRST) FUZZ_FILES=$(FUZZ_FILES) \
+	  $(BIN)/python -m pytest -v tests/test_readers.py
 
 # the examples in docstrings print float32: they are tests of the default mode alone
 test-x64: .venv/tests

@@ -1,16 +1,19 @@
 """Delimited text (CSV, TSV) with a header, read strictly.
 
-A byte order mark is dropped, headings lose the white space around them, and a cell may be of any
-length.  A quote that is not closed, or that closes before the end of its cell, is refused with the
-line on which its row begins: a lenient reader joins all rows up to the next quote into one.
+A byte order mark is dropped, as is Excel's first line ``sep=;``; headings lose the white space
+around them, and a cell may be of any length.  A quote that is not closed, or that closes before
+the end of its cell, is refused with the line on which its row begins: a lenient reader joins all
+rows up to the next quote into one.
 
 Example:
     >>> read_delimited(["prompt; target", 'a;"b;c"'], headings=("target",))
     (['prompt', 'target'], [['a', 'b;c']])
 """
 
+import codecs
 import csv
 import itertools
+import os
 import re
 from collections.abc import Collection, Iterable
 
@@ -21,6 +24,15 @@ _LONGEST_CELL = 2**31 - 1  # characters; what fits into a C long everywhere
 _FORMULA = re.compile(r"'*[=+\-@\t\r]")
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?|[+-](inf|nan)")
 _BYTE_ORDER_MARK = "\ufeff"
+_DECLARED = re.compile(r'"?sep=([,;\t])"?\s*')  # what Excel reads the delimiter from
+
+
+def encoding_of(path: str | os.PathLike[str]) -> str:
+    """UTF-16 if a file begins with its byte order mark, as Excel's "Unicode text"; else UTF-8."""
+    with open(path, "rb") as file:
+        begins = file.read(4)
+    is_16 = begins.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) and len(begins) == 4
+    return "utf-16" if is_16 and begins != codecs.BOM_UTF32_LE else "utf-8-sig"
 
 
 def plain(heading: str) -> str:
@@ -58,12 +70,16 @@ def read_delimited(
     """
     lines = iter(lines)
     first = next(lines, "").removeprefix(_BYTE_ORDER_MARK)
+    begins = 1  # line
+    if declared := _DECLARED.fullmatch(first):
+        first, begins = next(lines, ""), 2
     known = {plain(heading) for heading in headings}
     delimiter = next((d for d in _DELIMITERS if known & set(map(plain, _cells(first, d)))), ",")
+    delimiter = declared[1] if declared else delimiter
     # behind a delimiter and a space a quote would be text
     others = _cells(first, delimiter)[1:]
     spaced = bool(others) and all(cell.startswith(" ") for cell in others)
-    rows = _rows(itertools.chain([first], lines), delimiter, spaced)
+    rows = _rows(itertools.chain([first], lines), delimiter, spaced, begins)
     if not rows:
         raise UserError("the file must hold a header, got no line with text")
     header, *body = rows
@@ -85,15 +101,15 @@ def _cells(line: str, delimiter: str) -> list[str]:
         return []
 
 
-def _rows(lines: Iterable[str], delimiter: str, spaced: bool) -> list[list[str]]:
-    """Rows with text, by a strict reader."""
+def _rows(lines: Iterable[str], delimiter: str, spaced: bool, begins: int) -> list[list[str]]:
+    """Rows with text, by a strict reader; the first begins on line ``begins``."""
     before = csv.field_size_limit(_LONGEST_CELL)
     rows: list[list[str]] = []
-    begins = 1  # line
+    before_first = begins - 1
     try:
         reader = csv.reader(lines, delimiter=delimiter, skipinitialspace=spaced, strict=True)
         for row in reader:
-            begins = reader.line_num + 1
+            begins = before_first + reader.line_num + 1
             if any(cell.strip() for cell in row):
                 rows.append(row)
     except csv.Error as error:

@@ -45,6 +45,8 @@ def test_any_text_is_rows_of_one_width_or_a_user_error(text):
         ('target\n"a"b\n', "begins on line 2: ',' expected"),
         ("target,x\na,b\n\nc\n", "row 3 must have 2 cells like the header, got 1"),
         ("\n\n", "must hold a header"),
+        ('sep=;\ntarget\na\n"b\nc\n', "begins on line 4: unexpected end"),
+        ("sep=;\n", "must hold a header"),
     ],
 )
 def test_a_broken_row_is_refused_with_its_place(text, message):

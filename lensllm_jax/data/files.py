@@ -16,9 +16,7 @@ from lensllm_jax.checks import UserError
 from lensllm_jax.data.packing import pack
 from lensllm_jax.data.records import text_pairs
 from lensllm_jax.data.task import Task, split_task
-from lensllm_jax.delimited import read_delimited
-
-_ENCODING = "utf-8-sig"  # a byte order mark is no text
+from lensllm_jax.delimited import encoding_of, read_delimited
 
 
 def read_task_file(
@@ -58,13 +56,13 @@ def read_task_file(
 
 
 def _paragraph_chunks(path: Path) -> list[str]:
-    text = path.read_text(encoding=_ENCODING)
+    text = path.read_text(encoding=encoding_of(path))
     paragraphs = text.split("\n\n") if "\n\n" in text.strip() else text.splitlines()
     return [chunk for paragraph in paragraphs for chunk in pack(paragraph)]
 
 
 def _json_line_rows(path: Path, _: Iterable[str]) -> Iterator[Any]:
-    with path.open(encoding=_ENCODING) as lines:
+    with path.open(encoding=encoding_of(path)) as lines:
         for number, line in enumerate(lines, start=1):
             if not line.strip():
                 continue
@@ -84,7 +82,7 @@ def _json_line_rows(path: Path, _: Iterable[str]) -> Iterator[Any]:
 
 def _json_rows(path: Path, fields: Iterable[str]) -> Iterator[Any]:
     """Of a JSON array, or of JSON lines under the same suffix."""
-    with path.open(encoding=_ENCODING) as file:
+    with path.open(encoding=encoding_of(path)) as file:
         text = file.read()
     if not text.lstrip().startswith("["):
         yield from _json_line_rows(path, fields)
@@ -98,7 +96,7 @@ def _json_rows(path: Path, fields: Iterable[str]) -> Iterator[Any]:
 
 
 def _delimited_rows(path: Path, fields: Iterable[str]) -> Iterator[Any]:
-    with path.open(encoding=_ENCODING, newline="") as lines:
+    with path.open(encoding=encoding_of(path), newline="") as lines:
         try:
             header, rows = read_delimited(lines, headings=[*fields])
         except UserError as error:

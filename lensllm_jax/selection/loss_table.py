@@ -35,7 +35,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from lensllm_jax import checks, durable
-from lensllm_jax.delimited import as_written, neutral, plain, read_delimited
+from lensllm_jax.delimited import as_written, encoding_of, neutral, plain, read_delimited
 from lensllm_jax.selection.numbers import read_cells, whole_number
 
 _NAME, _PARAMS, _FAMILY = "config name", "size", "family"
@@ -169,7 +169,7 @@ def read_loss_table(
     """
     path = Path(path)
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
+        with path.open(encoding=encoding_of(path), newline="") as file:
             return parse_loss_table(
                 file,
                 task=task or path.stem,
@@ -228,7 +228,8 @@ def _columns(header: list[str], rows: list[list[str]]) -> dict[str, tuple[str, .
     headings = [ours.get(plain(heading), heading) for heading in header]
     cells = [tuple(cell.strip() for cell in column) for column in zip(*rows, strict=True)]
     if plain(headings[0]) in ("", "unnamed: 0"):
-        if cells[0] == tuple(map(str, range(len(rows)))):
+        numbered = all(whole_number(cell) is not None for cell in cells[0])
+        if numbered and (_NAME in headings or cells[0] == tuple(map(str, range(len(rows))))):
             headings, cells = headings[1:], cells[1:]
         elif _NAME not in headings:
             headings[0] = _NAME

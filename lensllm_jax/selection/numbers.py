@@ -14,7 +14,10 @@ from decimal import Decimal
 
 from lensllm_jax.checks import UserError
 
-_NOT_MEASURED = frozenset({"", "-", "--", "na", "n/a", "null", "none"})  # in lower case
+# in lower case
+_NOT_MEASURED = frozenset(
+    {"", "-", "--", "\u2013", "\u2014", "na", "n/a", "n.a.", "#n/a", "<na>", "null", "none"}
+)
 _SCALES = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9, "t": 10**12}
 _MOST_DIGITS = 15  # what float64 holds exactly
 _THOUSANDS = r"[0-9]{1,3}(?:,[0-9]{3})+"

@@ -181,6 +181,15 @@ def test_headings_as_spreadsheets_write_them(tmp_path, header):
     assert len(texts) == 51
 
 
+@pytest.mark.parametrize("suffix", [".jsonl", ".csv"])
+def test_a_file_in_utf_16_gives_the_same_task(tmp_path, suffix):
+    path = tmp_path / f"a{suffix}"
+    WRITERS[suffix](path, RECORDS)
+    task = load_task(path)
+    path.write_bytes(path.read_bytes().decode().encode("utf-16"))
+    assert load_task(path).fingerprint == task.fingerprint
+
+
 @pytest.mark.parametrize("delimiter", [";", "\t"])
 def test_a_csv_may_have_the_delimiter_of_another_country(tmp_path, delimiter):
     path = tmp_path / "sheet.csv"

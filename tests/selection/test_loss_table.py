@@ -136,8 +136,19 @@ SAME = [
     "\ufeffConfig Name,0,200,1.6K, Size\na,5.05,4.5,4.05,1.3B\nb,6,5,-,124M\n",
     ",config name,0,200,1600,size\n0,a,5.05,4.5,4.05,1.3B\n1,b,6,5,,124M\n",  # pandas' index
     ",0,200,1600,size\na,5.05,4.5,4.05,1.3B\nb,6,5,,124M\n",
+    ",config name,0,200,1600,size\n7,a,5.05,4.5,4.05,1.3B\n3,b,6,5,,124M\n",  # a part of it
+    "sep=;\nconfig name;0;200;1600;size\na;5,05;4,5;4,05;1.3B\nb;6;5;;124M\n",  # Excel's
+    "config name,0,200,1600,size\na,5.05,4.5,4.05,1.3B\nb,6,5,#N/A,124M\n",
+    "config name,0,200,1600,size\na,5.05,4.5,4.05,1.3B\nb,6,5,\u2014,124M\n",
     "config name,0,200,1600,size,,\na,505%,450%,405%,1.3B,,\nb,600%,500%,,124M,,\n",
 ]
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_the_encodings_of_spreadsheets(tmp_path, encoding):
+    path = tmp_path / "a.csv"
+    path.write_bytes(PLAIN.replace("a,5", "\u00e4,5").encode(encoding))
+    assert read_loss_table(path).names == ("\u00e4", "b")
 
 
 @pytest.mark.parametrize("text", SAME)
