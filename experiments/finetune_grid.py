@@ -54,7 +54,7 @@ SIZES = flags.DEFINE_string(
 )
 SEEDS = flags.DEFINE_string("seeds", "", "One or more in place of --seed, comma-separated.")
 LEARNING_RATES = flags.DEFINE_string(
-    "learning_rates", "", "In place of --learning_rate; of several each cell chooses one."
+    "learning_rates", "", "In place of --learning_rate: each cell chooses one of several."
 )
 BATCH_SIZES = flags.DEFINE_string(
     "batch_sizes", "", "In place of --batch_size; of several each cell chooses one."

@@ -79,7 +79,11 @@ ORDER = flags.DEFINE_enum(
 )  # fmt: skip
 PAPER = flags.DEFINE_bool("paper", False, "As the paper: --order=downwards, Eq 10 decides.")
 CONFIDENCE = define_confidence()
-MAX_COST = flags.DEFINE_float("max_cost", 0.1, "Of a race, share of tuning all on the target.")
+MAX_COST = flags.DEFINE_float(
+    "max_cost", None,
+    "Of a race, share of tuning all on the target, searches of rates included: 0.1, or three "
+    "times what those take.",
+)  # fmt: skip
 MAX_HOURS = flags.DEFINE_float("max_hours", math.inf, "Of a race: hours of fine-tuning.")
 WORTH = flags.DEFINE_float(
     "worth", 0.0, "Of a race: relative loss that tuning all on the target once is worth."

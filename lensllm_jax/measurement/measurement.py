@@ -20,6 +20,7 @@ Example:
 import dataclasses
 import functools
 import math
+import numbers
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import cast
@@ -93,6 +94,10 @@ class MeasurementConfig:
         if self.num_validation_examples is not None:
             checks.positive("num_validation_examples", self.num_validation_examples)
         checks.one_of("chat_template", self.chat_template, ("none", "auto"))
+        if self.learning_rate != AUTO and not isinstance(self.learning_rate, numbers.Real):
+            raise checks.UserError(
+                f"`learning_rate` must be one rate or {AUTO}, got {self.learning_rate!r}"
+            )
         known = self.at(LADDER[0]) if self.learning_rate == AUTO else self
         for part in (known.fine_tuning, known.optimizer):
             part()  # raises UserError here, not in the first fine-tune

@@ -10,16 +10,19 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from lensllm_jax import checks, durable
-from lensllm_jax.finetune.rates import Trial, downhill, first_rung
-from lensllm_jax.measurement.measurement import Measurement
+from lensllm_jax.data.task import Task
+from lensllm_jax.finetune.rates import AUTO, Trial, downhill, first_rung
+from lensllm_jax.measurement.measurement import Measurement, MeasurementConfig
 
 NUM_EXAMPLES = 100  # that rates are compared on: enough steps for a warm-up
+_NUM_TRIALS = 3  # of a search that starts at the best rate
 
 
 class RateSearch(NamedTuple):
     """What a search tried, in this order."""
 
     trials: tuple[Trial, ...]
+    size: int  # examples that each trained on
 
     @property
     def learning_rate(self) -> float:
@@ -33,8 +36,14 @@ class RateSearch(NamedTuple):
             "learning_rates": [trial.learning_rate for trial in self.trials],
             # None where it diverged, JSON has no infinity
             "validation_losses": [x if math.isfinite(x) else None for x in losses],
+            "num_examples": self.size * len(self.trials),
             "num_tokens": sum(trial.num_tokens for trial in self.trials),
         }
+
+
+def expected_examples(config: MeasurementConfig, task: Task) -> int:
+    """How many examples a search trains on; 0 where the rate is given."""
+    return _NUM_TRIALS * min(NUM_EXAMPLES, len(task.train)) if config.learning_rate == AUTO else 0
 
 
 def search_rate(
@@ -51,7 +60,8 @@ def search_rate(
         UserError: if all rates diverged, or the file is damaged.
     """
     known = {} if file is None or not file.exists() else _read(file)
-    trial_of = measurement.trial(min(NUM_EXAMPLES, len(measurement.task.train)))
+    size = min(NUM_EXAMPLES, len(measurement.task.train))
+    trial_of = measurement.trial(size)
 
     def loss_of(rate: float) -> float:
         if rate not in known:
@@ -63,7 +73,7 @@ def search_rate(
 
     start = first_rung(measurement.candidate.num_params)
     tried = downhill(loss_of, measurement.config.rates, start=start)
-    return RateSearch(tuple(known[rate] for rate in tried))
+    return RateSearch(tuple(known[rate] for rate in tried), size)
 
 
 def _read(file: Path) -> dict[float, Trial]:

@@ -61,6 +61,11 @@ class GridSettings(WinnerSettings, ExecutorSettings):
         super().__post_init__()
         for name in ("seeds", "learning_rates", "batch_sizes"):
             _distinct(name, getattr(self, name))
+        if len(self.learning_rates) == 1:
+            raise checks.UserError(
+                f"`learning_rates` must be several to choose from, got {self.learning_rates}: give "
+                "one as `learning_rate`"
+            )
         for name in ("learning_rates", "batch_sizes"):
             for value in getattr(self, name):
                 checks.positive(name, value)

@@ -3,6 +3,8 @@
 Example:
     >>> smallest_of(6400, max_cost=0.1), smallest_of(1638400, max_cost=0.1)
     (50, 200)
+    >>> affordable(6400, num_searched=0), affordable(4000, num_searched=400)
+    (0.1, 0.3)
 """
 
 import functools
@@ -18,11 +20,24 @@ from lensllm_jax.selection.race import Move, Outcome, Race, RaceRule, run
 
 _MOST_FIRST = 200  # examples: the first size of a task that has many
 _FIRST_SHARE = 12.0  # the first two sizes together take at most a quarter of the budget
+_MAX_COST = 0.1
 
 
-def smallest_of(target_size: int, *, max_cost: float) -> int:
-    """The first size: the target halved until all candidates can run it and its double."""
-    most, size = min(float(_MOST_FIRST), max_cost * target_size / _FIRST_SHARE), target_size
+def affordable(target_size: int, *, num_searched: int) -> float:
+    """The default of ``max_cost``: 0.1, or three times what the searches of rates take."""
+    return max(_MAX_COST, 3.0 * num_searched / target_size)
+
+
+def smallest_of(target_size: int, *, max_cost: float, num_searched: int = 0) -> int:
+    """The first size: the target halved until all candidates can run it and its double.
+
+    Args:
+        target_size: examples.
+        max_cost: of the race, as a share of tuning all on the target.
+        num_searched: examples that the search of each rate trains on.
+    """
+    examples, size = max_cost * target_size - num_searched, target_size
+    most = min(float(_MOST_FIRST), examples / _FIRST_SHARE)
     while size > max(most, 1.0):
         size //= 2
     return max(size, 1)
@@ -107,8 +122,10 @@ def _outcome(candidate: CandidateRun, move: Move, failure: str | None) -> Outcom
         except FAILURES as error:
             failure = one_line(error)
         else:
-            seconds = candidate.seconds[move.size]
-            return Outcome(move.candidate, move.size, loss, seconds=seconds)
+            return Outcome(
+                move.candidate, move.size, loss, seconds=candidate.seconds[move.size],
+                num_searched=candidate.num_searched,
+            )  # fmt: skip
     terminal.warn(f"failed: {move.candidate}, {move.size} examples: {failure}")
     return Outcome(move.candidate, move.size, None, failure)
 
@@ -119,8 +136,11 @@ def _rows_of(
     """Rows of race.csv: each fine-tune of a step, and what was believed after the step."""
     dropped = [name for name in now.dropped if name not in before.dropped]
     for move, outcome in ran:
+        cost = move.cost
+        if outcome.loss is not None and not before.largest[move.candidate]:  # its rate was searched
+            cost = before.cost_of(move.candidate, move.size + outcome.num_searched)
         yield {
-            "step": step, "candidate": move.candidate, "size": move.size, "cost": move.cost,
+            "step": step, "candidate": move.candidate, "size": move.size, "cost": cost,
             "reason": move.reason, "test_loss": outcome.loss, "failure": outcome.reason,
             "leader": now.leader, "p_best": now.probability, "dropped": " ".join(dropped),
             "stop": now.stop.text if now.stop else "",

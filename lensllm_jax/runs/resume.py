@@ -167,6 +167,7 @@ class CandidateRun:
         num_tokens: size -> tokens trained on.
         seconds: size -> duration of the fine-tune.
         search_tokens: tokens trained on in the search of a rate.
+        num_searched: examples trained on in it.
         spectrum: of its kernel, with the learning rate of fine-tuning; None if not computed.
     """
 
@@ -179,7 +180,7 @@ class CandidateRun:
         self.losses: dict[int, float] = {}
         self.num_tokens: dict[int, int] = {}
         self.seconds: dict[int, float] = {}
-        self.search_tokens = 0
+        self.search_tokens = self.num_searched = 0
         self.spectrum: NtkSpectrum | None = None
         self._config, self._measurer, self._cells = config, measurer, cells
         self._checkpoint_seconds, self._winner = checkpoint_seconds, winner
@@ -203,7 +204,9 @@ class CandidateRun:
         self.losses[size] = cell["test_loss"]
         if size > 0:
             self.num_tokens[size] = cell["num_tokens"]
-            self.search_tokens = cell.get("rate_search", {}).get("num_tokens", 0)
+            search = cell.get("rate_search", {})
+            self.search_tokens = search.get("num_tokens", 0)
+            self.num_searched = search.get("num_examples", 0)
             self.seconds[size] = cell["seconds"]
         if self._winner:
             self.forget_weights(below=max(self.losses))

@@ -19,7 +19,7 @@ from lensllm_jax.finetune.compute import ParameterCounts, parameter_counts
 from lensllm_jax.measurement.jobs import Job, Measurer
 from lensllm_jax.measurement.measurement import MeasurementConfig
 from lensllm_jax.measurement.pool import check_kernel_examples, describe_pool, loss_table
-from lensllm_jax.measurement.rates import NUM_EXAMPLES
+from lensllm_jax.measurement.rates import NUM_EXAMPLES, expected_examples
 from lensllm_jax.measurement.rows import row_lengths
 from lensllm_jax.measurement.winner import Winner
 from lensllm_jax.report import figures
@@ -28,7 +28,7 @@ from lensllm_jax.report.markdown import to_markdown
 from lensllm_jax.report.sections import Report
 from lensllm_jax.report.selection import selection_report
 from lensllm_jax.runs.executors import ExecutorSettings
-from lensllm_jax.runs.racing import Workers, ladder, run_race, smallest_of
+from lensllm_jax.runs.racing import Workers, affordable, ladder, run_race, smallest_of
 from lensllm_jax.runs.results import ModelSelection
 from lensllm_jax.runs.resume import CandidateRun, Cells, task_settings, test_covariances
 from lensllm_jax.runs.run_folder import RUN, RunFolder
@@ -61,14 +61,18 @@ class SelectionSettings(WinnerSettings, ExecutorSettings):
     tau: float = 5.0  # Algorithm 1: residual deviations at which it stops
     keep: float = DropRule.keep  # upwards: share of the candidates kept
     confidence: float = 0.95  # P(best) at which a race stops
-    max_cost: float = 0.1  # of a race, share of tuning all on the target
+    max_cost: float | None = None  # of a race, share of tuning all on the target: see affordable
     max_hours: float = math.inf  # of a race, of fine-tuning
     worth: float = 0.0  # of a race, relative loss that tuning all on the target once is worth
     kernels: str = "survivors"  # whose are computed after a race
     all_test_examples: bool = False  # of a race: also where a loss is far above the best
 
-    def plan(self, task: Task) -> "Plan":
+    def plan(self, task: Task, *, num_searched: int = 0) -> "Plan":
         """What these settings mean on a task.
+
+        Args:
+            task: as the pool reads it.
+            num_searched: examples that the search of each rate trains on.
 
         Raises:
             UserError: naming the setting at fault.
@@ -85,7 +89,10 @@ class SelectionSettings(WinnerSettings, ExecutorSettings):
                 f"`executor` must be serial unless `order` is race, got {self.executor!r} with "
                 f"{order.value}"
             )
-        budget, smallest = self._sizes(order, len(task.train))
+        max_cost = self.max_cost
+        if max_cost is None:
+            max_cost = affordable(self.target_size, num_searched=num_searched)
+        budget, smallest = self._sizes(order, len(task.train), max_cost, num_searched)
         self._check_sizes(budget, smallest, task)
         race = None
         if order is Order.RACE:
@@ -93,7 +100,8 @@ class SelectionSettings(WinnerSettings, ExecutorSettings):
                 target_size=self.target_size,
                 sizes=ladder(self.target_size, budget, smallest=smallest),
                 confidence=self.confidence,
-                max_cost=self.max_cost,
+                max_cost=max_cost,
+                num_searched=num_searched,
                 worth=self.worth,
                 max_seconds=3600 * self.max_hours,
             )
@@ -102,13 +110,17 @@ class SelectionSettings(WinnerSettings, ExecutorSettings):
         every = race is None or self.all_test_examples
         return Plan(budget, smallest, order, halving, rule, race, self.kernels, every)
 
-    def _sizes(self, order: Order, available: int) -> tuple[int, int]:
+    def _sizes(
+        self, order: Order, available: int, max_cost: float, num_searched: int
+    ) -> tuple[int, int]:
         """The largest and the smallest size."""
         budget, smallest = self.budget_size, self.smallest_size
         if order is Order.RACE:
             budget = min(available, self.target_size // 2) if budget is None else budget
             if smallest is None:
-                smallest = smallest_of(self.target_size, max_cost=self.max_cost)
+                smallest = smallest_of(
+                    self.target_size, max_cost=max_cost, num_searched=num_searched
+                )
         return 1600 if budget is None else budget, 200 if smallest is None else smallest
 
     def _check_sizes(self, budget: int, smallest: int, task: Task) -> None:
@@ -161,7 +173,8 @@ def select_model(
     run, wanted = read_settings(SelectionSettings, given, call="lensllm_jax.select_model")
     config, summaries = run.measurement, describe_pool(run.names)
     whole = run.load_task(summaries)
-    plan, executor = wanted.plan(whole), wanted.executor_config()
+    plan = wanted.plan(whole, num_searched=expected_examples(config, whole))
+    executor = wanted.executor_config()
     _check_race(plan, summaries)
     check_kernel_examples(whole, config.num_kernel_examples)
     decided = {**task_settings(summaries, whole, config), **plan.settings}

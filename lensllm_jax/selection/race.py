@@ -22,8 +22,8 @@ One that stopped there takes over the mean move, since that size, of the k that 
 k / (k + 1): they were not chosen at random.
 
 It stops when the leader is best with the asked confidence, when the best fine-tune is not worth its
-cost, or at the budget.  Costs are parameters times examples, as a share of fine-tuning every
-candidate on the target size.
+cost, or at the budget.  Costs are parameters times examples, a search of the rate included, as a
+share of fine-tuning every candidate on the target size.
 
 A state is immutable and depends on the losses alone: the same losses give the same race.
 
@@ -101,6 +101,7 @@ class Outcome(NamedTuple):
     loss: float | None  # test loss; None if it failed
     reason: str = ""  # of the failure
     seconds: float = 0.0  # that it took
+    num_searched: int = 0  # examples trained on in the search of its rate
 
 
 class Dropped(NamedTuple):
@@ -121,9 +122,11 @@ class RaceRule:
     max_cost: float = 0.1  # share of fine-tuning every candidate on the target size
     worth: float = 0.0  # log loss that fine-tuning every candidate on the target size is worth
     max_seconds: float = math.inf  # of fine-tuning
+    num_searched: int = 0  # examples that the search of each rate trains on, as expected
 
     def __post_init__(self):
         checks.positive("target_size", self.target_size)
+        checks.not_negative("num_searched", self.num_searched)
         if not self.sizes or list(self.sizes) != sorted({*self.sizes}) or self.sizes[0] <= 0:
             raise checks.UserError(
                 f"`sizes` must be one or more, ascending from above 0, got {self.sizes}"
@@ -157,6 +160,7 @@ class Race:
         default_factory=dict
     )  # candidate -> reason: it runs no further
     seconds: float = 0.0  # of fine-tuning so far
+    searched: Mapping[str, int] = dataclasses.field(default_factory=dict)  # candidate -> examples
     covariance_of: Callable[[LossTable], Float[np.ndarray, "s c c"]] | None = dataclasses.field(
         default=None, repr=False
     )  # of a table's test losses, see ``Evidence.loss_covariance``
@@ -193,19 +197,27 @@ class Race:
             {name: {0: zero_shot[name]} if zero_shot else {} for name in names},
             covariance_of=covariance_of,
         )
-        first = sum(race.cost_of(name, rule.sizes[0]) for name in names)
+        first = sum(race._cost_of_next(name, rule.sizes[0]) for name in names)
         if first > rule.max_cost:
+            search, advice = "", "begin with a smaller size"
+            if rule.num_searched:
+                search = f" and the search of its rate on {rule.num_searched}"
+                advice = "give `learning_rate`"
             raise checks.UserError(
-                f"`max_cost` must pay for {rule.sizes[0]} examples of every candidate, "
+                f"`max_cost` must pay for {rule.sizes[0]} examples of every candidate{search}, "
                 f"{first:.3g} of tuning all on {rule.target_size}, got {rule.max_cost:g}: raise it "
-                "or begin with a smaller size"
+                f"or {advice}"
             )
         return race
 
-    def cost_of(self, name: str, size: int) -> float:
-        """Of a fine-tune, as a share of fine-tuning every candidate on the target size."""
-        share = self._shares[name]
-        return share * size / self.rule.target_size
+    def cost_of(self, name: str, num_examples: int) -> float:
+        """Of training on them, as a share of fine-tuning every candidate on the target size."""
+        return self._shares[name] * num_examples / self.rule.target_size
+
+    def _cost_of_next(self, name: str, size: int) -> float:
+        """Of a fine-tune that may be made next: a candidate's first one searches its rate."""
+        searched = 0 if self.largest[name] else self.rule.num_searched
+        return self.cost_of(name, size + searched)
 
     @cached_property
     def _shares(self) -> dict[str, float]:
@@ -217,9 +229,9 @@ class Race:
     @cached_property
     def cost(self) -> float:
         """Spent so far, as a share of fine-tuning every candidate on the target size."""
-        return math.fsum(
-            self.cost_of(name, size) for name, row in self.losses.items() for size in row
-        )
+        sizes = [self.cost_of(name, size) for name, row in self.losses.items() for size in row]
+        searches = [self.cost_of(name, count) for name, count in self.searched.items()]
+        return math.fsum(sizes + searches)
 
     @cached_property
     def largest(self) -> dict[str, int]:
@@ -310,7 +322,10 @@ class Race:
                 f"`size` must be above the last one {self.largest[name]}, got {size}"
             )
         losses = {**self.losses, name: {**self.losses[name], size: float(loss)}}
-        return dataclasses.replace(self, losses=losses, seconds=seconds)
+        searched = self.searched
+        if outcome.num_searched:
+            searched = {**searched, name: outcome.num_searched}
+        return dataclasses.replace(self, losses=losses, seconds=seconds, searched=searched)
 
     def with_drops(self) -> "Race":
         """Without those that cannot be best any more."""
@@ -335,7 +350,7 @@ class Race:
         if size is not None:
             reason = "one of the first sizes, which all candidates run"
             return tuple(
-                Move(name, size, self.cost_of(name, size), reason)
+                Move(name, size, self._cost_of_next(name, size), reason)
                 for name in self.running
                 if size > self.largest[name]
             )
@@ -378,8 +393,9 @@ class Race:
     def _opening(self) -> tuple[int, ...]:
         """The sizes that all candidates run."""
         sizes, costs = self.rule.sizes, np.cumsum(self.rule.sizes) / self.rule.target_size
-        share = int((costs <= self.rule.max_cost / _OPENING_SHARE).sum())
-        paid = int((costs <= self.rule.max_cost).sum())
+        max_cost = self.rule.max_cost - self.rule.num_searched / self.rule.target_size
+        share = int((costs <= max_cost / _OPENING_SHARE).sum())
+        paid = int((costs <= max_cost).sum())
         return sizes[: min(max(share, _OPENING_SIZES), max(paid, 1))]
 
     @cached_property
@@ -387,7 +403,7 @@ class Race:
         """The first of the opening sizes that is not done; None if the opening is over."""
         for size in self._opening:
             late = [name for name in self.running if self.largest[name] < size]
-            cost = math.fsum(self.cost_of(name, size) for name in late)
+            cost = math.fsum(self._cost_of_next(name, size) for name in late)
             if late:
                 return size if size == self._opening[0] or cost <= self._left else None
         return None

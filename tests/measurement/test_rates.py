@@ -39,6 +39,7 @@ def test_trials_that_ended_are_not_made_again(tmp_path):
     whole = search_rate(Fake(1e-4), file, on_trial=lambda trial: None)
     assert whole.learning_rate == 1e-4
     assert whole.as_dict()["num_tokens"] == 100 * len(whole.trials)
+    assert whole.as_dict()["num_examples"] == 40 * len(whole.trials)
     kept = json.loads(file.read_bytes())
     file.write_text(json.dumps(kept[:2]))  # killed after two
     again, shown = Fake(1e-4), []

@@ -29,8 +29,9 @@ RULE = RaceRule(target_size=1600, sizes=(50, 100, 200, 400, 800), max_cost=0.4, 
 class Elsewhere:
     """A race in a folder, whose fine-tunes end in another order or fail; losses by formula."""
 
-    def __init__(self, folder, monkeypatch, *, backwards=False, failing=()):
+    def __init__(self, folder, monkeypatch, *, backwards=False, failing=(), searched=0):
         self.backwards, self.failing, self.batches = backwards, failing, []
+        self.searched = searched  # examples
         folder.mkdir()
         (folder / "kings.txt").write_text("\n".join(f"the {i} kings" for i in range(60)))
         self.task = load_task(folder / "kings.txt")
@@ -43,6 +44,8 @@ class Elsewhere:
             loss = 9.0 * (1 + job.size) ** -SLOPES[job.name]
             cell = {"test_loss": loss, "num_tokens": job.size, "seconds": 1.0,
                     RECORDS: np.stack([loss + 0.01 * np.arange(4), np.ones(4)])}  # fmt: skip
+            if self.searched:
+                cell["rate_search"] = {"num_tokens": 1, "num_examples": self.searched}
             failed = (job.name, job.size) in self.failing
             yield JobResult(job, None, "no memory") if failed else JobResult(job, cell)
 
@@ -71,8 +74,9 @@ def test_the_order_in_which_fine_tunes_end_changes_nothing(tmp_path, monkeypatch
     assert all(len({name for name, _ in batch}) == len(batch) for batch in late)
 
 
-def test_race_csv_has_each_fine_tune_with_its_reason_and_the_end(tmp_path, monkeypatch):
-    there = Elsewhere(tmp_path / "run", monkeypatch)
+@pytest.mark.parametrize("searched", [0, 16])
+def test_race_csv_has_each_fine_tune_with_its_reason_and_the_end(tmp_path, monkeypatch, searched):
+    there = Elsewhere(tmp_path / "run", monkeypatch, searched=searched)
     race = there.race()
     rows = read_rows(tmp_path / "run" / "out" / "race.csv")
     assert [(row["candidate"], int(row["size"])) for row in rows] == [
@@ -80,6 +84,7 @@ def test_race_csv_has_each_fine_tune_with_its_reason_and_the_end(tmp_path, monke
     ]
     assert all(row["reason"] and float(row["test_loss"]) > 0 for row in rows)
     assert sum(float(row["cost"]) for row in rows) == pytest.approx(race.cost)
+    assert race.searched == (dict.fromkeys(SLOPES, searched) if searched else {})
     assert rows[-1]["stop"] == race.stop.text
     assert rows[-1]["leader"] == race.leader
     assert not rows[0]["stop"]
@@ -104,7 +109,8 @@ def test_a_race_on_a_cluster_is_that_of_processes(tmp_path):
     cluster = cluster_utils.Cluster(initialize_head=True, head_node_args={"num_cpus": 2})
     flags = ["--candidates=zoo/gpt2-xs,zoo/opt-xs", "--task=sotu", "--max_bytes=96",
              "--target_size=256", "--smallest_size=16", "--budget_size=128", "--max_cost=0.5",
-             "--max_epochs=1", "--kernels=none", "--processes=2", "--quiet"]  # fmt: skip
+             "--max_epochs=1", "--learning_rate=1e-3", "--kernels=none",
+             "--processes=2", "--quiet"]  # fmt: skip
     try:
         for kind in ("ray", "local"):
             done = subprocess.run(

@@ -66,6 +66,25 @@ def test_cost_is_parameters_times_examples_of_tuning_all():
     assert Race.start("ab", (1.0, np.nan), rule_of()).cost_of("b", TARGET) == 0.5
 
 
+def test_the_searches_of_rates_are_paid_from_the_same_budget():
+    rule = rule_of(num_searched=300, max_cost=0.05, confidence=1.0)
+    race = Race.start(CLOSE.names, (1.0,) * 3, rule)
+    assert [move.cost for move in race.moves()] == pytest.approx([400 / TARGET / 3] * 3)
+    losses = {name: dict(zip(SIZES, map(float, row), strict=True))
+              for name, row in zip(CLOSE.names, CLOSE.losses, strict=True)}  # fmt: skip
+
+    def measure(moves):
+        for name, size, *_ in moves:  # a rung more than expected
+            yield Outcome(name, size, losses[name][size], num_searched=400)
+
+    *_, race = racing.run(race, measure)
+    sizes = sum(size for row in race.losses.values() for size in row)
+    assert race.cost == pytest.approx((sizes + 3 * 400) / TARGET / 3)
+    assert race.cost <= 0.05
+    given = end_of(CLOSE, max_cost=0.05, confidence=1.0)  # the control: rates were given
+    assert sum(map(sum, given.losses.values())) >= sizes + 2 * 400
+
+
 def test_the_same_losses_give_the_same_race_in_whatever_order_they_came():
     states = [*replay(CLOSE, rule_of(max_cost=0.2))]
     again = [*replay(CLOSE, rule_of(max_cost=0.2))]

@@ -87,6 +87,7 @@ MISTAKES = [
         lambda tmp: MeasurementConfig(num_validation_examples=0),
     ),
     ("learning_rate", "a whole file ... to search again", damaged_rates),
+    ("learning_rate", "or auto, got 'fast'", lambda tmp: MeasurementConfig(learning_rate="fast")),
     (
         "num_micro_batches",
         "divide the batch size ... got 3",

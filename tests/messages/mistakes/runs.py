@@ -133,7 +133,12 @@ MISTAKES = [
         lambda tmp: run_of(compiled_dir=written(tmp / "a")),
     ),
     ("mean_length", "positive ... got -1.0", lambda tmp: of_mean_length(-1.0, tmp)),
-    ("learning_rates", "positive ... got 0.0", lambda tmp: GridSettings(learning_rates=(0.0,))),
+    ("learning_rates", "positive ... got 0.0", lambda tmp: GridSettings(learning_rates=(0.0, 1.0))),
+    (
+        "learning_rates",
+        "several ... got (0.1,) ... one",
+        lambda tmp: GridSettings(learning_rates=(0.1,)),
+    ),
     ("batch_sizes", "positive ... got 0", lambda tmp: GridSettings(batch_sizes=(0,))),
     ("seeds", "distinct ... got (1, 1)", lambda tmp: GridSettings(seeds=(1, 1))),
     ("executor", "one of ... got 'abacus'", lambda tmp: GridSettings(executor="abacus")),

@@ -201,6 +201,12 @@ MISTAKES = [
     ("worth", "zero or more ... got -1.0", lambda tmp: rule(worth=-1.0)),
     ("names", "two candidates or more ... got 1", lambda tmp: race(("a",))),
     ("max_cost", "pay for 100 examples ... got 0.1", lambda tmp: race(max_cost=0.1)),
+    (
+        "max_cost",
+        "the search of its rate on 30, 0.163 of ... got 0.15 ... learning_rate",
+        lambda tmp: race(max_cost=0.15, num_searched=30),
+    ),
+    ("num_searched", "zero or positive ... got -1", lambda tmp: rule(num_searched=-1)),
     ("name", "one of ... got 'c'", lambda tmp: race().observe(Outcome("c", 100, 1.0))),
     ("loss", "finite ... got nan", lambda tmp: race().observe(Outcome("a", 100, np.nan))),
     (
