@@ -20,7 +20,6 @@ busy cores.  Expected on pydoc: F(0), the sum of the projections, of target_logp
 """
 
 import dataclasses
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -29,6 +28,7 @@ import scipy.special
 from absl import flags
 
 from experiments.common import cli
+from experiments.common.first_tokens import common_first_tokens
 from experiments.common.measurement_flags import measurement_flags
 from lensllm_jax import checks
 from lensllm_jax.checkpoints.candidate import Candidate
@@ -41,7 +41,7 @@ from lensllm_jax.ntk.loss import flat_kernel, ntk_spectrum, ntk_test_residual
 from lensllm_jax.ntk.readout import Readout
 from lensllm_jax.runs.resume import pretrained_settings
 from lensllm_jax.runs.run_folder import file_name_of
-from lensllm_jax.typing import IGNORE, Batch
+from lensllm_jax.typing import Batch
 
 FLAGS = measurement_flags()
 SAMPLE_SIZES = flags.DEFINE_list(
@@ -151,22 +151,6 @@ def _kernels(
                 **quantities(kernel, n, num_train=sizes[-1]),
                 **_flops(candidate, n, len(test["labels"]), train, readout, labels),
             }
-
-
-def common_first_tokens(batch: Batch, count: int, *, shift: bool) -> tuple[int, ...]:
-    """The most common first target tokens of a batch, the most common first, ties by token.
-
-    ``shift``: whether the logits at a position predict the next label.
-
-    Example:
-        >>> labels = np.array([[-100, 7], [-100, 7], [-100, 5], [-100, 9]])
-        >>> common_first_tokens({"labels": labels}, 2, shift=True)
-        (7, 5)
-    """
-    labels = np.asarray(batch["labels"])[:, int(shift) :]
-    first = labels[np.arange(len(labels)), np.argmax(labels != IGNORE, axis=1)]
-    counts = Counter(int(token) for token in first)
-    return tuple(sorted(counts, key=lambda token: (-counts[token], token))[:count])
 
 
 def quantities(kernel: CandidateNtk, n: int, *, num_train: int) -> dict[str, Any]:

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import scipy.linalg
 
+from experiments.common.first_tokens import common_first_tokens
 from experiments.common.kernel_tables import Form, Rate, read_pool
 from lensllm_jax import checks
 from tests.experiments import pools
@@ -122,8 +123,8 @@ def test_a_table_that_is_missing_or_lacks_a_row_is_named(tmp_path):
 
 def test_common_first_tokens_read_the_first_target_alone():
     labels = np.array([[3, -100, 5, 9], [-100, 5, 9, 9], [-100, -100, 9, 1], [4, 2, 2, 2]])
-    assert pools.SPECTRA.common_first_tokens({"labels": labels}, 3, shift=True) == (5, 2, 9)
-    assert pools.SPECTRA.common_first_tokens({"labels": labels}, 2, shift=False) == (3, 4)
+    assert common_first_tokens({"labels": labels}, 3, shift=True) == (5, 2, 9)
+    assert common_first_tokens({"labels": labels}, 2, shift=False) == (3, 4)
 
 
 def columns_written():

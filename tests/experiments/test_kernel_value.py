@@ -5,6 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
+from experiments.common.left_out import left_out_ridge
 from tests.experiments.pools import NUM_CANDIDATES, SIZES, toy_pool
 from tests.messages.binaries import load
 
@@ -59,12 +60,12 @@ def test_ridge_learns_from_the_others_alone():
     random = np.random.default_rng(1)
     x = random.standard_normal((14, 2))
     errors = 0.3 + 0.5 * x[:, 0]
-    predicted = value.left_out_ridge(x, errors)
+    predicted = left_out_ridge(x, errors)
     assert np.abs(predicted - errors).max() < 0.2 * np.abs(errors).max()
     changed = errors.copy()
     changed[3] += 100.0
-    assert value.left_out_ridge(x, changed)[3] == predicted[3]  # its own error is never read
-    assert value.left_out_ridge(x, changed)[4] != predicted[4]
+    assert left_out_ridge(x, changed)[3] == predicted[3]  # its own error is never read
+    assert left_out_ridge(x, changed)[4] != predicted[4]
 
 
 def test_no_candidate_sees_its_own_future(tmp_path, monkeypatch):

@@ -48,6 +48,18 @@ def kernel_sizes(**flags):
     return binary("kernel_spectra", **flags).sample_sizes(TASK)
 
 
+def curve_sizes(**flags):
+    return binary("kernel_curves", **flags).curve_sizes(TASK)
+
+
+def curves_of(path, names=("a",)):
+    return binary("kernel_curve_value").read_curves(path, names)
+
+
+def curve_value(folder):
+    return binary("kernel_curve_value", TABLES_FOLDER=str(folder), TASKS=["toy"]).main([])
+
+
 def figures(tables, output):
     flags = {"TABLES_FOLDER": str(tables), "OUTPUT_DIR": str(output)}
     return binary("paper_figures", **flags).main([])
@@ -155,6 +167,32 @@ MISTAKES = [
     ),
     ("num_probes", "2 or more ... got 1", lambda tmp: bound_flags(NUM_PROBES=1)),
     ("remainder_constant", "positive ... got 0.0", lambda tmp: bound_flags(CONSTANT=0.0)),
+    ("num_examples", "positive ... got 0", lambda tmp: curve_sizes(NUM_EXAMPLES=0)),
+    (
+        "num_examples",
+        "at most 1 (the training examples of toy), got 2",
+        lambda tmp: curve_sizes(NUM_EXAMPLES=2),
+    ),
+    (
+        "num_labels",
+        "positive ... got 0",
+        lambda tmp: curve_sizes(NUM_EXAMPLES=1, NUM_LABELS=0),
+    ),
+    (
+        "sizes",
+        "two or more ... at most 0 ... got [2, 1]",
+        lambda tmp: curve_sizes(NUM_EXAMPLES=1, SIZES=["2", "1"]),
+    ),
+    ("tables", "hold toy_kernel_curves.csv, got no", curve_value),
+    (
+        "k.csv",
+        "hold a curve of every candidate, got none of a",
+        lambda tmp: curves_of(
+            written(
+                tmp / "k.csv", "candidate,readout,estimate,size,mean_square\nb,loss,gcv,2,1.0\n"
+            )
+        ),
+    ),
     ("sizes", "two or more ... got 8,50", lambda tmp: bound_sizes("8", "50")),
     ("num_test_examples", "positive ... got 0", lambda tmp: kernel_sizes(NUM_TEST_EXAMPLES=0)),
     ("num_labels", "positive ... got 0", lambda tmp: kernel_sizes(NUM_LABELS=0)),

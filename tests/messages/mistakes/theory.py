@@ -2,7 +2,8 @@
 
 import numpy as np
 
-from lensllm_jax.theory import bound, decay, hessian, kl
+from lensllm_jax.linalg import NtkSpectrum
+from lensllm_jax.theory import bound, decay, hessian, kernel_regression, kl
 from lensllm_jax.theory.blocks import displacement, weight_blocks
 
 ONES, EYE, PARAMS = np.ones(2), np.eye(2), {"w": np.ones(2)}
@@ -24,8 +25,27 @@ def forms(**settings):
     return hessian.block_forms(None, PARAMS, PARAMS, ONES, blocks, **settings)
 
 
+def regression(values=ONES, count=1, **settings):
+    return kernel_regression.replica_error(NtkSpectrum(values, ONES), count, **settings)
+
+
+def cross_validation(values=ONES, **settings):
+    return kernel_regression.cross_validation_error(NtkSpectrum(values, ONES), **settings)
+
+
+def holdout(num_test=1, ridge=1.0):
+    return kernel_regression.holdout_error(EYE, ONES, 1, num_test=num_test, ridge=ridge)
+
+
 # (argument, key phrases, the mistake in an empty folder)
 MISTAKES = [
+    ("ridge", "zero or positive ... got -1.0", lambda tmp: regression(ridge=-1.0)),
+    ("ridge", "zero or positive ... got -1.0", lambda tmp: cross_validation(ridge=-1.0)),
+    ("ridge", "above 0 for a singular ... got 0", lambda tmp: cross_validation(0.0 * ONES)),
+    ("ridge", "positive ... got 0.0", lambda tmp: holdout(ridge=0.0)),
+    ("num_samples", "positive ... got 0", lambda tmp: regression(count=0)),
+    ("num_samples", "below the kernel's rank 2 ... got 2", lambda tmp: regression(count=2)),
+    ("num_test", "at most 2 together, got 1 and 2", lambda tmp: holdout(2)),
     (
         "only",
         "part of a weight's ... got 'kernel'",
