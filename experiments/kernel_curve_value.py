@@ -109,9 +109,9 @@ def comparisons_of(folder: str | Path, task: str) -> dict[Key, Comparison]:
         logs = np.log(errors)
         for name in CONTROLS:
             found["level", readout, estimate, name, ""] = Comparison(
-                *(misordered(score, truth) for score in (logs[:, -1], known[name])),
-                *(regret(score, truth) for score in (logs[:, -1], known[name])),
-            )
+                misordered(logs[:, -1], truth), misordered(known[name], truth),
+                regret(logs[:, -1], truth), regret(known[name], truth),
+            )  # fmt: skip
         slopes = np.array([-0.5 * fit_line(np.log(sizes), row).slope for row in logs])
         for budget in BUDGETS:
             key = ("slope", readout, estimate, "kappa = 0", f"{1 / budget:g}")
