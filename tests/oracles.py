@@ -14,7 +14,9 @@ def dense_jacobian(f, params, x):
 
     leaves = jax.tree.leaves(jax.jit(jax.jacrev(f))(params, x))
     n, k = (*jax.eval_shape(f, params, x).shape, 1)[:2]
-    return np.concatenate([np.asarray(leaf).reshape(n, k, -1) for leaf in leaves], axis=2)
+    return np.concatenate(
+        [np.asarray(leaf, np.float64).reshape(n, k, -1) for leaf in leaves], axis=2
+    )
 
 
 def dense_kernel(f, params, x1, x2=None):

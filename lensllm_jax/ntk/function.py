@@ -145,8 +145,9 @@ def slash_joined(path: Any) -> str:
 def check_rows(name: str, f: TracedFn, params: Params, x: Any) -> None:
     """Checks that a row of outputs is that of its example alone.
 
-    The first example alone is compared with the row that it has beside the last one: the forward
-    passes of three examples.
+    The first example and the last one unlike it are each compared, alone, with the row that they
+    have beside the other: the forward passes of four examples.  Both, since a sum over all rows up
+    to one's own, or a state carried from row to row, leaves the first as it is.
 
     Args:
         name: what the caller calls ``x``.
@@ -157,32 +158,44 @@ def check_rows(name: str, f: TracedFn, params: Params, x: Any) -> None:
     Raises:
         UserError: if they differ by more than rounding.
     """
-    pair = padding.take_rows(x, [0, padding.num_examples(x) - 1])
-    alone = padding.take(x, 0, 1)
+    pair = [0, _last_unlike_first(x)]
     difference = None
     for perturbed in (False, True):
-        both, one = (
-            np.asarray(_outputs(f, params, rows, perturbed), np.float64).reshape(size, -1)
-            for rows, size in ((pair, 2), (alone, 1))
+        both, *ones = (
+            np.asarray(_outputs(f, params, padding.take_rows(x, rows), perturbed), np.float64)
+            for rows in (pair, pair[:1], pair[1:])
         )
-        if not (np.isfinite(both).all() and np.isfinite(one).all()):
+        both, alone = both.reshape(2, -1), np.concatenate(ones).reshape(2, -1)
+        if not (np.isfinite(both).all() and np.isfinite(alone).all()):
             break
-        worst = int(np.argmax(np.abs(both[0] - one[0]))) if both.size else 0
         tolerance = _ROW_TOLERANCE[f.float_bytes] * np.abs(both).max(initial=0.0)
-        if not both.size or abs(both[0, worst] - one[0, worst]) <= tolerance:
+        worst = int(np.argmax(np.abs(both - alone))) if both.size else 0
+        if not both.size or abs(both.flat[worst] - alone.flat[worst]) <= tolerance:
             difference = None
         elif difference is None:
-            difference = both[0, worst], one[0, worst]
+            example, beside = (pair, pair[::-1])[worst >= both.shape[1]]
+            difference = both.flat[worst], example, beside, alone.flat[worst]
         # where rows are equal, or a difference may be the rounding of a small rest, look elsewhere
         if difference is None and not np.array_equal(both[0], both[1]):
             return
     if difference is not None:
         raise checks.UserError(
             f"`f(params, {name})` must compute each row from its own example alone, got "
-            "{:.6g} for example 0 beside another one and {:.6g} alone: take statistics over the "
+            "{:.6g} for example {} beside example {} and {:.6g} alone: take statistics over the "
             "batch and divisions by its size out of f, or leave this check out with "
             "check_rows=False".format(*difference)
         )
+
+
+def _last_unlike_first(x: Any) -> int:
+    """The last example that differs from the first, or the last: equal ones have equal means."""
+    n = padding.num_examples(x)
+    differs = np.zeros(n, bool)
+    for leaf in jax.tree.leaves(x):
+        is_key = jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+        rows = np.asarray(jax.random.key_data(leaf) if is_key else leaf)
+        differs |= (rows != rows[:1]).any(axis=tuple(range(1, rows.ndim)))
+    return int(np.flatnonzero(differs)[-1]) if differs.any() else n - 1
 
 
 @functools.partial(jax.jit, static_argnums=(0, 3))

@@ -55,7 +55,7 @@ class Execution(TypedDict, total=False):
             forward sweep again: "recompute"; "keep", which holds them, as many numbers as the
             recorded terms of all parameters; "auto" unless said otherwise, which keeps what fits
             into ``memory_budget`` beside the tile, and nothing without a budget.
-        check_rows: compare one row of outputs with its example alone; True unless said otherwise.
+        check_rows: compare two rows of outputs with their examples alone; True by default.
     """
 
     block_size: int | None
@@ -94,7 +94,7 @@ def empirical_ntk(
 
     Args:
         f: ``f(params, x)`` with outputs (n,) or (n, k).  Output i may depend on example i alone
-            (no batch normalisation), which is checked of one example.
+            (no batch normalisation), which is checked of two examples.
         params: pytree of floating arrays.
         x1: pytree of arrays whose leading axis counts the n examples of the rows.
         x2: the same for the m columns, perhaps of other lengths; ``None`` stands for ``x1``, and
@@ -386,6 +386,7 @@ def num_outputs(f: ApplyFn, params: Params, x: Any, *, name: str = "x1") -> int 
     n = check_examples(name, x)
     out = jax.eval_shape(f, params, x)
     fits = isinstance(out, jax.ShapeDtypeStruct) and len(out.shape) in (1, 2) and out.shape[0] == n
+    fits = fits and 0 not in out.shape
     if not fits or not jax.numpy.issubdtype(out.dtype, np.floating):
         raise checks.UserError(
             f"`f(params, x)` must be one floating array of shape ({n},) or ({n}, k), got {out}: "

@@ -75,7 +75,7 @@ def ntk_matvec(
             more leading axis, which share the pass through the model.
         x2: the examples of the columns; ``None`` stands for ``x``.
         block_size: examples in memory at once.
-        check_rows: compare one row of outputs with its example alone.
+        check_rows: compare two rows of outputs with their examples alone.
 
     Returns:
         Shaped like ``f(params, x)``, with the leading axis of ``v`` where it has one.
@@ -122,7 +122,7 @@ def ntk_loss_matrix_free(
         steps: :math:`t` in optimizer steps, one number or an array of them.
         num_matvecs: m, products with the kernel; each is a pass over all examples.
         block_size: examples in memory at once.
-        check_rows: compare one row of outputs with its example alone.
+        check_rows: compare two rows of outputs with their examples alone.
 
     Returns:
         F in the shape of ``steps``, a bound of its error, and the rule that gives it.

@@ -26,6 +26,11 @@ WHOLE_BATCH = {
             mutable=["batch_stats"])[0][:, 0],
     "shifted": lambda w, x: jnp.roll(x @ w, 1),
     "sorted": lambda w, x: jnp.sort(x @ w),
+    "added up": lambda w, x: jnp.cumsum(x @ w),
+    "a state from row to row": lambda w, x: jax.lax.scan(
+        lambda h, row: (jnp.tanh(h + row @ w / 9),) * 2, jnp.zeros((), x.dtype), x
+    )[1],
+    "over the largest": lambda w, x: x @ w / jnp.max(x @ w),
 }  # fmt: skip
 CALLS = {
     **{
@@ -56,6 +61,19 @@ def test_every_way_to_the_kernel_checks_rows_and_may_be_told_not_to(name):
     unchecked = CALLS[name](f, W, check_rows=False)
     assert_close(CALLS[name](lambda w, x: x @ w, W), CALLS[name](lambda w, x: x @ w, W))
     assert np.isfinite(unchecked).all()
+
+
+def test_a_function_without_outputs_is_refused():
+    with pytest.raises(UserError, match=r"one floating array of shape \(4,\) or \(4, k\)"):
+        empirical_ntk(lambda w, x: (x @ w)[:, None][:, :0], W, X)
+
+
+def test_equal_examples_are_not_compared():
+    x = X[[0, 1, 2, 0]]
+    f = lambda w, x: (x - x.mean(0, keepdims=True)) @ w  # noqa: E731
+    assert np.array_equal(f(W, x[[0, 3]]), f(W, x[:1])[[0, 0]])
+    with pytest.raises(UserError, match="example 0 beside example 2"):
+        empirical_ntk(f, W, x)
 
 
 def test_rows_that_are_all_equal_are_compared_at_parameters_close_by():

@@ -122,8 +122,8 @@ def num_outputs(term: Term) -> int:
 
 
 def sum_dtype(dtype: Any) -> Any:
-    """The dtype of sums of gradients: float32 for bfloat16, else their own."""
-    return jnp.promote_types(dtype, jnp.float32)
+    """The dtype of sums of gradients: float32 for types of 8 and 16 bits, else their own."""
+    return jnp.dtype(jnp.float32 if jnp.dtype(dtype).itemsize < 4 else dtype)
 
 
 def row_block_height(left: Group, right: Group | None) -> int:

@@ -430,7 +430,8 @@ def _costs(equations: Iterable[Any]) -> tuple[int, int]:
 
 def operand(slot: Slot, value: Any, position: int) -> Any:
     """A stage's operand: of a parameter, or a slice taken already, a reference by position."""
+    own_dtype = value.dtype
     value = value if slot.dtype is None else value.astype(slot.dtype)
     if slot.source is not Source.PARAM or not value.size:  # an empty one has no gradient
         return value
-    return Ref.of(value, position)
+    return Ref.of(value, position, own_dtype)

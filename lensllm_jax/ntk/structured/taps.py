@@ -47,6 +47,7 @@ from lensllm_jax.ntk.structured.gradients import (
     Outer,
     PlacedTerm,
     Term,
+    sum_dtype,
 )
 
 # Parameters of longer loops are materialized: unrolled, such loops compile for minutes.
@@ -92,16 +93,25 @@ class Ref:
     # axes of the parameter that make up each axis of the value; those of length one, which
     # order nothing, are left out, so that () is an axis of length one
     axes: tuple[tuple[int, ...], ...]
+    dtype: Any  # the parameter's own
 
     @classmethod
-    def of(cls, value: Any, leaf: int) -> "Ref":
-        """The whole of parameter number ``leaf``."""
+    def of(cls, value: Any, leaf: int, dtype: Any = None) -> "Ref":
+        """The whole of parameter number ``leaf``, perhaps cast from its own ``dtype``."""
         return cls(
             value,
             leaf,
             tuple((0, length) for length in value.shape),
             tuple((axis,) if length > 1 else () for axis, length in enumerate(value.shape)),
+            value.dtype if dtype is None else dtype,
         )
+
+    @property
+    def is_rounded(self) -> bool:
+        """Whether the value's type does not hold all numbers of the parameter's."""
+        if not is_plain_float(self.dtype):  # of 8 bits: all others hold its numbers
+            return False
+        return bool(jnp.promote_types(self.dtype, self.value.dtype) != self.value.dtype)
 
     def lengths(self, axes: Sequence[int]) -> list[int]:
         """How long each of some axes of the parameter is, within the box."""
@@ -168,7 +178,10 @@ class Taps:
         by_axis = np.argsort(order)
 
         def right_fn(delta: Any) -> Any:
-            return delta.reshape(value.lengths(order)).transpose(by_axis).reshape(1, -1)
+            separate = delta.reshape(value.lengths(order)).transpose(by_axis)
+            # multiplied in the parameter's own precision, where that is more
+            dtype = jnp.promote_types(sum_dtype(delta.dtype), sum_dtype(value.dtype))
+            return separate.reshape(1, -1).astype(dtype)
 
         axes = ((), tuple(sorted(order)))
         tap = Tap(None, Materialized, value.leaf, value.box, *axes, right_fn)
@@ -311,7 +324,8 @@ def _index(x: Any, step: int) -> Any:
     box = x.box
     for axis in x.axes[0]:  # one, or none where the loop has a single step
         box = _shrunk(box, axis, step, step + 1)
-    return Ref(lax.index_in_dim(x.value, step, keepdims=False), x.leaf, box, x.axes[1:])
+    value = lax.index_in_dim(x.value, step, keepdims=False)
+    return dataclasses.replace(x, value=value, box=box, axes=x.axes[1:])
 
 
 def _shrunk(box: tuple, axis: int, start: int, stop: int) -> tuple:
@@ -355,9 +369,13 @@ def _regrouped(ref: Ref, shape: tuple[int, ...]) -> tuple[tuple[int, ...], ...] 
 
 
 def _recast(equation: Any, operands: list, taps: Taps) -> Ref | None:
+    """A cast; behind a rounding one, another rounds the sum of a gradient's terms: no view."""
     del taps  # a view is no use
     (ref,) = operands
-    return dataclasses.replace(ref, value=_bind(equation, [ref.value])[0])
+    value = _bind(equation, [ref.value])[0]
+    if ref.is_rounded and value.dtype != ref.value.dtype:
+        return None
+    return dataclasses.replace(ref, value=value)
 
 
 def _sliced(equation: Any, operands: list, taps: Taps) -> Ref | None:
@@ -373,7 +391,9 @@ def _sliced(equation: Any, operands: list, taps: Taps) -> Ref | None:
             return None
         box = _shrunk(box, axes[i][0], start, stop)
         axes[i] = axes[i] if stop - start > 1 else ()
-    return Ref(_bind(equation, [ref.value])[0], ref.leaf, box, tuple(axes))
+    return dataclasses.replace(
+        ref, value=_bind(equation, [ref.value])[0], box=box, axes=tuple(axes)
+    )
 
 
 # Uses with a cheap form.

@@ -71,6 +71,16 @@ PROGRAMS = {
     "a stack rounded to float8": (
         _layers(_dense, stack=lambda w: w.astype(jnp.float8_e4m3fn).astype(w.dtype)), STACK, X,
     ),
+    **{
+        f"a stack rounded to {dtype}": (
+            _layers(
+                _dense,
+                stack=lambda w, d=dtype: w.astype(d).astype(jnp.float32).astype(w.dtype),
+            ),
+            STACK, X,
+        )
+        for dtype in ("float16", "bfloat16")
+    },
     "the same states read in two splits": (
         lambda p, x: sum(
             jnp.tanh(jnp.einsum(axes, x.reshape(-1, 2, 3), w)).sum(1)
@@ -100,6 +110,11 @@ PROGRAMS = {
             lambda x: jnp.where(x > 0, x, -jnp.inf),
         ),
         STACK, X,
+    ),
+    "a parameter of eight bits": (
+        lambda w, x: jnp.tanh(x @ w.astype(x.dtype)).sum(1),
+        lambda: normal(0, 4, 4).astype(jnp.float8_e5m2),
+        X,
     ),
     "an empty parameter": (
         lambda p, x: x @ p["w"] + p["z"].sum() + (x[:, :0] @ p["z"]).sum(1),
