@@ -131,7 +131,8 @@ def curve_rows(
     sizes: Sequence[int],
 ) -> Iterator[dict[str, Any]]:
     """Each estimate at each size."""
-    flat, r = np.asarray(flat_kernel(theta), np.float64), np.asarray(residual, np.float64).ravel()
+    # in the kernel's own type, whose rounding may leave eigenvalues just below zero
+    flat, r = np.asarray(flat_kernel(theta)), np.asarray(residual, np.float64).ravel()
     outputs = len(r) // len(theta)
     whole = ntk_spectrum(flat, r)
     ridge = best_ridge(whole)

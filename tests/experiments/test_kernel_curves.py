@@ -90,6 +90,13 @@ def test_curves_are_those_of_the_estimates():
     assert_close(float(rows["holdout", 6]["mean_square"]), np.mean(missed**2), rel=1e-4)  # printed
 
 
+def test_a_kernel_of_lower_rank_than_its_rows_has_curves_in_float32():
+    features = RANDOM.standard_normal((40, 6))
+    theta = (features @ features.T).astype(np.float32)  # eigenvalues of -1e-6 and the like
+    rows = list(curves.curve_rows(theta, RANDOM.standard_normal(40), [10, 20]))
+    assert all(float(row["mean_square"]) > 0 for row in rows)
+
+
 def test_a_second_run_reads_the_kernels_of_the_first(tmp_path, monkeypatch):
     text = tmp_path / "toy.jsonl"
     text.write_text("".join(

@@ -60,6 +60,10 @@ def curve_value(folder):
     return binary("kernel_curve_value", TABLES_FOLDER=str(folder), TASKS=["toy"]).main([])
 
 
+def gradient_descent(**flags):
+    return binary("linear_training", **flags)._checked_shares()
+
+
 def figures(tables, output):
     flags = {"TABLES_FOLDER": str(tables), "OUTPUT_DIR": str(output)}
     return binary("paper_figures", **flags).main([])
@@ -167,6 +171,14 @@ MISTAKES = [
     ),
     ("num_probes", "2 or more ... got 1", lambda tmp: bound_flags(NUM_PROBES=1)),
     ("remainder_constant", "positive ... got 0.0", lambda tmp: bound_flags(CONSTANT=0.0)),
+    ("num_examples", "positive ... got 0", lambda tmp: gradient_descent(NUM_EXAMPLES=0)),
+    ("num_steps", "positive ... got 0", lambda tmp: gradient_descent(NUM_STEPS=0)),
+    ("shares", "between 0 and 2 ... got [2.0]", lambda tmp: gradient_descent(SHARES=["2"])),
+    (
+        "size",
+        "positive and at most 1 ... got 800",
+        lambda tmp: binary("kernel_change", NUM_EXAMPLES=1).checked_sizes(TASK),
+    ),
     ("num_examples", "positive ... got 0", lambda tmp: curve_sizes(NUM_EXAMPLES=0)),
     (
         "num_examples",

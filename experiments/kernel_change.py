@@ -1,0 +1,224 @@
+r"""How far fine-tuning moves a candidate's kernel, and which layers carry it.
+
+    python -m experiments.kernel_change --candidates=zoo/gpt2-xs,zoo/t5-xs --task=pydoc \
+        --num_examples=128 --size=800 --output_dir=out/kernel-change
+
+The exact kernel of the mean target log-probability on the first --num_examples training examples
+of the nested order, before and after fine-tuning on the first --size (of which they are a part, if
+--size is at least as many).  --output_dir receives the kernels and fine-tuned weights, and
+
+* <task>_kernel_change.csv: a row per candidate with the relative change of the kernel, its
+  alignment, the same after centring, and the velocity, 1 - alignment per optimizer step
+  (lensllm_jax/ntk/velocity.py);
+* <task>_change_spectra.csv: eigenvalues and squared projections of the residual, before and after;
+* <task>_kernel_layers.csv: the share of each layer in the kernel's trace, before and after: blocks
+  by their number, embeddings, heads and final norms by their names.
+
+The same command resumes: a finished fine-tune is read from its weights.
+"""
+
+import re
+from collections.abc import Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import flags
+from jaxtyping import Float
+
+from experiments.common import cli
+from experiments.common.measurement_flags import measurement_flags
+from lensllm_jax import checks
+from lensllm_jax.checkpoints.candidate import Candidate
+from lensllm_jax.checkpoints.zoo import load_candidate
+from lensllm_jax.data.task import Task
+from lensllm_jax.measurement.measurement import Measurement, MeasurementConfig
+from lensllm_jax.measurement.pool import describe_pool
+from lensllm_jax.ntk.candidate import candidate_ntk
+from lensllm_jax.ntk.loss import ntk_spectrum
+from lensllm_jax.ntk.readout import Readout, ReadoutFn
+from lensllm_jax.ntk.velocity import kernel_alignment, relative_change
+from lensllm_jax.runs import terminal
+from lensllm_jax.runs.resume import task_settings
+from lensllm_jax.runs.run_folder import RunFolder, file_name_of
+from lensllm_jax.theory.blocks import weight_blocks
+from lensllm_jax.typing import Array, Batch, Params
+
+FLAGS = measurement_flags()
+NUM_EXAMPLES = flags.DEFINE_integer("num_examples", 128, "Examples of the kernels.")
+SIZE = flags.DEFINE_integer("size", 800, "Examples of the fine-tune.")
+
+STATES = ("before", "after")
+BLOCK = 32  # examples of a tile's side
+
+
+def main(_: Sequence[str]) -> None:
+    """Measures every candidate that is not finished, then writes the three tables."""
+    run = FLAGS.run()
+    pool = describe_pool(run.names)
+    task = run.load_task(pool)
+    checked_sizes(task)
+    settings = {
+        **task_settings(run.names, task, run.measurement),
+        "num_examples": NUM_EXAMPLES.value,
+        "size": SIZE.value,
+    }
+    folder = run.open_folder(settings, task, pool)
+    change, spectra, layers = [], [], []
+    with run.progress(total=float(len(run.names))) as progress:
+        for name in run.names:
+            progress.at(0.0, f"{name}: kernels")
+            steps = _remember_states(name, task, run.measurement, folder)
+            kernels = {state: _stored_kernel(name, state, folder) for state in STATES}
+            change.append({"candidate": name, **change_row(*kernels.values(), steps=steps)})
+            for state in STATES:
+                key = {"candidate": name, "state": state}
+                piece = folder.read_piece(_path(name, state))
+                residual = np.array(piece["residual"])
+                spectra.append({**key, **_spectrum_row(kernels[state], residual)})
+                layers += [{**key, **row} for row in layer_rows(piece["trace"])]
+            progress.finish(1.0, f"{name}: kernels measured")
+    stem = file_name_of(task.name)
+    folder.write_rows(f"{stem}_kernel_change.csv", change)
+    folder.write_rows(f"{stem}_change_spectra.csv", spectra)
+    folder.write_rows(f"{stem}_kernel_layers.csv", layers)
+    _show(change)
+    print(f"written to {folder.path}")
+
+
+def checked_sizes(task: Task) -> None:
+    """Refuses more examples than the task has."""
+    for name, count in (("num_examples", NUM_EXAMPLES.value), ("size", SIZE.value)):
+        if not 0 < count <= len(task.train):
+            raise checks.UserError(
+                f"`{name}` must be positive and at most {len(task.train)} (the training examples "
+                f"of {task.name}), got {count}"
+            )
+
+
+def _path(name: str, state: str, suffix: str = "json") -> str:
+    return f"kernels/{file_name_of(name)}/{state}.{suffix}"
+
+
+def _stored_kernel(name: str, state: str, folder: RunFolder) -> Float[np.ndarray, "n n"]:
+    return np.load(folder.path / _path(name, state, "npy"), allow_pickle=False)
+
+
+def _remember_states(name: str, task: Task, config: MeasurementConfig, folder: RunFolder) -> int:
+    """Kernels of both states; returns the steps of the fine-tune between them."""
+    fine_tune = f"tuned/{file_name_of(name)}.json"
+    weights = folder.path / "tuned" / file_name_of(name)
+    has = {state: folder.has_array(_path(name, state, "npy"), _path(name, state))
+           for state in STATES}  # fmt: skip
+    if not all(has.values()) or not folder.has(fine_tune):
+        candidate = load_candidate(name)
+        measurement = Measurement(candidate, task, config=config)
+        batch = measurement.subset(NUM_EXAMPLES.value)
+        if not has["before"]:
+            _store_kernel(name, "before", candidate, batch, folder)
+        if not folder.has(fine_tune):
+            _fine_tune(measurement, weights, fine_tune, folder)
+        if not has["after"]:
+            _store_kernel(name, "after", load_candidate(str(weights)), batch, folder)
+    return int(folder.read_piece(fine_tune)["best_step"])
+
+
+def _fine_tune(measurement: Measurement, weights: Path, piece: str, folder: RunFolder) -> None:
+    found = measurement.fine_tune(SIZE.value)
+    measurement.save(found.params, weights)
+    folder.write_piece(
+        piece, {"best_step": found.result.best_step, "test_loss": found.result.test_loss}
+    )
+
+
+def _store_kernel(
+    name: str, state: str, candidate: Candidate, batch: Batch, folder: RunFolder
+) -> None:
+    kernel = candidate_ntk(candidate, batch, block_size=BLOCK)
+    f = ReadoutFn(candidate.apply_fn, Readout.TARGET_LOGPROB, not candidate.is_encoder_decoder)
+    digest = folder.write_array(_path(name, state, "npy"), kernel.theta)
+    trace = layer_traces(f, candidate.params, batch)
+    folder.write_piece(
+        _path(name, state),
+        {"npy_sha256": digest, "residual": kernel.residual.tolist(), "trace": trace},
+    )
+
+
+def layer_traces(f: ReadoutFn, params: Params, batch: Batch) -> dict[str, float]:
+    """Each layer's part of the kernel's trace: squared gradients, summed over examples."""
+
+    def squares(params: Params, example: Batch) -> list[Array]:
+        one = {key: row[None] for key, row in example.items()}
+        gradients = jax.tree.leaves(jax.grad(lambda p: f(p, one)[0])(params))
+        return [jnp.sum(g**2, axis=tuple(range(1, g.ndim))) if g.ndim else g**2 for g in gradients]
+
+    mapped = jax.jit(lambda params, rows: jax.lax.map(partial(squares, params), rows))
+    rows = {key: jnp.asarray(value) for key, value in batch.items()}
+    by_leaf = [np.asarray(of_leaf, np.float64).sum(0) for of_leaf in mapped(params, rows)]
+    traces: dict[str, float] = {}
+    for block in weight_blocks(params, stacked=("blocks",)):
+        of_leaf = by_leaf[block.leaf]
+        part = of_leaf.sum() if block.layer is None else of_leaf[block.layer]
+        layer = layer_of(block.name)
+        traces[layer] = traces.get(layer, 0.0) + float(part)
+    return traces
+
+
+def layer_of(block: str) -> str:
+    """The layer that a weight block belongs to.
+
+    Example:
+        >>> layer_of("params/decoder/blocks/mlp/kernel[3]"), layer_of("params/embed/embedding")
+        ('decoder block 3', 'embed')
+    """
+    path = block.removeprefix("params/")
+    if match := re.fullmatch(r"(.*?)/?blocks/.*\[(\d+)\]", path):
+        return f"{match[1]} block {match[2]}".strip()
+    return path.rpartition("/")[0] or path
+
+
+def layer_rows(traces: dict[str, float]) -> Iterator[dict[str, Any]]:
+    """Shares that sum to 1."""
+    total = sum(traces.values())
+    for layer, trace in traces.items():
+        yield {"layer": layer, "share": f"{trace / total:.6g}"}
+
+
+def change_row(
+    before: Float[np.ndarray, "n n"], after: Float[np.ndarray, "n n"], *, steps: int
+) -> dict[str, Any]:
+    """How far the kernel moved in ``steps`` optimizer steps."""
+    alignment = kernel_alignment(after, before)
+    values = {
+        "trace_ratio": float(np.trace(after) / np.trace(before)),
+        "relative_change": relative_change(after, before),
+        "alignment": alignment,
+        "centred_alignment": kernel_alignment(after, before, centred=True),
+        "velocity": (1.0 - alignment) / max(steps, 1),
+    }
+    return {"steps": steps, **{key: f"{value:.6g}" for key, value in values.items()}}
+
+
+def _spectrum_row(theta: np.ndarray, residual: np.ndarray) -> dict[str, str]:
+    spectrum = ntk_spectrum(theta, residual)
+    columns = {"eigenvalues": spectrum.eigenvalues, "projections": spectrum.squared_projections}
+    return {key: " ".join(f"{x:.6g}" for x in values) for key, values in columns.items()}
+
+
+def _show(rows: Sequence[dict[str, Any]]) -> None:
+    columns = ("steps", "trace_ratio", "relative_change", "alignment", "centred_alignment")
+    shown = terminal.table(
+        "The kernel after fine-tuning, compared with before",
+        left=["candidate"],
+        right=[column.replace("_", " ") for column in columns],
+    )
+    for row in rows:
+        shown.add_row(row["candidate"], *(str(row[column]) for column in columns))
+    terminal.show(shown)
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,85 @@
+"""The kernel before and after a fine-tune, and the layers that carry it."""
+
+import csv
+from types import SimpleNamespace
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import lensllm_jax as lens
+from tests.messages.binaries import load
+from tests.tolerances import assert_close
+
+change = load("kernel_change").module
+RANDOM = np.random.default_rng(0)
+
+
+def test_layers_share_the_trace_of_the_kernel():
+    params = {
+        "blocks": {"kernel": jnp.asarray(RANDOM.standard_normal((2, 3, 3)))},
+        "head": {"kernel": jnp.asarray(RANDOM.standard_normal(3))},
+    }
+
+    def f(params, batch):
+        hidden = batch["x"]
+        for layer in range(2):
+            hidden = jnp.tanh(hidden @ params["blocks"]["kernel"][layer])
+        return hidden @ params["head"]["kernel"]
+
+    batch = {"x": RANDOM.standard_normal((5, 3))}
+    traces = change.layer_traces(f, params, batch)
+    assert list(traces) == ["block 0", "block 1", "head"]
+    theta = lens.empirical_ntk(f, params, {"x": jnp.asarray(batch["x"])})
+    assert_close(sum(traces.values()), float(np.trace(theta)), theta.dtype)
+    hidden = batch["x"]
+    for layer in range(2):
+        hidden = np.tanh(hidden @ np.asarray(params["blocks"]["kernel"][layer]))
+    assert_close(traces["head"], np.sum(hidden**2), theta.dtype)  # its gradient is its input
+    shares = [float(row["share"]) for row in change.layer_rows(traces)]
+    assert sum(shares) == pytest.approx(1.0, abs=1e-5)
+
+
+def test_growth_alone_changes_no_direction():
+    g = RANDOM.standard_normal((6, 9))
+    row = change.change_row(g @ g.T, 3 * g @ g.T, steps=10)
+    assert (row["trace_ratio"], row["relative_change"], row["alignment"]) == ("3", "2", "1")
+    other = RANDOM.standard_normal((6, 9))
+    moved = change.change_row(g @ g.T, other @ other.T, steps=10)
+    assert float(moved["alignment"]) < 0.95
+    assert_close(float(moved["velocity"]), (1 - float(moved["alignment"])) / 10, rel=1e-4)
+
+
+def test_a_second_run_reads_what_the_first_measured(tmp_path, monkeypatch):
+    text = tmp_path / "toy.jsonl"
+    text.write_text("".join(
+        f'{{"prompt": "river {i} of the land", "target": "the king of city {i}"}}\n'
+        for i in range(40)
+    ))  # fmt: skip
+    module = load("kernel_change", candidates="zoo/gpt2-xs", task=str(text), num_examples=6,
+                  size=8, output_dir=str(tmp_path / "out"), quiet=True).module  # fmt: skip
+    done = []
+
+    def kernel(candidate, batch, *, block_size):
+        done.append("kernel")
+        g = np.random.default_rng(len(done)).standard_normal((len(batch["labels"]), 20))
+        return SimpleNamespace(theta=g @ g.T, residual=g[:, 0])
+
+    def fine_tune(measurement, weights, piece, folder):
+        done.append("fine-tune")
+        measurement.candidate.save(weights)
+        folder.write_piece(piece, {"best_step": 4, "test_loss": 1.0})
+
+    monkeypatch.setattr(module, "candidate_ntk", kernel)
+    monkeypatch.setattr(module, "_fine_tune", fine_tune)
+    monkeypatch.setattr(module, "layer_traces", lambda *_: {"embed": 1.0, "block 0": 3.0})
+    for _ in range(2):
+        module.main([])
+        assert done == ["kernel", "fine-tune", "kernel"]
+    tables = {}
+    for name in ("kernel_change", "change_spectra", "kernel_layers"):
+        with (tmp_path / "out" / f"toy_{name}.csv").open() as file:
+            tables[name] = list(csv.DictReader(file))
+    assert [len(rows) for rows in tables.values()] == [1, 2, 4]
+    assert tables["kernel_change"][0]["steps"] == "4"
+    assert {row["share"] for row in tables["kernel_layers"]} == {"0.25", "0.75"}
