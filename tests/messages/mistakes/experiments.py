@@ -6,6 +6,7 @@ import pytest
 
 from experiments.common import cli
 from lensllm_jax.data.task import Example, Task
+from lensllm_jax.selection.loss_table import LossTable
 from tests.messages.binaries import load
 
 TASK = Task("toy", "", (Example("", "a"),), (Example("", "b"),), (Example("", "c"),), {}, "")
@@ -62,6 +63,24 @@ def curve_value(folder):
 
 def gradient_descent(**flags):
     return binary("linear_training", **flags)._checked_shares()
+
+
+def pool_table(count=1, *, names="ab", first=0):
+    """A table of as many sizes, from ``first`` in steps of 100."""
+    sizes = first + 100 * np.arange(count)
+    return LossTable(tuple(names), sizes, np.ones((2, count)), TWO, ("", ""))
+
+
+def joined(*tables):
+    return load("pool_orders").module.joined(tables)
+
+
+def quarter(table):
+    return list(load("pool_orders").module.prediction_rows("full", table, ["posterior"]))
+
+
+def agreement(full, lora):
+    return list(load("pool_orders").module.agreement_rows(full, lora))
 
 
 def figures(tables, output):
@@ -171,6 +190,18 @@ MISTAKES = [
     ),
     ("num_probes", "2 or more ... got 1", lambda tmp: bound_flags(NUM_PROBES=1)),
     ("remainder_constant", "positive ... got 0.0", lambda tmp: bound_flags(CONSTANT=0.0)),
+    (
+        "curves",
+        "share sizes ... got none",
+        lambda tmp: joined(pool_table(), pool_table(names="cd", first=100)),
+    ),
+    ("curves", "at size 0 and at two others, got [0, 100]", lambda tmp: joined(pool_table(2))),
+    ("curves", "losses at 50 ... got [0, 100, 200]", lambda tmp: quarter(pool_table(3))),
+    (
+        "lora_curves",
+        "share two or more candidates ... got []",
+        lambda tmp: agreement(pool_table(), pool_table(names="cd")),
+    ),
     ("num_examples", "positive ... got 0", lambda tmp: gradient_descent(NUM_EXAMPLES=0)),
     ("num_steps", "positive ... got 0", lambda tmp: gradient_descent(NUM_STEPS=0)),
     ("shares", "between 0 and 2 ... got [2.0]", lambda tmp: gradient_descent(SHARES=["2"])),
