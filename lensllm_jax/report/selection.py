@@ -80,7 +80,8 @@ def _ranking(selection: Selection) -> list[Block]:
     caption = f"{ranking.selector} at {ranking.target_size:,} examples; losses: nats per byte"
     return [
         Table(rows, caption, page_only={"p_first_beats_it"}),
-        *_parts.certainty(ranking),
+        # a race's next fine-tune stands in the answer
+        *(_parts.certainty(ranking) if selection.race is None else ()),
         Text(_LEGEND if selection.race is None else _RACE_LEGEND),
         _parts.curves(selection.table, selection.laws, ranking, law=selection.ranking.selector),
     ]

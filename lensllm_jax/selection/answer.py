@@ -18,6 +18,7 @@ import numpy as np
 
 from lensllm_jax.selection.uncertainty import Probability
 
+_SURE = 0.9  # P(best) from which nothing further is suggested
 _CANNOT_TELL = 0.5  # P(best) below which another candidate is more likely the best than the pick
 _LEAST_DOUBT = 0.01  # as far as probabilities are shown
 
@@ -124,7 +125,7 @@ class Answer:
         return f"LensLLM (Eq 10, {'exact kernel' if self.reads_kernel else 'no kernel'})"
 
     def _advice(self) -> str:
-        if self.is_clear or self.next_step is None:
+        if self.probability >= _SURE or self.next_step is None:
             return ""
         name, size, cost = self.next_step
         price = "" if cost is None else f", for {_percent(cost)} of tuning all"

@@ -21,7 +21,10 @@ def test_an_unclear_answer_says_so_and_what_to_run_next():
     assert str(unsure).endswith(
         "To tell more, fine-tune a on 6,400 records, for 1.2 % of tuning all."
     )
-    assert "To tell more" not in str(dataclasses.replace(SURE, next_step=step))  # it is clear
+    likely = dataclasses.replace(unsure, probability=0.72)
+    assert str(likely).startswith("Fine-tune b")
+    assert "To tell more, fine-tune a" in str(likely)
+    assert "To tell more" not in str(dataclasses.replace(SURE, next_step=step))
 
 
 @pytest.mark.parametrize(
