@@ -130,6 +130,7 @@ def finetune_grid(
     winner = wanted.winner(decided, grid.pool, run)
     grid = grid._replace(keep=winner.keep if winner else None)
     folder = run.open_folder(decided, grid.task, grid.pool)
+    run.warn_of_memory(grid.task, grid.pool)
     failures = _measure(grid, folder, executor, run)
     for failure in failures:  # before anything is written: the disk may be full
         line = "failed: {candidate}, {size} examples, seed {seed}: {reason}"

@@ -182,6 +182,7 @@ def select_model(
         decided |= {"threads": executor.threads, "processes": executor.processes}
     winner = wanted.winner(decided, summaries, run)
     folder = run.open_folder(decided, whole, summaries)
+    run.warn_of_memory(whole, summaries)
     with run.progress(total=_total_work(summaries, plan, config)) as progress:
         measurer = Measurer(whole, revisits=plan.order in (Order.UPWARDS, Order.RACE))
         cells, seconds = Cells(folder, progress), run.checkpoint_seconds

@@ -22,8 +22,9 @@ from lensllm_jax.data.task import Task
 from lensllm_jax.finetune.compute import ComputeConfig, keep_compiled
 from lensllm_jax.finetune.rates import AUTO
 from lensllm_jax.measurement.measurement import MeasurementConfig
-from lensllm_jax.measurement.memory import check_memory
+from lensllm_jax.measurement.memory import check_memory, tight_step
 from lensllm_jax.measurement.pool import NUM_CHECKED, altered_targets, check_tuning, shared_task
+from lensllm_jax.measurement.rows import row_lengths
 from lensllm_jax.measurement.winner import Winner
 from lensllm_jax.runs import terminal
 from lensllm_jax.runs.progress import Progress
@@ -132,6 +133,20 @@ class RunSettings:
                     "targets, whose loss is then too low"
                 )
         return folder
+
+    def warn_of_memory(self, task: Task, pool: Mapping[str, CandidateSummary]) -> None:
+        """Names candidates whose fine-tunes may need more memory than is free."""
+        if self.quiet:
+            return
+        for summary in pool.values():
+            config = self.measurement
+            lengths = row_lengths(task, summary, chat_template=config.chat_template)
+            line = tight_step(
+                summary, config.compute, batch_size=config.batch_size,
+                num_tokens=max(lengths.source, lengths.target),
+            )  # fmt: skip
+            if line is not None:
+                terminal.warn(line)
 
     def progress(self, *, total: float) -> Progress:
         """Shows how far the run is, of ``total`` work."""

@@ -1,5 +1,6 @@
 """A pool that memory cannot hold is refused in a line, where a library would end with a dump."""
 
+import dataclasses
 import os
 import subprocess
 import sys
@@ -8,7 +9,10 @@ from pathlib import Path
 import pytest
 
 from lensllm_jax import checks
-from lensllm_jax.measurement.memory import check_memory, free_bytes
+from lensllm_jax.finetune.compute import ComputeConfig
+from lensllm_jax.finetune.memory import step_memory
+from lensllm_jax.measurement.memory import check_memory, free_bytes, tight_step
+from lensllm_jax.measurement.pool import describe_pool
 
 ROOT = Path(__file__).parents[2]
 
@@ -35,3 +39,29 @@ def test_a_binary_under_a_limit_ends_in_one_line(tmp_path):
     assert done.returncode == 2
     assert done.stderr.splitlines()[-1].startswith("error: `candidates` must fit into memory")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.fixture
+def large():
+    (summary,) = describe_pool(["zoo/gpt2-xs"]).values()
+    return dataclasses.replace(summary, num_params=30_000_000)
+
+
+def test_a_step_that_may_not_fit_is_told_with_the_flags_that_help(large):
+    step = {"batch_size": 3, "num_tokens": 32}
+
+    def total(**compute):
+        memory = step_memory(large.config, ComputeConfig(**compute), **step)
+        return memory.total + 3 * 2**29  # what JAX maps
+
+    def line(free, summary=large):
+        return tight_step(summary, ComputeConfig(), free=free, **step)
+
+    whole, passes = total(), total(num_micro_batches=3)
+    assert line(whole) is None
+    told = line(passes)
+    assert f"3 examples of 32 tokens takes about {whole / 1e9:.1f} GB" in told
+    assert f"--micro_batches=3 takes about {passes / 1e9:.1f} GB" in told
+    assert "--micro_batches=3 --remat" in line(total(num_micro_batches=3, remat=True))
+    assert "experiments.plan" in line(10**9)
+    assert line(10**9, dataclasses.replace(large, num_params=10**6)) is None  # the control
