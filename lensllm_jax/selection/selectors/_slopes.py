@@ -6,8 +6,12 @@ In octave k, at the middle :math:`t_k` of it (octaves from the budget), candidat
     \log L_i(x_k) - \log L_i(x_{k+1}) = s_{ik} \Delta_k + \epsilon_{ik},
 
 * g, shared by the task: a level, a growth per octave and a random walk, all Gaussian;
-* b, the candidate's own: an Ornstein-Uhlenbeck process of standard deviation .8 whose steps have
-  standard deviation q per square root of an octave, so that differences fade over many octaves;
+* b, the candidate's own, of standard deviation .8 in the first octave:
+  :math:`b_{i,k+1} = e^{R/x_{k+1} - R/x_k} b_{ik} + \xi_{ik}`, with :math:`x_k` the examples at the
+  middle of octave k and R = 110.  Early slopes return to the task's level: of a difference at x
+  examples the share :math:`e^{-R/x}` lasts, a third at 100 and nine tenths at 1,000.  Steps
+  :math:`\xi` have standard deviation q per square root of an octave, those of an
+  Ornstein-Uhlenbeck process of standard deviation .8, whose own decay takes many octaves;
 * :math:`\epsilon`: Student t with four degrees of freedom (one octave's jump must not count) and
   scale :math:`n\,e^{-\lambda t_k}`, larger on smaller subsets.
 
@@ -33,6 +37,7 @@ _WALKS = (0.06, 0.1, 0.16, 0.25)  # q, of log slopes per square root of an octav
 _NOISES = (0.0015, 0.003, 0.006, 0.012, 0.024)  # n, of slopes: log loss per octave, at the budget
 _PRIORS = ((0.11, 0.5), (0.003, 0.6))  # median and log-std of q and n
 _OWN_STD = 0.8  # of b
+_FORGETTING = 110.0  # R, examples
 _NOISE_DECAY = 0.25  # lambda, per octave
 _NOISE_DOF = 4.0
 _SHARED_WALK = 0.08  # of g, per square root of an octave
@@ -56,6 +61,7 @@ class _Octaves(NamedTuple):
     middles: Float[np.ndarray, " m+f"]  # octaves, 0 in the last octave before the budget
     slopes: Float[np.ndarray, "n m"]  # loss falling counts positive; 0 where not measured
     precision: Float[np.ndarray, "n m"]  # of the slope at unit noise; 0 where not measured
+    kept: Float[np.ndarray, " m+f-1"]  # share of b that the next octave keeps
 
 
 class _Mode(NamedTuple):
@@ -71,6 +77,7 @@ def predict(
     octaves: Float[np.ndarray, " num_sizes"],
     log_losses: Float[np.ndarray, "n num_sizes"],
     target: float,
+    budget_size: int,
 ) -> tuple[Float[np.ndarray, " n"], Float[np.ndarray, " n"]]:
     """Log losses at the target and their standard deviations, relative to the pool's mean.
 
@@ -78,6 +85,7 @@ def predict(
         octaves: log2 of sizes, ascending, 0 at the budget.
         log_losses: NaN where not measured.
         target: octaves above the budget.
+        budget_size: examples.
 
     Returns:
         Never NaN: without a slope the pool's counts, without a loss the pool's mean.
@@ -87,12 +95,16 @@ def predict(
         log_losses = np.insert(log_losses, 0, np.nan, axis=1)
     walk, noise = np.array([*itertools.product(_WALKS, _NOISES)]).T
     sample = log_losses[:: -(-len(log_losses) // _MAX_SAMPLE)]
-    mode = _mode(_octaves_of(octaves, sample, target), walk, noise)
+    mode = _mode(_octaves_of(octaves, sample, target, budget_size), walk, noise)
     log_weights = mode.log_evidence * min(1.0, _EVIDENCE / len(sample))
     for values, (median, width) in zip((walk, noise), _PRIORS, strict=True):
         log_weights = log_weights - 0.5 * (np.log(values / median) / width) ** 2
     kept, weights = _heaviest(log_weights)
-    walk, noise, octave = walk[kept], noise[kept], _octaves_of(octaves, log_losses, target)
+    walk, noise, octave = (
+        walk[kept],
+        noise[kept],
+        _octaves_of(octaves, log_losses, target, budget_size),
+    )
     if len(sample) < len(log_losses):
         mode = _mode(octave, walk, noise)
     else:
@@ -123,10 +135,11 @@ def _heaviest(log_weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return order, weights[order] / weights[order].sum()
 
 
-def _octaves_of(octaves: np.ndarray, log_losses: np.ndarray, target: float) -> _Octaves:
+def _octaves_of(
+    octaves: np.ndarray, log_losses: np.ndarray, target: float, budget_size: int
+) -> _Octaves:
     """A slope over several octaves, where a size was left out, counts once, in all of them."""
-    count = max(math.ceil(target - 1e-9), 1)
-    spans = np.concatenate([np.diff(octaves), np.ones(count - 1), [target - (count - 1)]])
+    spans = np.concatenate([np.diff(octaves), _spans_to(target)])
     ends = np.concatenate([[0.0], np.cumsum(spans)])
     middles = 0.5 * (ends[1:] + ends[:-1])
     columns, rows = np.arange(len(octaves)), np.arange(len(log_losses))[:, None]
@@ -143,7 +156,31 @@ def _octaves_of(octaves: np.ndarray, log_losses: np.ndarray, target: float) -> _
         middles - middles[len(octaves) - 2],
         np.where(is_known, falls / way, 0.0),
         np.where(is_known, way**2 / (last - first), 0.0),
+        _kept(octaves[0] + middles, budget_size),
     )
+
+
+def _spans_to(target: float) -> np.ndarray:
+    """Octaves from the budget to the target; the last one may be shorter."""
+    count = max(math.ceil(target - 1e-9), 1)
+    return np.append(np.ones(count - 1), target - (count - 1))
+
+
+def _kept(octaves: np.ndarray, budget_size: int) -> np.ndarray:
+    """Share of b that is not forgotten from each of the octaves to the next one."""
+    return np.exp(_FORGETTING * np.diff(np.exp2(-octaves)) / budget_size)
+
+
+def lasting_share(target: float, budget_size: int) -> float:
+    """Share of the last octave's differences of slopes that lasts, mean of the way to the target.
+
+    Args:
+        target: octaves above the budget.
+        budget_size: examples.
+    """
+    spans = _spans_to(target)
+    middles = np.append(-0.5, np.cumsum(spans) - 0.5 * spans)
+    return float(np.cumprod(_kept(middles, budget_size)) @ spans / max(spans.sum(), 1e-9))
 
 
 def _shared_prior(middles: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -156,18 +193,23 @@ def _shared_prior(middles: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return _LEVEL[0] + _GROWTH[0] * middles, covariance + 1e-8 * np.eye(len(middles))
 
 
+def _steps(walk: np.ndarray, middles: np.ndarray, kept: np.ndarray) -> tuple[np.ndarray, ...]:
+    """From each octave to the next one: the share of b that is left, and the variance added."""
+    decay = np.exp(-np.diff(middles) * walk[:, None] ** 2 / (2.0 * _OWN_STD**2))
+    return decay * kept, _OWN_STD**2 * (1.0 - decay**2)  # g m-1
+
+
 class _Chain:
     """Precision of b at neighbouring octaves: tridiagonal, for every q."""
 
-    def __init__(self, walk: np.ndarray, middles: np.ndarray):
-        gaps = np.diff(middles)
-        decay = np.exp(-gaps * walk[:, None] ** 2 / (2.0 * _OWN_STD**2))
-        left = decay**2 / (1.0 - decay**2)
-        zero = np.zeros((len(walk), 1))
-        both = np.concatenate([zero, left], 1) + np.concatenate([left, zero], 1)
-        self.diagonal = ((1.0 + both) / _OWN_STD**2)[:, None]  # g 1 m
-        self.beside = (-decay / (1.0 - decay**2) / _OWN_STD**2)[:, None]  # g 1 m-1
-        self.log_det = -np.log1p(-(decay**2)).sum(1) - len(middles) * math.log(_OWN_STD**2)
+    def __init__(self, walk: np.ndarray, middles: np.ndarray, kept: np.ndarray):
+        left, added = _steps(walk, middles, kept)
+        first = np.full((len(walk), 1), _OWN_STD**2)
+        precision = 1.0 / np.concatenate([first, added], 1)
+        self.log_det = np.log(precision).sum(1)
+        self.beside = (-left / added)[:, None]  # g 1 m-1
+        precision[:, :-1] += left**2 / added
+        self.diagonal = precision[:, None]  # g 1 m
 
     def times(self, values: _Grid) -> _Grid:
         """The precision times ``values``."""
@@ -198,7 +240,7 @@ def _mode(octave: _Octaves, walk: np.ndarray, noise: np.ndarray) -> _Mode:
     """Newton's method in b and in g by turns, with the weights of Student t."""
     count = octave.slopes.shape[1]
     middles, is_known = octave.middles[:count], octave.precision > 0
-    chain = _Chain(walk, middles)
+    chain = _Chain(walk, middles, octave.kept[: count - 1])
     mean, covariance = _shared_prior(middles)
     inverse = np.linalg.inv(covariance)
     precision = octave.precision * np.exp(2.0 * _NOISE_DECAY * middles) / noise[:, None, None] ** 2
@@ -247,6 +289,15 @@ def _typical(
     return np.log(np.maximum(medians, _LEAST_SLOPE))
 
 
+def _ahead(left: np.ndarray, added: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Share of today's b that is left in each octave to come, and the covariance added by then."""
+    fresh = np.zeros((*added.shape, added.shape[1]))  # g f f
+    for k in range(added.shape[1]):
+        fresh[:, k, :k] = fresh[:, :k, k] = left[:, k, None] * fresh[:, k - 1, :k]
+        fresh[:, k, k] = added[:, k] + left[:, k] ** 2 * fresh[:, k - 1, k - 1]
+    return np.cumprod(left, 1), fresh
+
+
 def _extrapolate(
     octave: _Octaves,
     walk: np.ndarray,
@@ -256,14 +307,11 @@ def _extrapolate(
 ) -> tuple[Float[np.ndarray, "g n"], Float[np.ndarray, "g n"]]:
     """Means and variances of log losses at the target, given each (q, n)."""
     count = mode.own.shape[-1]
-    past, future = octave.middles[:count], octave.middles[count:]
-    chain, rate = _Chain(walk, past), walk[:, None] ** 2 / (2.0 * _OWN_STD**2)
+    chain = _Chain(walk, octave.middles[:count], octave.kept[: count - 1])
     unit = np.zeros_like(mode.own)
     unit[..., -1] = 1.0
     last_variance = chain.solve(mode.curvature, unit)[0][..., -1]
-    decay = np.exp(-rate * future)  # g f
-    gaps = np.abs(future[:, None] - future)
-    fresh = _OWN_STD**2 * (np.exp(-rate[..., None] * gaps) - decay[:, :, None] * decay[:, None])
+    decay, fresh = _ahead(*_steps(walk, octave.middles[count - 1 :], octave.kept[count - 1 :]))
     mean, covariance = _shared_prior(octave.middles)
     weight = np.linalg.solve(covariance[:count, :count], covariance[:count, count:])
     shared = mean[count:] + (mode.shared - mean[:count]) @ weight

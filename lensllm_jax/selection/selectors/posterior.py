@@ -2,11 +2,14 @@ r"""`posterior`: the weighted mean of four views of each curve, and how far it m
 
 Log loss at the target, by
 
-* `pooled`'s local view (weight .45) and its warped view (.1);
-* the slopes model of ``_slopes.py`` (.4), plus the early-gain share as in `pooled`, twice as
-  strong because nothing else in that model knows it;
+* `pooled`'s local view (weight .55) and its warped view (.1);
+* the slopes model of ``_slopes.py`` (.3), plus the early-gain share as in `pooled`, but
+  with .3 for .1, because nothing else in that model knows it;
 * the loss at the budget (.05), which says who is better but not how far losses fall: it takes its
   level from the slopes model.
+
+Slopes measured on few examples do not last: from the budget's size, ``_slopes.lasting_share`` says
+which share of the differences between the falls of both views of `pooled` is left.
 
 A view that cannot answer for a candidate (two sizes above 0 are needed) leaves its weight to the
 slopes model, which always answers.
@@ -48,7 +51,7 @@ from lensllm_jax.selection.posterior import Posterior
 from lensllm_jax.selection.problem import Problem, Scores
 from lensllm_jax.selection.selectors import _slopes, pooled
 
-_EARLY_GAIN = 0.2  # log loss per whole early-gain share, by growth x octaves
+_EARLY_GAIN = 0.3  # log loss per whole early-gain share, by growth x octaves
 _MIN_LOG_STD = 1e-4  # losses are printed with four digits or more
 
 _Rows = Float[np.ndarray, " num_candidates"]
@@ -58,9 +61,9 @@ _Rows = Float[np.ndarray, " num_candidates"]
 class Constants:
     """What is the same for every task."""
 
-    local: float = 0.45  # weights of the views, in their order
+    local: float = 0.55  # weights of the views, in their order
     warped: float = 0.1
-    slopes: float = 0.4
+    slopes: float = 0.3
     budget: float = 0.05
     convergence: float = 2.7  # c, per log loss to the power 3/2
     width: float = 0.65  # of the views' scale
@@ -103,10 +106,12 @@ class Views:
             raise checks.UserError(
                 f"`table` must hold a loss above size 0 and up to {problem.budget_size}, got none"
             )
-        slopes, log_std = _slopes.predict(octaves, log_losses, problem.octaves)
+        slopes, log_std = _slopes.predict(octaves, log_losses, problem.octaves, problem.budget_size)
         late = pooled.early_gain_rise(problem, strength=_EARLY_GAIN)
         at_budget, behind = _at_budget(log_losses)
-        views = np.stack([*pooled.views(problem), slopes + late, at_budget])
+        share = _slopes.lasting_share(problem.octaves, problem.budget_size)
+        lines = [_lasting(view, at_budget, share) for view in pooled.views(problem)]
+        views = np.stack([*lines, slopes + late, at_budget])
         return cls(views, log_std, np.sqrt(_records_variance(problem)), behind)
 
     def posterior(self, constants: Constants = DEFAULT) -> Posterior:
@@ -126,6 +131,14 @@ class Views:
             np.maximum(np.sqrt(variance), _MIN_LOG_STD),
             constants.dof,
         )
+
+
+def _lasting(view: _Rows, at_budget: _Rows, share: float) -> _Rows:
+    """A view in which ``share`` of the differences between candidates' falls is left."""
+    falls = at_budget - view
+    known = np.isfinite(falls)
+    mean = float(falls[known].mean()) if known.any() else 0.0
+    return view + (1.0 - share) * (falls - mean)
 
 
 def _records_variance(problem: Problem) -> _Rows:

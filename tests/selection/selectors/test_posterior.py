@@ -9,7 +9,7 @@ import pytest
 from lensllm_jax.selection.loss_table import LossTable, read_loss_table
 from lensllm_jax.selection.problem import Evidence, Problem
 from lensllm_jax.selection.rank import rank
-from lensllm_jax.selection.selectors import ats, pooled, posterior
+from lensllm_jax.selection.selectors import _slopes, ats, pooled, posterior
 from lensllm_jax.selection.selectors.posterior import Constants, Views
 from tests.selection.fakes import small_table
 from tests.selection.tables import BUDGET_FRACTIONS, TABLES
@@ -80,7 +80,7 @@ def test_the_loss_at_the_budget_orders_and_does_not_move_the_level():
     np.testing.assert_allclose(shifted.center, views.posterior(plain).center, atol=1e-12)
     moved[0] += 1.0  # the control: a view of the level itself
     shifted = dataclasses.replace(views, log_losses=moved).posterior(plain)
-    assert shifted.center.mean() == pytest.approx(views.posterior(plain).center.mean() + 0.45)
+    assert shifted.center.mean() == pytest.approx(views.posterior(plain).center.mean() + 0.55)
 
 
 def test_views_that_disagree_on_a_candidate_widen_it():
@@ -208,6 +208,38 @@ def test_differences_predicted_come_true_by_a_share_that_falls_with_the_distance
         shares.append(off @ (truth - truth.mean()) / (off @ off))
     assert shares[0] < shares[1] - 0.2
     assert shares[1] < shares[2] - 0.1
+
+
+# zoo candidates on pydoc, nats per byte: after 0, 50 and 100 examples, and after 6,400
+EARLY_SIZES = np.array([0, 50, 100])
+EARLY = {
+    "cerebras-s": (1.955055, 1.888226, 1.839285, 1.351563),
+    "gpt2-m": (2.203588, 2.119282, 2.057938, 1.374536),
+    "gpt2-s": (1.925708, 1.844620, 1.793674, 1.335718),
+    "gpt2-xs": (2.313222, 2.167432, 2.040640, 1.410049),
+    "opt-m": (1.829411, 1.757335, 1.732084, 1.319100),
+    "opt-s": (3.071489, 2.468833, 2.208825, 1.353497),
+    "opt-xs": (2.220059, 2.162699, 2.130271, 1.566467),
+}
+
+
+def test_steep_slopes_on_the_smallest_sizes_do_not_decide(monkeypatch):
+    """opt-s falls five times as fast as opt-m from 50 to 100 examples, and as fast from 200 on."""
+    *losses, truth = np.array(list(EARLY.values())).T
+    table = LossTable(tuple(EARLY), EARLY_SIZES, np.array(losses).T, np.ones(7), ("",) * 7)
+    problem, best = Problem(table, 6400), int(truth.argmin())
+
+    def odds_and_error():
+        belief = Views.of(problem).posterior()
+        off = np.log(truth) - belief.center
+        return belief.odds().probability_best[best], np.abs(off - off.mean()) / belief.log_std
+
+    chance, error = odds_and_error()
+    assert chance > 1.0 / 7.0
+    assert error.max() < 3.0
+    monkeypatch.setattr(_slopes, "_FORGETTING", 0.0)  # the control: slopes that go on
+    chance, error = odds_and_error()
+    assert chance < 0.03
 
 
 def test_thousands_of_candidates_take_linear_time():
