@@ -10,7 +10,7 @@ of the nested order, before and after fine-tuning on the first --size (of which 
 * <task>_kernel_change.csv: a row per candidate with the relative change of the kernel, its
   alignment, the same after centring, and the velocity, 1 - alignment per optimizer step
   (lensllm_jax/ntk/velocity.py);
-* <task>_change_spectra.csv: eigenvalues and squared projections of the residual, before and after;
+* <task>_kernel_states.csv: eigenvalues and squared projections of the residual, before and after;
 * <task>_kernel_layers.csv: the share of each layer in the kernel's trace, before and after: blocks
   by their number, embeddings, heads and final norms by their names.
 
@@ -83,7 +83,7 @@ def main(_: Sequence[str]) -> None:
             progress.finish(1.0, f"{name}: kernels measured")
     stem = file_name_of(task.name)
     folder.write_rows(f"{stem}_kernel_change.csv", change)
-    folder.write_rows(f"{stem}_change_spectra.csv", spectra)
+    folder.write_rows(f"{stem}_kernel_states.csv", spectra)
     folder.write_rows(f"{stem}_kernel_layers.csv", layers)
     _show(change)
     print(f"written to {folder.path}")

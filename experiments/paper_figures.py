@@ -72,6 +72,10 @@ def figures_of(tables: Path) -> Iterator[tuple[str, Callable[[], bytes]]]:
     if rows := _joined(tables, "ablation_*.csv"):
         draw = partial(paper_plots.ablation_figure, rows, selector="lensllm")
         yield "tables5to7_ablation.png", draw
+    for path in sorted(tables.glob("*_linear_training.csv")):
+        task = path.name.removesuffix("_linear_training.csv")
+        draw = partial(paper_plots.linear_training_figure, read_rows(path), task=task)
+        yield f"linear_training_{task}.png", draw
     for path in sorted(tables.glob("*_spectra.csv")):
         task = path.name.removesuffix("_spectra.csv")
         yield f"spectra_{task}.png", partial(_spectra, read_rows(path))

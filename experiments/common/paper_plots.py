@@ -199,14 +199,44 @@ def _cost(row: Mapping[str, str], metric: str) -> tuple[float, float]:
     return float(row["percent_of_full_tuning"]), float(row[metric])
 
 
-def _legend_below(figure: Figure, panels: Sequence[Axes], title: str | None = None) -> None:
+def _legend_below(
+    figure: Figure, panels: Sequence[Axes], title: str | None = None, *, num_columns: int = 5
+) -> None:
     """One legend of all panels."""
     handles: dict[str, Artist] = {}
     for axes in panels:
         for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
             handles.setdefault(label, handle)
     figure.legend(handles.values(), handles.keys(), title=title, loc="outside lower center",
-                  ncols=min(len(handles), 5), frameon=False)  # fmt: skip
+                  ncols=min(len(handles), num_columns), frameon=False)  # fmt: skip
+
+
+def linear_training_figure(rows: Rows, *, task: str) -> bytes:
+    """What gradient descent leaves of the residual, and the linear model, one panel per candidate.
+
+    ``rows`` are those of linear_training.csv; time counts in units of the fastest mode.
+    """
+    names = _ordered(row["candidate"] for row in rows)
+    figure, panels = small_panels(len(names), num_columns=3, width=3.4, height=3.0)
+    shares = sorted({row["share"] for row in rows}, key=float)
+    for axes, name in zip(panels, names, strict=True):
+        for share, color in zip(shares, itertools.cycle(f"C{i}" for i in range(10))):
+            points = [row for row in rows if (row["candidate"], row["share"]) == (name, share)]
+            start = float(points[0]["measured"])
+            time = [float(row["share"]) * int(row["step"]) for row in points]
+            for column, style in (("measured", "o-"), ("linear", "--")):
+                left = [float(row[column]) / start for row in points]
+                axes.plot(time, left, style, color=color, markersize=4.0, linewidth=1.0,
+                          label=f"{column}, {share}")  # fmt: skip
+        axes.set_xscale("symlog", linthresh=float(shares[0]))
+        axes.set_yscale("log")
+        axes.set_ylim(bottom=1e-3)
+        axes.set_title(name)
+        axes.set_xlabel("η λ_max t")
+    panels[0].set_ylabel("|f - y|² / its start")
+    _legend_below(figure, panels, title="η λ_max", num_columns=len(panels) + 1)
+    figure.suptitle(f"{task}: plain gradient descent, and the kernel at pretrained weights")
+    return as_png(figure)
 
 
 def calibration_figure(rows: Rows) -> bytes:

@@ -276,6 +276,11 @@ def settings_range(name):
     return f"{min(found):.1f}", f"{max(found):.1f}"
 
 
+def seed_pearson(*names):
+    """The least PearCorr of two seeds' losses at one size."""
+    return f"{min(float(row['pearson']) for name in names for row in table(name)):.1f}"
+
+
 def ablation_range(task):
     by_setting = defaultdict(list)
     for row in table("ablation_public"):
@@ -325,4 +330,9 @@ def test_the_first_table_is_what_the_others_say():
             *settings_range("settings_pydoc")
         ),
         "PearCorr of `lensllm` between {} and {}".format(*settings_range("settings_sotu_lengths")),
+        (
+            "a second seed's PearCorr is {} or more on pydoc, {} or more on sotu".format(
+                seed_pearson("pydoc_noise", "pydoc_noise_6746"), seed_pearson("sotu_noise")
+            )
+        ),
     ]

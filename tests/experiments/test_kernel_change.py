@@ -77,7 +77,7 @@ def test_a_second_run_reads_what_the_first_measured(tmp_path, monkeypatch):
         module.main([])
         assert done == ["kernel", "fine-tune", "kernel"]
     tables = {}
-    for name in ("kernel_change", "change_spectra", "kernel_layers"):
+    for name in ("kernel_change", "kernel_states", "kernel_layers"):
         with (tmp_path / "out" / f"toy_{name}.csv").open() as file:
             tables[name] = list(csv.DictReader(file))
     assert [len(rows) for rows in tables.values()] == [1, 2, 4]

@@ -66,3 +66,18 @@ def test_a_law_looks_like_its_selector(panels_of):
     (axes,) = panels_of(paper_plots.errors_figure, rows, laws=["lensllm", "power"])
     for law, line in lines_of(axes).items():
         assert line.get_color() == style_of_selector(law)["color"]
+
+
+def test_linear_training_shows_both_residuals_of_every_share_as_parts_of_the_start(panels_of):
+    rows = [
+        {"candidate": name, "share": share, "step": str(step),
+         "measured": str(8.0 / (1 + step)), "linear": str(8.0 * 0.5**step)}
+        for name in ("a", "b") for share in ("1", "0.1") for step in (0, 1, 2)
+    ]  # fmt: skip
+    panels = panels_of(paper_plots.linear_training_figure, rows, task="toy")
+    assert [axes.get_title() for axes in panels] == ["a", "b"]
+    lines = lines_of(panels[1])
+    assert len(lines) == 4
+    x, y = lines["linear, 0.1"].get_data()
+    assert (list(x), list(y)) == ([0.0, 0.1, 0.2], [1.0, 0.5, 0.25])
+    assert list(lines["measured, 1"].get_data()[1]) == [1.0, 0.5, 1 / 3]
