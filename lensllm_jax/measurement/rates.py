@@ -15,6 +15,7 @@ from lensllm_jax.finetune.rates import AUTO, Trial, downhill, first_rung
 from lensllm_jax.measurement.measurement import Measurement, MeasurementConfig
 
 NUM_EXAMPLES = 100  # that rates are compared on: enough steps for a warm-up
+_EQUAL = 1e-3  # share of a validation loss that tells no rates apart
 _NUM_TRIALS = 3  # of a search that starts at the best rate
 
 
@@ -26,8 +27,9 @@ class RateSearch(NamedTuple):
 
     @property
     def learning_rate(self) -> float:
-        """Of the lowest validation loss."""
-        return min(self.trials, key=lambda trial: trial.validation_loss).learning_rate
+        """The highest of those with the lowest loss, nearly: larger subsets make more steps."""
+        most = (1 + _EQUAL) * min(trial.validation_loss for trial in self.trials)
+        return max(t.learning_rate for t in self.trials if t.validation_loss <= most)
 
     def as_dict(self) -> dict[str, Any]:
         """As JSON values."""

@@ -11,7 +11,7 @@ from lensllm_jax.finetune.rates import LADDER, Trial
 from lensllm_jax.measurement import jobs
 from lensllm_jax.measurement.jobs import Job, Measurer
 from lensllm_jax.measurement.measurement import Measurement, MeasurementConfig
-from lensllm_jax.measurement.rates import search_rate
+from lensllm_jax.measurement.rates import RateSearch, search_rate
 
 CONFIG = MeasurementConfig(learning_rate="auto")
 
@@ -49,6 +49,17 @@ def test_trials_that_ended_are_not_made_again(tmp_path):
     file.write_text("[[1, 2]]")
     with pytest.raises(checks.UserError, match="delete it to search again"):
         search_rate(Fake(1e-4), file, on_trial=shown.append)
+
+
+def test_of_rates_that_are_as_good_the_highest_is_taken():
+    def found(*losses):
+        rates = (3e-4, 1e-3, 3e-3)
+        trials = [Trial(rate, loss, 1) for rate, loss in zip(rates, losses, strict=True)]
+        return RateSearch(tuple(trials), 100).learning_rate
+
+    assert found(2.000, 1.9200, 1.9210) == 3e-3
+    assert found(1.725, 1.7040, 1.7080) == 1e-3  # the control
+    assert found(1.704, 1.7050, math.inf) == 1e-3
 
 
 def test_every_size_uses_the_rate_that_was_found_once(tmp_path, monkeypatch):
