@@ -12,8 +12,8 @@ Example:
 """
 
 import math
-from collections.abc import Collection, Sequence
-from typing import TypeVar
+from collections.abc import Callable, Collection, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -31,16 +31,22 @@ class UserError(ValueError):
 
 def positive(name: str, value: Number) -> Number:
     """``value``, if it is finite and above zero, else ``UserError``."""
-    return _finite_number(name, value, "positive", value > 0)
+    return _finite_number(name, value, "positive", lambda number: number > 0)
 
 
 def not_negative(name: str, value: Number) -> Number:
     """``value``, if it is finite and zero or more, else ``UserError``."""
-    return _finite_number(name, value, "zero or positive", value >= 0)
+    return _finite_number(name, value, "zero or positive", lambda number: number >= 0)
 
 
-def _finite_number(name: str, value: Number, wanted: str, satisfied: bool) -> Number:
-    if not (math.isfinite(value) and satisfied):
+def _finite_number(
+    name: str, value: Number, wanted: str, satisfied: Callable[[Number], bool]
+) -> Number:
+    try:
+        fits = math.isfinite(value) and bool(satisfied(value))
+    except (TypeError, ValueError):  # no number, or several
+        fits = False
+    if not fits:
         raise UserError(f"`{name}` must be {wanted} and finite, got {value!r}")
     return value
 
@@ -51,6 +57,18 @@ def one_of(name: str, value: T, options: Collection[T]) -> T:
         listed = ", ".join(sorted(map(str, options)))
         raise UserError(f"`{name}` must be one of {listed}, got {value!r}")
     return value
+
+
+def real(name: str, value: Any) -> np.ndarray:
+    """``value`` as an array, floating, if it holds real numbers, else ``UserError``."""
+    try:
+        array = np.asarray(value)
+        held = str(array.dtype)
+    except (TypeError, ValueError):  # ragged, or traced by jax.jit
+        array, held = np.empty(0, object), type(value).__name__
+    if not (array.dtype.kind == "f" or np.can_cast(array.dtype, np.float64)):
+        raise UserError(f"`{name}` must hold real numbers, got {held}")
+    return array if array.dtype.kind == "f" else array.astype(np.float64)
 
 
 def shape(name: str, array: np.ndarray, expected: Sequence[int | None]) -> np.ndarray:

@@ -216,7 +216,7 @@ def decays(time: Float[Array, "..."], rates: Float[Array, " n"]) -> Float[np.nda
 
 def checked_steps(steps: Steps) -> Float[np.ndarray, "..."]:
     """``steps`` as a float64 array, if every one is finite and not negative."""
-    t = np.asarray(checks.finite("steps", np.asarray(steps, np.float64)))
+    t = np.asarray(checks.finite("steps", checks.real("steps", steps)), np.float64)
     if np.any(t < 0):
         raise checks.UserError(f"`steps` must be zero or positive, got {t.min()}")
     return t

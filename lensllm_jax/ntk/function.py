@@ -59,7 +59,7 @@ class TracedFn:
         """
         if isinstance(f, cls):
             return f
-        _check_not_traced((params, sides))
+        _check_not_traced((params, sides, jnp.zeros(())))  # any array is, within a trace
         walk = _Walk()
         for x in sides:
             one = jax.tree.map(_one_example, x)

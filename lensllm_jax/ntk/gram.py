@@ -173,6 +173,8 @@ def _execution(
 ) -> tuple:  # fmt: skip
     """The options of ``Execution``; any other is a TypeError."""
     checks.one_of("residuals", residuals, ("auto", "keep", "recompute"))
+    if not isinstance(store, str | os.PathLike | None):
+        raise checks.UserError(f"`store` must be the path of a folder, got {store!r}")
     if map_tiles is not None and store is None:
         raise checks.UserError(f"`map_tiles` must come with `store`, got {map_tiles} without one")
     return block_size, memory_budget, devices, store, map_tiles, residuals, check_rows
@@ -384,7 +386,13 @@ def num_outputs(f: ApplyFn, params: Params, x: Any, *, name: str = "x1") -> int 
         UserError: if ``f`` gives another shape, no floating array, or not one row for each example.
     """
     n = check_examples(name, x)
-    out = jax.eval_shape(f, params, x)
+    try:
+        out = jax.eval_shape(f, params, x)
+    except (TypeError, ValueError) as error:
+        raise checks.UserError(
+            f"`f(params, {name})` must run on shapes alone, as JAX traces it, got an error "
+            f"({str(error).splitlines()[0]}): look at the shapes of `{name}`"
+        ) from error
     fits = isinstance(out, jax.ShapeDtypeStruct) and len(out.shape) in (1, 2) and out.shape[0] == n
     fits = fits and 0 not in out.shape
     if not fits or not jax.numpy.issubdtype(out.dtype, np.floating):
@@ -405,7 +413,7 @@ def check_inputs(
         UserError: if something does not.
     """
     sides = {name: x for name, x in zip(names, (x1, x2), strict=True) if x is not None}
-    counts = [check_examples(name, x) for name, x in sides.items()]
+    counts = [check_examples(name, x) for name, x in {names[0]: x1, **sides}.items()]
     check_params(params)
     structures = [str(jax.tree.structure(x)) for x in (x1, x2)]
     if x2 is not None and len(set(structures)) > 1:

@@ -146,8 +146,10 @@ def ntk_test_residual(
     """
     eigen = _eigen_of_kernel(theta)
     r = _flat_residual("residual", residual, theta)
-    cross = flat_kernel(checks.finite("theta_test_train", np.asarray(theta_test_train)))
-    r_test = checks.finite("test_residual", np.asarray(test_residual, np.float64))
+    cross = flat_kernel(
+        checks.finite("theta_test_train", checks.real("theta_test_train", theta_test_train))
+    )
+    r_test = checks.finite("test_residual", checks.real("test_residual", test_residual))
     checks.shape("theta_test_train (flattened)", cross, (r_test.size, r.size))
     time = _time(learning_rate, steps)
     positive = np.where(eigen.values > 0, eigen.values, 1.0)
@@ -171,12 +173,12 @@ def flat_kernel(theta: Array) -> np.ndarray:
     """The kernel as a matrix: (n, m) unchanged, (n, m, k, k) as (n*k, m*k).
 
     Raises:
-        UserError: if ``theta`` has neither two nor four axes.
+        UserError: if ``theta`` is empty or has neither two nor four axes.
     """
-    theta = np.asarray(theta)
-    if theta.ndim == 2:
+    theta = checks.real("theta", theta)
+    if theta.ndim == 2 and theta.size:
         return theta
-    if theta.ndim != 4:
+    if theta.ndim != 4 or not theta.size:
         raise checks.UserError(f"`theta` must have shape (n, m) or (n, m, k, k), got {theta.shape}")
     n, m, k, other_k = theta.shape
     return theta.transpose(0, 2, 1, 3).reshape(n * k, m * other_k)
@@ -223,9 +225,7 @@ def _eigen_of_kernel(theta: Array) -> linalg.SymmetricEigen:
 
 
 def _flat_residual(name: str, residual: Array, theta: Array) -> np.ndarray:
-    if np.iscomplexobj(residual):
-        raise checks.UserError(f"`{name}` must be real, got {np.asarray(residual).dtype}")
-    values = checks.finite(name, np.asarray(residual, np.float64))
+    values = checks.finite(name, checks.real(name, residual)).astype(np.float64)
     shape = np.shape(theta)
     outputs = shape[3] if len(shape) == 4 else 1
     if values.ndim > 1:  # the outputs of each example beside each other

@@ -88,7 +88,7 @@ def ntk_matvec(
     traced, *_ = gram.check_inputs(f, params, x, x2, rows_checked=check_rows, names=("x", "x2"))
     rows = _Blocks.of(traced, params, x, block_size)
     columns = rows if x2 is None else _Blocks.of(traced, params, x2, block_size)
-    v = checks.finite("v", np.asarray(v, rows.dtype))
+    v = checks.finite("v", checks.real("v", v).astype(rows.dtype))
     if v.shape != columns.shape and v.shape[1:] != columns.shape:
         raise checks.UserError(
             f"`v` must have shape {columns.shape}, that of the outputs, or one more leading axis, "
@@ -143,7 +143,7 @@ def ntk_loss_matrix_free(
     x = gram.as_arrays(x)
     traced, *_ = gram.check_inputs(f, params, x, None, rows_checked=check_rows, names=("x", "x2"))
     blocks = _Blocks.of(traced, params, x, block_size)
-    r = checks.finite("residual", np.asarray(residual, np.float64))
+    r = checks.finite("residual", checks.real("residual", residual).astype(np.float64))
     checks.shape("residual", r, blocks.shape)
     norm = float(np.linalg.norm(r))
     start = (r / norm if norm else np.ones_like(r)).astype(blocks.dtype)

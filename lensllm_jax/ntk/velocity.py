@@ -99,7 +99,7 @@ def kernel_velocity(
         >>> moved.relative_change.tolist(), moved.alignment.tolist()
         ([0.0, 3.0], [1.0, 1.0])
     """
-    times = checks.finite("steps", np.asarray(steps, np.float64))
+    times = checks.finite("steps", checks.real("steps", steps))
     if times.ndim != 1 or len(times) < 2 or np.any(np.diff(times) <= 0):
         raise checks.UserError(f"`steps` must be two or more ascending numbers, got {steps}")
     first = previous = None
@@ -132,7 +132,7 @@ def kernel_velocity(
 def _pair(theta: Array, theta_0: Array) -> tuple[np.ndarray, np.ndarray]:
     """Both in float64, of one shape, neither of them zero."""
     later, earlier = (
-        checks.finite(name, np.asarray(kernel, np.float64))
+        checks.finite(name, checks.real(name, kernel).astype(np.float64))
         for name, kernel in (("theta", theta), ("theta_0", theta_0))
     )
     checks.shape("theta", later, earlier.shape)

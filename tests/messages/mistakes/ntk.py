@@ -136,6 +136,8 @@ MISTAKES = [
         "hold numbers ... got what jax.jit",
         lambda tmp: jax.jit(lambda w: kernel(params=w))(ONES),
     ),
+    ("params", "hold numbers ... got", lambda tmp: jax.jit(lambda v: product(v=v))(ONES)),
+    ("store", "the path of a folder, got 3", lambda tmp: kernel(store=3)),
     (
         "f(params, x2)",
         "as many outputs ... got 1",
@@ -150,6 +152,11 @@ MISTAKES = [
         "f(params, x1)",
         "each row from its own example alone ... got 0.5",
         lambda tmp: kernel(f=lambda w, x: x @ w / len(x)),
+    ),
+    (
+        "f(params, x2)",
+        "run on shapes alone ... got an error (dot_general",
+        lambda tmp: kernel(x2=EYE[:, :1]),
     ),
     ("x2", "pytree like `x1` ... got PyTreeDef", lambda tmp: kernel(x2={"a": EYE})),
     (
@@ -265,7 +272,18 @@ MISTAKES = [
         "have shape ... got (3,)",
         lambda tmp: kernel_loss(residual=np.ones(3)),
     ),
-    ("residual", "be real, got complex64", lambda tmp: kernel_loss(residual=ONES * 1j)),
+    ("residual", "real numbers, got complex64", lambda tmp: kernel_loss(residual=ONES * 1j)),
+    ("theta", "real numbers, got complex64", lambda tmp: kernel_loss(theta=EYE * 1j)),
+    ("theta", "have shape ... got (0, 0)", lambda tmp: kernel_loss(np.zeros((0, 0)), ONES[:0])),
+    (
+        "residual",
+        "real numbers, got DynamicJaxprTracer",
+        lambda tmp: jax.jit(lambda r: kernel_loss(residual=r))(ONES),
+    ),
+    ("steps", "real numbers, got <U3", lambda tmp: kernel_loss(steps="ten")),
+    ("learning_rate", "positive ... got [0.1]", lambda tmp: kernel_loss(learning_rate=[0.1])),
+    ("theta_test_train", "real numbers, got object", lambda tmp: on_test(cross=[[None] * 2] * 2)),
+    ("test_residual", "real numbers, got complex64", lambda tmp: on_test(residual=ONES * 1j)),
     (
         "residual",
         "have shape (2, 1), got (1, 2)",
@@ -292,6 +310,7 @@ MISTAKES = [
     ),
     ("block_size", "positive ... got 0", lambda tmp: product(block_size=0)),
     ("v", "finite ... got nan at index (0,)", lambda tmp: product(v=ONES * np.nan)),
+    ("v", "real numbers, got complex64", lambda tmp: product(v=ONES * 1j)),
     ("v", "have shape ... got (3,)", lambda tmp: product(v=np.ones(3))),
     ("num_matvecs", "positive ... got 0", lambda tmp: matrix_free(num_matvecs=0)),
     (
@@ -299,14 +318,21 @@ MISTAKES = [
         "finite ... got inf at index (0,)",
         lambda tmp: matrix_free(residual=ONES * np.inf),
     ),
+    ("residual", "real numbers, got <U1", lambda tmp: matrix_free(residual=["a", "b"])),
     ("residual", "have shape ... got (3,)", lambda tmp: matrix_free(residual=np.ones(3))),
     ("steps", "finite ... got inf at index (1,)", lambda tmp: velocities([0, np.inf])),
+    ("steps", "real numbers, got complex128", lambda tmp: velocities([0, 1j])),
     ("steps", "two or more ascending ... got [1, 1]", lambda tmp: velocities([1, 1])),
     ("params_sequence", "hold one state ... got 3", lambda tmp: velocities([0, 1], num_states=3)),
     (
         "theta",
         "finite ... got nan at index (0, 0)",
         lambda tmp: velocity.relative_change(EYE * np.nan, EYE),
+    ),
+    (
+        "theta",
+        "real numbers, got complex64",
+        lambda tmp: velocity.relative_change(EYE * 1j, EYE),
     ),
     ("theta", "have shape ... got (2, 2)", lambda tmp: velocity.relative_change(EYE, EYE[:1])),
     (
