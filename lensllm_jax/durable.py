@@ -33,6 +33,8 @@ from typing import Any
 
 from lensllm_jax import checks
 
+# why there can be no folder of a name: dangling and circular links, files above it, its length
+_NO_FOLDER = (errno.EEXIST, errno.ELOOP, errno.ENAMETOOLONG, errno.ENOENT, errno.ENOTDIR)
 PARTIAL = ".partial"  # how the name of a file ends that is being written, or never was finished
 
 
@@ -117,12 +119,19 @@ def open_folder(
         notes: further JSON values of a new record, which may differ later.
 
     Raises:
-        UserError: if the path is a file, or the folder holds something else.
+        UserError: if the path is a file or can be no folder, or the folder holds something else.
     """
     path, another = Path(path), "name another folder"
-    if path.exists() and not path.is_dir():
+    if os.path.exists(path) and not path.is_dir():
         raise checks.UserError(f"`{argument}` must be a folder, got the file {path}")
-    path.mkdir(parents=True, exist_ok=True)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except (OSError, ValueError) as error:
+        if isinstance(error, OSError) and error.errno not in _NO_FOLDER:
+            raise
+        raise checks.UserError(
+            f"`{argument}` must be a folder that can be made, got {path}, {error}: {another}"
+        ) from None
     foreign = sorted(p.name for p in path.iterdir() if not p.name.endswith(PARTIAL))
     if foreign and not (path / record).exists():
         raise checks.UserError(

@@ -5,7 +5,7 @@ import os
 
 import pytest
 
-from lensllm_jax import durable
+from lensllm_jax import checks, durable
 
 
 def test_a_writer_that_fails_leaves_the_file_before_and_nothing_else(tmp_path):
@@ -104,3 +104,12 @@ def test_what_a_living_writer_has_not_finished_stays(tmp_path):
         assert aside.exists()
         assert not left.exists()
     assert target.read_bytes() == b"whole"
+
+
+@pytest.mark.parametrize("name", ["dangling", "circle", "file/a", "a" * 300, "a\0b"])
+def test_a_name_that_can_be_no_folder_is_refused(name, tmp_path):
+    (tmp_path / "file").write_text("")
+    (tmp_path / "dangling").symlink_to("nowhere")
+    (tmp_path / "circle").symlink_to("circle")
+    with pytest.raises(checks.UserError, match="`out` must be a folder that can be made, got"):
+        durable.open_folder("out", tmp_path / name, {}, record="run.json")

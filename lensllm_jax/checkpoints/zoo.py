@@ -9,6 +9,7 @@ Example:
     True
 """
 
+import os
 from pathlib import Path
 
 from lensllm_jax import checks
@@ -68,22 +69,24 @@ def folder_of(name: str | Path) -> Path:
     Raises:
         UserError: if there is none.
     """
-    folder = Path(name).expanduser()
+    folder = Path(name).expanduser()  # os.path: a name that is too long is no folder
     if isinstance(name, str) and name.startswith(PREFIX):
         bundled = FOLDER / name.removeprefix(PREFIX)
-        if name in list_zoo() or not folder.is_dir():
+        if name in list_zoo() or not os.path.isdir(folder):
             checks.one_of("candidate", name, list_zoo())
             return bundled
     is_published = isinstance(name, str) and name.startswith(published.PREFIX)
-    if is_published and (name in published.PUBLISHED or not folder.exists()):
+    if is_published and (name in published.PUBLISHED or not os.path.exists(folder)):
         return published.published_file(str(name))
-    if is_gguf(folder) and folder.is_file():
+    if is_gguf(folder) and os.path.isfile(folder):
         return folder
-    if folder.is_dir():
+    if os.path.isdir(folder):
         return snapshot(folder)
     model = HubModel.named(name) if isinstance(name, str) and name[:1] not in "./~" else None
     if model is None:
-        what = "a file: give the folder that it lies in" if folder.is_file() else "nothing there"
+        what = (
+            "a file: give the folder that it lies in" if os.path.isfile(folder) else "nothing there"
+        )
         raise checks.UserError(
             f"`candidate` must be one of {', '.join(list_zoo())}, a checkpoint folder, a GGUF "
             f"file, or a model on the Hugging Face hub, got {str(name)!r}, {what}"

@@ -278,6 +278,8 @@ MISTAKES = [
         lambda tmp: in_an_empty_cache(tmp, published.fetch, other_file=True),
     ),
     ("candidate", "one of ... got './gone', nothing there", lambda tmp: zoo.folder_of("./gone")),
+    ("candidate", "one of ... nothing there", lambda tmp: zoo.folder_of("./" + "x" * 5000)),
+    ("candidate", "one of ... nothing there", lambda tmp: zoo.folder_of("./a\0b")),
     (
         "spiece.model",
         "read by sentencepiece ... got no such library",

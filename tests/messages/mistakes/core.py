@@ -36,6 +36,11 @@ MISTAKES = [
     ),
     ("row 2", "have 1 cells like the header ... got 2", lambda tmp: cells("target", "a,b")),
     ("output_dir", "folder ... got the file", lambda tmp: opened(tmp, "file", "")),
+    (
+        "output_dir",
+        "folder that can be made ... null byte",
+        lambda tmp: durable.open_folder("output_dir", f"{tmp}/a\0b", {}, record="run.json"),
+    ),
     ("output_dir", "empty or hold ... notes.txt", lambda tmp: opened(tmp, "notes.txt", "")),
     (
         "output_dir",
