@@ -4,7 +4,8 @@ r"""What a ranking says of a small pool: orders, crossings, predictions, full tu
         --output_dir=out/orders
 
 Reads one task's tables: --curves of full tuning, --lora_curves, if any, of LoRA, tables of other
-candidates being joined at the sizes that they share.  --candidates takes some of them alone.
+candidates being joined at the sizes that they share.  Join only what read the same text: grids
+whose run.json have one task_sha256.  --candidates takes some of them alone.
 Everything is of the sizes at which all candidates have a loss; --output_dir receives
 
 * orders.csv: each candidate's loss and place before fine-tuning, at the smallest size and at the
