@@ -1,6 +1,6 @@
 """Benchmark: tokens per second of fine-tuning, compared with Hugging Face in PyTorch.
 
-Command (25 minutes on 2 quiet cores; `make torch-parity` once makes .venv-torch):
+Command (some 25 minutes on 2 quiet cores, by single calls; `make torch-parity` makes .venv-torch):
 
     python -m benchmarks.finetune
 
