@@ -27,7 +27,7 @@ import json
 import os
 import secrets
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -185,7 +185,16 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
 
 def remove_partials(target: Path) -> None:
     """Removes what killed writers of ``target`` left; that of a living one is locked and stays."""
-    for partial in target.parent.glob(f".{glob.escape(target.name)}.*{PARTIAL}"):
+    _remove_dead(target.parent.glob(f".{glob.escape(target.name)}.*{PARTIAL}"))
+
+
+def remove_all_partials(folder: Path) -> None:
+    """The same, of every file of a folder and below."""
+    _remove_dead(folder.rglob(f".*{PARTIAL}"))
+
+
+def _remove_dead(partials: Iterable[Path]) -> None:
+    for partial in partials:
         with contextlib.suppress(OSError), open(partial, "r+b") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             partial.unlink()

@@ -74,7 +74,10 @@ class RunFolder:
         """
         about = {"command": command(), **versions(), **notes}
         folder = durable.open_folder("output_dir", path, settings, record=RUN, notes=about)
-        return cls(folder, _Lock.of(folder, shared=shared))
+        lock = _Lock.of(folder, shared=shared)
+        if lock is not None and not shared:
+            durable.remove_all_partials(folder)
+        return cls(folder, lock)
 
     def remember(self, name: str, compute: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:
         """The finished piece ``name`` (.json), computed now if the folder lacks it."""

@@ -12,6 +12,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from lensllm_jax.checks import UserError
+from lensllm_jax.durable import PARTIAL
 from lensllm_jax.measurement.jobs import Job
 from lensllm_jax.measurement.measurement import MeasurementConfig
 from lensllm_jax.runs import run_folder
@@ -174,3 +175,12 @@ def test_pieces_are_the_same_bytes_for_the_same_content(tmp_path):
     folder.write_piece("b.json", {"a": 0.1, "b": 1})
     assert (tmp_path / "a.json").read_bytes() == (tmp_path / "b.json").read_bytes()
     assert set(json.loads((tmp_path / "a.json").read_text())) == {"a", "b", "digest"}
+
+
+def test_what_a_killed_writer_left_is_removed(tmp_path):
+    RunFolder.open(tmp_path, {}).write_piece("cells/a.json", {})
+    left = [tmp_path / f".losses.csv.00{PARTIAL}", tmp_path / "cells" / f".b.json.00{PARTIAL}"]
+    for path in left:
+        path.write_text("half")
+    RunFolder.open(tmp_path, {})
+    assert not any(path.exists() for path in left)
