@@ -171,16 +171,18 @@ def _kept(octaves: np.ndarray, budget_size: int) -> np.ndarray:
     return np.exp(_FORGETTING * np.diff(np.exp2(-octaves)) / budget_size)
 
 
-def lasting_share(target: float, budget_size: int) -> float:
-    """Share of the last octave's differences of slopes that lasts, mean of the way to the target.
+def lasting_share(octaves: float, size: int) -> float:
+    """Share of the differences of slopes at a size that lasts, mean of the way to the target.
 
     Args:
-        target: octaves above the budget.
-        budget_size: examples.
+        octaves: from the size to the target; at the target, nothing is left to forget.
+        size: examples.
     """
-    spans = _spans_to(target)
+    if octaves <= 0.0:
+        return 1.0
+    spans = _spans_to(octaves)
     middles = np.append(-0.5, np.cumsum(spans) - 0.5 * spans)
-    return float(np.cumprod(_kept(middles, budget_size)) @ spans / max(spans.sum(), 1e-9))
+    return float(np.cumprod(_kept(middles, size)) @ spans / spans.sum())
 
 
 def _shared_prior(middles: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -8,8 +8,9 @@ Log loss at the target, by
 * the loss at the budget (.05), which says who is better but not how far losses fall: it takes its
   level from the slopes model.
 
-Slopes measured on few examples do not last: from the budget's size, ``_slopes.lasting_share`` says
-which share of the differences between the falls of both views of `pooled` is left.
+Slopes measured on few examples do not last: from a candidate's largest size on,
+``_slopes.lasting_share`` says which share of the differences between the falls of both views of
+`pooled` is left.
 
 A view that cannot answer for a candidate (two sizes above 0 are needed) leaves its weight to the
 slopes model, which always answers.
@@ -41,6 +42,7 @@ Example:
 """
 
 import dataclasses
+import math
 
 import numpy as np
 from jaxtyping import Float
@@ -109,7 +111,7 @@ class Views:
         slopes, log_std = _slopes.predict(octaves, log_losses, problem.octaves, problem.budget_size)
         late = pooled.early_gain_rise(problem, strength=_EARLY_GAIN)
         at_budget, behind = _at_budget(log_losses)
-        share = _slopes.lasting_share(problem.octaves, problem.budget_size)
+        share = _lasting_shares(problem)
         lines = [_lasting(view, at_budget, share) for view in pooled.views(problem)]
         views = np.stack([*lines, slopes + late, at_budget])
         return cls(views, log_std, np.sqrt(_records_variance(problem)), behind)
@@ -133,7 +135,18 @@ class Views:
         )
 
 
-def _lasting(view: _Rows, at_budget: _Rows, share: float) -> _Rows:
+def _lasting_shares(problem: Problem) -> _Rows:
+    """Of each candidate's slope at its largest size, on the way to the target."""
+    sizes = problem.table.sizes[last_measured(problem.measured)]
+    sizes = np.where(sizes > 0, sizes, problem.budget_size)
+    share = {
+        int(size): _slopes.lasting_share(math.log2(problem.target_size / size), int(size))
+        for size in np.unique(sizes)
+    }
+    return np.array([share[int(size)] for size in sizes])
+
+
+def _lasting(view: _Rows, at_budget: _Rows, share: _Rows) -> _Rows:
     """A view in which ``share`` of the differences between candidates' falls is left."""
     falls = at_budget - view
     known = np.isfinite(falls)

@@ -242,6 +242,13 @@ def test_steep_slopes_on_the_smallest_sizes_do_not_decide(monkeypatch):
     assert chance < 0.03
 
 
+def test_a_loss_at_the_target_is_the_prediction_whatever_the_others_ran():
+    losses = np.array([[3.0, 2.6, 2.2], [2.8, 2.7, 2.65], [3.1, np.nan, np.nan]])
+    table = LossTable(("a", "b", "c"), np.array([50, 100, 200]), losses, np.ones(3), ("",) * 3)
+    local = Views.of(Problem(table, 200)).log_losses[0]
+    np.testing.assert_allclose(local[:2], np.log([2.2, 2.65]), atol=1e-12)
+
+
 def test_thousands_of_candidates_take_linear_time():
     rng, sizes = np.random.default_rng(0), np.concatenate([[0], 200 * 2 ** np.arange(8)])
     seconds = {}

@@ -51,6 +51,7 @@ def test_slopes_of_few_examples_return_to_the_tasks():
         share[budget] = (falls[0] - falls[1]) / falls.mean()
     assert share[100] < 0.5 * share[100_000]
     assert share[100_000] > 0.5
+    assert _slopes.lasting_share(0.0, 100) == 1.0
     assert _slopes.lasting_share(5.0, 100) < 0.5 < 0.99 < _slopes.lasting_share(5.0, 100_000)
 
 
