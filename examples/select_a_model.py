@@ -12,7 +12,7 @@ tiny = {"max_epochs": 1, "num_kernel_examples": 4, "quiet": True}  # seconds, no
 
 chosen = lens.select_model(
     pool, task, output_dir=folder / "race", target_size=256, budget_size=64, smallest_size=32,
-    max_cost=0.9, kernels="none", **tiny,
+    max_cost=0.9, kernels="none", learning_rate=1e-3, **tiny,
 )  # fmt: skip
 print(chosen)
 

@@ -30,6 +30,7 @@ from absl import flags
 from jaxtyping import Float
 
 from experiments.common import cli
+from experiments.common.flags import define_num_examples
 from experiments.common.measurement_flags import measurement_flags
 from lensllm_jax import checks
 from lensllm_jax.checkpoints.candidate import Candidate
@@ -48,7 +49,7 @@ from lensllm_jax.theory.blocks import weight_blocks
 from lensllm_jax.typing import Array, Batch, Params
 
 FLAGS = measurement_flags()
-NUM_EXAMPLES = flags.DEFINE_integer("num_examples", 128, "Examples of the kernels.")
+NUM_EXAMPLES = define_num_examples(128, "Examples of the kernels.")
 SIZE = flags.DEFINE_integer("size", 800, "Examples of the fine-tune.")
 
 STATES = ("before", "after")

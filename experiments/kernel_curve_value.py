@@ -34,12 +34,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from absl import flags
 from jaxtyping import Float
 
 from experiments.common import cli
 from experiments.common.curves import check_budgets
-from experiments.common.flags import define_output_dir, define_tables
+from experiments.common.flags import define_output_dir, define_tables, define_tasks
 from experiments.common.left_out import left_out_ridge
 from lensllm_jax import checks
 from lensllm_jax.linalg import fit_line
@@ -50,7 +49,7 @@ from lensllm_jax.selection.loss_table import LossTable, read_loss_table
 from lensllm_jax.selection.rank import rank
 
 TABLES_FOLDER = define_tables()
-TASKS = flags.DEFINE_list("tasks", None, "What the tables' names start with.", required=True)
+TASKS = define_tasks()
 OUTPUT_DIR = define_output_dir()
 
 NAMES = ("kernel_curves", "losses", "feature_scores")  # of a task's tables

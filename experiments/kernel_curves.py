@@ -29,6 +29,7 @@ from jaxtyping import Float
 
 from experiments.common import cli
 from experiments.common.first_tokens import common_first_tokens
+from experiments.common.flags import define_num_examples, define_num_labels
 from experiments.common.measurement_flags import measurement_flags
 from lensllm_jax import checks
 from lensllm_jax.checkpoints.zoo import load_candidate
@@ -48,9 +49,9 @@ from lensllm_jax.theory.kernel_regression import (
 )
 
 FLAGS = measurement_flags()
-NUM_EXAMPLES = flags.DEFINE_integer("num_examples", 256, "Examples of the kernels.")
+NUM_EXAMPLES = define_num_examples(256, "Examples of the kernels.")
 SIZES = flags.DEFINE_list("sizes", ["16", "32", "64", "128"], "D of the curves, ascending.")
-NUM_LABELS = flags.DEFINE_integer("num_labels", 4, "Tokens whose logits are read.")
+NUM_LABELS = define_num_labels()
 
 READOUTS = (Readout.TARGET_LOGPROB, Readout.LABEL_LOGITS)
 BLOCK = 64  # examples of a tile's side

@@ -20,11 +20,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from absl import flags
 from jaxtyping import Float
 
 from experiments.common import cli
-from experiments.common.flags import define_output_dir, define_tables
+from experiments.common.flags import define_output_dir, define_tables, define_tasks
 from lensllm_jax import checks
 from lensllm_jax.paired import paired
 from lensllm_jax.runs import terminal
@@ -32,7 +31,7 @@ from lensllm_jax.runs.run_folder import RunFolder, read_rows, sha256_of
 from lensllm_jax.selection.loss_table import read_loss_table
 
 TABLES_FOLDER = define_tables()
-TASKS = flags.DEFINE_list("tasks", None, "What the tables' names start with.", required=True)
+TASKS = define_tasks()
 OUTPUT_DIR = define_output_dir()
 
 NAMES = ("kernel_errors", "kernel_predictions", "losses")  # of a task's tables

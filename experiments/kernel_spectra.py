@@ -29,6 +29,7 @@ from absl import flags
 
 from experiments.common import cli
 from experiments.common.first_tokens import common_first_tokens
+from experiments.common.flags import define_num_labels
 from experiments.common.measurement_flags import measurement_flags
 from lensllm_jax import checks
 from lensllm_jax.checkpoints.candidate import Candidate
@@ -53,7 +54,7 @@ LABEL_SAMPLE_SIZES = flags.DEFINE_list(
 NUM_TEST_EXAMPLES = flags.DEFINE_integer(
     "num_test_examples", 64, "Test examples of <task>_flow.csv."
 )
-NUM_LABELS = flags.DEFINE_integer("num_labels", 4, "Tokens whose logits are read.")
+NUM_LABELS = define_num_labels()
 
 # s = 1 learns the fastest mode by a factor e; s = 1e4 what is 1e4 times slower
 SCALED_TIMES = np.append(0.0, 10.0 ** np.arange(-3.0, 4.01, 1.0 / 3.0))

@@ -25,6 +25,7 @@ import jax.numpy as jnp
 from absl import flags
 
 from experiments.common import cli
+from experiments.common.flags import define_num_examples
 from experiments.common.measurement_flags import measurement_flags
 from lensllm_jax import checks
 from lensllm_jax.checkpoints.candidate import Candidate
@@ -41,7 +42,7 @@ from lensllm_jax.runs.run_folder import file_name_of
 from lensllm_jax.typing import Array, Batch, Params
 
 FLAGS = measurement_flags()
-NUM_EXAMPLES = flags.DEFINE_integer("num_examples", 32, "Texts that are trained on.")
+NUM_EXAMPLES = define_num_examples(32, "Texts that are trained on.")
 NUM_STEPS = flags.DEFINE_integer("num_steps", 256, "Steps of gradient descent.")
 SHARES = flags.DEFINE_list("shares", ["0.01", "0.1", "1"], "Of 1 / lambda_max, below 2: eta.")
 

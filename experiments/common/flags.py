@@ -151,6 +151,22 @@ def define_candidates(default: str | None, help: str) -> flags.FlagHolder:
     return flags.DEFINE_string("candidates", default, help, required=default is None)
 
 
+def define_num_examples(default: int, help: str) -> flags.FlagHolder[int]:
+    """--num_examples."""
+    return flags.DEFINE_integer("num_examples", default, help)
+
+
+def define_num_labels() -> flags.FlagHolder[int]:
+    """--num_labels."""
+    return flags.DEFINE_integer("num_labels", 4, "Tokens whose logits are read.")
+
+
+def define_tasks() -> flags.FlagHolder[list[str]]:
+    """--tasks."""
+    help = "What the tables' names start with."
+    return flags.DEFINE_list("tasks", None, help, required=True)
+
+
 def define_devices(default: str, help: str) -> flags.FlagHolder[str]:
     """--devices, numbers of them."""
     return flags.DEFINE_string("devices", default, help)

@@ -20,6 +20,8 @@ OWN = {
     # aliases; where tiles are computed, not cells
     "compute_ntk": {"candidate", "num_examples", "executor", "ray_address", "ray_threads"},
     "flags": {"task"},  # of tables, which have no text
+    "pool_orders": {"candidates"},  # of tables, all by default
+    "kernel_curves": {"sizes"},  # of kernels: none is fine-tuned on them
 }
 
 
