@@ -32,6 +32,7 @@ from jaxtyping import Float
 from experiments.common import cli
 from experiments.common.flags import define_num_examples
 from experiments.common.measurement_flags import measurement_flags
+from experiments.common.stored_kernels import has_kernel, read_kernel, write_kernel
 from lensllm_jax import checks
 from lensllm_jax.checkpoints.candidate import Candidate
 from lensllm_jax.checkpoints.zoo import load_candidate
@@ -73,14 +74,14 @@ def main(_: Sequence[str]) -> None:
         for name in run.names:
             progress.at(0.0, f"{name}: kernels")
             steps = _remember_states(name, task, run.measurement, folder)
-            kernels = {state: _stored_kernel(name, state, folder) for state in STATES}
-            change.append({"candidate": name, **change_row(*kernels.values(), steps=steps)})
-            for state in STATES:
+            kernels = [read_kernel(folder, _stem(name, state)) for state in STATES]
+            thetas = (theta for theta, _ in kernels)
+            change.append({"candidate": name, **change_row(*thetas, steps=steps)})
+            for state, (theta, residual) in zip(STATES, kernels, strict=True):
                 key = {"candidate": name, "state": state}
-                piece = folder.read_piece(_path(name, state))
-                residual = np.array(piece["residual"])
-                spectra.append({**key, **_spectrum_row(kernels[state], residual)})
-                layers += [{**key, **row} for row in layer_rows(piece["trace"])]
+                spectra.append({**key, **_spectrum_row(theta, residual)})
+                trace = folder.read_piece(f"{_stem(name, state)}.json")["trace"]
+                layers += [{**key, **row} for row in layer_rows(trace)]
             progress.finish(1.0, f"{name}: kernels measured")
     stem = file_name_of(task.name)
     folder.write_rows(f"{stem}_kernel_change.csv", change)
@@ -100,20 +101,15 @@ def checked_sizes(task: Task) -> None:
             )
 
 
-def _path(name: str, state: str, suffix: str = "json") -> str:
-    return f"kernels/{file_name_of(name)}/{state}.{suffix}"
-
-
-def _stored_kernel(name: str, state: str, folder: RunFolder) -> Float[np.ndarray, "n n"]:
-    return np.load(folder.path / _path(name, state, "npy"), allow_pickle=False)
+def _stem(name: str, state: str) -> str:
+    return f"kernels/{file_name_of(name)}/{state}"
 
 
 def _remember_states(name: str, task: Task, config: MeasurementConfig, folder: RunFolder) -> int:
     """Kernels of both states; returns the steps of the fine-tune between them."""
     fine_tune = f"tuned/{file_name_of(name)}.json"
     weights = folder.path / "tuned" / file_name_of(name)
-    has = {state: folder.has_array(_path(name, state, "npy"), _path(name, state))
-           for state in STATES}  # fmt: skip
+    has = {state: has_kernel(folder, _stem(name, state)) for state in STATES}
     if not all(has.values()) or not folder.has(fine_tune):
         candidate = load_candidate(name)
         measurement = Measurement(candidate, task, config=config)
@@ -140,12 +136,8 @@ def _store_kernel(
 ) -> None:
     kernel = candidate_ntk(candidate, batch, block_size=BLOCK)
     f = ReadoutFn(candidate.apply_fn, Readout.TARGET_LOGPROB, not candidate.is_encoder_decoder)
-    digest = folder.write_array(_path(name, state, "npy"), kernel.theta)
     trace = layer_traces(f, candidate.params, batch)
-    folder.write_piece(
-        _path(name, state),
-        {"npy_sha256": digest, "residual": kernel.residual.tolist(), "trace": trace},
-    )
+    write_kernel(folder, _stem(name, state), kernel, trace=trace)
 
 
 def layer_traces(f: ReadoutFn, params: Params, batch: Batch) -> dict[str, float]:

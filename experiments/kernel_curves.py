@@ -31,6 +31,7 @@ from experiments.common import cli
 from experiments.common.first_tokens import common_first_tokens
 from experiments.common.flags import define_num_examples, define_num_labels
 from experiments.common.measurement_flags import measurement_flags
+from experiments.common.stored_kernels import has_kernel, read_kernel, write_kernel
 from lensllm_jax import checks
 from lensllm_jax.checkpoints.zoo import load_candidate
 from lensllm_jax.data.task import Task
@@ -109,7 +110,7 @@ def _remember_kernel(
 ) -> tuple[Float[np.ndarray, "n n"] | Float[np.ndarray, "n n k k"], np.ndarray]:
     """Kernel and residual of a candidate, computed if the folder lacks them."""
     stem = f"kernels/{file_name_of(name)}/{readout.value}"
-    if not folder.has_array(f"{stem}.npy", f"{stem}.json"):
+    if not has_kernel(folder, stem):
         candidate = load_candidate(name)
         batch = Measurement(candidate, task, config=config).subset(NUM_EXAMPLES.value)
         labels: tuple[int, ...] = ()
@@ -119,11 +120,8 @@ def _remember_kernel(
         kernel = candidate_ntk(
             candidate, batch, readout=readout, label_tokens=labels, block_size=BLOCK
         )
-        digest = folder.write_array(f"{stem}.npy", kernel.theta)
-        stored = {"npy_sha256": digest, "residual": kernel.residual.tolist()}
-        folder.write_piece(f"{stem}.json", {**stored, "seconds": kernel.seconds})
-    theta = np.load(folder.path / f"{stem}.npy", allow_pickle=False)
-    return theta, np.array(folder.read_piece(f"{stem}.json")["residual"])
+        write_kernel(folder, stem, kernel, seconds=kernel.seconds)
+    return read_kernel(folder, stem)
 
 
 def curve_rows(

@@ -27,6 +27,16 @@ def write(path, rows):
         writer.writerows(rows)
 
 
+def toy_texts(folder):
+    """A task file of forty records."""
+    path = folder / "toy.jsonl"
+    path.write_text("".join(
+        f'{{"prompt": "river {i} of the land", "target": "the king of city {i}"}}\n'
+        for i in range(40)
+    ))  # fmt: skip
+    return str(path)
+
+
 def toy_pool(folder, losses, read_pool, sample_sizes=(NUM_EXAMPLES,)):
     """The five tables of task toy, and the pool that ``read_pool`` reads."""
     names = tuple(f"m{i}" for i in range(len(losses)))

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import lensllm_jax as lens
+from tests.experiments.pools import toy_texts
 from tests.messages.binaries import load
 from tests.tolerances import assert_close
 
@@ -51,13 +52,15 @@ def test_growth_alone_changes_no_direction():
 
 
 def test_a_second_run_reads_what_the_first_measured(tmp_path, monkeypatch):
-    text = tmp_path / "toy.jsonl"
-    text.write_text("".join(
-        f'{{"prompt": "river {i} of the land", "target": "the king of city {i}"}}\n'
-        for i in range(40)
-    ))  # fmt: skip
-    module = load("kernel_change", candidates="zoo/gpt2-xs", task=str(text), num_examples=6,
-                  size=8, output_dir=str(tmp_path / "out"), quiet=True).module  # fmt: skip
+    module = load(
+        "kernel_change",
+        candidates="zoo/gpt2-xs",
+        task=toy_texts(tmp_path),
+        num_examples=6,
+        size=8,
+        output_dir=str(tmp_path / "out"),
+        quiet=True,
+    ).module
     done = []
 
     def kernel(candidate, batch, *, block_size):

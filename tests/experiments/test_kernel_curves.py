@@ -8,7 +8,7 @@ import pytest
 
 from experiments.common.left_out import left_out_ridge
 from lensllm_jax.selection.loss_table import LossTable, write_loss_table
-from tests.experiments.pools import write
+from tests.experiments.pools import toy_texts, write
 from tests.messages.binaries import load
 from tests.tolerances import assert_close
 
@@ -98,13 +98,15 @@ def test_a_kernel_of_lower_rank_than_its_rows_has_curves_in_float32():
 
 
 def test_a_second_run_reads_the_kernels_of_the_first(tmp_path, monkeypatch):
-    text = tmp_path / "toy.jsonl"
-    text.write_text("".join(
-        f'{{"prompt": "river {i} of the land", "target": "the king of city {i}"}}\n'
-        for i in range(40)
-    ))  # fmt: skip
-    loaded = load("kernel_curves", candidates="zoo/gpt2-xs", task=str(text), num_examples=8,
-                  sizes=["2", "4"], output_dir=str(tmp_path / "out"), quiet=True)  # fmt: skip
+    loaded = load(
+        "kernel_curves",
+        candidates="zoo/gpt2-xs",
+        task=toy_texts(tmp_path),
+        num_examples=8,
+        sizes=["2", "4"],
+        output_dir=str(tmp_path / "out"),
+        quiet=True,
+    )
     module = loaded.module
     made = []
 
