@@ -35,17 +35,25 @@ flags.DEFINE_alias("candidate", "candidates")
 flags.DEFINE_alias("num_examples", "num_kernel_examples")
 PARAMETERS = flags.DEFINE_string(
     "parameters", None,
-    "The kernel of these parameters alone: globs of paths, such as *embed*,*/bias.",
+    "Compute the kernel of these parameters alone: globs of paths, such as *embed*,*/bias.",
 )  # fmt: skip
-STORE_DIR = flags.DEFINE_string("store_dir", None, "Folder that keeps each finished tile.")
+STORE_DIR = flags.DEFINE_string(
+    "store_dir",
+    None,
+    "Folder that keeps each finished tile of the kernel, so that a killed run resumes.",
+)
 NUM_PROCESSES = flags.DEFINE_integer("num_processes", 1, "Processes that share --store_dir.")
-PROCESS_ID = flags.DEFINE_integer("process_id", 0, "Which of them this is, from 0.")
+PROCESS_ID = flags.DEFINE_integer(
+    "process_id", 0, "Number of this process, from 0 to --num_processes - 1."
+)
 COORDINATOR_ADDRESS = flags.DEFINE_string(
-    "coordinator_address", None, "Host and port at which the others reach process 0."
+    "coordinator_address", None, "host:port at which the other processes reach process 0."
 )
 EXECUTOR = define_executor(TILE_EXECUTORS, processes=False)
 KERNEL_BLOCK_SIZE = flags.DEFINE_integer(
-    "kernel_block_size", MeasurementConfig.kernel_block_size, "Examples of a tile's side."
+    "kernel_block_size",
+    MeasurementConfig.kernel_block_size,
+    "Examples per side of a tile: more is faster, and takes more memory.",
 )
 
 

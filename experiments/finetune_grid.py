@@ -50,14 +50,20 @@ FLAGS = measurement_flags()
 SIZES = flags.DEFINE_string(
     "sizes",
     ",".join(map(str, GridSettings.sizes)),
-    "Subset sizes, comma-separated; 0 is zero-shot.",
+    "Examples of the subsets, comma-separated; 0: before fine-tuning.",
 )
-SEEDS = flags.DEFINE_string("seeds", "", "One or more in place of --seed, comma-separated.")
+SEEDS = flags.DEFINE_string(
+    "seeds", "", "Seeds in place of --seed, comma-separated: every cell is measured with each."
+)
 LEARNING_RATES = flags.DEFINE_string(
-    "learning_rates", "", "In place of --learning_rate: each cell chooses one of several."
+    "learning_rates",
+    "",
+    "Rates in place of --learning_rate, comma-separated: each cell chooses by validation loss.",
 )
 BATCH_SIZES = flags.DEFINE_string(
-    "batch_sizes", "", "In place of --batch_size; of several each cell chooses one."
+    "batch_sizes",
+    "",
+    "Sizes in place of --batch_size, comma-separated: each cell chooses by validation loss.",
 )
 EXECUTOR = define_executor(KINDS)
 SAVE_WINNER = define_save_winner()

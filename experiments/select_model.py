@@ -1,17 +1,18 @@
 r"""Ranks a pool of pretrained language models for one task at a part of the cost of full tuning.
 
     python -m experiments.select_model --candidates=zoo --task=pydoc \
-        --budget_size=1600 --target_size=6400 --output_dir=out/pydoc
+        --target_size=6400 --output_dir=out/pydoc
 
-The answer is one sentence: which candidate to fine-tune, with which probability it is the best at
---target_size, what that costs to know. What is measured depends on the order.
+The answer is one sentence: which candidate to fine-tune, its probability of being the best at
+--target_size, how much is lost if it is not, and what the answer cost.  What is measured depends
+on the order.
 
-* --order=race, the default: all candidates run the first sizes; then each fine-tune is the one
-  that lowers the expected regret most for its cost, by the posterior of all losses, which drops
-  whom it cannot believe any more.  It stops at --confidence, at --max_cost (a share of tuning all
-  on the target size) or --max_hours, or when the best fine-tune is not worth its cost (--worth).
-  The exact neural tangent kernel (Eq 8) of those that reached the last two sizes (--kernels) gives
-  Eq 10 beside the posterior.
+* --order=race, the default: all candidates are fine-tuned on the first sizes; each further
+  fine-tune is the one that lowers the expected regret most for its cost, by the posterior of all
+  losses, which drops candidates that can hardly win.  It stops at --confidence, at --max_cost (a
+  share of fine-tuning all on the target size) or --max_hours, or when no fine-tune is worth its
+  cost (--worth).  The exact neural tangent kernel (Eq 8) of those that reached the last two sizes
+  (--kernels) gives Eq 10 next to the posterior.
 * --order=downwards, Algorithm 1 (--paper: with Eq 10 to decide): fine-tunes on the largest subset
   within the budget, on half of it, and so on until the loss leaves the power phase.
 * --order=upwards, successive halving: from --smallest_size on, the pool together; once --gamma
@@ -27,12 +28,12 @@ counted from the same losses for the others.
 
 --output_dir receives answer.json, ranking.csv, losses.csv (the public table format), orders.csv
 (FLOPs), race.csv (each fine-tune of a race and its reason), kernels/<name>/ntk.npy with ntk.json,
-report.html, report.md, loss_curves.png and
-kernel_spectra.png; run.json holds settings, versions and seed; cells/ what is finished.  The same
-command resumes a killed run and ends with the same files; only cells/ holds durations.
+report.html, report.md, loss_curves.png and kernel_spectra.png; run.json
+holds settings, versions and seed; cells/ what is finished.  The same command resumes a killed
+run and ends with the same files; only cells/ holds durations.
 --save_winner=FOLDER receives the pick's weights after its largest fine-tune, at the best step.
 
-Seven bundled candidates, --paper with a budget of 800: 10 minutes on 2 cores that were busy beside.
+Seven bundled candidates, --paper with a budget of 800: 10 minutes on 2 cores with other work.
 """
 
 import math
@@ -64,36 +65,49 @@ from lensllm_jax.selection.selection import Selection
 
 FLAGS = measurement_flags()
 BUDGET_SIZE = flags.DEFINE_integer(
-    "budget_size", None, "Largest affordable subset, examples: 1600, half the target in a race."
+    "budget_size",
+    None,
+    "Examples of the largest subset to fine-tune on. Default: 1600, of a race --target_size / 2.",
 )
-TARGET_SIZE = flags.DEFINE_integer("target_size", 6400, "Size to rank at, examples.")
+TARGET_SIZE = flags.DEFINE_integer(
+    "target_size", 6400, "Examples of the full fine-tune: the size to rank at."
+)
 SMALLEST_SIZE = flags.DEFINE_integer(
-    "smallest_size", None, "Smallest subset, examples: 200, or less in a race of a small task."
+    "smallest_size",
+    None,
+    "Examples of the smallest subset. Default: 200, or less in a race of a small task.",
 )
 GAMMA = define_gamma()
 TAU = define_tau()
 ORDER = flags.DEFINE_enum(
     "order", Order.RACE.value, [order.value for order in Order],
-    "A race; sizes from the budget down (Algorithm 1), from the smallest up (successive halving), "
-    "or all.",
+    "What is fine-tuned: a race; sizes from the budget down (Algorithm 1), from the smallest up "
+    "(successive halving), or all.",
 )  # fmt: skip
-PAPER = flags.DEFINE_bool("paper", False, "As the paper: --order=downwards, Eq 10 decides.")
+PAPER = flags.DEFINE_bool(
+    "paper", False, "The paper's procedure: --order=downwards, and Eq 10 decides."
+)
 CONFIDENCE = define_confidence()
 MAX_COST = flags.DEFINE_float(
     "max_cost", None,
-    "Of a race, share of tuning all on the target, searches of rates included: 0.1, or three "
-    "times what those take.",
+    "A race stops at this share of the cost of fine-tuning all candidates on --target_size; "
+    "searches of rates count. Default: 0.1, or three times what these take if that is more.",
 )  # fmt: skip
-MAX_HOURS = flags.DEFINE_float("max_hours", math.inf, "Of a race: hours of fine-tuning.")
+MAX_HOURS = flags.DEFINE_float(
+    "max_hours", math.inf, "A race stops after so many hours of fine-tuning."
+)
 WORTH = flags.DEFINE_float(
-    "worth", 0.0, "Of a race: relative loss that tuning all on the target once is worth."
+    "worth",
+    0.0,
+    "In a race: share of the loss whose removal is worth the cost of fine-tuning all candidates.",
 )
 WITH_KERNELS = flags.DEFINE_enum(
-    "kernels", "survivors", KERNELS, "Whose kernels are computed after a race."
+    "kernels", "survivors", KERNELS, "Candidates whose kernels are computed after a race."
 )
 ALL_TEST_EXAMPLES = flags.DEFINE_bool(
     "all_test_examples", False,
-    "Of a race: evaluate all, also where 128, 256, ... of them put a loss far above the best.",
+    "In a race: evaluate on all test examples, also where the first 128, 256, ... put a loss far "
+    "above the best.",
 )  # fmt: skip
 KEEP = define_keep()
 EXECUTOR = define_executor(KINDS)

@@ -210,6 +210,10 @@ def _aside(target: Path) -> Iterator[Path]:
             with contextlib.suppress(OSError):  # a file system without locks
                 fcntl.flock(file, fcntl.LOCK_EX)
             yield aside
+    except OSError as error:
+        if error.filename is None:  # a full disk: the user must learn which
+            error.filename = str(target)
+        raise
     finally:
         aside.unlink(missing_ok=True)
     _flush(target.parent)

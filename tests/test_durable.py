@@ -1,11 +1,16 @@
 """A file has the content before or the content after, never a part of it."""
 
+import contextlib
 import errno
 import os
+import re
+import resource
 
+import numpy as np
 import pytest
 
 from lensllm_jax import checks, durable
+from lensllm_jax.checkpoints.formats import write_safetensors
 
 
 def test_a_writer_that_fails_leaves_the_file_before_and_nothing_else(tmp_path):
@@ -71,6 +76,27 @@ def test_a_folder_is_moved_to_any_disk(is_another_disk, tmp_path, monkeypatch):
     assert (target / "file").read_text() == "whole"
     assert not source.exists()
     assert list(target.parent.iterdir()) == [target]
+
+
+@contextlib.contextmanager
+def disk_of(num_bytes):
+    """Files of this process cannot grow further, as on a full disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.parametrize("is_safetensors", [False, True])
+def test_a_full_disk_is_named_and_leaves_the_earlier_file(is_safetensors, tmp_path):
+    target, large = tmp_path / "a.bin", np.ones(2000)
+    target.write_bytes(b"whole")
+    write = write_safetensors if is_safetensors else durable.replace
+    with disk_of(1000), pytest.raises(OSError, match=re.escape(str(target))):
+        write(target, {"w": large} if is_safetensors else large.tobytes())
+    assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"whole"]
 
 
 def test_a_folder_does_not_take_the_place_of_files(tmp_path):

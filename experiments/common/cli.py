@@ -13,6 +13,7 @@ import contextlib
 import os
 import signal
 import sys
+import textwrap
 from collections.abc import Callable, Sequence
 
 from absl import app, flags, logging
@@ -142,12 +143,36 @@ def _is_memory(error: BaseException) -> bool:
 
 def _parse(argv: Sequence[str]) -> list[str]:
     """Absl's parser, but a wrong flag ends in one line and exit code 2, and help in 0."""
+    module = sys.modules["__main__"]
+    if _is_help(argv) and module.__doc__:
+        module.__doc__ = _folded(module.__doc__, flags.get_help_width())
     try:
         return flags.FLAGS(list(argv))
     except flags.Error as error:
         sys.exit(_fail(str(error)))
     except SystemExit:
         sys.exit(0 if _is_help(argv) else BAD_INPUT)
+
+
+def _folded(text: str, width: int) -> str:
+    """A docstring in lines of this width; commands (indented by four) stay as they are."""
+    paragraphs: list[str] = []
+    for line in text.splitlines():
+        above = paragraphs[-1] if paragraphs else ""
+        begins = not above.strip() or not line.strip() or line.startswith(("* ", "    "))
+        if begins or above.startswith("    "):
+            paragraphs.append(line)
+        else:
+            paragraphs[-1] += f" {line.strip()}"
+    return "\n".join(
+        paragraph
+        if paragraph.startswith("    ")
+        else textwrap.fill(
+            paragraph, width, subsequent_indent="  " * paragraph.startswith("* "),
+            break_long_words=False, break_on_hyphens=False,
+        )
+        for paragraph in paragraphs
+    )  # fmt: skip
 
 
 def _is_help(argv: Sequence[str]) -> bool:

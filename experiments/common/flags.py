@@ -52,22 +52,28 @@ def define_tables(
 
 def define_task_prefix() -> flags.FlagHolder[str]:
     """--task of binaries that read tables."""
-    return flags.DEFINE_string("task", None, "What the tables' names start with.", required=True)
+    return flags.DEFINE_string(
+        "task", None, "Task: what the names of the tables begin with.", required=True
+    )
 
 
 def define_budgets(*divisors: int) -> flags.FlagHolder[list[str]]:
     """--budgets; the divisors are the default."""
-    return flags.DEFINE_list("budgets", [*map(str, divisors)], "Divisors of the largest size.")
+    return flags.DEFINE_list(
+        "budgets", [*map(str, divisors)], "Budgets: 8 means sizes up to 1/8 of the largest."
+    )
 
 
 def define_budgets_there() -> flags.FlagHolder[list[str] | None]:
     """--budgets, by default those that a table has."""
-    help = "Divisors of the largest size; those of 8 to 512 that are there."
+    help = (
+        "Budgets: 8 means sizes up to 1/8 of the largest. Default: those of 8 to 512 that it has."
+    )
     return flags.DEFINE_list("budgets", None, help)
 
 
 def define_selectors(
-    *default: str, help: str = "Selectors, or all that the tables allow."
+    *default: str, help: str = "Selectors, comma-separated; all: those that the tables allow."
 ) -> flags.FlagHolder[list[str]]:
     """--selectors; all without a default."""
     return flags.DEFINE_list("selectors", [*default] or ["all"], help)
@@ -80,17 +86,27 @@ def define_gamma() -> flags.FlagHolder[int]:
 
 def define_tau() -> flags.FlagHolder[float]:
     """--tau."""
-    return flags.DEFINE_float("tau", 5.0, "Algorithm 1: residual deviations at which it stops.")
+    return flags.DEFINE_float(
+        "tau", 5.0, "Algorithm 1: standard deviations of the residuals at which it stops."
+    )
 
 
 def define_confidence() -> flags.FlagHolder[float]:
     """--confidence."""
-    return flags.DEFINE_float("confidence", 0.95, "P(best) at which a race stops; 1: never.")
+    return flags.DEFINE_float(
+        "confidence",
+        0.95,
+        "A race stops once its leader is the best with this probability; 1: never.",
+    )
 
 
 def define_keep() -> flags.FlagHolder[float]:
     """--keep."""
-    return flags.DEFINE_float("keep", DropRule.keep, "Upwards: share of the candidates kept.")
+    return flags.DEFINE_float(
+        "keep",
+        DropRule.keep,
+        "Successive halving: share of the candidates that reach the next size.",
+    )
 
 
 class ExecutorFlags(NamedTuple):
@@ -109,18 +125,26 @@ class ExecutorFlags(NamedTuple):
 @functools.cache  # two binaries in one process share them
 def define_executor(kinds: tuple[str, ...], *, processes: bool = True) -> ExecutorFlags:
     """--executor of these kinds, --ray_address, --ray_threads, and --processes."""
-    help = "Where it is computed: in this process, in processes of this machine, on a Ray cluster."
+    places = {
+        "serial": "in this process",
+        "local": "in --processes here",
+        "ray": "on a Ray cluster",
+    }
+    help = f"Where work runs: {'; '.join(f'{kind}: {places[kind]}' for kind in kinds)}."
     count = None
     if processes:
         count = flags.DEFINE_integer(
             "processes",
             1,
-            "At a time: of --executor=local, which share the cores; a race's on Ray.",
+            "Processes at a time: of --executor=local, where they share the cores, or of a race on "
+            "Ray.",
         )
     return ExecutorFlags(
         flags.DEFINE_enum("executor", "serial", kinds, help),
-        flags.DEFINE_string("ray_address", "127.0.0.1:6379", "host:port of the Ray head."),
-        flags.DEFINE_integer("ray_threads", 1, "Cores of a job under --executor=ray."),
+        flags.DEFINE_string(
+            "ray_address", "127.0.0.1:6379", "host:port of the Ray cluster's head."
+        ),
+        flags.DEFINE_integer("ray_threads", 1, "Cores per job of --executor=ray."),
         count,
     )
 
@@ -129,7 +153,9 @@ def define_executor(kinds: tuple[str, ...], *, processes: bool = True) -> Execut
 def define_save_winner() -> flags.FlagHolder[str | None]:
     """--save_winner."""
     return flags.DEFINE_string(
-        "save_winner", None, "Folder for the best one's fine-tuned weights; Hugging Face loads it."
+        "save_winner",
+        None,
+        "Folder for the fine-tuned weights of the best candidate, as Hugging Face loads them.",
     )
 
 
@@ -137,7 +163,7 @@ def define_save_winner() -> flags.FlagHolder[str | None]:
 def define_save_adapter() -> flags.FlagHolder[bool]:
     """--save_adapter."""
     return flags.DEFINE_bool(
-        "save_adapter", False, "With --tune=lora: the winner as an adapter in PEFT's format."
+        "save_adapter", False, "With --tune=lora: save the winner as an adapter in PEFT's format."
     )
 
 
@@ -163,7 +189,7 @@ def define_num_labels() -> flags.FlagHolder[int]:
 
 def define_tasks() -> flags.FlagHolder[list[str]]:
     """--tasks."""
-    help = "What the tables' names start with."
+    help = "Tasks, comma-separated: what the names of the tables begin with."
     return flags.DEFINE_list("tasks", None, help, required=True)
 
 
@@ -181,5 +207,5 @@ def define_compute_dtype() -> flags.FlagHolder[str | None]:
     """--compute_dtype."""
     return flags.DEFINE_enum(
         "compute_dtype", None, ["bfloat16", "float32"],
-        "Of products and logits; weights stay float32.",
+        "Type of products and logits; weights stay float32.",
     )  # fmt: skip

@@ -40,13 +40,16 @@ class MeasurementFlags:
         self._pool, self._settings = _PoolFlags(), _SettingsFlags()
         self._output_dir = define_output_dir()
         self._checkpoint_seconds = flags.DEFINE_float(
-            "checkpoint_seconds", 60.0, "Between writings of an unfinished fine-tune; 0: each call."
+            "checkpoint_seconds",
+            60.0,
+            "Seconds between checkpoints of an unfinished fine-tune; 0: after every compiled call.",
         )
         self._compiled_dir = flags.DEFINE_string(
             "compiled_dir", None,
-            "Keeps compiled steps here, so that later runs need not compile: the user's cache.",
+            "Folder of compiled programs, so that later runs need not compile. Default: in the "
+            "user's cache.",
         )  # fmt: skip
-        self._quiet = define_quiet("No progress, and no table of a grid.")
+        self._quiet = define_quiet("Print no progress (and no table of a grid).")
 
     @property
     def quiet(self) -> bool:
@@ -89,31 +92,35 @@ class _PoolFlags:
 
     def __init__(self) -> None:
         self._candidates = define_candidates(
-            "zoo", "zoo (all bundled), or names, folders and hub ids, comma-separated."
+            "zoo",
+            "zoo (all bundled ones), or names, folders, GGUF files and hub ids, comma-separated.",
         )
         self._task = flags.DEFINE_string(
-            "task", "pydoc", "A built-in task, or a .jsonl, .json, .csv, .tsv, .parquet or .txt."
+            "task",
+            "pydoc",
+            "A built-in task (pydoc, sotu), or a .jsonl, .json, .csv, .tsv, .parquet or .txt file.",
         )
         self._prompt_field = flags.DEFINE_string(
-            "prompt_field", "prompt", "Column of a task file's prompts; empty: targets alone."
+            "prompt_field", "prompt", "Column of the prompts in a task file; empty: it has none."
         )
         self._target_field = flags.DEFINE_string(
-            "target_field", "target", "Column of a task file's targets."
+            "target_field", "target", "Column of the targets in a task file."
         )
         self._task_folder = flags.DEFINE_string(
             "task_folder",
             None,
-            "Copy of the hub's repository of --task=flan, wikitext or gigaword.",
+            "Folder with a copy of the hub's repository, for --task=flan, wikitext or gigaword.",
         )
         self._mean_length = flags.DEFINE_float(
             "mean_length", None,
-            "Average input, in tokens of the first candidate: the longest (or shortest) records "
-            "go.",
+            "Mean length of the inputs, in tokens of the first candidate: the longest (or "
+            "shortest) records are left out until it is reached.",
         )  # fmt: skip
         self._max_bytes = flags.DEFINE_integer(
             "max_bytes", None,
-            "Of prompt and target, cut once for all candidates. Default: 99 % of the records stay "
-            "whole, or what the fewest positions hold.",
+            "Most bytes (UTF-8) of prompt and target; longer records are cut, once for all "
+            "candidates. Default: 99 % of the records stay whole, or fewer if a candidate has too "
+            "few positions for that.",
         )  # fmt: skip
 
     def values(self) -> dict[str, Any]:
@@ -141,25 +148,29 @@ class _SettingsFlags:
         self._learning_rate = flags.DEFINE_string(
             "learning_rate",
             AUTO,
-            "Of AdamW; auto: of each candidate, from three or four fine-tunes on 100 examples.",
+            "Learning rate of AdamW; auto: searched for each candidate by three or four fine-tunes "
+            "on 100 examples.",
         )
         self._validation_examples = flags.DEFINE_integer(
             "num_validation_examples", None,
-            "Records that decide when to stop: a quarter of the subset, 64 at least.",
+            "Records whose loss decides when to stop. Default: 1/4 of the subset, 64 or more.",
         )  # fmt: skip
         self._chat_template = flags.DEFINE_enum(
             "chat_template", default.chat_template, ["none", "auto"],
-            "auto: decoders with a template read prompt and target as a conversation.",
+            "auto: decoders that have a chat template read prompt and target as a conversation.",
         )  # fmt: skip
         self._readout = flags.DEFINE_enum(
             "readout", default.readout, [r.value for r in _ONE_OUTPUT],
-            "Output that the kernel is of.",
+            "Output per example whose gradients make the kernel.",
         )  # fmt: skip
         self._method = flags.DEFINE_enum(
             "method", default.method, [m.value for m in NtkMethod], "How the kernel is computed."
         )
         self._decay_steps = flags.DEFINE_string(
-            "decay_steps", None, "Where its cosine decay ends: a step, or all. Default: no decay."
+            "decay_steps",
+            None,
+            "Step at which the cosine decay of the learning rate ends; all: the last one. Default: "
+            "no decay.",
         )
         self._buckets = flags.DEFINE_string(
             "buckets", "",
@@ -170,19 +181,27 @@ class _SettingsFlags:
             "micro_batches", 1, "Passes of one step: less memory."
         )
         self._remat = flags.DEFINE_bool(
-            "remat", False, "Compute blocks again backwards: less memory."
+            "remat", False, "Recompute activations in the backward pass: less memory, more time."
         )
         self._tune = flags.DEFINE_enum(
-            "tune", FULL, TUNES, "All weights, or low-rank updates of their matrices."
+            "tune",
+            FULL,
+            TUNES,
+            "What is trained: all weights, or low-rank updates of their matrices.",
         )
         self._lora_rank = define_lora_rank()
         self._frozen_dtype = flags.DEFINE_enum(
-            "frozen_dtype", None, ["bfloat16", "float32"], "Of the weights that lora leaves."
+            "frozen_dtype",
+            None,
+            ["bfloat16", "float32"],
+            "Type of the weights that --tune=lora freezes.",
         )
         self._moments_dtype = flags.DEFINE_enum(
-            "moments_dtype", ComputeConfig.moments_dtype, MOMENTS_DTYPES, "Of AdamW's moments."
+            "moments_dtype", ComputeConfig.moments_dtype, MOMENTS_DTYPES, "Type of AdamW's moments."
         )
-        self._devices = define_devices("1", "Between which weights, moments and batches are cut.")
+        self._devices = define_devices(
+            "1", "Number of devices that share weights, moments and batches."
+        )
 
     def values(self) -> dict[str, Any]:
         return {
@@ -207,14 +226,14 @@ class _SettingsFlags:
 
 # flags with the name and the default of a field of MeasurementConfig
 _FIELDS = {
-    "weight_decay": "Of AdamW.",
-    "batch_size": "Examples a step; searched likewise.",
-    "warmup_steps": "Over which the learning rate rises.",
-    "clip_norm": "Largest norm of a gradient.",
-    "max_epochs": "Passes at most.",
-    "patience": "Evaluations without a new best.",
-    "num_kernel_examples": "Examples of the kernel.",
-    "seed": "Of subsets and orders.",
+    "weight_decay": "Weight decay of AdamW.",
+    "batch_size": "Examples per step.",
+    "warmup_steps": "Steps over which the learning rate rises to its value.",
+    "clip_norm": "Gradients are scaled down to this norm.",
+    "max_epochs": "Most passes over a subset.",
+    "patience": "Evaluations without a lower validation loss after which a fine-tune stops.",
+    "num_kernel_examples": "Examples whose kernel is computed.",
+    "seed": "Seed of the subsets and of the order of training.",
 }
 
 

@@ -20,9 +20,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-from lensllm_jax import checks, durable
+from lensllm_jax import checks
 from lensllm_jax.checkpoints.files import is_there, read_json
-from lensllm_jax.checkpoints.formats import StoredTensor, open_tensors
+from lensllm_jax.checkpoints.formats import StoredTensor, open_tensors, write_safetensors
 from lensllm_jax.checkpoints.tensors import TensorFiles
 from lensllm_jax.checkpoints.weights import side_by_side
 from lensllm_jax.models.family import Family, ModelConfig
@@ -178,8 +178,6 @@ def write_adapter(
         base: what ``base_model_name_or_path`` is to say.
         scale: s.
     """
-    from safetensors.numpy import save_file
-
     rank = next(iter(factors.values())).a.shape[-1]
     ranks: dict[str, int] = {}  # by the last part of a module's name
     tensors: dict[str, np.ndarray] = {}
@@ -196,8 +194,7 @@ def write_adapter(
         "rank_pattern": other, "alpha_pattern": {name: scale * r for name, r in other.items()},
         "fan_in_fan_out": bool(_untransposed(family, config)),  # GPT-2's layers are all stored so
     }  # fmt: skip
-    with durable.writing(folder / _WEIGHTS) as whole:
-        save_file(tensors, whole, metadata={"format": "pt"})
+    write_safetensors(folder / _WEIGHTS, tensors)
     (folder / ADAPTER_CONFIG).write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n")
 
 

@@ -25,11 +25,12 @@ import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
-from lensllm_jax import checks, durable
+from lensllm_jax import checks
 from lensllm_jax.checkpoints.adapters import Adapter
 from lensllm_jax.checkpoints.config import CONFIG, CheckpointConfig, read_config
 from lensllm_jax.checkpoints.files import is_inside
 from lensllm_jax.checkpoints.folder import SINGLE
+from lensllm_jax.checkpoints.formats import write_safetensors
 from lensllm_jax.checkpoints.gguf.header import is_gguf, read_header
 from lensllm_jax.checkpoints.tensors import TensorFiles
 from lensllm_jax.checkpoints.tokenizer import TOKENIZER_FILES, has_tokenizer, read_tokenizer
@@ -131,8 +132,6 @@ class Candidate:
             UserError: if ``dtype`` is not a floating type, a value is not finite in it, or a
                 file of the tokenizer is a link out of the checkpoint.
         """
-        from safetensors.numpy import save_file
-
         folder, stored = Path(folder), _floating(dtype)
         tokenizer_files = [name for name in TOKENIZER_FILES if (self.folder / name).exists()]
         for name in tokenizer_files:
@@ -146,8 +145,7 @@ class Candidate:
             name: _cast(name, values, stored)
             for name, values in saved_tensors(tree, self.family, self.config)
         }
-        with durable.writing(folder / SINGLE) as whole:
-            save_file(tensors, whole, metadata={"format": "pt"})
+        write_safetensors(folder / SINGLE, tensors)
         config = {**self.hf_config, "architectures": [self.family.architecture], "dtype": dtype}
         (folder / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
         for name in tokenizer_files:

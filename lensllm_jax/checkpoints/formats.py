@@ -28,7 +28,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from lensllm_jax import checks
+from lensllm_jax import checks, durable
 from lensllm_jax.checkpoints.files import check_file
 from lensllm_jax.checkpoints.gguf.tensors import open_gguf
 from lensllm_jax.checkpoints.stored_tensor import StoredTensor, Tensors
@@ -61,6 +61,22 @@ def open_tensors(path: str | Path) -> Tensors:
             f"`{path}` must be a complete {path.suffix[1:]} file of tensors, got one that does not "
             f"read ({reason}): fetch it again"
         ) from error
+
+
+def write_safetensors(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
+    """Writes tensors as Hugging Face does, into a file that appears whole or not at all.
+
+    Raises:
+        OSError: if it cannot be written, such as on a full disk.
+    """
+    import safetensors
+    from safetensors.numpy import save_file
+
+    with durable.writing(path) as whole:
+        try:
+            save_file(dict(tensors), whole, metadata={"format": "pt"})
+        except safetensors.SafetensorError as error:
+            raise OSError(f"{path}: {error}") from error
 
 
 def _open_safetensors(path: Path) -> Tensors:

@@ -80,7 +80,7 @@ def folder_of(name: str | Path) -> Path:
         return published.published_file(str(name))
     if is_gguf(folder) and os.path.isfile(folder):
         return folder
-    if os.path.isdir(folder):
+    if name != "" and os.path.isdir(folder):  # Path("") is the present folder
         return snapshot(folder)
     model = HubModel.named(name) if isinstance(name, str) and name[:1] not in "./~" else None
     if model is None:

@@ -5,7 +5,12 @@ a sandbox that reaches neither files nor Python, once, with marks in place of bo
 some templates print stays fixed, so that a loss does not depend on the day.
 """
 
+import contextlib
 import dataclasses
+import sys
+import time
+from collections.abc import Iterator
+from types import FrameType
 from typing import Any
 
 from lensllm_jax.checks import UserError
@@ -13,6 +18,7 @@ from lensllm_jax.data.task import Example
 
 _DATE = "26 Jul 2024"  # what Llama 3's template prints where it knows none
 _FIXED = "{% macro strftime_now(format) %}" + _DATE + "{% endmacro %}"
+_LONGEST_SECONDS = 20.0  # of a template that loops: others take milliseconds
 _PROMPT, _TARGET = "\ue000", "\ue001"  # for private use: in no template
 
 
@@ -48,10 +54,11 @@ def conversation(tokenizer: Any) -> Conversation:
         {"role": "assistant", "content": _TARGET},
     ]
     try:
-        text = tokenizer.apply_chat_template(
-            turns, chat_template=_FIXED + tokenizer.get_chat_template(), tokenize=False,
-            date_string=_DATE,
-        )  # fmt: skip
+        with _at_most(_LONGEST_SECONDS):
+            text = tokenizer.apply_chat_template(
+                turns, chat_template=_FIXED + tokenizer.get_chat_template(), tokenize=False,
+                date_string=_DATE,
+            )  # fmt: skip
     except Exception as error:  # whatever a stranger's template raises
         raise _refused((str(error).splitlines() or [type(error).__name__])[0]) from error
     if text.count(_PROMPT) != 1 or text.count(_TARGET) != 1:
@@ -63,6 +70,23 @@ def conversation(tokenizer: Any) -> Conversation:
     ends = (token.content for token in tokenizer.added_tokens_decoder.values())
     end = next((space + end for end in ends if after.startswith(space + end)), tokenizer.eos_token)
     return Conversation(before, between, end, strips)
+
+
+@contextlib.contextmanager
+def _at_most(seconds: float) -> Iterator[None]:
+    """Raises TimeoutError from the Python code in it that runs longer, in any thread."""
+    end, before = time.monotonic() + seconds, sys.gettrace()
+
+    def trace(frame: FrameType, event: str, arg: Any) -> Any:
+        if time.monotonic() > end:
+            raise TimeoutError(f"one that does not end in {seconds:g} s")
+        return trace
+
+    sys.settrace(trace)
+    try:
+        yield
+    finally:
+        sys.settrace(before)
 
 
 def _refused(reason: str) -> UserError:

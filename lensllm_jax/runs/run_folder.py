@@ -38,9 +38,11 @@ from lensllm_jax.runs import terminal
 
 RUN = "run.json"
 _DIGEST = "digest"  # of the rest of a piece
-# names in which "/" becomes "--" and no other name does
-_PART = r"\w[\w.]*(-[\w.]+)*"
-_PLAIN = re.compile(f"{_PART}(/{_PART})*", re.ASCII)
+# Names in which "/" becomes "--" and no other name does, nor one on a disk that ignores case; not
+# those that Windows keeps for devices, or strips of the dot at their end.
+_PART = r"[a-z0-9_][a-z0-9_.]*(-[a-z0-9_.]+)*"
+_DEVICE = r"(con|prn|aux|nul|com\d|lpt\d)(\.|$)"
+_PLAIN = re.compile(rf"(?!{_DEVICE}){_PART}(/{_PART})*(?<!\.)")
 _LONGEST_NAME = 128  # characters; file systems allow 255 bytes
 RECORDED_PACKAGES = ("jax", "jaxlib", "flax", "optax", "neural-tangents", "transformers", "numpy")
 
@@ -169,8 +171,8 @@ class RunFolder:
 def file_name_of(name: str) -> str:
     """A file name for a candidate or a task, another one for every other name.
 
-    Plain names stay legible; all others, such as one that holds ``--`` or is ``..``, end in a
-    digest, which begins with a character that the plain ones lack.
+    Plain names stay legible; all others, such as one that holds ``--``, capitals or is ``..``, end
+    in a digest, which begins with a character that the plain ones lack.
 
     Example:
         >>> file_name_of("zoo/gpt2-xs"), file_name_of("x--y")

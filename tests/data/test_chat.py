@@ -1,11 +1,13 @@
 """Records as conversations: the templates of published families, and what a stranger's may do."""
 
 import datetime
+import sys
 
 import pytest
 
 from lensllm_jax.checkpoints.summary import describe_candidate
 from lensllm_jax.checks import UserError
+from lensllm_jax.data import chat
 from lensllm_jax.data.chat import conversation, has_chat_template
 from lensllm_jax.data.encoding import encode_causal
 from lensllm_jax.data.task import Example, Task
@@ -92,13 +94,20 @@ def test_a_day_changes_nothing(monkeypatch):
         ("{{ messages[1]['content'] }}{{ messages[1]['content'] }}", "got '"),
         ("{{ ''.__class__.__mro__ }}", "access to attribute"),
         ("{% for %}", "Expected"),
+        (
+            "{% for i in range(99999) %}{% for j in range(99999) %}.{% endfor %}{% endfor %}",
+            "end in",
+        ),
     ],
 )
-def test_a_template_without_both_turns_or_with_tricks_is_refused(template, reason):
+def test_a_template_without_both_turns_or_with_tricks_is_refused(template, reason, monkeypatch):
+    monkeypatch.setattr(chat, "_LONGEST_SECONDS", 0.5)
+    before = sys.gettrace()
     with pytest.raises(UserError, match="`chat_template` must show a user's") as refused:
         conversation(tokenizer(template))
     assert reason.lower() in str(refused.value).lower()
     assert "\n" not in str(refused.value)
+    assert sys.gettrace() is before
 
 
 def test_candidates_without_a_template_read_plain_text():

@@ -36,3 +36,23 @@ def test_a_divisor_is_whole_and_from_2_up(given):
     assert cli.divisor("budgets", " 8") == 8
     with pytest.raises(UserError, match="must be whole numbers from 2 up"):
         cli.divisor("budgets", given)
+
+
+HELP = """First line of a paragraph, which is long.
+
+    python -m experiments.none --one --two \\
+        --three=a,long,list,that,is,not,folded
+
+* an entry, the first one of
+  two lines
+* another
+the end
+"""
+
+
+def test_help_is_folded_at_the_width_of_the_terminal_and_its_commands_are_not():
+    assert cli._folded(HELP, 24).splitlines() == [
+        "First line of a", "paragraph, which is", "long.", "",
+        *HELP.splitlines()[2:4], "",
+        "* an entry, the first", "  one of two lines", "* another the end",
+    ]  # fmt: skip
