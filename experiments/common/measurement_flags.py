@@ -173,8 +173,9 @@ class _SettingsFlags:
             "no decay.",
         )
         self._buckets = flags.DEFINE_string(
-            "buckets", "",
-            "Ascending lengths, tokens: training batches of short examples are cut to them.",
+            "buckets", AUTO,
+            "Ascending lengths, tokens: training batches of short examples are cut to them; auto: "
+            "to what holds half and nine tenths of a candidate's test records; empty: none.",
         )  # fmt: skip
         self._compute_dtype = define_compute_dtype()
         self._micro_batches = flags.DEFINE_integer(
@@ -212,7 +213,7 @@ class _SettingsFlags:
             "readout": self._readout.value,
             "method": self._method.value,
             "decay_steps": _steps_or_all(self._decay_steps.value),
-            "buckets": cli.whole_numbers("buckets", self._buckets.value),
+            "buckets": _lengths_or_auto(self._buckets.value),
             "compute_dtype": self._compute_dtype.value,
             "remat": self._remat.value,
             "micro_batches": self._micro_batches.value,
@@ -247,6 +248,11 @@ def _one_number(name: str, text: str) -> int:
     if len(numbers) != 1:
         raise checks.UserError(f"`{name}` must be one whole number, got {text!r}")
     return numbers[0]
+
+
+def _lengths_or_auto(text: str) -> tuple[int, ...] | None:
+    """What --buckets says; None is auto."""
+    return None if text == AUTO else cli.whole_numbers("buckets", text)
 
 
 def _rate_or_auto(text: str) -> float | str:

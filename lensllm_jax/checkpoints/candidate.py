@@ -100,7 +100,8 @@ class Candidate:
         Args:
             params: a tree like ``self.params``.
             batch: ``input_ids`` and ``attention_mask``, each (b, s), and ``decoder_input_ids``
-                (b, u) for an encoder-decoder; other keys are not read.
+                (b, u) for an encoder-decoder; with ``logits_to_keep`` (m,), positions row after
+                row, logits are (m, v) at these alone; other keys are not read.
         """
         logits = self.module.apply({"params": params}, *self.config.arguments(batch))
         return cast(jax.Array, logits)

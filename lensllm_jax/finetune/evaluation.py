@@ -39,7 +39,7 @@ from lensllm_jax import checks
 from lensllm_jax.data.buckets import bucket_of, row_lengths, truncated
 from lensllm_jax.typing import IGNORE, Batch
 
-_ROWS = 16  # examples of a batch: few, or padding would fill that of a short validation
+ROWS = 16  # examples of a batch: few, or padding would fill that of a short validation
 _FAR = 10.0  # standard errors: what is left of the gap is a tenth of it at most
 SCORED = ("is_end", "num_target_bytes")  # what an evaluation needs besides the model's inputs
 
@@ -149,7 +149,7 @@ class EvaluationBatches:
     def of(cls, data: Batch, *, buckets: tuple[int, ...] = ()) -> "EvaluationBatches":
         """The batches of ``data`` (n, s).
 
-        With ``buckets`` (ascending lengths, tokens) the records are sorted by length, and each
+        With ``buckets`` (ascending lengths, tokens) the records are sorted by bucket, and each
         batch is truncated to the smallest bucket that holds it.
 
         Args:
@@ -158,13 +158,14 @@ class EvaluationBatches:
         """
         lengths = row_lengths(data)
         count = len(lengths)
-        order = np.argsort(lengths, kind="stable") if buckets else np.arange(count)
-        missing = -count % _ROWS
+        # by bucket, not by length: batches of one bucket have as many targets
+        order = np.argsort(bucket_of(lengths, buckets), kind="stable")
+        missing = -count % ROWS
         filled = {name: _filled(name, np.asarray(v)[order], missing) for name, v in data.items()}
-        starts, limits = range(0, count, _ROWS), (*buckets, None)
-        longest = np.array([lengths[order[i : i + _ROWS]].max() for i in starts])
+        starts, limits = range(0, count, ROWS), (*buckets, None)
+        longest = np.array([lengths[order[i : i + ROWS]].max() for i in starts])
         batches = tuple(
-            truncated({k: v[i : i + _ROWS] for k, v in filled.items()}, limits[bucket])
+            truncated({k: v[i : i + ROWS] for k, v in filled.items()}, limits[bucket])
             for i, bucket in zip(starts, bucket_of(longest, buckets), strict=True)
         )
         return cls(

@@ -34,6 +34,7 @@ from jaxtyping import Float, Int
 from lensllm_jax import checks
 from lensllm_jax.data.buckets import check_buckets, few_lengths, row_lengths, truncated
 from lensllm_jax.finetune.evaluation import (
+    ROWS,
     Evaluation,
     EvaluationBatches,
     check_text,
@@ -42,6 +43,7 @@ from lensllm_jax.finetune.evaluation import (
     is_far_behind,
 )
 from lensllm_jax.finetune.loop import Loop
+from lensllm_jax.finetune.num_logits import num_logits_by_shape
 from lensllm_jax.finetune.order import Call, calls_of, order_digest
 from lensllm_jax.finetune.resume import Checkpoint, Position
 from lensllm_jax.fingerprint import fingerprint
@@ -189,6 +191,9 @@ def trained(
 ) -> Position:  # fmt: skip
     """Where patience or epochs run out; arguments as those of ``fine_tune``."""
     check_splits(splits, shift=loop.shift)
+    rows = config.batch_size // loop.num_micro_batches
+    numbers = num_logits_by_shape(splits.test, rows=rows, shift=loop.shift, buckets=config.buckets)
+    loop = loop.computing(numbers | _num_logits_evaluated(splits.test, shift=loop.shift))
     lengths = row_lengths(splits.train)
     num_calls = config.num_calls(len(lengths))
     calls_per_evaluation = config.calls_per_evaluation(len(lengths))
@@ -231,6 +236,7 @@ def evaluated(
         rival: nats and bytes of each record, of the best candidate so far; once the loss on the
             first 128, 256, ... records is far above its loss, the others are not evaluated.
     """
+    loop = loop.computing(_num_logits_evaluated(test, shift=loop.shift))
     count, lengths = len(test["labels"]), few_lengths(test)
     doubling = (_FEWEST_TESTED << k for k in range(count.bit_length() if rival is not None else 0))
     ends = [0, *(end for end in doubling if end < count), count]
@@ -243,6 +249,11 @@ def evaluated(
             if is_far_behind(so_far, rival):
                 return completed(so_far, rival)
     return concatenated(parts)
+
+
+def _num_logits_evaluated(test: Batch, *, shift: bool) -> dict[tuple[int, int], int]:
+    """Of the batches in which records are evaluated."""
+    return num_logits_by_shape(test, rows=ROWS, shift=shift, buckets=few_lengths(test))
 
 
 def check_splits(splits: Splits, *, shift: bool) -> None:

@@ -31,11 +31,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import traverse_util
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from lensllm_jax import checks
 from lensllm_jax.finetune.evaluation import Evaluation, EvaluationBatches
 from lensllm_jax.finetune.moments import with_bfloat16_state
+from lensllm_jax.finetune.num_logits import target_counts
 from lensllm_jax.finetune.objective import (
     NatsAndCount,
     RecordNats,
@@ -151,12 +152,13 @@ class Loop:
     """Compiled training and evaluation of one candidate.
 
     Attributes:
-        apply_fn: ``(params, batch) -> logits``.
+        apply_fn: ``(params, batch) -> logits``; may read ``logits_to_keep``, as a candidate does.
         config: settings of the optimiser.
         shift: whether logits predict the next position's label.
         num_micro_batches: passes whose gradients make one step.
         shards: of every array over several devices; None where there is one.
         frozen: parameters that ``apply_fn`` reads beside those that are trained.
+        num_logits: see ``computing``; empty computes all.
     """
 
     def __init__(
@@ -166,11 +168,12 @@ class Loop:
         self.apply_fn, self.config, self.shift = apply_fn, config, shift
         self.shards = shards
         self.frozen: Params = {}
+        self.num_logits: dict[tuple[int, int], int] = {}
         self.num_micro_batches = checks.positive("num_micro_batches", num_micro_batches)
         # of its state alone, which no schedule changes
         self._optimizer = config.optimizer(last_step=1)
-        self._train = jax.jit(self._steps, donate_argnums=0)
-        self._evaluate = jax.jit(self.record_nats)
+        self._train = jax.jit(self._steps, donate_argnums=0, static_argnums=5)
+        self._evaluate = jax.jit(self.record_nats, static_argnums=3)
         self._nats = jax.jit(self.nats)
 
     def beside(self, frozen: Params) -> "Loop":
@@ -180,6 +183,16 @@ class Loop:
             loop.frozen = jax.device_put(frozen, jax.devices()[0])
         else:
             loop.frozen = self.shards.place(frozen)
+        return loop
+
+    def computing(self, num_logits: dict[tuple[int, int], int]) -> "Loop":
+        """The same compiled steps, with so many logits of batches of these shapes (b, s).
+
+        Several devices compute all: each holds its own rows, and how many targets they have is
+        not known.
+        """
+        loop = copy.copy(self)
+        loop.num_logits = num_logits if self.shards is None else {}
         return loop
 
     def at(self, learning_rate: float) -> "Loop":
@@ -240,9 +253,10 @@ class Loop:
                 f"`num_micro_batches` must divide the batch size {batch_size}, got "
                 f"{self.num_micro_batches}"
             )
+        num_logits = self._num_logits_of(batches["labels"], self.num_micro_batches)
         batches = self.place_batch(batches, axis=1)
         rate = self.config.learning_rate
-        state, losses = self._train(state, batches, rate, last_step, self.frozen)
+        state, losses = self._train(state, batches, rate, last_step, self.frozen, num_logits)
         losses = np.asarray(losses)
         if not np.isfinite(losses).all():
             raise FloatingPointError(
@@ -259,8 +273,22 @@ class Loop:
             FloatingPointError: if one is not finite.
         """
         placed = (self.place_batch(batch, axis=0) for batch in records.batches)
-        found = [self._evaluate(params, batch, self.frozen) for batch in placed]
+        num_logits = [self._num_logits_of(batch["labels"][None]) for batch in records.batches]
+        found = [
+            self._evaluate(params, batch, self.frozen, number)
+            for batch, number in zip(placed, num_logits, strict=True)
+        ]
         return records.evaluation(*(np.concatenate(rows) for rows in zip(*found, strict=True)))
+
+    def _num_logits_of(self, labels: Int[np.ndarray, "t b s"], num_parts: int = 1) -> int | None:
+        """Those of each part of a batch; None, all, where one of them has more targets."""
+        _, rows, width = labels.shape
+        number = self.num_logits.get((rows // num_parts, width))
+        if number is None:
+            return None
+        counts = target_counts(labels, shift=self.shift)
+        most = counts.reshape(len(counts), -1, num_parts).sum(1).max()
+        return number if most <= number else None
 
     def objective(self, params: Params, batches: Iterable[Batch]) -> float:
         """What steps descend: the mean over every target token of ``batches`` (b, s), in nats."""
@@ -268,22 +296,32 @@ class Loop:
         sums = [self._nats(params, batch, self.frozen) for batch in placed]
         return sum(float(s.nats) for s in sums) / sum(int(s.num_targets) for s in sums)
 
-    def nats(self, params: Params, batch: Batch, frozen: Params) -> NatsAndCount:
+    def nats(
+        self, params: Params, batch: Batch, frozen: Params, num_logits: int | None = None
+    ) -> NatsAndCount:
         """Summed loss of one batch (b, s); pure, to be compiled by its caller."""
-        weights = joined(params, frozen)
-        return batch_nats_and_count(self.apply_fn, weights, batch, shift=self.shift)
+        return batch_nats_and_count(
+            self.apply_fn, joined(params, frozen), batch, shift=self.shift, num_logits=num_logits
+        )
 
-    def record_nats(self, params: Params, batch: Batch, frozen: Params) -> RecordNats:
+    def record_nats(
+        self, params: Params, batch: Batch, frozen: Params, num_logits: int | None = None
+    ) -> RecordNats:
         """Losses of each record of one batch (b, s); pure, to be compiled by its caller."""
-        return batch_record_nats(self.apply_fn, joined(params, frozen), batch, shift=self.shift)
+        return batch_record_nats(
+            self.apply_fn, joined(params, frozen), batch, shift=self.shift, num_logits=num_logits
+        )
 
-    def _steps(self, state: TrainState, batches: Batch, rate: Any, last_step: Any, frozen: Params):
+    def _steps(
+        self, state: TrainState, batches: Batch, rate: Any, last_step: Any, frozen: Params,
+        num_logits: int | None = None,
+    ):  # fmt: skip
         optimizer = self.config.optimizer(rate, last_step=last_step)
-        return self.steps(state, batches, optimizer, frozen)
+        return self.steps(state, batches, optimizer, frozen, num_logits)
 
     def steps(
         self, state: TrainState, batches: Batch, optimizer: optax.GradientTransformation,
-        frozen: Params,
+        frozen: Params, num_logits: int | None = None,
     ) -> tuple[TrainState, Float[Array, " t"]]:  # fmt: skip
         """Several steps on ``batches`` (steps, b, s); pure, to be compiled by its caller.
 
@@ -291,7 +329,7 @@ class Loop:
         """
 
         def step(state, batch):
-            loss, gradient = self._loss_and_gradient(state.params, batch, frozen)
+            loss, gradient = self._loss_and_gradient(state.params, batch, frozen, num_logits)
             updates, optimizer_state = optimizer.update(
                 gradient, state.optimizer_state, state.params
             )
@@ -301,13 +339,13 @@ class Loop:
         return jax.lax.scan(step, state, batches)
 
     def _loss_and_gradient(
-        self, params: Params, batch: Batch, frozen: Params
+        self, params: Params, batch: Batch, frozen: Params, num_logits: int | None
     ) -> tuple[Array, Params]:
         """Of the mean over all target tokens of the batch, accumulated over micro-batches."""
         divisor = jnp.maximum(num_targets(batch["labels"], shift=self.shift), 1)
 
         def share(params, part):
-            return self.nats(params, part, frozen).nats / divisor
+            return self.nats(params, part, frozen, num_logits).nats / divisor
 
         if self.num_micro_batches == 1:
             return jax.value_and_grad(share)(params, batch)

@@ -30,6 +30,7 @@ from jaxtyping import Float
 
 from lensllm_jax import checks
 from lensllm_jax.checkpoints.candidate import Candidate
+from lensllm_jax.data.buckets import few_lengths
 from lensllm_jax.data.encoding import EncodedExamples
 from lensllm_jax.data.subsets import subset_order
 from lensllm_jax.data.task import Example, Task
@@ -86,7 +87,7 @@ class MeasurementConfig:
     warmup_steps: int = 10  # over which the learning rate rises
     decay_steps: int | str | None = None  # where its cosine decay ends; "all" of a fine-tune
     clip_norm: float = 1.0  # largest global gradient norm
-    buckets: tuple[int, ...] = ()  # lengths that training batches are cut to, tokens
+    buckets: tuple[int, ...] | None = None  # tokens, see FineTuneConfig; None: few_lengths
     compute: ComputeConfig = dataclasses.field(default_factory=ComputeConfig)
 
     def __post_init__(self):
@@ -120,11 +121,11 @@ class MeasurementConfig:
         """These settings with a rate."""
         return dataclasses.replace(self, learning_rate=learning_rate)
 
-    def fine_tuning(self) -> FineTuneConfig:
-        """When a fine-tune evaluates and stops."""
+    def fine_tuning(self, lengths: tuple[int, ...] = ()) -> FineTuneConfig:
+        """When a fine-tune evaluates and stops; ``lengths`` are the buckets where none are set."""
         return FineTuneConfig(
             batch_size=self.batch_size, max_epochs=self.max_epochs, patience=self.patience,
-            seed=self.seed, buckets=self.buckets,
+            seed=self.seed, buckets=lengths if self.buckets is None else self.buckets,
         )  # fmt: skip
 
     def optimizer(self) -> OptimizerConfig:
@@ -191,6 +192,11 @@ class Measurement:
         return _scored(self._encode(self.task.test))
 
     @functools.cached_property
+    def _fine_tuning(self) -> FineTuneConfig:
+        """Buckets by the test records: they are those of every subset, and none compiles anew."""
+        return self.config.fine_tuning(few_lengths(self._test))
+
+    @functools.cached_property
     def _order(self) -> np.ndarray:
         return subset_order(len(self.task.train), seed=self.config.seed)
 
@@ -227,13 +233,13 @@ class Measurement:
     ) -> FineTuned:  # fmt: skip
         """The point of the learning curve at ``size`` training examples, with its weights."""
         return fine_tune(
-            self.loop, self._start.params, self.splits(size), config=self.config.fine_tuning(),
+            self.loop, self._start.params, self.splits(size), config=self._fine_tuning,
             on_progress=on_progress, checkpoint=checkpoint, rival=rival,
         )  # fmt: skip
 
     def trial(self, size: int) -> Callable[[float], Trial]:
         """The validation loss of a rate after training on ``size`` examples."""
-        splits, config = self.splits(size), self.config.fine_tuning()
+        splits, config = self.splits(size), self._fine_tuning
 
         def of(rate: float) -> Trial:
             try:
@@ -252,7 +258,7 @@ class Measurement:
         """Every rate and batch size on ``size`` examples, compared by validation loss."""
         return search_rates(
             self.loop, self._start.params, self.splits(size), grid,
-            config=self.config.fine_tuning(), on_progress=on_progress, checkpoint=checkpoint,
+            config=self._fine_tuning, on_progress=on_progress, checkpoint=checkpoint,
         )  # fmt: skip
 
     def save(self, params: Params, folder: Path, *, adapter: bool = False) -> None:

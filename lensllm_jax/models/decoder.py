@@ -188,9 +188,9 @@ class DecoderConfig:
         """The Flax module; settings are ``dtype``, ``unroll_layers``, ``remat``."""
         return Decoder(self, **settings)
 
-    def arguments(self, batch: Batch) -> tuple[Array, ...]:
-        """The module's arguments: of a batch, ``input_ids`` and ``attention_mask``, each (b, s)."""
-        return batch["input_ids"], batch["attention_mask"]
+    def arguments(self, batch: Batch) -> tuple[Array | None, ...]:
+        """The module's arguments: ``input_ids``, ``attention_mask`` (b, s), ``logits_to_keep``."""
+        return batch["input_ids"], batch["attention_mask"], batch.get("logits_to_keep")
 
 
 class _Layer(NamedTuple):
@@ -292,13 +292,17 @@ class Decoder(nn.Module):
 
     @nn.compact
     def __call__(
-        self, input_ids: Int[Array, "b s"], attention_mask: Int[Array, "b s"]
-    ) -> Float[Array, "b s v"]:
+        self,
+        input_ids: Int[Array, "b s"],
+        attention_mask: Int[Array, "b s"],
+        logits_to_keep: Int[Array, " m"] | None = None,
+    ) -> Float[Array, "b s v"] | Float[Array, "m v"]:
         """Next-token logits at every position; those at padding mean nothing.
 
         Args:
             input_ids: token ids.
             attention_mask: 1 at tokens, 0 at padding.
+            logits_to_keep: positions of the batch, row after row, whose logits alone are computed.
 
         Raises:
             UserError: if the sequence is longer than the model's positions.
@@ -317,6 +321,8 @@ class Decoder(nn.Module):
             )
             x = x + positions(self.position_ids(attention_mask).reshape(b * s))
         x = self._blocks(x, attention_mask)
+        if logits_to_keep is not None:
+            x = x[logits_to_keep]
         if c.final_norm:
             x = NORMS[c.norm](epsilon=c.norm_epsilon, dtype=self.dtype, name="final_norm")(x)
         if c.embedding_width != c.d_model:
@@ -325,7 +331,8 @@ class Decoder(nn.Module):
             logits = table.attend(x)
         else:
             logits = layer(c.vocab_size, use_bias=c.head_bias, name="head")(x)
-        return soft_cap(logits, c.logit_cap).reshape(b, s, c.vocab_size)
+        logits = soft_cap(logits, c.logit_cap)
+        return logits.reshape(b, s, c.vocab_size) if logits_to_keep is None else logits
 
     def _blocks(self, x, attention_mask):
         """States ``(b*s, d)`` after all blocks."""

@@ -155,15 +155,17 @@ class EncoderDecoderConfig:
         """The Flax module; settings are ``dtype``, ``unroll_layers``, ``remat``."""
         return EncoderDecoder(self, **settings)
 
-    def arguments(self, batch: Batch) -> tuple[Array, ...]:
+    def arguments(self, batch: Batch) -> tuple[Array | None, ...]:
         """The module's arguments: ``input_ids``, ``attention_mask`` (b, s), ``decoder_input_ids``.
 
-        The last are (b, u); where absent, they are the ``labels`` (b, u) shifted right.
+        The last are (b, u); where absent, they are the ``labels`` (b, u) shifted right.  Behind
+        them stands ``logits_to_keep``.
         """
         written = batch.get("decoder_input_ids")
         if written is None:
             written = self.shift_right(batch["labels"])
-        return batch["input_ids"], batch["attention_mask"], written
+        kept = batch.get("logits_to_keep")
+        return batch["input_ids"], batch["attention_mask"], written, kept
 
     def shift_right(self, labels: Int[Array, "b u"]) -> Int[Array, "b u"]:
         """The decoder's input: the start token, then all labels but the last, padding for -100."""
@@ -289,13 +291,16 @@ class EncoderDecoder(nn.Module):
         input_ids: Int[Array, "b s"],
         attention_mask: Int[Array, "b s"],
         decoder_input_ids: Int[Array, "b u"],
-    ) -> Float[Array, "b u v"]:
+        logits_to_keep: Int[Array, " m"] | None = None,
+    ) -> Float[Array, "b u v"] | Float[Array, "m v"]:
         """Logits of the label at every position of the decoder; without a label, meaningless.
 
         Args:
             input_ids: tokens that the encoder reads.
             attention_mask: 1 at its tokens, 0 at padding.
             decoder_input_ids: tokens that the decoder reads, padded on the right.
+            logits_to_keep: positions of the decoder, row after row, whose logits alone are
+                computed.
 
         Raises:
             UserError: if a sequence is longer than the model's positions.
@@ -315,15 +320,16 @@ class EncoderDecoder(nn.Module):
         written_mask = causal_mask(jnp.ones_like(decoder_input_ids))
         written = table(decoder_input_ids.reshape(-1)) * c.embedding_scale
         x = decoder(written, written_mask, memory, read_mask) * c.head_scale
+        if logits_to_keep is not None:
+            x = x[logits_to_keep]
         if c.tied_head:
             logits = table.attend(x)
         else:
             logits = dense(c.vocab_size, use_bias=False, dtype=self.dtype, name="head")(x)
-        logits = logits.reshape(b, u, c.vocab_size)
         if c.logit_bias:
             bias = Constant((1, c.vocab_size), name="logit_bias")()
-            logits = logits + bias[None].astype(logits.dtype)
-        return logits
+            logits = logits + bias.astype(logits.dtype)
+        return logits.reshape(b, u, c.vocab_size) if logits_to_keep is None else logits
 
 
 class Constant(nn.Module):

@@ -57,8 +57,8 @@ class ModelConfig(Protocol):
         """The Flax module; settings are ``dtype``, ``unroll_layers``, ``remat``."""
         ...
 
-    def arguments(self, batch: Batch) -> tuple[Array, ...]:
-        """The module's arguments, taken from a batch."""
+    def arguments(self, batch: Batch) -> tuple[Array | None, ...]:
+        """The module's arguments, taken from a batch; the last is ``logits_to_keep`` or None."""
         ...
 
 
