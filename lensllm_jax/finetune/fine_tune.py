@@ -191,9 +191,7 @@ def trained(
 ) -> Position:  # fmt: skip
     """Where patience or epochs run out; arguments as those of ``fine_tune``."""
     check_splits(splits, shift=loop.shift)
-    rows = config.batch_size // loop.num_micro_batches
-    numbers = num_logits_by_shape(splits.test, rows=rows, shift=loop.shift, buckets=config.buckets)
-    loop = loop.computing(numbers | _num_logits_evaluated(splits.test, shift=loop.shift))
+    loop = with_few_logits(loop, splits.test, config)
     lengths = row_lengths(splits.train)
     num_calls = config.num_calls(len(lengths))
     calls_per_evaluation = config.calls_per_evaluation(len(lengths))
@@ -249,6 +247,13 @@ def evaluated(
             if is_far_behind(so_far, rival):
                 return completed(so_far, rival)
     return concatenated(parts)
+
+
+def with_few_logits(loop: Loop, test: Batch, config: FineTuneConfig) -> Loop:
+    """The loop, which computes as many logits as batches of records like ``test`` need."""
+    rows = config.batch_size // loop.num_micro_batches
+    numbers = num_logits_by_shape(test, rows=rows, shift=loop.shift, buckets=config.buckets)
+    return loop.computing(numbers | _num_logits_evaluated(test, shift=loop.shift))
 
 
 def _num_logits_evaluated(test: Batch, *, shift: bool) -> dict[tuple[int, int], int]:

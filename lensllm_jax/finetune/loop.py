@@ -253,7 +253,7 @@ class Loop:
                 f"`num_micro_batches` must divide the batch size {batch_size}, got "
                 f"{self.num_micro_batches}"
             )
-        num_logits = self._num_logits_of(batches["labels"], self.num_micro_batches)
+        num_logits = self.num_logits_of(batches["labels"], self.num_micro_batches)
         batches = self.place_batch(batches, axis=1)
         rate = self.config.learning_rate
         state, losses = self._train(state, batches, rate, last_step, self.frozen, num_logits)
@@ -273,14 +273,14 @@ class Loop:
             FloatingPointError: if one is not finite.
         """
         placed = (self.place_batch(batch, axis=0) for batch in records.batches)
-        num_logits = [self._num_logits_of(batch["labels"][None]) for batch in records.batches]
+        num_logits = [self.num_logits_of(batch["labels"][None]) for batch in records.batches]
         found = [
             self._evaluate(params, batch, self.frozen, number)
             for batch, number in zip(placed, num_logits, strict=True)
         ]
         return records.evaluation(*(np.concatenate(rows) for rows in zip(*found, strict=True)))
 
-    def _num_logits_of(self, labels: Int[np.ndarray, "t b s"], num_parts: int = 1) -> int | None:
+    def num_logits_of(self, labels: Int[np.ndarray, "t b s"], num_parts: int = 1) -> int | None:
         """Those of each part of a batch; None, all, where one of them has more targets."""
         _, rows, width = labels.shape
         number = self.num_logits.get((rows // num_parts, width))

@@ -40,8 +40,10 @@ from lensllm_jax.finetune.fine_tune import (
     Splits,
     check_splits,
     resumed_settings,
+    with_few_logits,
 )
 from lensllm_jax.finetune.loop import Loop, TrainState
+from lensllm_jax.finetune.objective import RecordNats
 from lensllm_jax.finetune.resume import Checkpoint
 from lensllm_jax.typing import Array, Batch, Params
 
@@ -214,6 +216,7 @@ def _positions(
     lengths = row_lengths(splits.train)
     num_calls = config.num_calls(len(lengths))
     calls_per_evaluation = config.calls_per_evaluation(len(lengths))
+    vmapped.loop = with_few_logits(vmapped.loop, splits.test, config)
     validation = EvaluationBatches.of(splits.validation, buckets=few_lengths(splits.test))
     last_step = vmapped.loop.last_step(num_calls * config.steps_per_call)
     for call in itertools.islice(config.calls(lengths), position.call, num_calls):
@@ -241,13 +244,22 @@ class _Vmapped:
         self.loop, self.rates = loop, np.asarray(rates, np.float32)
 
         def train(
-            state: TrainState, batches: Batch, rate: Array, last_step: Any, frozen: Params
-        ) -> TrainState:
-            optimizer = loop.config.optimizer(rate, last_step=last_step)
-            return loop.steps(state, batches, optimizer, frozen)[0]
+            states: TrainState, batches: Batch, rates: Array, last_step: Any, frozen: Params,
+            num_logits: int | None,
+        ) -> TrainState:  # fmt: skip
+            def one(state: TrainState, rate: Array) -> TrainState:
+                optimizer = loop.config.optimizer(rate, last_step=last_step)
+                return loop.steps(state, batches, optimizer, frozen, num_logits)[0]
 
-        self._train = jax.jit(jax.vmap(train, in_axes=(0, None, 0, None, None)), donate_argnums=0)
-        self._evaluate = jax.jit(jax.vmap(loop.record_nats, in_axes=(0, None, None)))
+            return jax.vmap(one)(states, rates)
+
+        def evaluate(
+            params: Params, batch: Batch, frozen: Params, num_logits: int | None
+        ) -> RecordNats:
+            return jax.vmap(lambda one: loop.record_nats(one, batch, frozen, num_logits))(params)
+
+        self._train = jax.jit(train, donate_argnums=0, static_argnums=5)
+        self._evaluate = jax.jit(evaluate, static_argnums=3)
 
     def start(self, params: Params) -> TrainState:
         """The state before the first step, stacked over the rates."""
@@ -256,12 +268,17 @@ class _Vmapped:
 
     def train(self, state: TrainState, batches: Batch, last_step: np.int32 | None) -> TrainState:
         """The state after the steps of one call."""
+        number = self.loop.num_logits_of(batches["labels"], self.loop.num_micro_batches)
         batches = self.loop.place_batch(batches, axis=1)
-        return self._train(state, batches, self.rates, last_step, self.loop.frozen)
+        return self._train(state, batches, self.rates, last_step, self.loop.frozen, number)
 
     def evaluate(self, params: Params, records: EvaluationBatches) -> Float[np.ndarray, " r"]:
         """Nats per byte of every rate, infinite where they are not finite."""
         placed = (self.loop.place_batch(batch, axis=0) for batch in records.batches)
-        found = [self._evaluate(params, batch, self.loop.frozen).text for batch in placed]
+        numbers = [self.loop.num_logits_of(batch["labels"][None]) for batch in records.batches]
+        found = [
+            self._evaluate(params, batch, self.loop.frozen, number).text
+            for batch, number in zip(placed, numbers, strict=True)
+        ]
         nats = np.concatenate(found, axis=1).sum(1, dtype=np.float64)
         return np.where(np.isfinite(nats), nats / records.num_bytes.sum(), np.inf)
