@@ -159,7 +159,7 @@ class JaxSide:
                 LEARNING_RATE, weight_decay=WEIGHT_DECAY, warmup_steps=0, clip_norm=CLIP_NORM
             ),
             shift=not config.is_encoder_decoder,
-            num_micro_batches=settings.num_micro_batches,
+            micro_batches=settings.passes,
         )
         self.state: Any = None
         sides = np.random.default_rng(0).standard_normal((2, PRODUCT_SIDE, PRODUCT_SIDE))

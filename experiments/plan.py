@@ -72,7 +72,7 @@ class Way(NamedTuple):
         told = {
             f"--devices={c.devices}": c.devices > 1,
             "--remat": c.remat,
-            f"--micro_batches={c.num_micro_batches}": c.num_micro_batches > 1,
+            f"--micro_batches={c.passes}": c.passes > 1,
             f"--moments_dtype={c.moments_dtype}": c.moments_dtype != ComputeConfig.moments_dtype,
             f"--tune=lora --lora_rank={c.lora_rank} --frozen_dtype=bfloat16": c.tune == LORA,
             f"--compute_dtype={c.dtype}": c.dtype is not None,
@@ -147,9 +147,9 @@ def _until_one_fits(config: ModelConfig, devices: int) -> Iterator[Way]:
     for compute in (
         plain,
         change(),
-        change(num_micro_batches=passes),
-        change(num_micro_batches=passes, moments_dtype="bfloat16"),
-        change(num_micro_batches=passes, tune=LORA, lora_rank=LORA_RANK.value,
+        change(micro_batches=passes),
+        change(micro_batches=passes, moments_dtype="bfloat16"),
+        change(micro_batches=passes, tune=LORA, lora_rank=LORA_RANK.value,
                frozen_dtype="bfloat16"),
     ):  # fmt: skip
         memory = step_memory(
@@ -165,7 +165,7 @@ def _row(name: str, way: Way) -> dict[str, Any]:
     c = way.compute
     return {
         "candidate": name, "devices": c.devices, "tune": c.tune, "remat": c.remat,
-        "micro_batches": c.num_micro_batches, "moments_dtype": c.moments_dtype,
+        "micro_batches": c.passes, "moments_dtype": c.moments_dtype,
         **way.memory._asdict(), "total": way.memory.total, "fits": way.fits,
     }  # fmt: skip
 

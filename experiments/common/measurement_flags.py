@@ -178,9 +178,10 @@ class _SettingsFlags:
             "to what holds half and nine tenths of a candidate's test records; empty: none.",
         )  # fmt: skip
         self._compute_dtype = define_compute_dtype()
-        self._micro_batches = flags.DEFINE_integer(
-            "micro_batches", 1, "Passes of one step: less memory."
-        )
+        self._micro_batches = flags.DEFINE_string(
+            "micro_batches", AUTO,
+            "Passes of one step: less memory; auto: as few as fit into what is free.",
+        )  # fmt: skip
         self._remat = flags.DEFINE_bool(
             "remat", False, "Recompute activations in the backward pass: less memory, more time."
         )
@@ -216,7 +217,7 @@ class _SettingsFlags:
             "buckets": _lengths_or_auto(self._buckets.value),
             "compute_dtype": self._compute_dtype.value,
             "remat": self._remat.value,
-            "micro_batches": self._micro_batches.value,
+            "micro_batches": _number_or_auto("micro_batches", self._micro_batches.value),
             "tune": self._tune.value,
             "lora_rank": self._lora_rank.value,
             "frozen_dtype": self._frozen_dtype.value,
@@ -248,6 +249,11 @@ def _one_number(name: str, text: str) -> int:
     if len(numbers) != 1:
         raise checks.UserError(f"`{name}` must be one whole number, got {text!r}")
     return numbers[0]
+
+
+def _number_or_auto(name: str, text: str) -> int | None:
+    """What a flag says; None is auto."""
+    return None if text == AUTO else _one_number(name, text)
 
 
 def _lengths_or_auto(text: str) -> tuple[int, ...] | None:

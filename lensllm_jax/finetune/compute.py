@@ -5,7 +5,7 @@ and the sums of gradients stay in float32 (Micikevicius et al., 2018), since an 
 than :math:`2^{-8}` of a weight would vanish in bfloat16.
 
 ``remat`` recomputes each block in the backward pass (Chen et al., 2016).  With
-``num_micro_batches`` one step is several smaller passes, whose gradients add up to that of the
+``micro_batches`` one step is several smaller passes, whose gradients add up to that of the
 whole batch: each is divided by the targets of all.
 
 ``tune="lora"`` trains low-rank updates alone (:mod:`lensllm_jax.finetune.lora`), beside weights
@@ -52,7 +52,8 @@ class ComputeConfig:
         dtype: of products, states and logits (default: that of the weights).
         remat: recompute each block in the backward pass: less memory, a third more time.
         unroll_layers: write the blocks out instead of scanning them: slower to compile.
-        num_micro_batches: passes whose gradients make one step; divides the batch size.
+        micro_batches: passes whose gradients make one step; divides the batch size.  None: one,
+            or in a run as many as a candidate needs to fit into memory.
         tune: what is trained: "full", all weights; "lora", low-rank updates of the matrices of
             attention and feed-forward layers.
         lora_rank: of those updates.
@@ -64,7 +65,7 @@ class ComputeConfig:
     dtype: str | None = None
     remat: bool = False
     unroll_layers: bool = False
-    num_micro_batches: int = 1
+    micro_batches: int | None = 1
     tune: str = FULL
     lora_rank: int = 16
     frozen_dtype: str | None = None
@@ -72,8 +73,10 @@ class ComputeConfig:
     devices: int = 1
 
     def __post_init__(self):
-        for name in ("num_micro_batches", "lora_rank", "devices"):
+        for name in ("lora_rank", "devices"):
             checks.positive(name, getattr(self, name))
+        if self.micro_batches is not None:
+            checks.positive("micro_batches", self.micro_batches)
         checks.one_of("tune", self.tune, TUNES)
         checks.one_of("moments_dtype", self.moments_dtype, MOMENTS_DTYPES)
         for name in ("dtype", "frozen_dtype"):
@@ -84,6 +87,11 @@ class ComputeConfig:
                 f"`frozen_dtype` must go with `tune` {LORA}, for full tuning freezes no weight, "
                 f"got {self.frozen_dtype}"
             )
+
+    @property
+    def passes(self) -> int:
+        """Whose gradients make one step."""
+        return self.micro_batches or 1
 
     @property
     def computing_dtype(self) -> str | None:
@@ -97,15 +105,14 @@ class ComputeConfig:
 
     def check_batch(self, batch_size: int) -> None:
         """Raises UserError unless passes and devices divide a batch evenly."""
-        if batch_size % self.num_micro_batches:
+        if batch_size % self.passes:
             raise checks.UserError(
-                f"`num_micro_batches` must divide the batch size {batch_size}, got "
-                f"{self.num_micro_batches}"
+                f"`micro_batches` must divide the batch size {batch_size}, got {self.passes}"
             )
-        if (part := batch_size // self.num_micro_batches) % self.devices:
+        if (part := batch_size // self.passes) % self.devices:
             raise checks.UserError(
                 f"`devices` must divide the {part} examples of a pass, got {self.devices}: change "
-                "`batch_size` or `num_micro_batches`"
+                "`batch_size` or `micro_batches`"
             )
 
 
@@ -134,7 +141,7 @@ def loop_for(
         config_apply_fn(candidate.config, compute),
         optimizer,
         shift=not candidate.is_encoder_decoder,
-        num_micro_batches=compute.num_micro_batches,
+        micro_batches=compute.passes,
         shards=shards_over(compute.devices),
     )
 

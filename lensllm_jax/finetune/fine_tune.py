@@ -251,7 +251,7 @@ def evaluated(
 
 def with_few_logits(loop: Loop, test: Batch, config: FineTuneConfig) -> Loop:
     """The loop, which computes as many logits as batches of records like ``test`` need."""
-    rows = config.batch_size // loop.num_micro_batches
+    rows = config.batch_size // loop.micro_batches
     numbers = num_logits_by_shape(test, rows=rows, shift=loop.shift, buckets=config.buckets)
     return loop.computing(numbers | _num_logits_evaluated(test, shift=loop.shift))
 
@@ -304,7 +304,7 @@ def resumed_settings(
     return {
         **dataclasses.asdict(config),
         **dataclasses.asdict(loop.config),
-        "num_micro_batches": loop.num_micro_batches,
+        "micro_batches": loop.micro_batches,
         "params": fingerprint([params, loop.frozen] if loop.frozen else params),
         "train": fingerprint(dict(splits.train)),
         "validation": fingerprint(dict(splits.validation)),

@@ -155,7 +155,7 @@ class Loop:
         apply_fn: ``(params, batch) -> logits``; may read ``logits_to_keep``, as a candidate does.
         config: settings of the optimiser.
         shift: whether logits predict the next position's label.
-        num_micro_batches: passes whose gradients make one step.
+        micro_batches: passes whose gradients make one step.
         shards: of every array over several devices; None where there is one.
         frozen: parameters that ``apply_fn`` reads beside those that are trained.
         num_logits: see ``computing``; empty computes all.
@@ -163,13 +163,13 @@ class Loop:
 
     def __init__(
         self, apply_fn: ApplyFn, config: OptimizerConfig, *, shift: bool,
-        num_micro_batches: int = 1, shards: Shards | None = None,
+        micro_batches: int = 1, shards: Shards | None = None,
     ):  # fmt: skip
         self.apply_fn, self.config, self.shift = apply_fn, config, shift
         self.shards = shards
         self.frozen: Params = {}
         self.num_logits: dict[tuple[int, int], int] = {}
-        self.num_micro_batches = checks.positive("num_micro_batches", num_micro_batches)
+        self.micro_batches = checks.positive("micro_batches", micro_batches)
         # of its state alone, which no schedule changes
         self._optimizer = config.optimizer(last_step=1)
         self._train = jax.jit(self._steps, donate_argnums=0, static_argnums=5)
@@ -248,12 +248,11 @@ class Loop:
             UserError: if the micro-batches do not divide the batch.
         """
         batch_size = batches["labels"].shape[1]
-        if batch_size % self.num_micro_batches:
+        if batch_size % self.micro_batches:
             raise checks.UserError(
-                f"`num_micro_batches` must divide the batch size {batch_size}, got "
-                f"{self.num_micro_batches}"
+                f"`micro_batches` must divide the batch size {batch_size}, got {self.micro_batches}"
             )
-        num_logits = self.num_logits_of(batches["labels"], self.num_micro_batches)
+        num_logits = self.num_logits_of(batches["labels"], self.micro_batches)
         batches = self.place_batch(batches, axis=1)
         rate = self.config.learning_rate
         state, losses = self._train(state, batches, rate, last_step, self.frozen, num_logits)
@@ -281,14 +280,16 @@ class Loop:
         return records.evaluation(*(np.concatenate(rows) for rows in zip(*found, strict=True)))
 
     def num_logits_of(self, labels: Int[np.ndarray, "t b s"], num_parts: int = 1) -> int | None:
-        """Those of each part of a batch; None, all, where one of them has more targets."""
+        """Those of each part of a batch, doubled until none has more targets; None is all."""
         _, rows, width = labels.shape
         number = self.num_logits.get((rows // num_parts, width))
         if number is None:
             return None
         counts = target_counts(labels, shift=self.shift)
         most = counts.reshape(len(counts), -1, num_parts).sum(1).max()
-        return number if most <= number else None
+        while number < most:
+            number *= 2
+        return number if number < rows // num_parts * width else None
 
     def objective(self, params: Params, batches: Iterable[Batch]) -> float:
         """What steps descend: the mean over every target token of ``batches`` (b, s), in nats."""
@@ -347,11 +348,11 @@ class Loop:
         def share(params, part):
             return self.nats(params, part, frozen, num_logits).nats / divisor
 
-        if self.num_micro_batches == 1:
+        if self.micro_batches == 1:
             return jax.value_and_grad(share)(params, batch)
         # every m-th row of the batch belongs to part m: no part is all long, all short examples
         parts = {
-            name: jnp.swapaxes(array.reshape(-1, self.num_micro_batches, *array.shape[1:]), 0, 1)
+            name: jnp.swapaxes(array.reshape(-1, self.micro_batches, *array.shape[1:]), 0, 1)
             for name, array in batch.items()
         }
 

@@ -64,8 +64,9 @@ class StepMemory(NamedTuple):
 
 
 def step_memory(
-    config: ModelConfig, compute: ComputeConfig, *, batch_size: int, num_tokens: int
-) -> StepMemory:
+    config: ModelConfig, compute: ComputeConfig, *, batch_size: int, num_tokens: int,
+    num_logits: int | None = None,
+) -> StepMemory:  # fmt: skip
     """What one step holds on each device.
 
     Args:
@@ -73,6 +74,7 @@ def step_memory(
         compute: how the step is computed.
         batch_size: examples of a step.
         num_tokens: of an example; of either side of an encoder-decoder.
+        num_logits: that a pass computes; by default at every position.
     """
     shapes = parameter_shapes(config)
     trained, frozen = shapes, {}
@@ -83,7 +85,7 @@ def step_memory(
         flat = traverse_util.flatten_dict(tree, sep="/")
         trained, frozen = {path: leaf.shape for path, leaf in flat.items()}, shapes
     frozen_dtype = jnp.dtype(compute.frozen_dtype or "float32")
-    rows = max(batch_size // compute.num_micro_batches // compute.devices, 1)
+    rows = max(batch_size // compute.passes // compute.devices, 1)
     batch = _batch(config, rows, num_tokens)
     apply_fn = config_apply_fn(config, compute)
     parameters = (_arrays(trained, jnp.float32), _arrays(frozen, frozen_dtype))
@@ -93,10 +95,10 @@ def step_memory(
         loaded=0 if compute.loads_on_host else _FLOAT32 * _count(shapes),
         frozen=frozen_dtype.itemsize * per_device(frozen, compute.devices) if frozen else 0,
         trained=2 * _FLOAT32 * held,
-        gradients=_FLOAT32 * held * (1 + (compute.num_micro_batches > 1)),
+        gradients=_FLOAT32 * held * (1 + (compute.passes > 1)),
         moments=2 * jnp.dtype(compute.moments_dtype).itemsize * held,
-        activations=_residual_bytes(config, compute, *parameters, batch),
-        logits=logits.dtype.itemsize * math.prod(logits.shape),
+        activations=_residual_bytes(config, compute, *parameters, batch, num_logits),
+        logits=logits.dtype.itemsize * logits.shape[-1] * (num_logits or rows * num_tokens),
         gathered=_FLOAT32 * _gathered(shapes) if compute.devices > 1 else 0,
     )
 
@@ -115,6 +117,7 @@ def _residual_bytes(
     params: Params,
     frozen: Params,
     batch: Mapping[str, jax.ShapeDtypeStruct],
+    num_logits: int | None,
 ) -> int:
     """Bytes of what the forward pass keeps, parameters and inputs left out."""
     apply_fn = config_apply_fn(config, compute)
@@ -122,7 +125,9 @@ def _residual_bytes(
     def kept(params, frozen, batch):
         def nats(params):
             weights, shift = joined(params, frozen), not config.is_encoder_decoder
-            return batch_nats_and_count(apply_fn, weights, batch, shift=shift).nats
+            return batch_nats_and_count(
+                apply_fn, weights, batch, shift=shift, num_logits=num_logits
+            ).nats
 
         return jax.tree.leaves(jax.vjp(nats, params)[1])
 

@@ -6,7 +6,7 @@ deviation :math:`\sigma`; r of them have at most
 
 .. math:: r t + 4 \sigma \sqrt r
 
-but for one batch in thousands, for which the logits of all positions are computed.
+but for one batch in thousands, for which twice as many logits are computed.
 
 Example:
     >>> labels = np.array([[-100, 5, 6, -100], [-100, 5, -100, -100]] * 8)

@@ -268,7 +268,7 @@ class _Vmapped:
 
     def train(self, state: TrainState, batches: Batch, last_step: np.int32 | None) -> TrainState:
         """The state after the steps of one call."""
-        number = self.loop.num_logits_of(batches["labels"], self.loop.num_micro_batches)
+        number = self.loop.num_logits_of(batches["labels"], self.loop.micro_batches)
         batches = self.loop.place_batch(batches, axis=1)
         return self._train(state, batches, self.rates, last_step, self.loop.frozen, number)
 

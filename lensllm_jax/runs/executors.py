@@ -70,6 +70,11 @@ class ExecutorConfig:
             check_address(self.ray_address)
 
     @property
+    def at_a_time(self) -> int:
+        """Fine-tunes."""
+        return 1 if self.kind == "serial" else self.processes
+
+    @property
     def threads(self) -> int | None:
         """Cores of a job, which decide the last digits of its loss; None: all of this process."""
         if self.kind == "local":

@@ -5,6 +5,7 @@
 
 import dataclasses
 import itertools
+import types
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar, cast
@@ -130,7 +131,11 @@ def finetune_grid(
     winner = wanted.winner(decided, grid.pool, run)
     grid = grid._replace(keep=winner.keep if winner else None)
     folder = run.open_folder(decided, grid.task, grid.pool)
-    run.warn_of_memory(grid.task, grid.pool)
+    configs = run.fitted(
+        grid.task, grid.pool, folder, batch_sizes=grid.search.batch_sizes,
+        at_a_time=executor.at_a_time,
+    )  # fmt: skip
+    grid = grid._replace(passes={name: one.compute.passes for name, one in configs.items()})
     failures = _measure(grid, folder, executor, run)
     for failure in failures:  # before anything is written: the disk may be full
         line = "failed: {candidate}, {size} examples, seed {seed}: {reason}"
@@ -161,6 +166,7 @@ class Grid(NamedTuple):
     config: MeasurementConfig  # with the first seed, rate and batch size
     task: Task
     checkpoint_seconds: float
+    passes: Mapping[str, int] = types.MappingProxyType({})  # candidate -> of a step, as it fits
     keep: str | None = None  # how the weights of the largest size and first seed are kept
 
     def settings(self, executor: ExecutorConfig) -> dict[str, Any]:
@@ -179,7 +185,7 @@ class Grid(NamedTuple):
         searched = len(self.search.rates) * len(self.search.batch_sizes) > 1
         return [
             Job(
-                name, summary.num_params, size, dataclasses.replace(self.config, seed=seed),
+                name, summary.num_params, size, self.config_of(name, seed),
                 self.search if searched else None,
                 folder.path / self.path(name, size, seed), self.checkpoint_seconds,
                 keep=self.keep if size == self.sizes[-1] > 0 and seed == self.seeds[0] else None,
@@ -189,6 +195,11 @@ class Grid(NamedTuple):
             for size in self.sizes
             if size > 0 or seed == self.seeds[0]
         ]  # fmt: skip
+
+    def config_of(self, name: str, seed: int) -> MeasurementConfig:
+        """The settings of a candidate's cells."""
+        compute = dataclasses.replace(self.config.compute, micro_batches=self.passes.get(name))
+        return dataclasses.replace(self.config, seed=seed, compute=compute)
 
     def path(self, name: str, size: int, seed: int) -> str:
         """Of a cell, in the run folder."""

@@ -56,11 +56,6 @@ class Workers(NamedTuple):
     task: Task
     cells: Cells
 
-    @property
-    def at_a_time(self) -> int:
-        """Fine-tunes."""
-        return 1 if self.executor.kind == "serial" else self.executor.processes
-
     def failures(self, jobs: Iterable[Job]) -> dict[str, str]:
         """Fills the folder with the cells of jobs; candidate -> why it has none."""
         if self.executor.kind == "serial":  # each is measured when it is read
@@ -105,7 +100,7 @@ def run_race(
             ran.append((move, outcome))
             yield outcome
 
-    for step, now in enumerate(run(race, measure, count=workers.at_a_time), 1):
+    for step, now in enumerate(run(race, measure, count=workers.executor.at_a_time), 1):
         for name in now.dropped:
             pool[name].forget_weights()
         rows += _rows_of(step, ran, race, now)

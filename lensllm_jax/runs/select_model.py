@@ -182,14 +182,14 @@ def select_model(
         decided |= {"threads": executor.threads, "processes": executor.processes}
     winner = wanted.winner(decided, summaries, run)
     folder = run.open_folder(decided, whole, summaries)
-    run.warn_of_memory(whole, summaries)
+    configs = run.fitted(whole, summaries, folder, at_a_time=executor.at_a_time)
     with run.progress(total=_total_work(summaries, plan, config)) as progress:
         measurer = Measurer(whole, revisits=plan.order in (Order.UPWARDS, Order.RACE))
         cells, seconds = Cells(folder, progress), run.checkpoint_seconds
         pool = {
             name: CandidateRun(
                 summary,
-                config,
+                configs[name],
                 measurer,
                 cells,
                 checkpoint_seconds=seconds,

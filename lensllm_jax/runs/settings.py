@@ -9,6 +9,7 @@ Example:
 
 import dataclasses
 import difflib
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -22,17 +23,24 @@ from lensllm_jax.data.task import Task
 from lensllm_jax.finetune.compute import ComputeConfig, keep_compiled
 from lensllm_jax.finetune.rates import AUTO
 from lensllm_jax.measurement.measurement import MeasurementConfig
-from lensllm_jax.measurement.memory import check_memory, tight_step
+from lensllm_jax.measurement.memory import (
+    LargestStep,
+    check_memory,
+    fewest_passes,
+    free_now,
+    is_large,
+    tight_step,
+)
 from lensllm_jax.measurement.pool import NUM_CHECKED, altered_targets, check_tuning, shared_task
-from lensllm_jax.measurement.rows import row_lengths
 from lensllm_jax.measurement.winner import Winner
 from lensllm_jax.runs import terminal
 from lensllm_jax.runs.progress import Progress
 from lensllm_jax.runs.run_folder import RunFolder
 
 _SPLITS = ("train", "validation", "test")
+_PASSES = "micro_batches.json"  # of the run folder: candidate -> passes of a step
 # names of flags that are not those of the fields
-_COMPUTE = {"compute_dtype": "dtype", "micro_batches": "num_micro_batches"}
+_COMPUTE = {"compute_dtype": "dtype"}
 
 Settings = TypeVar("Settings")
 
@@ -134,18 +142,57 @@ class RunSettings:
                 )
         return folder
 
-    def warn_of_memory(self, task: Task, pool: Mapping[str, CandidateSummary]) -> None:
-        """Names candidates whose fine-tunes may need more memory than is free."""
-        if self.quiet:
-            return
-        for summary in pool.values():
-            config = self.measurement
-            lengths = row_lengths(task, summary, chat_template=config.chat_template)
-            line = tight_step(
-                summary, config.compute, batch_size=config.batch_size,
-                num_tokens=max(lengths.source, lengths.target),
-            )  # fmt: skip
-            if line is not None:
+    def fitted(
+        self, task: Task, pool: Mapping[str, CandidateSummary], folder: RunFolder, *,
+        at_a_time: int = 1, batch_sizes: Sequence[int] = (),
+    ) -> dict[str, MeasurementConfig]:  # fmt: skip
+        """The settings of each candidate: where they leave it open, in as many passes as fit.
+
+        The number is kept in the run folder: a resumed run has the same, whatever is free then.
+
+        Args:
+            task: as the pool reads it.
+            pool: candidates by name.
+            folder: of the run.
+            at_a_time: fine-tunes that share this machine.
+            batch_sizes: those that are searched.
+        """
+        config, free = self.measurement, free_now() / at_a_time
+        steps = {
+            name: LargestStep.of(one, task, config, batch_sizes=batch_sizes)
+            for name, one in pool.items()
+            if is_large(one)
+        }
+        passes: dict[str, int] = {}
+        if config.compute.micro_batches is None and steps:
+            find = functools.partial(fewest_passes, compute=config.compute, free=free)
+            found = folder.remember(
+                _PASSES, lambda: {"passes": {k: find(v) for k, v in steps.items()}}
+            )
+            passes = found["passes"]
+        fitted = {name: self._in_passes(passes.get(name, config.compute.passes)) for name in pool}
+        if not self.quiet:
+            self._tell_of_memory(steps, fitted, free)
+        return fitted
+
+    def _in_passes(self, passes: int) -> MeasurementConfig:
+        """The settings, with so many micro-batches."""
+        compute = dataclasses.replace(self.measurement.compute, micro_batches=passes)
+        return dataclasses.replace(self.measurement, compute=compute)
+
+    def _tell_of_memory(
+        self, steps: Mapping[str, LargestStep], fitted: Mapping[str, MeasurementConfig], free: float
+    ) -> None:
+        """Says which steps are made in several passes, and which may not fit even so."""
+        for name, step in steps.items():
+            compute = fitted[name].compute
+            if compute.passes > 1 and self.measurement.compute.micro_batches is None:
+                gigabytes = step.num_bytes(compute) / 1e9
+                terminal.warn(
+                    f"{name}: each step in {compute.passes} passes of "
+                    f"{step.batch_size // compute.passes} examples, about {gigabytes:.1f} GB"
+                )
+            if (line := tight_step(step, compute, free=free)) is not None:
                 terminal.warn(line)
 
     def progress(self, *, total: float) -> Progress:
@@ -218,6 +265,7 @@ def read_settings(
         values[group][field] = value
     values[RunSettings].setdefault("command", call and _call(call, given))
     values[MeasurementConfig].setdefault("learning_rate", AUTO)
+    values[ComputeConfig].setdefault("micro_batches", None)
     measurement = MeasurementConfig(
         **values[MeasurementConfig], compute=ComputeConfig(**values[ComputeConfig])
     )

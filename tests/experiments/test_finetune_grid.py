@@ -223,10 +223,10 @@ def test_flags_reach_the_loop(task, tmp_path):
     with flagsaver.flagsaver():
         flags.FLAGS(["finetune_grid", *(f"--{name}={value}" for name, value in settings.items())])
         config = grid.FLAGS.run().measurement
-    compute = ComputeConfig(dtype="bfloat16", remat=True, num_micro_batches=2)
+    compute = ComputeConfig(dtype="bfloat16", remat=True, micro_batches=2)
     assert config.compute == compute
     measurement = Measurer(lens.load_task(task)).measurement("zoo/gpt2-xs", config)
-    assert measurement.loop.num_micro_batches == 2
+    assert measurement.loop.micro_batches == 2
     optimizer = measurement.loop.config
     assert (optimizer.warmup_steps, optimizer.decay_steps, optimizer.clip_norm) == (3, "all", 0.5)
     assert config.fine_tuning().buckets == (8, 16)
@@ -287,7 +287,7 @@ REFUSED = [
     ({"learning_rates": "1e-3,-1"}, "`learning_rates` must be positive"),
     ({"batch_sizes": "0"}, "`batch_sizes` must be positive"),
     ({"seeds": "0,0"}, "`seeds` must be distinct"),
-    ({"micro_batches": 3}, "`num_micro_batches` must divide the batch size 4"),
+    ({"micro_batches": 3}, "`micro_batches` must divide the batch size 4"),
     ({"batch_sizes": "4,6", "micro_batches": 4}, "must divide the batch size 6"),
     ({"decay_steps": "half"}, "`decay_steps` must be"),
     ({"buckets": "16,8"}, "`buckets` must ascend"),

@@ -13,7 +13,7 @@ from tests.finetune import tiny
 
 SETTINGS = {
     "full float32": ("zoo/gpt2-xs", "float32", {}),
-    "full float64": ("zoo/gpt2-xs", "float64", {"num_micro_batches": 2}),
+    "full float64": ("zoo/gpt2-xs", "float64", {"micro_batches": 2}),
     "seq2seq float64": ("zoo/t5-xs", "float64", {"remat": True}),
     "lora float64": ("zoo/llama-xs", "float64", {"tune": "lora", "lora_rank": 8}),
 }

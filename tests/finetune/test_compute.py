@@ -35,7 +35,7 @@ def plain(candidate):
 
 
 def test_recomputed_blocks_give_the_same_step(candidate, plain):
-    loop = loop_for(candidate, OPTIMIZER, compute=ComputeConfig(remat=True, num_micro_batches=2))
+    loop = loop_for(candidate, OPTIMIZER, compute=ComputeConfig(remat=True, micro_batches=2))
     _, losses = tiny.trained(loop, candidate.params, tiny.calls(1, 4, width=8))
     assert_close(losses, plain[1], "float32")
 
@@ -53,7 +53,7 @@ def test_bfloat16_computes_roughly_and_keeps_float32_weights(candidate, plain):
 
 
 @pytest.mark.parametrize(
-    ("settings", "name"), [({"dtype": "int8"}, "dtype"), ({"num_micro_batches": 0}, "num_micro")]
+    ("settings", "name"), [({"dtype": "int8"}, "dtype"), ({"micro_batches": 0}, "micro")]
 )
 def test_impossible_settings_are_refused(settings, name):
     with pytest.raises(checks.UserError, match=name):

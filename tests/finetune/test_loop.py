@@ -19,12 +19,12 @@ OPTIMIZER = OptimizerConfig(learning_rate=1e-2, warmup_steps=0)
 
 
 @pytest.mark.parametrize("shift", [True, False])
-@pytest.mark.parametrize("num_micro_batches", [2, 3, 6])
-def test_a_step_is_the_same_however_its_batch_is_split(shift, num_micro_batches):
+@pytest.mark.parametrize("micro_batches", [2, 3, 6])
+def test_a_step_is_the_same_however_its_batch_is_split(shift, micro_batches):
     batches = tiny.calls(2, 6)
     whole = tiny.trained(Loop(tiny.apply_fn, OPTIMIZER, shift=shift), tiny.params(), batches)
     parts = tiny.trained(
-        Loop(tiny.apply_fn, OPTIMIZER, shift=shift, num_micro_batches=num_micro_batches),
+        Loop(tiny.apply_fn, OPTIMIZER, shift=shift, micro_batches=micro_batches),
         tiny.params(), batches,
     )  # fmt: skip
     assert_close(parts[1], whole[1], "float32")
@@ -44,8 +44,8 @@ def test_a_mean_of_the_parts_means_would_be_another_loss():
 
 
 def test_a_batch_that_does_not_divide_is_refused():
-    loop = Loop(tiny.apply_fn, OPTIMIZER, shift=True, num_micro_batches=4)
-    with pytest.raises(checks.UserError, match=r"num_micro_batches.*batch size 6, got 4"):
+    loop = Loop(tiny.apply_fn, OPTIMIZER, shift=True, micro_batches=4)
+    with pytest.raises(checks.UserError, match=r"micro_batches.*batch size 6, got 4"):
         loop.train(loop.start(tiny.params()), tiny.calls(1, 6))
 
 

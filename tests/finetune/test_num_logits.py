@@ -56,18 +56,16 @@ def test_losses_and_gradients_are_those_of_all_logits(shift):
     assert relative_difference(np.asarray(too_few[2].text), np.asarray(every[2].text)) > 1e-2
 
 
-@pytest.mark.parametrize("num_micro_batches", [1, 2])
-def test_a_loop_that_computes_some_logits_takes_the_same_steps(num_micro_batches):
+@pytest.mark.parametrize("micro_batches", [1, 2])
+def test_a_loop_that_computes_some_logits_takes_the_same_steps(micro_batches):
     data = tiny.examples(32)
     batches = {name: array.reshape(4, 8, *array.shape[1:]) for name, array in data.items()}
-    whole = Loop(
-        tiny.apply_fn, OptimizerConfig(1e-2), shift=True, num_micro_batches=num_micro_batches
-    )
-    rows = 8 // num_micro_batches
+    whole = Loop(tiny.apply_fn, OptimizerConfig(1e-2), shift=True, micro_batches=micro_batches)
+    rows = 8 // micro_batches
     some = whole.computing(num_logits_by_shape(data, rows=rows, shift=True))
     few = whole.computing({(rows, 16): 8})  # fewer than the targets: all are computed
-    assert some.num_logits_of(batches["labels"], num_micro_batches) < rows * 16
-    assert few.num_logits_of(batches["labels"], num_micro_batches) is None
+    assert some.num_logits_of(batches["labels"], micro_batches) < rows * 16
+    assert few.num_logits_of(batches["labels"], micro_batches) is None
     (_, expected), *others = (
         loop.train(loop.start(tiny.params()), batches) for loop in (whole, some, few)
     )

@@ -21,9 +21,9 @@ def optimizer(**changes):
     return dataclasses.replace(OPTIMIZER, **changes)
 
 
-def loop(num_micro_batches=1):
+def loop(micro_batches=1):
     return Loop(lambda params, batch: None, OPTIMIZER, shift=True,
-                num_micro_batches=num_micro_batches)  # fmt: skip
+                micro_batches=micro_batches)  # fmt: skip
 
 
 def searched(*rates):
@@ -63,21 +63,21 @@ def tuned(**data):
 
 # (argument, key phrases, the mistake in an empty folder)
 MISTAKES = [
-    ("num_micro_batches", "positive ... got 0", lambda tmp: ComputeConfig(num_micro_batches=0)),
+    ("micro_batches", "positive ... got 0", lambda tmp: ComputeConfig(micro_batches=0)),
     ("dtype", "one of ... got 'int8'", lambda tmp: ComputeConfig(dtype="int8")),
     ("tune", "one of full, lora, got 'all'", lambda tmp: ComputeConfig(tune="all")),
     ("moments_dtype", "one of ... got 'int8'", lambda tmp: ComputeConfig(moments_dtype="int8")),
     ("moments_dtype", "one of ... got 'int8'", lambda tmp: optimizer(moments_dtype="int8")),
     ("frozen_dtype", "lora ... got bfloat16", lambda tmp: ComputeConfig(frozen_dtype="bfloat16")),
     (
-        "num_micro_batches",
+        "micro_batches",
         "divide the batch size 8 ... got 3",
-        lambda tmp: ComputeConfig(num_micro_batches=3).check_batch(8),
+        lambda tmp: ComputeConfig(micro_batches=3).check_batch(8),
     ),
     (
         "devices",
         "divide the 4 examples of a pass ... got 8 ... `batch_size`",
-        lambda tmp: ComputeConfig(num_micro_batches=2, devices=8).check_batch(8),
+        lambda tmp: ComputeConfig(micro_batches=2, devices=8).check_batch(8),
     ),
     ("devices", "from 1 to ... got 4096", lambda tmp: shards_over(4096)),
     (
@@ -108,11 +108,11 @@ MISTAKES = [
         "given where `decay_steps` ... got None",
         lambda tmp: optimizer(decay_steps="all").schedule(),
     ),
-    ("num_micro_batches", "positive ... got 0", lambda tmp: loop(num_micro_batches=0)),
+    ("micro_batches", "positive ... got 0", lambda tmp: loop(micro_batches=0)),
     (
-        "num_micro_batches",
+        "micro_batches",
         "divide the batch size ... got 4",
-        lambda tmp: loop(num_micro_batches=4).train(None, {"labels": np.zeros((1, 6, 2))}),
+        lambda tmp: loop(micro_batches=4).train(None, {"labels": np.zeros((1, 6, 2))}),
     ),
     (
         "train",

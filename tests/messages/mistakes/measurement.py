@@ -89,9 +89,9 @@ MISTAKES = [
     ("learning_rate", "a whole file ... to search again", damaged_rates),
     ("learning_rate", "or auto, got 'fast'", lambda tmp: MeasurementConfig(learning_rate="fast")),
     (
-        "num_micro_batches",
+        "micro_batches",
         "divide the batch size ... got 3",
-        lambda tmp: MeasurementConfig(compute=ComputeConfig(num_micro_batches=3)),
+        lambda tmp: MeasurementConfig(compute=ComputeConfig(micro_batches=3)),
     ),
     ("size", "at most 1 ... got 2", lambda tmp: subset(2)),
     (
