@@ -31,7 +31,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import traverse_util
-from jaxtyping import Float, Int
+from jaxtyping import Float
 
 from lensllm_jax import checks
 from lensllm_jax.finetune.evaluation import Evaluation, EvaluationBatches
@@ -252,7 +252,7 @@ class Loop:
             raise checks.UserError(
                 f"`micro_batches` must divide the batch size {batch_size}, got {self.micro_batches}"
             )
-        num_logits = self.num_logits_of(batches["labels"], self.micro_batches)
+        num_logits = self.num_logits_of(batches, self.micro_batches)
         batches = self.place_batch(batches, axis=1)
         rate = self.config.learning_rate
         state, losses = self._train(state, batches, rate, last_step, self.frozen, num_logits)
@@ -272,21 +272,22 @@ class Loop:
             FloatingPointError: if one is not finite.
         """
         placed = (self.place_batch(batch, axis=0) for batch in records.batches)
-        num_logits = [self.num_logits_of(batch["labels"][None]) for batch in records.batches]
+        num_logits = [self.num_logits_of(batch) for batch in records.batches]
         found = [
             self._evaluate(params, batch, self.frozen, number)
             for batch, number in zip(placed, num_logits, strict=True)
         ]
         return records.evaluation(*(np.concatenate(rows) for rows in zip(*found, strict=True)))
 
-    def num_logits_of(self, labels: Int[np.ndarray, "t b s"], num_parts: int = 1) -> int | None:
-        """Those of each part of a batch, doubled until none has more targets; None is all."""
-        _, rows, width = labels.shape
+    def num_logits_of(self, batches: Batch, num_parts: int = 1) -> int | None:
+        """Those of each part of batches (b, s), doubled until none has more targets; None: all."""
+        labels = np.asarray(batches["labels"])
+        rows, width = labels.shape[-2:]
         number = self.num_logits.get((rows // num_parts, width))
         if number is None:
             return None
         counts = target_counts(labels, shift=self.shift)
-        most = counts.reshape(len(counts), -1, num_parts).sum(1).max()
+        most = counts.reshape(-1, rows // num_parts, num_parts).sum(1).max()
         while number < most:
             number *= 2
         return number if number < rows // num_parts * width else None

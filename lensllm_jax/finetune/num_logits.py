@@ -38,7 +38,7 @@ def num_logits_by_shape(
         shift: as in ``objective``.
         buckets: ascending lengths (tokens) to which batches are cut.
     """
-    counts = target_counts(data["labels"], shift=shift)
+    counts = target_counts(np.asarray(data["labels"]), shift=shift)
     bucket, width = bucket_of(row_lengths(data), buckets), data["labels"].shape[1]
     numbers: dict[tuple[int, int], int] = {}
     for index, limit in enumerate((*buckets, width)):
@@ -53,4 +53,4 @@ def num_logits_by_shape(
 
 def target_counts(labels: Int[np.ndarray, "*rows s"], *, shift: bool) -> Int[np.ndarray, "*rows"]:
     """Target tokens of each row."""
-    return (np.asarray(labels)[..., int(shift) :] != IGNORE).sum(-1)
+    return (labels[..., int(shift) :] != IGNORE).sum(-1)

@@ -268,14 +268,14 @@ class _Vmapped:
 
     def train(self, state: TrainState, batches: Batch, last_step: np.int32 | None) -> TrainState:
         """The state after the steps of one call."""
-        number = self.loop.num_logits_of(batches["labels"], self.loop.micro_batches)
+        number = self.loop.num_logits_of(batches, self.loop.micro_batches)
         batches = self.loop.place_batch(batches, axis=1)
         return self._train(state, batches, self.rates, last_step, self.loop.frozen, number)
 
     def evaluate(self, params: Params, records: EvaluationBatches) -> Float[np.ndarray, " r"]:
         """Nats per byte of every rate, infinite where they are not finite."""
         placed = (self.loop.place_batch(batch, axis=0) for batch in records.batches)
-        numbers = [self.loop.num_logits_of(batch["labels"][None]) for batch in records.batches]
+        numbers = [self.loop.num_logits_of(batch) for batch in records.batches]
         found = [
             self._evaluate(params, batch, self.loop.frozen, number).text
             for batch, number in zip(placed, numbers, strict=True)
