@@ -18,7 +18,14 @@ import numpy as np
 def named_arrays(tree: Any) -> dict[str, np.ndarray]:
     """The leaves of a pytree on the host, by path, in the order of ``jax.tree.leaves``."""
     leaves = jax.tree.leaves_with_path(tree)
-    return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves}
+    return {jax.tree_util.keystr(path): _on_host(leaf) for path, leaf in leaves}
+
+
+def _on_host(leaf: Any) -> np.ndarray:
+    """The numbers of an array; of random keys, which NumPy does not know, those that they hold."""
+    dtype = getattr(leaf, "dtype", None)
+    is_key = dtype is not None and jax.dtypes.issubdtype(dtype, jax.dtypes.prng_key)
+    return np.asarray(jax.random.key_data(leaf) if is_key else leaf)
 
 
 def fingerprint(tree: Any) -> str:

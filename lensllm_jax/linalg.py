@@ -138,7 +138,8 @@ class Quadrature(NamedTuple):
 def gauss_quadrature(matrix: Float[np.ndarray, "m m"]) -> Quadrature:
     """The rule that belongs to a symmetric tridiagonal matrix."""
     values, vectors = np.linalg.eigh(matrix)
-    return Quadrature(values, vectors[0] ** 2)
+    weights = vectors[0] ** 2
+    return Quadrature(values, weights / weights.sum())  # rounding left their sum 10 eps from 1
 
 
 def gauss_radau_quadrature(

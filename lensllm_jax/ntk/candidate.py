@@ -246,11 +246,12 @@ def _check_batch(name: str, batch: Mapping, is_encoder_decoder: bool) -> None:
             f"`{name}` must have the keys {', '.join(sorted(wanted))}, got none named "
             f"{', '.join(missing)}"
         )
-    for key in wanted:
-        if np.ndim(batch[key]) != 2 or not np.issubdtype(batch[key].dtype, np.integer):
+    for key in sorted(wanted):
+        shape = np.shape(batch[key])
+        dtype = getattr(batch[key], "dtype", type(batch[key]))  # a list has none
+        if len(shape) != 2 or 0 in shape or not np.issubdtype(dtype, np.integer):
             raise checks.UserError(
-                f"`{name}[{key!r}]` must be integers (b, s), got {batch[key].dtype} "
-                f"{np.shape(batch[key])}"
+                f"`{name}[{key!r}]` must be integers (b, s), at least one, got {dtype} {shape}"
             )
     for key, like in (("attention_mask", "input_ids"), ("labels", _labels_like(wanted))):
         checks.shape(f"{name}[{key!r}]", batch[key], np.shape(batch[like]))

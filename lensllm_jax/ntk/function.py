@@ -46,7 +46,7 @@ class TracedFn:
     """A function that is equal to itself as long as it runs the same program."""
 
     f: ApplyFn
-    digest: str  # SHA-256 of its program
+    digest: str  # SHA-256 of its program, and of its derivative where that has rules of its own
     float_bytes: int  # of the least precise float in it
     callbacks: tuple[str, ...]  # primitives that call back into Python
 
@@ -60,10 +60,12 @@ class TracedFn:
         if isinstance(f, cls):
             return f
         _check_not_traced((params, sides, jnp.zeros(())))  # any array is, within a trace
-        walk = _Walk()
+        walk, shapes = _Walk(), jax.tree.map(_shape, params)
         for x in sides:
             one = jax.tree.map(_one_example, x)
-            walk.closed(jax.make_jaxpr(lambda p, x: f(p, x))(jax.tree.map(_shape, params), one))
+            walk.closed(jax.make_jaxpr(lambda p, x: f(p, x))(shapes, one))
+            if walk.has_rules:
+                walk.closed(jax.make_jaxpr(functools.partial(_gradients, f))(shapes, one))
         return cls(f, walk.digest.hexdigest(), walk.float_bytes, tuple(sorted(walk.callbacks)))
 
     def __call__(self, params: Params, x: Any) -> Array:
@@ -219,6 +221,16 @@ def _shape(leaf: Any) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(jnp.shape(leaf), jnp.result_type(leaf))
 
 
+def _gradients(f: ApplyFn, params: Params, x: Any) -> Params:
+    """Derivatives in the parameters, mapped over examples, so that every custom rule runs."""
+
+    def of_one(one: Any) -> Params:
+        out, pullback = jax.vjp(lambda p: f(p, jax.tree.map(lambda leaf: leaf[None], one)), params)
+        return pullback(jnp.ones_like(out))
+
+    return jax.vmap(of_one)(x)
+
+
 def _one_example(leaf: Any) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct((1, *jnp.shape(leaf)[1:]), jnp.result_type(leaf))
 
@@ -230,6 +242,7 @@ class _Walk:
         self.digest = hashlib.sha256()
         self.float_bytes = 8
         self.callbacks: set[str] = set()
+        self.has_rules = False  # what a derivative or a map of it runs is not in the program
 
     def closed(self, program: core.ClosedJaxpr) -> None:
         self.value(tuple(program.consts))
@@ -242,6 +255,7 @@ class _Walk:
         for equation in jaxpr.eqns:
             name = equation.primitive.name
             self.text(name)
+            self.has_rules |= name.startswith("custom_")
             if "callback" in name:
                 self.callbacks.add(name)
             for atom in equation.invars:

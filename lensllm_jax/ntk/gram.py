@@ -29,6 +29,7 @@ from lensllm_jax.ntk.method import NtkMethod, OutputReduction
 from lensllm_jax.ntk.store import TileMap, TileStore, kernel_settings
 from lensllm_jax.ntk.structured import sweeps
 from lensllm_jax.ntk.structured.chunks import Resources
+from lensllm_jax.ntk.structured.gradients import sum_dtype
 from lensllm_jax.typing import ApplyFn, Array, Params
 
 
@@ -225,11 +226,12 @@ def _neural_tangents_block(
     del tile
     k = num_outputs(f, params, x1)
     trace, divisor = _trace_and_divisor(k, reduction)
-    kernel = functools.partial(neural_tangents.tile, f, params, x1, x2, implementation=method.name)
-    if k is None or not trace:
-        return kernel()
     # where outputs are traced, neural-tangents gives the mean over them
-    return kernel(trace_axes=(1,)) * (k // divisor)
+    traced = k is not None and trace
+    theta = neural_tangents.tile(
+        f, params, x1, x2, implementation=method.name, trace_axes=(1,) if traced else ()
+    )
+    return theta.astype(sum_dtype(theta.dtype)) * (k // divisor if traced and k else 1)
 
 
 def _trace_and_divisor(k: int | None, reduction: OutputReduction) -> tuple[bool, int]:

@@ -4,8 +4,8 @@ With the Jacobian :math:`J` of all outputs (n*k, p), the kernel is :math:`\Theta
 
 .. math:: \Theta v = J\,(J^\top v):
 
-one reverse-mode pass over the examples gives :math:`J^\top v`, shaped like the parameters, and one
-forward-mode pass multiplies it by :math:`J`.  Neither :math:`J` nor :math:`\Theta` is ever
+one reverse-mode pass over the examples gives :math:`J^\top v`, shaped like the parameters, and the
+transpose of such a pass multiplies it by :math:`J`.  Neither :math:`J` nor :math:`\Theta` is ever
 materialized: memory is that of one block of examples and of two copies of the parameters.
 
 Lanczos' iteration turns m such products into a tridiagonal :math:`T` whose eigenvalues and
@@ -17,7 +17,9 @@ Quadrature with Applications*, ch. 6 and 7):
 
 All derivatives of even order of the integrand are positive and those of odd order negative, so
 that Gauss' rule lies below F, and Gauss and Radau's, with one node at or below the smallest
-eigenvalue, lies above: the difference bounds the error at every t.
+eigenvalue, lies above: the difference bounds the error at every t.  That is a theorem about the
+products as they were computed; how far their rounding moved them is measured, by what of
+Lanczos' matrix is not tridiagonal, and so an estimate.
 
 Example:
     >>> import jax.numpy as jnp, numpy as np
@@ -50,7 +52,7 @@ class MatrixFreeNtkLoss(NamedTuple):
     """F at the requested times, and what gives it at any other."""
 
     loss: Float[np.ndarray, "..."]  # F(t), a lower bound but for rounding
-    error: Float[np.ndarray, "..."]  # bound of |loss - F|: quadrature and measured rounding
+    error: Float[np.ndarray, "..."]  # bounds |loss - F|, if the products' rounding is as measured
     spectrum: NtkSpectrum  # the rule: m nodes and weights in place of n eigenvalues
     num_matvecs: int  # m; fewer than requested where they already give F exactly
 
@@ -152,12 +154,37 @@ def ntk_loss_matrix_free(
     rules = _rules(krylov, norm**2, learning_rate)
     t = np.asarray(steps, np.float64)
     loss, upper = rules.gauss.loss(t), rules.radau.loss(t)
-    # d/dΘ of r^T exp(-cΘ) r along an error E of norm δ: |∫ r^T exp(-sΘ) E exp(-(c-s)Θ) r ds| is at
-    # most c δ |r| |exp(-cΘ) r|, since log|exp(-sΘ) r| is convex in s; c = 2 η t
-    moved = 2.0 * learning_rate * t * rules.rounding * norm * np.sqrt(rules.radau.loss(2.0 * t))
-    error = np.maximum(upper - loss, 0.0) + np.minimum(moved, norm**2)
-    error += 10 * np.finfo(np.float64).eps * norm**2
+    error = np.maximum(upper - loss, 0.0) + np.minimum(
+        _moved(rules, norm, blocks.dtype, t), norm**2
+    )
+    # sums of r.size squares in float64, each off by r.size eps / 2 at most, and eigenvectors
+    error += (10 + r.size) * np.finfo(np.float64).eps * norm**2
     return MatrixFreeNtkLoss(loss, error, rules.gauss, len(rules.gauss.eigenvalues))
+
+
+def _moved(rules: "_Rules", norm: float, dtype: np.dtype, t: np.ndarray) -> np.ndarray:
+    r"""How far rounding moves F, to first order.
+
+    The products are those of :math:`\Theta + E`, :math:`\|E\| \le \delta`.  With
+    :math:`c = 2 \eta t` F moves by
+
+    .. math:: |\int_0^c r^\top e^{-s\Theta} E\, e^{-(c-s)\Theta} r\, ds|
+              \le c\, \delta\, |r|\, |e^{-c\Theta} r| ,
+
+    since :math:`\log |e^{-s\Theta} r|` is convex in s.
+
+    * From below: Gauss' rule, its nodes raised to zero, is at most F of :math:`\Theta + E`: once.
+    * From above: no eigenvalue of :math:`\Theta + E + \delta I` is negative.  Its Radau rule has
+      every node :math:`\delta` higher and the given one at zero, and is at most the one whose nodes
+      are raised to zero; it lies up to :math:`2 \delta` from :math:`\Theta`: twice.
+
+    The start r rounded to a relative :math:`\epsilon` adds
+    :math:`2 |r^\top e^{-c\Theta} \Delta r| \le 2 \epsilon |r| |e^{-c\Theta} r|`.
+    """
+    rate = 2.0 * rules.gauss.learning_rate * t
+    eps = float(np.finfo(dtype).eps)
+    later = np.sqrt(rules.radau.loss(2.0 * t))  # |exp(-cΘ) r|
+    return np.asarray(2.0 * (rate * rules.rounding + eps) * norm * later)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -177,7 +204,7 @@ class _Blocks:
         k = num_outputs(f, params, x)
         block = min(block_size, n)
         out = jax.eval_shape(f, params, x)
-        blocked = padding.stack_blocks(jax.tree.map(np.asarray, x), block)
+        blocked = padding.stack_blocks(jax.tree.map(_on_host, x), block)
         return cls(blocked, (n,) if k is None else (n, k), out.dtype)
 
     def cut(self, vectors: np.ndarray) -> np.ndarray:
@@ -190,6 +217,11 @@ class _Blocks:
     def join(self, blocked: np.ndarray) -> np.ndarray:
         """What ``cut`` took apart."""
         return blocked.reshape(len(blocked), -1, *self.shape[1:])[:, : self.shape[0]]
+
+
+def _on_host(leaf: Any) -> Any:
+    """An array that NumPy indexes without compiling; random keys, which it does not know, stay."""
+    return leaf if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else np.asarray(leaf)
 
 
 def _like(v: np.ndarray, columns: _Blocks, rows: _Blocks) -> tuple[int, ...]:
@@ -208,7 +240,9 @@ def _matvec(f: ApplyFn, params: Params, rows: Any, columns: Any, v: jax.Array) -
     direction, _ = jax.lax.scan(pull, jax.tree.map(jnp.zeros_like, params), (columns, v))
 
     def push(x: Any) -> jax.Array:
-        return jax.jvp(lambda p: f(p, x), (params,), (direction,))[1]
+        # the transpose of J^T, and no forward mode, which functions with a reverse rule lack
+        out, pullback = jax.vjp(lambda p: f(p, x), params)
+        return jax.linear_transpose(lambda weights: pullback(weights)[0], out)(direction)[0]
 
     return jax.lax.map(push, rows)
 

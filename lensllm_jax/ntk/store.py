@@ -23,6 +23,7 @@ Example:
            [0., 2., 4.]])
 """
 
+import collections
 import dataclasses
 import hashlib
 import io
@@ -109,14 +110,14 @@ class TileStore:
         """
         tiles = list(tiles)
         self._scan()
+        self._kinds.clear()
         own = tiles[jax.process_index() :: jax.process_count()]
-        there: list[tuple[_Rectangle, None]] = []
-        missing: list[_Rectangle] = []
-        for tile in own:
-            if self._load(tile) is None:
-                missing.append(tile)
-            else:
-                there.append((tile, None))
+        kinds = [None if values is None else _kind(values) for values in map(self._load, own)]
+        counted = collections.Counter(filter(None, kinds))
+        self._kinds.extend(kind for kind, _ in counted.most_common(1))
+        whole = [kind in self._kinds for kind in kinds]
+        there = [(tile, None) for tile in itertools.compress(own, whole)]
+        missing = [tile for tile, is_there in zip(own, whole, strict=True) if not is_there]
         computed = (map_tiles or _map_here)(tile_fn, missing) if missing else ()
         for done, (tile, values) in enumerate(itertools.chain(there, computed), start=1):
             if values is not None:
@@ -145,22 +146,17 @@ class TileStore:
     def _load(self, tile: _Rectangle) -> np.ndarray | None:
         """The tile, or None if there is none that is whole."""
         for name in self._files.get(_stem(tile), ()):
-            file = self.path / name
-            content, named = file.read_bytes(), _TILE.fullmatch(name)
+            content, named = (self.path / name).read_bytes(), _TILE.fullmatch(name)
             if named and named[3] == _digest(_stem(tile), content):
-                values = np.load(io.BytesIO(content), allow_pickle=False)
-                if self._fits(tile, values):
+                values = _array(content)
+                if values is not None and self._fits(tile, values):
                     return values
         return None
 
     def _fits(self, tile: _Rectangle, values: np.ndarray) -> bool:
         """Whether an array may be this tile: its rows and columns, the kind of the others."""
-        kind = (values.shape[2:], values.dtype)
-        if values.shape[:2] != tuple(span.stop - span.start for span in tile):
-            return False
-        if not self._kinds:
-            self._kinds.append(kind)
-        return kind == self._kinds[0]
+        lengths = tuple(span.stop - span.start for span in tile)
+        return values.shape[:2] == lengths and _kind(values) in (self._kinds or [_kind(values)])
 
     def _drop(self, tile: _Rectangle) -> None:
         """Deletes damaged files of a tile; only the process that owns it does."""
@@ -178,6 +174,7 @@ class TileStore:
                 f"`store` must hold tiles of one kind, got {values.dtype} {values.shape} for "
                 f"{_stem(tile)} where others have {self._kinds}: empty {self.path} and run again"
             )
+        self._kinds[:] = [_kind(values)]
         buffer = io.BytesIO()
         np.save(buffer, values, allow_pickle=False)
         name = f"{_stem(tile)}_{_digest(_stem(tile), buffer.getvalue())}.npy"
@@ -188,7 +185,7 @@ class TileStore:
         """Lists the folder, once for many tiles, for it may hold many files."""
         self._files.clear()
         for file in self.path.iterdir():
-            if named := _TILE.fullmatch(file.name):
+            if (named := _TILE.fullmatch(file.name)) and file.is_file():
                 self._files.setdefault(f"tile_{named[1]}_{named[2]}", []).append(file.name)
 
     def _wait(self, tiles: list[_Rectangle], patience_seconds: float) -> None:
@@ -220,7 +217,7 @@ def kernel_settings(
     """What decides every bit of a kernel, as JSON values.
 
     Args:
-        f: the function; it enters through its program and that of its derivative, constants
+        f: the function; it enters through its program, constants and rules of derivatives
             included, and where it is a dataclass by the names of its fields too, so that an error
             can name one.
         params: its parameters.
@@ -237,9 +234,6 @@ def kernel_settings(
             f"`store` must be left out for a function that calls back into Python, got one with "
             f"{', '.join(traced.callbacks)}: what it computes there may change unseen"
         )
-    # the text of its gradient, which shows rules of custom derivatives too
-    gradient = jax.jit(jax.grad(lambda params, x: jax.numpy.sum(traced(params, x))))
-    program = traced.digest + gradient.lower(params, x1).as_text()
     named, function = dict(settings), cast(Any, traced.f)  # which may be more than a function
     while isinstance(function, FunctionOfSome | TracedFn):
         function = function.f
@@ -251,12 +245,26 @@ def kernel_settings(
         "jax_version": jax.__version__,
         "platform": jax.default_backend(),
         "x64": bool(jax.config.read("jax_enable_x64")),
-        "f": hashlib.sha256(program.encode()).hexdigest(),
+        "f": traced.digest,
         "params": fingerprint(params),
         "x1": fingerprint(x1),
         "x2": None if x2 is None else fingerprint(x2),
         **{name: str(value) if value is not None else None for name, value in named.items()},
     }
+
+
+def _array(content: bytes) -> np.ndarray | None:
+    """The numbers in a file, if it is one of NumPy's and all are finite floats."""
+    try:
+        values = np.lib.format.read_array(io.BytesIO(content), allow_pickle=False)
+    except (ValueError, MemoryError):  # no such file, objects, a shape that lies
+        return None
+    return values if values.dtype.kind == "f" and np.isfinite(values).all() else None
+
+
+def _kind(values: np.ndarray) -> tuple:
+    """The outputs of a pair, and the type: all tiles of a kernel have the same."""
+    return values.shape[2:], values.dtype
 
 
 def _digest(stem: str, content: bytes) -> str:

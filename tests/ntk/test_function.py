@@ -136,6 +136,40 @@ def test_a_constant_of_a_nested_program_belongs_to_it():
     assert digests[0] == digests[1] != digests[2]
 
 
+def _with_rule(kind, scale):
+    """(x w)^2 with a derivative that is ``scale[0]`` times its own."""
+    if kind == "jvp":
+        g = jax.custom_jvp(jnp.square)
+        g.defjvp(lambda z, dz: (z[0] ** 2, scale[0] * 2 * z[0] * dz[0]))
+    else:
+        g = jax.custom_vjp(jnp.square)
+        g.defvjp(lambda z: (z**2, z), lambda z, d: (scale[0] * 2 * z * d,))
+    return lambda w, x: g(x @ w)
+
+
+@pytest.mark.parametrize(
+    "name", [NtkMethod.STRUCTURED, NtkMethod.JACOBIAN_CONTRACTION, "rectangle", "product"]
+)
+@pytest.mark.parametrize("kind", ["jvp", "vjp"])
+def test_a_mutated_rule_of_a_derivative_makes_another_function(kind, name):
+    scale = [1.0]
+    f = _with_rule(kind, scale)
+    before = CALLS[name](f, W)
+    assert_close(before, CALLS[name](lambda w, x: (x @ w) ** 2, W))
+    scale[0] = 3.0
+    assert_close(CALLS[name](f, W), 9 * before)
+
+
+@pytest.mark.parametrize("kind", ["jvp", "vjp"])
+def test_a_callback_in_the_rule_of_a_derivative_is_seen(kind):
+    class Called(list):
+        def __getitem__(self, i):
+            return jax.pure_callback(lambda: np.float32(1), jnp.ones(()))
+
+    assert TracedFn.of(_with_rule(kind, Called()), W, X).callbacks == ("pure_callback",)
+    assert TracedFn.of(_with_rule(kind, [1.0]), W, X).callbacks == ()
+
+
 def test_a_callback_is_known_by_its_identity():
     def of(call):
         return lambda w, x: x @ w * jax.pure_callback(call, jnp.ones(()))

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from lensllm_jax.checks import UserError
@@ -45,6 +45,35 @@ def test_product_equals_dense_kernel_times_vector(x64, name, block_size):
     got = ntk_matvec(case.f, case.params, case.x, v, block_size=block_size)
     assert got.shape == v.shape
     assert_close(got.ravel(), flat_kernel(dense_kernel(case)) @ v.ravel())
+
+
+def test_product_of_a_function_with_a_reverse_rule_alone(x64):
+    @jax.custom_vjp
+    def g(z):
+        return jnp.tanh(z)
+
+    g.defvjp(lambda z: (jnp.tanh(z), z), lambda z, d: (0.5 * d * jnp.cos(z),))
+    w, x = np.random.default_rng(0).normal(size=(2, 4, 4))
+
+    def f(w, x):
+        return g(x @ w) @ jnp.arange(4.0)
+
+    v = np.arange(4.0)
+    exact = oracles.dense_kernel(f, w, x)[:, :, 0, 0]
+    assert_close(ntk_matvec(f, w, x, v, block_size=3), exact @ v)
+    plain = oracles.dense_kernel(lambda w, x: jnp.tanh(x @ w) @ jnp.arange(4.0), w, x)[:, :, 0, 0]
+    assert relative_difference(plain @ v, exact @ v) > 0.1
+
+
+def test_product_over_examples_with_random_keys(x64):
+    def f(w, x):
+        return jax.vmap(lambda key, row: row @ w * jax.random.normal(key))(x["key"], x["x"])
+
+    keys, x, w = jax.random.split(jax.random.key(0), 5), np.eye(5, 4), np.ones(4)
+    x = {"key": keys, "x": x + 1}
+    scales = np.asarray(jax.vmap(jax.random.normal)(keys))
+    jacobian = scales[:, None] * x["x"]
+    assert_close(ntk_matvec(f, w, x, scales, block_size=2), jacobian @ (jacobian.T @ scales))
 
 
 def test_product_in_the_suites_own_precision():
@@ -131,6 +160,7 @@ def test_error_bound_covers_the_true_error_of_short_iterations(x64, num_matvecs)
 
     @settings(max_examples=20, deadline=None)
     @given(st.integers(0, 2**30), st.floats(0.1, 3.0), st.integers(5, 30))
+    @example(96906209, 3.0, 9)  # weights that summed to 1 + 9 eps were beyond the bound
     def check(seed, decay, rank):
         rng = np.random.default_rng(seed)
         x = np.zeros((30, 30))

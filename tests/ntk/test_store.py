@@ -107,6 +107,68 @@ def test_a_damaged_tile_is_computed_again_with_a_warning(tmp_path, damage, caplo
     assert f"{victim.name} is damaged" in caplog.text
 
 
+def npy(values):
+    buffer = io.BytesIO()
+    np.save(buffer, values, allow_pickle=True)
+    return buffer.getvalue()
+
+
+EYE = np.eye(2, dtype=np.float32)
+NO_TILES = {
+    "empty": b"",
+    "no file of NumPy's": b"garbage",
+    "objects": npy(EYE.astype(object)),
+    "a shape that lies": npy(EYE).replace(b"(2, 2)", b"(2, 9)"),
+    "a shape beyond all memory": npy(EYE).replace(b"(2, 2), }" + b" " * 9, b"(2, 9999999999), }"),
+    "a negative shape": npy(EYE).replace(b"(2, 2), } ", b"(2, -2), }"),
+    "integers": npy(EYE.astype(np.int32)),
+    "float64": npy(EYE.astype(np.float64)),
+    "the other byte order": npy(EYE.astype(">f4")),
+    "complex": npy(EYE.astype(np.complex64)),
+    "text": npy(np.full((2, 2), "a")),
+    "NaN": npy(EYE * np.nan),
+    "outputs": npy(EYE[..., None, None]),
+    "no axes": npy(EYE[0, 0]),
+}
+
+
+@pytest.mark.parametrize("place", ["tile_0_0", "tile_0_2"])
+@pytest.mark.parametrize("name", NO_TILES)
+def test_what_is_no_tile_is_computed_again_though_its_name_fits(tmp_path, name, place):
+    values = np.arange(25, dtype=np.float32).reshape(5, 5)
+    shape = {"block_size": 2, "symmetric": True}
+
+    def filled():
+        store, computed = TileStore.open(tmp_path, {}), []
+
+        def tile_fn(tile):
+            computed.append(tile)
+            return values[tile.rows, tile.columns]
+
+        store.fill(tiles(5, 5, **shape), tile_fn)
+        return assemble(store.read, 5, 5, **shape), len(computed)
+
+    whole, num_tiles = filled()
+    assert num_tiles == 6
+    (victim,) = tmp_path.glob(f"{place}_*")
+    victim.unlink()
+    digest = hashlib.sha256(f"{place}\n".encode() + NO_TILES[name]).hexdigest()
+    (tmp_path / f"{place}_{digest}.npy").write_bytes(NO_TILES[name])
+    again, num_tiles = filled()
+    np.testing.assert_array_equal(again, whole)
+    assert num_tiles == 1
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, lambda path: path.symlink_to(path.parent / "none")])
+def test_what_is_no_file_is_no_tile(tmp_path, make):
+    theta = kernel(tmp_path)
+    victim = tile_files(tmp_path)[3]
+    victim.unlink()
+    make(victim)
+    np.testing.assert_array_equal(kernel(tmp_path), theta)
+    assert victim.is_file()
+
+
 def test_a_damaged_tile_is_never_read(tmp_path):
     kernel(tmp_path)
     settings = json.loads((tmp_path / SETTINGS).read_text())["settings"]

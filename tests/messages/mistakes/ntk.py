@@ -195,6 +195,16 @@ MISTAKES = [
         lambda tmp: of_candidate({"input_ids": IDS + 2}),
     ),
     (
+        "batch['attention_mask']",
+        "integers ... at least one, got int64 (0, 3)",
+        lambda tmp: of_candidate({name: array[:0] for name, array in BATCH.items()}),
+    ),
+    (
+        "batch['input_ids']",
+        "integers ... got <class 'list'> (1, 3)",
+        lambda tmp: of_candidate({"input_ids": IDS.tolist()}),
+    ),
+    (
         "batch['labels']",
         "integers ... got float64 (1, 3)",
         lambda tmp: of_candidate({"labels": IDS * 1.0}),
