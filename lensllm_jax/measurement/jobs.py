@@ -34,7 +34,7 @@ from lensllm_jax.finetune.compute import loading, loop_for
 from lensllm_jax.finetune.evaluation import Evaluation
 from lensllm_jax.finetune.fine_tune import FineTuned, Progress
 from lensllm_jax.finetune.loop import Loop
-from lensllm_jax.finetune.rates import AUTO, Trial
+from lensllm_jax.finetune.rates import AUTO
 from lensllm_jax.finetune.resume import Checkpoint
 from lensllm_jax.finetune.search import SearchGrid, SearchProgress
 from lensllm_jax.language_modelling import LOSS_UNIT
@@ -79,6 +79,7 @@ class Job(NamedTuple):
     checkpoint_seconds: float = 60.0  # between two checkpoints
     keep: str | None = None  # the best weights next to the cell, WHOLE or as an ADAPTER
     rival: np.ndarray | None = None  # records of the best cell of the size: see ``evaluated``
+    searched: int = 0  # examples that the search of the rate before it trains on
 
     @property
     def num_trials(self) -> int:
@@ -88,12 +89,14 @@ class Job(NamedTuple):
     @property
     def work(self) -> float:
         """Cost in parameters times examples, if patience never ends a fine-tune."""
-        return self.num_params * self.size * self.config.max_epochs * (1.0 + self.num_trials)
+        examples = self.size * (1.0 + self.num_trials) + self.searched
+        return self.num_params * self.config.max_epochs * examples
 
     @property
     def search_share(self) -> float:
-        """Share of the work that the search is."""
-        return 1 - 1 / (1 + self.num_trials)
+        """Share of the work that the searches are."""
+        examples = self.size * (1.0 + self.num_trials) + self.searched
+        return 1 - self.size / examples if examples else 0.0
 
     def checkpoint(self, suffix: str = UNFINISHED) -> Checkpoint | None:
         """Keeps an unfinished fine-tune or search, if the job has a path."""
@@ -176,16 +179,14 @@ class Measurer:
         if job.config.learning_rate != AUTO:
             return None
 
-        def on_trial(trial: Trial) -> None:
-            rate, loss = trial.learning_rate, trial.validation_loss
-            message = f"{job.name}: rate {rate:g}, validation loss {loss:.4f}"
-            on_progress(ProgressUpdate(0.0, message))
+        def after_evaluation(share: float, message: str) -> None:
+            on_progress(ProgressUpdate(share * job.search_share, f"{job.name}: {message}"))
 
         key = (job.name, job.config)
         if key not in self._rates:
             measurement = self.measurement(job.name, job.config)
             file = job.path and job.path.with_name(RATES)
-            self._rates[key] = search_rate(measurement, file, on_trial=on_trial)
+            self._rates[key] = search_rate(measurement, file, on_progress=after_evaluation)
         return self._rates[key]
 
     def tuning(self, job: Job, *, on_progress: OnProgress = ignore_progress) -> MeasurementConfig:

@@ -237,13 +237,16 @@ class Measurement:
             on_progress=on_progress, checkpoint=checkpoint, rival=rival,
         )  # fmt: skip
 
-    def trial(self, size: int) -> Callable[[float], Trial]:
-        """The validation loss of a rate after training on ``size`` examples."""
+    def trial(self, size: int) -> Callable[[float, Callable[[Progress], None]], Trial]:
+        """The validation loss of a rate after training on ``size`` examples, which it shows."""
         splits, config = self.splits(size), self._fine_tuning
 
-        def of(rate: float) -> Trial:
+        def of(rate: float, on_progress: Callable[[Progress], None]) -> Trial:
             try:
-                found = trained(self.loop.at(rate), self._start.params, splits, config=config)
+                found = trained(
+                    self.loop.at(rate), self._start.params, splits, config=config,
+                    on_progress=on_progress,
+                )  # fmt: skip
             except FloatingPointError:
                 return Trial(rate, math.inf, 0)
             return Trial(rate, found.best_loss, found.num_tokens)

@@ -49,14 +49,15 @@ def expected_examples(config: MeasurementConfig, task: Task) -> int:
 
 
 def search_rate(
-    measurement: Measurement, file: Path | None, *, on_trial: Callable[[Trial], None]
+    measurement: Measurement, file: Path | None, *, on_progress: Callable[[float, str], None]
 ) -> RateSearch:
     """The trials of a candidate on the first 100 training examples, or all of a smaller task.
 
     Args:
         measurement: the candidate, the task and the settings.
         file: of the trials that ended, read and written; None keeps none.
-        on_trial: called after each that is made now.
+        on_progress: called after each evaluation with the share of the search that is done, if it
+            takes three trials, and what was found.
 
     Raises:
         UserError: if all rates diverged, or the file is damaged.
@@ -66,11 +67,16 @@ def search_rate(
     trial_of = measurement.trial(size)
 
     def loss_of(rate: float) -> float:
+        def show(within: float, loss: float) -> None:
+            share = min((len(known) + within) / _NUM_TRIALS, 1.0)
+            on_progress(share, f"rate {rate:g}, validation loss {loss:.4f}")
+
         if rate not in known:
-            known[rate] = trial_of(rate)
+            trial = trial_of(rate, lambda now: show(now.step / now.max_steps, now.validation_loss))
+            known[rate] = trial
             if file is not None:
                 durable.replace(file, json.dumps([*known.values()]).encode())
-            on_trial(known[rate])
+            show(0.0, trial.validation_loss)
         return known[rate].validation_loss
 
     start = first_rung(measurement.candidate.num_params)

@@ -21,6 +21,7 @@ from lensllm_jax.finetune.search import SearchGrid
 from lensllm_jax.measurement.jobs import Cell, Job, JobResult, Measurer, one_line
 from lensllm_jax.measurement.measurement import MeasurementConfig
 from lensllm_jax.measurement.pool import describe_pool, loss_table
+from lensllm_jax.measurement.rates import expected_examples
 from lensllm_jax.measurement.winner import Winner, forget
 from lensllm_jax.runs import executors, terminal
 from lensllm_jax.runs.executors import ExecutorConfig, ExecutorSettings
@@ -183,12 +184,14 @@ class Grid(NamedTuple):
     def jobs(self, folder: RunFolder) -> list[Job]:
         """Every cell; that before fine-tuning is the same for all seeds."""
         searched = len(self.search.rates) * len(self.search.batch_sizes) > 1
+        first = next((size for size in self.sizes if size > 0), 0)
         return [
             Job(
                 name, summary.num_params, size, self.config_of(name, seed),
                 self.search if searched else None,
                 folder.path / self.path(name, size, seed), self.checkpoint_seconds,
                 keep=self.keep if size == self.sizes[-1] > 0 and seed == self.seeds[0] else None,
+                searched=expected_examples(self.config, self.task) if size == first > 0 else 0,
             )
             for name, summary in self.pool.items()
             for seed in self.seeds

@@ -27,6 +27,7 @@ from lensllm_jax.finetune.evaluation import loss_covariance
 from lensllm_jax.linalg import NtkSpectrum
 from lensllm_jax.measurement.jobs import RECORDS, Cell, Job, Measurer, ProgressUpdate
 from lensllm_jax.measurement.measurement import Measurement, MeasurementConfig, spectrum_for_law
+from lensllm_jax.measurement.rates import expected_examples
 from lensllm_jax.measurement.winner import Winner, forget
 from lensllm_jax.ntk.candidate import CandidateNtk
 from lensllm_jax.ntk.loss import kernel_report
@@ -143,6 +144,7 @@ class Cells:
     def measured(self, job: Job, measurer: Measurer) -> Cell:
         """The cell of a job, measured now in this process unless it is finished."""
         if not self._skip_finished(job):
+            self.show(job, ProgressUpdate(0.0, str(job)))
             self.keep(job, measurer.measure(job, on_progress=functools.partial(self.show, job)))
         piece = self._piece_of(job)
         cell = self.folder.read_piece(piece)
@@ -190,12 +192,14 @@ class CandidateRun:
         """The job of a fine-tune on ``size`` examples; of size 0, of the loss before any."""
         name, num_params = self.summary.name, self.summary.num_params
         path = self._cells.folder.path / cell_path(name, size)
+        is_first = size > 0 and not any(self.losses)  # its rate is searched before it
         is_largest = size > 0 and size >= max(self.losses, default=0)
         return Job(
             name, num_params, size, self._config,
             path=path, checkpoint_seconds=self._checkpoint_seconds,
             keep=self._winner.keep if self._winner and is_largest else None,
             rival=None if self._all_test_examples else self._cells.best_records(size),
+            searched=expected_examples(self._config, self._measurer.task) if is_first else 0,
         )  # fmt: skip
 
     def measure_loss(self, size: int) -> float:

@@ -5,7 +5,6 @@
 """
 
 import dataclasses
-import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -173,7 +172,8 @@ def select_model(
     run, wanted = read_settings(SelectionSettings, given, call="lensllm_jax.select_model")
     config, summaries = run.measurement, describe_pool(run.names)
     whole = run.load_task(summaries)
-    plan = wanted.plan(whole, num_searched=expected_examples(config, whole))
+    num_searched = expected_examples(config, whole)
+    plan = wanted.plan(whole, num_searched=num_searched)
     executor = wanted.executor_config()
     _check_race(plan, summaries)
     check_kernel_examples(whole, config.num_kernel_examples)
@@ -183,7 +183,7 @@ def select_model(
     winner = wanted.winner(decided, summaries, run)
     folder = run.open_folder(decided, whole, summaries)
     configs = run.fitted(whole, summaries, folder, at_a_time=executor.at_a_time)
-    with run.progress(total=_total_work(summaries, plan, config)) as progress:
+    with run.progress(total=_total_work(summaries, plan, config, num_searched)) as progress:
         measurer = Measurer(whole, revisits=plan.order in (Order.UPWARDS, Order.RACE))
         cells, seconds = Cells(folder, progress), run.checkpoint_seconds
         pool = {
@@ -269,8 +269,9 @@ def _check_race(plan: Plan, summaries: Mapping[str, CandidateSummary]) -> None:
 
 
 def _total_work(
-    summaries: Mapping[str, CandidateSummary], plan: Plan, config: MeasurementConfig
-) -> float:
+    summaries: Mapping[str, CandidateSummary], plan: Plan, config: MeasurementConfig,
+    num_searched: int,
+) -> float:  # fmt: skip
     """Cost of fine-tuning the pool on every size, if patience never ends a fine-tune."""
     if plan.race is not None:  # of tuning all on the target
         whole = sum(
@@ -278,8 +279,10 @@ def _total_work(
             for one in summaries.values()
         )
         return plan.race.max_cost * whole
-    pairs = itertools.product(summaries.values(), plan.sizes)
-    return sum(Job(one.name, one.num_params, size, config).work for one, size in pairs)
+    return sum(
+        Job(one.name, one.num_params, sum(plan.sizes), config, searched=num_searched).work
+        for one in summaries.values()
+    )
 
 
 class Measured(NamedTuple):

@@ -86,3 +86,5 @@ def test_a_search_costs_a_fine_tune_per_setting():
     assert (alone.work, alone.search_share) == (16000.0, 0.0)
     assert (searched.work, searched.search_share) == (5 * 16000.0, 0.8)
     assert alone._replace(size=0).work == 0.0
+    rate = alone._replace(searched=24)
+    assert (rate.work, rate.search_share) == (4 * 16000.0, 0.75)

@@ -7,6 +7,7 @@ import math
 import pytest
 
 from lensllm_jax import checks
+from lensllm_jax.finetune.fine_tune import Progress
 from lensllm_jax.finetune.rates import LADDER, Trial
 from lensllm_jax.measurement import jobs
 from lensllm_jax.measurement.jobs import Job, Measurer
@@ -27,8 +28,9 @@ class Fake(Measurement):
     def trial(self, size):
         assert size == 40  # all of a small task
 
-        def of(rate):
+        def of(rate, on_progress):
             self.trained.append(rate)
+            on_progress(Progress(1, 2, 3.0, 0.5, 9.0))
             return Trial(rate, abs(math.log(rate / self.best)), 100)
 
         return of
@@ -36,19 +38,24 @@ class Fake(Measurement):
 
 def test_trials_that_ended_are_not_made_again(tmp_path):
     file = tmp_path / "rates.json"
-    whole = search_rate(Fake(1e-4), file, on_trial=lambda trial: None)
+    whole = search_rate(Fake(1e-4), file, on_progress=lambda *_: None)
     assert whole.learning_rate == 1e-4
     assert whole.as_dict()["num_tokens"] == 100 * len(whole.trials)
     assert whole.as_dict()["num_examples"] == 40 * len(whole.trials)
     kept = json.loads(file.read_bytes())
     file.write_text(json.dumps(kept[:2]))  # killed after two
     again, shown = Fake(1e-4), []
-    assert search_rate(again, file, on_trial=shown.append) == whole
+
+    def show(*now):
+        shown.append(now)
+
+    assert search_rate(again, file, on_progress=show) == whole
     assert again.trained == [trial[0] for trial in kept[2:]]
-    assert [trial.learning_rate for trial in shown] == again.trained
+    assert shown[0] == ((2 + 1 / 2) / 3, f"rate {again.trained[0]:g}, validation loss 0.5000")
+    assert [now[0] for now in shown[1:]] == [1.0] * (2 * len(again.trained) - 1)
     file.write_text("[[1, 2]]")
     with pytest.raises(checks.UserError, match="delete it to search again"):
-        search_rate(Fake(1e-4), file, on_trial=shown.append)
+        search_rate(Fake(1e-4), file, on_progress=show)
 
 
 def test_of_rates_that_are_as_good_the_highest_is_taken():

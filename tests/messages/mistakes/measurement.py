@@ -33,7 +33,7 @@ def damaged_rates(folder):
     """The trials of a rate, of which a part is missing."""
     (folder / "rates.json").write_text("[[1, 2]]")
     measurement = Measurement.__new__(Measurement)
-    return search_rate(measurement, folder / "rates.json", on_trial=print)
+    return search_rate(measurement, folder / "rates.json", on_progress=print)
 
 
 def pool():
