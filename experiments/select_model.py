@@ -56,6 +56,7 @@ from experiments.common.flags import (
 from experiments.common.measurement_flags import measurement_flags
 from lensllm_jax.language_modelling import LOSS_UNIT
 from lensllm_jax.report.markdown import format_cell
+from lensllm_jax.report.sections import known_columns
 from lensllm_jax.runs import terminal
 from lensllm_jax.runs.executors import KINDS
 from lensllm_jax.runs.progress import remaining
@@ -151,7 +152,7 @@ def show(selection: Selection) -> None:
     )
     shown = SHOWN if selection.race is None else SHOWN_OF_RACE
     rows = [{column: row[column] for column in shown if column in row} for row in selection.rows()]
-    _print(title, rows, texts=("candidate",))
+    _print(title, known_columns(rows), texts=("candidate",))
     if selection.race is None and selection.ranking.advice is not None:
         terminal.show(str(selection.ranking.advice))
     terminal.show_box(str(selection.answer))

@@ -47,7 +47,12 @@ def curves(
 ) -> Drawing:
     """Measured losses, laws (of the selector ``law``), predictions and their intervals."""
     drawn = figures.draw_loss_curves(
-        measured, laws, target_size=ranking.target_size, intervals=ranking.intervals
+        measured, laws, target_size=ranking.target_size, predicted=ranking.predicted,
+        intervals=ranking.intervals,
+    )  # fmt: skip
+    lines = f" Lines: the law of {law or ranking.selector}." if laws else ""
+    dashed = (
+        " Dashed: from the last loss to the star." if ranking.predicted.keys() - laws.keys() else ""
     )
     bars = "; bars: 90% interval relative to the other candidates" if ranking.log_std else ""
     losses = ", ".join(f"{n} {ranking.predicted[n]:.3f}" for n in ranking.order)
@@ -55,8 +60,8 @@ def curves(
         "Measured losses and fitted laws",
         "loss_curves.png",
         figures.svg(*drawn),
-        f"Points: measured. Lines: the law of {law or ranking.selector}. Stars: prediction of "
-        f"{ranking.selector} at {ranking.target_size:,} examples{bars}.",
+        f"Points: measured. Stars: prediction of {ranking.selector} at {ranking.target_size:,} "
+        f"examples{bars}.{lines}{dashed}",
         f"Loss against training examples. Predicted at {ranking.target_size}: {losses}.",
     )
 

@@ -98,14 +98,17 @@ def draw_loss_curves(
     laws: Mapping[str, Callable[[Float[np.ndarray, " s"]], Float[np.ndarray, " s"]]],
     *,
     target_size: int,
+    predicted: Mapping[str, float] | None = None,
     intervals: Mapping[str, tuple[float, float]] | None = None,
 ) -> tuple[Figure, Axes]:
-    """Measured losses, the fitted law of each candidate, and its prediction at the target.
+    """Measured losses, fitted laws, and predictions at the target.
 
     Args:
         table: measured losses.
-        laws: candidate -> predicted losses at sizes; those without a usable fit are left out.
+        laws: candidate -> losses by size; those without a usable fit are left out.
         target_size: up to which the laws are drawn, examples.
+        predicted: candidate -> loss at the target, drawn as a star; without a law a dashed line
+            leads to it.
         intervals: candidate -> lower and upper loss at the target, drawn as a bar.
     """
     figure, axes = axes_with("training examples D", table.in_unit("test loss"))
@@ -119,9 +122,14 @@ def draw_loss_curves(
         ends += [_End(name, i, float(table.sizes[j]), float(table.losses[i, j])) for j in last]
         if name in laws:
             axes.plot(grid, laws[name](grid), **style)
-            at_target = laws[name](np.array([float(target_size)]))
-            axes.plot([target_size], at_target, "*", markersize=11, color=style["color"])
-            ends[-1] = _End(name, i, float(target_size), at_target.item())
+            ends[-1] = _End(name, i, float(target_size), laws[name](grid[-1:]).item())
+        if predicted and name in predicted:
+            star = _End(name, i, float(target_size), predicted[name])
+            if name not in laws:
+                path = [ends[-1].x, star.x], [ends[-1].y, star.y]
+                axes.plot(*path, color=style["color"], linestyle=(0, (4, 3)), linewidth=0.9)
+            axes.plot([star.x], [star.y], "*", markersize=11, color=style["color"])
+            ends[-1] = star
         if intervals and name in intervals:
             # next to each other and the stars, not on top of them
             position = target_size * 1.15 * 1.06**i
@@ -136,7 +144,7 @@ def draw_loss_curves(
     _label_ends(axes, ends)
     if table.unit == LOSS_UNIT:
         _add_bits(axes)
-    axes.set_title(f"{table.task}: measured losses, fitted laws, predictions (stars)")
+    axes.set_title(f"{table.task}: measured losses and predictions (stars)")
     return figure, axes
 
 

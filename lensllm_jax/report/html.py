@@ -65,7 +65,7 @@ dl { display: grid; grid-template-columns: max-content 1fr; gap: .2rem 1rem; }
 dd { margin: 0; overflow-wrap: anywhere; }
 @media print { body { max-width: none; padding: 0; font-size: 9pt; }
   .scroll { overflow: visible; border: 0; } table { font-size: 6pt; }
-  th, td { padding: .12rem; } th.number { min-width: 0; } td.long { min-width: 0; }
+  th, td { padding: .12rem .2rem; } th.number { min-width: 0; } td.long { min-width: 0; }
   th button { padding: 0; } th button::after { content: none !important; }
   figure.drawing, tr, .card { break-inside: avoid; } h2 { break-after: avoid; }
   figure svg { min-width: 0; } }

@@ -43,6 +43,21 @@ def marked(text: str) -> list[tuple[str, str]]:
     return parts
 
 
+def known_columns(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The rows without the columns in which nothing is known: None, NaN or empty text.
+
+    Example:
+        >>> known_columns([{"a": 1, "b": None}, {"a": 2, "b": ""}])
+        [{'a': 1}, {'a': 2}]
+    """
+
+    def is_known(value: Any) -> bool:
+        return value is not None and value != "" and value == value
+
+    columns = [c for c in rows[0] if any(is_known(row[c]) for row in rows)] if rows else []
+    return [{column: row[column] for column in columns} for row in rows]
+
+
 @dataclasses.dataclass(frozen=True)
 class Text:
     """A paragraph."""

@@ -2,7 +2,15 @@
 
 from lensllm_jax.data.task import Task
 from lensllm_jax.report import _parts
-from lensllm_jax.report.sections import Block, Report, Section, Table, Text, literal
+from lensllm_jax.report.sections import (
+    Block,
+    Report,
+    Section,
+    Table,
+    Text,
+    known_columns,
+    literal,
+)
 from lensllm_jax.scaling.result import LawFits
 from lensllm_jax.selection.race import Race
 from lensllm_jax.selection.ranking import Ranking
@@ -22,10 +30,16 @@ _RACE_LEGEND = (
     "bits. `predicted_loss` is the posterior's, `low_90` to `high_90` its interval relative to the "
     "other candidates; `p_best` is the probability of the lowest loss at the target, "
     "`expected_regret` by which share a loss is expected to exceed the lowest, were this candidate "
-    "picked; `lensllm_loss` is Eq 10 with F of the measured kernel and t free, `rectified_loss` "
-    "its control, for the candidates whose kernels were computed; `largest_loss` is measured at "
-    "`largest_size`. `pflops` counts 6 N per training token (4 N for weights beside "
-    "LoRA's), and the kernel."
+    "picked; `largest_loss` is measured at `largest_size`. `pflops` counts 6 N per training token "
+    "(4 N for weights beside LoRA's), and the kernel."
+)
+_KERNEL_LEGEND = (
+    "`lensllm_loss` is Eq 10 with F of the measured kernel and t free, `rectified_loss` its "
+    "control, for the candidates whose kernels were computed."
+)
+_STEPS_NOTE = (
+    "All candidates ran the first sizes; each row is a fine-tune after them, with the posterior's "
+    "leader once its loss was known."
 )
 _COST_NOTE = (
     "Orders with the kernels of the candidates that they rank; full tuning: every candidate once "
@@ -41,6 +55,8 @@ _DROPPED_NOTE = (
     "Dropped after `dropped_at` examples: a straight line of log loss on log size through the last "
     "losses ends above those of the candidates that continued."
 )
+
+_FIRST = ("rank", "candidate", "p_best", "expected_regret", "predicted_loss")  # of the columns
 
 
 def selection_report(selection: Selection, task: Task, run: _parts.Run) -> Report:
@@ -59,8 +75,9 @@ def selection_report(selection: Selection, task: Task, run: _parts.Run) -> Repor
         sections=[
             Section("Ranking", _ranking(selection)),
             Section("Measured losses", _losses(selection)),
+            *_race(selection),
             *_dropped(selection),
-            Section("Cost", _cost(selection), details=[_ledger(ranking)]),
+            Section("Cost", _orders(selection), details=[_ledger(ranking)]),
             *([Section("Fits", [_fits(selection, selection.fits)])] if selection.fits else []),
             *([Section("Kernels", [_parts.spectra(spectra)])] if spectra else []),
             Section("How this was made", _made(task, run), details=[_parts.settings(run)]),
@@ -71,25 +88,42 @@ def selection_report(selection: Selection, task: Task, run: _parts.Run) -> Repor
 def _ranking(selection: Selection) -> list[Block]:
     ranking = selection.verdict
     chances = {row["candidate"]: row["p_first_beats_it"] for row in ranking.rows()}
-    rows = []
-    for row in selection.rows():
-        cells = list(row.items())
-        place = list(row).index("p_beats_next") + 1
-        chance = ("p_first_beats_it", chances.get(row["candidate"]))
-        rows.append(dict([*cells[:place], chance, *cells[place:]]))
+    rows = [
+        {**dict.fromkeys(_FIRST), **row, "p_first_beats_it": chances.get(row["candidate"])}
+        for row in selection.rows()
+    ]
     caption = f"{ranking.selector} at {ranking.target_size:,} examples; losses: nats per byte"
     return [
-        Table(rows, caption, page_only={"p_first_beats_it"}),
+        Table(known_columns(rows), caption, page_only={"p_first_beats_it"}),
         # a race's next fine-tune stands in the answer
         *(_parts.certainty(ranking) if selection.race is None else ()),
-        Text(_LEGEND if selection.race is None else _RACE_LEGEND),
+        *map(Text, _legend(selection)),
         _parts.curves(selection.table, selection.laws, ranking, law=selection.ranking.selector),
     ]
+
+
+def _legend(selection: Selection) -> list[str]:
+    if selection.race is None:
+        return [_LEGEND]
+    return [_RACE_LEGEND, _KERNEL_LEGEND] if selection.spectra else [_RACE_LEGEND]
 
 
 def _losses(selection: Selection) -> list[Block]:
     note = f"A dash is a size that the order `{selection.order.value}` did not measure."
     return [_parts.losses_table(selection.table), Text(note)]
+
+
+def _race(selection: Selection) -> list[Section]:
+    if selection.race is None:
+        return []
+    rows = selection.step_rows()
+    steps = [Table(rows, "fine-tunes after the first sizes; losses in nats per byte")]
+    return [
+        Section(
+            "How the race went",
+            [_end_of(selection.race), *([*steps, Text(_STEPS_NOTE)] if rows else [])],
+        )
+    ]
 
 
 def _dropped(selection: Selection) -> list[Section]:
@@ -99,11 +133,6 @@ def _dropped(selection: Selection) -> list[Section]:
     caption = "losses in nats per byte; sizes in training examples"
     note = _DROPPED_NOTE if selection.race is None else _RACE_DROPPED_NOTE
     return [Section("Dropped", [Table(rows, caption), Text(note)])]
-
-
-def _cost(selection: Selection) -> list[Block]:
-    why = [] if selection.race is None else [_end_of(selection.race)]
-    return [*why, *_orders(selection)]
 
 
 def _end_of(race: Race) -> Text:

@@ -16,7 +16,7 @@ from lensllm_jax.measurement.jobs import FAILURES, Job, one_line
 from lensllm_jax.runs import executors, terminal
 from lensllm_jax.runs.executors import ExecutorConfig
 from lensllm_jax.runs.resume import CandidateRun, Cells, test_covariances
-from lensllm_jax.selection.race import Move, Outcome, Race, RaceRule, run
+from lensllm_jax.selection.race import OPENING, Move, Outcome, Race, RaceRule, run
 
 _MOST_FIRST = 200  # examples: the first size of a task that has many
 _FIRST_SHARE = 12.0  # the first two sizes together take at most a quarter of the budget
@@ -73,10 +73,10 @@ class Workers(NamedTuple):
 
 def run_race(
     pool: Mapping[str, CandidateRun], rule: RaceRule, workers: Workers, *, quiet: bool
-) -> Race:
-    """The race at its end; every loss is read from the run folder, or measured and stored.
+) -> tuple[Race, list[dict[str, Any]]]:
+    """The race at its end, and its fine-tunes with their reasons: the rows of ``race.csv``.
 
-    Each fine-tune stands in the folder's ``race.csv`` with its reason.
+    Every loss is read from the run folder, or measured and stored.
     """
     workers.failures(candidate.job(0) for candidate in pool.values())
     zero_shot = {name: candidate.measure_loss(0) for name, candidate in pool.items()}
@@ -93,8 +93,10 @@ def run_race(
         # one of each candidate; jobs are made before any of them is read, so that they are the
         # same after a resume
         failed = workers.failures(pool[move.candidate].job(move.size) for move in moves)
+        if is_opening := moves[0].reason == OPENING and not quiet:
+            terminal.warn(f"{len(moves)} candidates, {moves[0].size} examples: {OPENING}")
         for move in moves:
-            if not quiet:
+            if not quiet and not is_opening:
                 terminal.warn(f"{move.candidate}, {move.size} examples: {move.reason}")
             outcome = _outcome(pool[move.candidate], move, failed.get(move.candidate))
             ran.append((move, outcome))
@@ -107,7 +109,7 @@ def run_race(
         folder.write_rows("race.csv", rows)
         ran.clear()
         race = now
-    return race
+    return race, rows
 
 
 def _outcome(candidate: CandidateRun, move: Move, failure: str | None) -> Outcome:

@@ -290,15 +290,16 @@ class Measured(NamedTuple):
 
     dropped: dict[str, Drop]  # upwards
     race: Race | None = None  # at its end
+    steps: Sequence[Mapping[str, Any]] = ()  # of the race, rows of race.csv
 
 
 def _measure(pool: Pool, plan: Plan, workers: Workers, *, quiet: bool) -> Measured:
     """Measures all that the order needs."""
     if plan.race is not None:
-        race = run_race(pool, plan.race, workers, quiet=quiet)
+        race, steps = run_race(pool, plan.race, workers, quiet=quiet)
         for name in kernels_after(race, plan.kernels):
             pool[name].compute_kernel()
-        return Measured({}, race)
+        return Measured({}, race, steps)
     if plan.order is Order.UPWARDS:
         return Measured(_measure_upwards(pool, plan))
     for candidate in pool.values():
@@ -365,6 +366,7 @@ def _select(
         order=plan.order,
         dropped=measured.dropped,
         race=measured.race,
+        steps=tuple(measured.steps),
         costs=_costs(pool, plan, counts, kernels, ledger),
         loss_covariance=test_covariances(folder, table),
     )
@@ -438,7 +440,9 @@ def _write_results(folder: RunFolder, selection: Selection, report: Report) -> N
     folder.write_rows("ranking.csv", [_numbers(row) for row in selection.rows()])
     folder.write_rows("orders.csv", [dataclasses.asdict(cost) for cost in selection.costs])
     folder.write_bytes("loss_curves.png", figures.png(*figures.draw_loss_curves(
-        selection.table, selection.laws, target_size=selection.target_size)))  # fmt: skip
+        selection.table, selection.laws, target_size=selection.target_size,
+        predicted=selection.verdict.predicted, intervals=selection.verdict.intervals,
+    )))  # fmt: skip
     spectra = {name: s.eigenvalues for name, s in selection.spectra.items()}
     if spectra:
         figure = figures.draw_kernel_spectra(spectra)

@@ -67,6 +67,8 @@ _NUM_DRAWS = 2**14  # of odds that a drop depends on
 
 _Rows = Float[np.ndarray, " num_candidates"]
 
+OPENING = "one of the first sizes, which all candidates run"  # reason of a fine-tune
+
 
 class StopReason(enum.StrEnum):
     """Why a race ended."""
@@ -348,9 +350,8 @@ class Race:
         """
         size = self._next_opening
         if size is not None:
-            reason = "one of the first sizes, which all candidates run"
             return tuple(
-                Move(name, size, self._cost_of_next(name, size), reason)
+                Move(name, size, self._cost_of_next(name, size), OPENING)
                 for name in self.running
                 if size > self.largest[name]
             )

@@ -26,7 +26,7 @@ from lensllm_jax.selection.loss_table import LossTable
 from lensllm_jax.selection.order_cost import FULL_TUNING, OrderCost
 from lensllm_jax.selection.orders import Drop, Order
 from lensllm_jax.selection.problem import Evidence
-from lensllm_jax.selection.race import Race
+from lensllm_jax.selection.race import OPENING, Race
 from lensllm_jax.selection.rank import rank
 from lensllm_jax.selection.ranking import Ranking
 from lensllm_jax.selection.uncertainty import Probability
@@ -48,6 +48,7 @@ class Selection:
     costs: tuple[OrderCost, ...] = ()  # of every order and of full tuning
     loss_covariance: Float[np.ndarray, "s c c"] | None = None  # as in ``Evidence``
     race: Race | None = None  # at its end, if the order is a race
+    steps: tuple[Mapping[str, Any], ...] = ()  # its fine-tunes, rows of race.csv
     model: Model | None = None  # the pick's fine-tuned weights, if they were saved
 
     @cached_property
@@ -217,6 +218,23 @@ class Selection:
             out = self.race.dropped
             row["dropped_at"] = out[name].size if name in out else ""
         return row
+
+    def step_rows(self) -> list[_Row]:
+        """A race's fine-tunes after the first sizes, each with its reason and what it changed."""
+        return [
+            {
+                "step": row["step"],
+                "candidate": row["candidate"],
+                "examples": row["size"],
+                "percent_of_tuning_all": 100 * row["cost"],
+                "test_loss": row["test_loss"],
+                "leader": row["leader"],
+                "p_best": Probability(row["p_best"]),
+                "reason": row["failure"] or row["reason"],
+            }
+            for row in self.steps
+            if row["reason"] != OPENING
+        ]
 
     def drop_rows(self) -> list[_Row]:
         """Dropped candidates, where, and by what prediction; losses in nats per byte."""

@@ -47,9 +47,20 @@ def test_losses_per_byte_have_a_scale_of_bits():
     assert (other.get_ylabel(), list(other.child_axes)) == ("test loss", [])
 
 
+def test_a_star_stands_at_the_prediction_and_a_dashed_line_leads_to_it_where_no_law_does():
+    sizes, losses = np.array([0, 200, 400]), np.array([[2.0, 1.5, 1.2], [3.0, 2.0, np.nan]])
+    table = LossTable(("a", "b"), sizes, losses, np.ones(2), ("",) * 2)
+    laws, predicted = {"a": lambda size: 1.0 + 0.0 * size}, {"a": 0.9, "b": 1.4}
+    _, axes = figures.draw_loss_curves(table, laws, target_size=800, predicted=predicted)
+    stars = [line.get_xydata().tolist() for line in axes.lines if line.get_marker() == "*"]
+    assert stars == [[[800, 0.9]], [[800, 1.4]]]
+    dashed = [line.get_xydata().tolist() for line in axes.lines if line.get_linestyle() == "--"]
+    assert dashed == [[[200, 2.0], [800, 1.4]]]
+
+
 def test_a_long_name_is_shortened_and_a_title_is_not():
     axes = drawn_curves(task="pydoc")
-    assert axes.get_title() == "pydoc: measured losses, fitted laws, predictions (stars)"
+    assert axes.get_title() == "pydoc: measured losses and predictions (stars)"
     (name,) = (text.get_text() for text in axes.texts)
     assert name == "a" * 12 + "\u2026" + "a" * 12
 

@@ -13,6 +13,7 @@ from lensllm_jax.report.markdown import to_markdown
 from lensllm_jax.runs.select_model import _numbers
 from lensllm_jax.selection.orders import Drop, Order
 from lensllm_jax.selection.posterior import Concordance
+from lensllm_jax.selection.race import OPENING, RaceRule, replay
 from lensllm_jax.selection.uncertainty import NextMeasurement
 from tests.messages.binaries import load
 from tests.report import samples
@@ -92,3 +93,25 @@ def test_no_number_is_cut_on_a_terminal_of_80_characters(selection, capsys, monk
     for row in selection.rows():
         assert f"{row['predicted_loss']:.4f}" in printed
         assert f"{row['budget_loss']:.4f}" in printed
+
+
+def test_a_race_shows_its_fine_tunes_after_the_first_sizes_and_why_it_stopped():
+    table = samples.loss_table()
+    whole = dataclasses.replace(table, losses=np.nan_to_num(table.losses, nan=3.0))
+    *_, race = replay(whole, RaceRule(target_size=1600, sizes=(200, 400, 800), max_cost=0.9))
+    common = {"cost": 0.1, "test_loss": 2.5, "failure": None, "leader": "last", "p_best": 0.875}
+    steps = (
+        {"step": 1, "candidate": "last", "size": 200, "reason": OPENING, **common},
+        {"step": 2, "candidate": "last", "size": 400, "reason": "it pays", **common},
+    )
+    chosen = dataclasses.replace(
+        samples.selection(), table=whole, spectra={}, order=Order.RACE, race=race, steps=steps
+    )
+    page = to_markdown(samples.report(chosen))
+    assert f"The race stopped by its {race.stop.reason} rule: {race.stop.text}" in page
+    (row,) = (line for line in page.splitlines() if "it pays" in line)
+    assert row == "| 2 | last | 400 | 10.0000 | 2.5000 | last | 0.88 | it pays |"
+    assert OPENING not in page
+    # nothing is known of a kernel: its columns stay away
+    assert "lensllm_loss" not in page
+    assert "lensllm_loss" in chosen.rows()[0]

@@ -58,7 +58,7 @@ class Elsewhere:
                 checkpoint_seconds=60.0,
             )  # fmt: skip
         workers = Workers(ExecutorConfig("local", 2), self.task, self.cells)
-        return run_race(pool, RULE, workers, quiet=True)
+        return run_race(pool, RULE, workers, quiet=True)[0]
 
 
 def test_the_order_in_which_fine_tunes_end_changes_nothing(tmp_path, monkeypatch):
