@@ -116,14 +116,11 @@ def _losses(selection: Selection) -> list[Block]:
 def _race(selection: Selection) -> list[Section]:
     if selection.race is None:
         return []
-    rows = selection.step_rows()
-    steps = [Table(rows, "fine-tunes after the first sizes; losses in nats per byte")]
-    return [
-        Section(
-            "How the race went",
-            [_end_of(selection.race), *([*steps, Text(_STEPS_NOTE)] if rows else [])],
-        )
-    ]
+    blocks: list[Block] = [_end_of(selection.race)]
+    if rows := selection.step_rows():
+        caption = "fine-tunes after the first sizes; losses in nats per byte"
+        blocks += [Table(rows, caption), Text(_STEPS_NOTE)]
+    return [Section("How the race went", blocks)]
 
 
 def _dropped(selection: Selection) -> list[Section]:
