@@ -18,13 +18,13 @@ Ten minutes on two cores.  Expected: experiments/results/calibration.csv, whose 
 
 import csv
 import io
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 from absl import flags
 
-from benchmarks.pools import CHOSEN_ON, LONG, SHORT, Case, case_of, constants_chosen_on
+from benchmarks.pools import CHOSEN_ON, LONG, SHORT, Case, case_of, constants_left_out
 from experiments.common import cli
 from experiments.common.curves import read_curves
 from experiments.common.flags import define_curves, define_output_dir
@@ -32,6 +32,7 @@ from lensllm_jax import durable
 from lensllm_jax.selection.loss_table import LossTable
 from lensllm_jax.selection.posterior import Posterior
 from lensllm_jax.selection.rank import rank
+from lensllm_jax.selection.selectors.posterior import Constants
 
 CURVES = define_curves("Loss tables (CSV), two or more.")
 OUTPUT_DIR = define_output_dir()
@@ -53,12 +54,10 @@ def pools_of(table: LossTable) -> Iterator[tuple[LossTable, int]]:
 
 
 def beliefs_of(
-    table: LossTable, cases: Mapping[str, Sequence[Case]]
+    table: LossTable, cases: Sequence[Case], constants: Constants
 ) -> Iterator[tuple[str, np.ndarray, Posterior]]:
     """Selector, true losses and what it believes, for every pool and budget."""
-    others = [case for task, rows in cases.items() if task != table.task for case in rows]
-    constants = constants_chosen_on(others)
-    for case in cases[table.task]:
+    for case in cases:
         yield "posterior", case.truth, case.views.posterior(constants)
     target = int(table.sizes[-1])
     for part, divisor in pools_of(table):
@@ -78,7 +77,7 @@ def rows_of(task: str, selector: str, beliefs: Sequence[tuple[np.ndarray, Poster
         said.append(np.maximum(p, 1.0 - p))
         wins.append((truth[first] < truth[second]) == (p > 0.5))
         error = np.log(truth[known]) - belief.center[known]
-        z = np.abs(error - error.mean()) / belief.log_std[known]
+        z = np.abs(error - error.mean()) / belief.interval_std[known]
         inside.append([z < belief.quantile(0.5 + 0.5 * level) for level in LEVELS])
     p, happened = np.concatenate(said), np.concatenate(wins)
     bins = np.clip(np.searchsorted(EDGES, p, side="right") - 1, 0, len(EDGES) - 2)
@@ -101,10 +100,10 @@ def main(_: Sequence[str]) -> None:
         table.task: [case_of(part, int(table.sizes[-1]), d) for part, d in pools_of(table)]
         for table in tables
     }
-    rows = []
+    left_out, rows = constants_left_out(cases), []
     for table in tables:
         beliefs: dict[str, list[tuple[np.ndarray, Posterior]]] = {}
-        for name, truth, belief in beliefs_of(table, cases):
+        for name, truth, belief in beliefs_of(table, cases[table.task], left_out[table.task]):
             beliefs.setdefault(name, []).append((truth, belief))
         for name, members in beliefs.items():
             rows += rows_of(table.task, name, members)

@@ -18,6 +18,7 @@ the other tables (regret in units of ats' plus four times Brier minus the log sc
 Three minutes on one core for 200 draws.  Expected: the tables in benchmarks/LOG.md, "Decision".
 """
 
+import itertools
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -28,7 +29,7 @@ from benchmarks.pools import (
     Case,
     belief_metrics,
     cases_of,
-    constants_chosen_on,
+    constants_left_out,
     pick_metrics,
 )
 from experiments.common import cli
@@ -92,11 +93,8 @@ def show_beliefs(cases: Sequence[Case], left_out: Mapping[str, Constants]) -> No
 
 def main(_: Sequence[str]) -> None:
     tables = read_curves(CURVES.value)
-    cases = [case for table in tables for case in cases_of(table, DRAWS.value)]
-    left_out = {
-        table.task: constants_chosen_on([c for c in cases if c.task != table.task])
-        for table in tables
-    }
+    by_table = {table.task: list(cases_of(table, DRAWS.value)) for table in tables}
+    left_out, cases = constants_left_out(by_table), [*itertools.chain(*by_table.values())]
     for task, constants in left_out.items():
         print(f"without {task}: {constants}")
     show_picks(cases, left_out)

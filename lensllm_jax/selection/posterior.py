@@ -6,7 +6,8 @@ Given the evidence, log losses are a multivariate Student t with one scale for t
     P(A \text{ beats } B) = T_\nu\big((\mu_B - \mu_A) / \sqrt{\sigma_A^2 + \sigma_B^2}\big),
 
 normal for :math:`\nu = \infty`.  A shift that is common to all candidates changes no order and is
-left out.  Draws give what no formula does: P(best), and the expected regret of picking i,
+left out; so is, of everything but intervals, an uncertain factor common to all distances.  Draws
+give what no formula does: P(best), and the expected regret of picking i,
 :math:`E[\log L_i - \min_j \log L_j]`, about the share by which its loss exceeds the best one's.
 The regret is lowest where :math:`\mu_i` is.
 
@@ -57,6 +58,13 @@ class Posterior:
     center: Float[np.ndarray, " num_candidates"]  # log loss, nats per byte
     log_std: Float[np.ndarray, " num_candidates"]  # scale of the log loss
     dof: float = math.inf  # degrees of freedom
+    # of the log loss, by a factor common to the distances of all candidates: it changes no order
+    distance_std: Float[np.ndarray, " num_candidates"] | float = 0.0
+
+    @property
+    def interval_std(self) -> Float[np.ndarray, " num_candidates"]:
+        """Scale of the log loss within the pool, the distances' common factor included."""
+        return np.hypot(self.log_std, self.distance_std)
 
     def beats(self, first: _Index, second: _Index) -> np.ndarray:
         """P(the loss of ``first`` is lower than that of ``second``), by index."""
@@ -74,7 +82,7 @@ class Posterior:
 
     def interval(self, index: int, *, level: float) -> tuple[float, float]:
         """Range of a candidate's loss, relative to the other candidates'."""
-        half = self.quantile(0.5 + 0.5 * level) * float(self.log_std[index])
+        half = self.quantile(0.5 + 0.5 * level) * float(self.interval_std[index])
         loss = math.exp(self.center[index])
         return loss * math.exp(-half), loss * math.exp(half)
 

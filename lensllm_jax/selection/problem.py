@@ -102,6 +102,7 @@ class Scores:
     scores: Float[np.ndarray, " num_candidates"]  # predicted losses where ``predicts``
     log_std: Float[np.ndarray, " num_candidates"] | None = None  # of log predicted losses
     dof: float = math.inf  # degrees of freedom of log predicted losses; infinite: normal
+    distance_std: Float[np.ndarray, " num_candidates"] | float = 0.0  # see ``Posterior``
     # share of pairs in right order, of scores that predict nothing
     concordance: float | None = None
     predicts: bool = True  # scores are losses at the target, nats per byte
@@ -124,7 +125,7 @@ class Scores:
         """How sure the order is; a concordance of NaN without evidence."""
         if self.log_std is not None and self.predicts:
             with np.errstate(divide="ignore", invalid="ignore"):
-                return Posterior(np.log(self.scores), self.log_std, self.dof)
+                return Posterior(np.log(self.scores), self.log_std, self.dof, self.distance_std)
         share = math.nan if self.concordance is None else self.concordance
         return Concordance(self.ranks_by(), share)
 

@@ -64,7 +64,7 @@ def test_intervals_hold_about_their_share(said):
     z = []
     for posterior, truth in said:
         error = np.log(truth) - posterior.center
-        z.append(np.abs(error - error.mean()) / posterior.log_std)
+        z.append(np.abs(error - error.mean()) / posterior.interval_std)
     for level in (0.5, 0.9):
         share = np.mean(np.concatenate(z) < said[0][0].quantile(0.5 + 0.5 * level))
         # fewer: widths are those of curves that converge, and five of six generators do not

@@ -53,6 +53,15 @@ def test_intervals_hold_their_share_of_what_is_drawn():
             assert abs(np.mean((low < truth) & (truth < high)) - level) < 0.04
 
 
+def test_a_common_factor_of_distances_widens_intervals_and_no_probability():
+    plain, common = Posterior(CENTER, LOG_STD, 8.0), Posterior(CENTER, LOG_STD, 8.0, LOG_STD)
+    (low, high), (lower, higher) = (p.interval(0, level=0.9) for p in (plain, common))
+    assert np.log(higher / lower) == pytest.approx(np.sqrt(2.0) * np.log(high / low))
+    np.testing.assert_array_equal(common.odds(), plain.odds())
+    assert common.beats(0, 1) == plain.beats(0, 1)
+    np.testing.assert_array_equal(common.rank_intervals(), plain.rank_intervals())
+
+
 def test_ranks_are_certain_where_losses_are_and_wide_where_they_are_not():
     certain = Posterior(CENTER, np.full(4, 1e-9)).rank_intervals()
     assert certain.tolist() == [[2, 2], [3, 3], [1, 1], [4, 4]]

@@ -43,6 +43,7 @@ from jaxtyping import Float, Int
 
 from lensllm_jax import linalg
 from lensllm_jax.selection.halving import MIN_SIGMA, Halving
+from lensllm_jax.selection.loss_table import last_measured
 from lensllm_jax.selection.problem import Problem, Scores
 
 
@@ -220,27 +221,40 @@ def _late_gain(problem: Problem, growth: float, strength: float) -> Float[np.nda
     return strength * growth * problem.octaves * shares
 
 
-def views(
+def local_view(
     problem: Problem, *, constants: Constants = DEFAULT
-) -> Float[np.ndarray, "2 num_candidates"]:
-    """Log losses at the target by the local view and by the warped view."""
+) -> Float[np.ndarray, " num_candidates"]:
+    """Log losses at the target by each candidate's own slope; NaN: two sizes are needed."""
     octaves, log_losses = _curves_of(problem)
-    target = float(np.log2(problem.target_size))
     by_octave = _octaves_of(octaves, log_losses)
     growth = _task_growth(by_octave, constants)
     slopes = _robust_slopes(
         by_octave, budget=float(octaves[-1]), growth=growth, constants=constants
     )
-    last = [np.flatnonzero(~np.isnan(row)) for row in log_losses]
-    usable = np.array([len(where) >= 2 for where in last])
-    ends = np.array([where[-1] if len(where) else 0 for where in last])
-    start = octaves[ends] - octaves[-1]
-    way = warped_octaves(np.array(target - octaves[-1]), growth) - warped_octaves(start, growth)
-    local = log_losses[np.arange(len(ends)), ends] - constants.reliability * slopes * way
+    is_measured = np.isfinite(log_losses)
+    last = last_measured(is_measured)
+    goal = warped_octaves(np.array(problem.octaves), growth)
+    way = goal - warped_octaves(octaves[last] - octaves[-1], growth)
+    late = _late_gain(problem, growth, constants.early_gain)
+    ends = log_losses[np.arange(len(last)), last] - constants.reliability * slopes * way
+    return np.where(is_measured.sum(1) >= 2, ends + late, np.nan)
+
+
+def _warped_view(problem: Problem, constants: Constants) -> Float[np.ndarray, " num_candidates"]:
+    """Log losses at the target by lines in warped time."""
+    octaves, log_losses = _curves_of(problem)
+    growth = _task_growth(_octaves_of(octaves, log_losses), constants)
+    target = float(np.log2(problem.target_size))
     searches = [Halving(problem.halving.gamma, tau) for tau in constants.taus]
     lines = [_warped_lines(octaves, log_losses, growth, target, search) for search in searches]
-    late = _late_gain(problem, growth, constants.early_gain)
-    return np.where(usable[None], np.stack([local, np.mean(lines, axis=0)]) + late[None], np.nan)
+    return np.mean(lines, axis=0) + _late_gain(problem, growth, constants.early_gain)
+
+
+def views(
+    problem: Problem, *, constants: Constants = DEFAULT
+) -> Float[np.ndarray, "2 num_candidates"]:
+    """Log losses at the target by the local view and by the warped view."""
+    return np.stack([local_view(problem, constants=constants), _warped_view(problem, constants)])
 
 
 def score(problem: Problem) -> Scores:

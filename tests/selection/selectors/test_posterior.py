@@ -75,12 +75,12 @@ def test_the_loss_at_the_budget_orders_and_does_not_move_the_level():
     plain = Constants(convergence=0.0)  # how far losses fall says how far they converge
     views = Views.of(Problem(small_table(), 51200).at_budget(3200, 51200))
     moved = np.array(views.log_losses)
-    moved[3] += 1.0
+    moved[2] += 1.0
     shifted = dataclasses.replace(views, log_losses=moved).posterior(plain)
     np.testing.assert_allclose(shifted.center, views.posterior(plain).center, atol=1e-12)
     moved[0] += 1.0  # the control: a view of the level itself
     shifted = dataclasses.replace(views, log_losses=moved).posterior(plain)
-    assert shifted.center.mean() == pytest.approx(views.posterior(plain).center.mean() + 0.55)
+    assert shifted.center.mean() == pytest.approx(views.posterior(plain).center.mean() + 0.6)
 
 
 def test_views_that_disagree_on_a_candidate_widen_it():
@@ -135,10 +135,11 @@ def test_odd_tables_have_finite_answers(kind):
 
 def test_a_weight_of_one_is_that_view_alone():
     views = Views.of(Problem(small_table(), 51200).at_budget(3200, 51200))
-    alone = Constants(local=0.0, warped=0.0, slopes=1.0, budget=0.0, convergence=0.0, width=1.0)
+    alone = Constants(local=0.0, slopes=1.0, budget=0.0, convergence=0.0, width=1.0)
     posterior = views.posterior(alone)
-    np.testing.assert_array_equal(posterior.center, views.log_losses[2])
+    np.testing.assert_array_equal(posterior.center, views.log_losses[1])
     np.testing.assert_allclose(posterior.log_std, views.log_std)
+    np.testing.assert_array_equal(posterior.interval_std, posterior.log_std)
 
 
 def picks(draws):
@@ -186,7 +187,7 @@ def test_probabilities_on_all_candidates_are_calibrated(task, pearson, brier):
         squares = np.mean((r.win_probability[first, second] - wins) ** 2)
         belief = Views.of(Problem(table, target).at_budget(target // fraction, target)).posterior()
         off = np.log(losses) - belief.center
-        z = np.abs(off - off.mean()) / belief.log_std
+        z = np.abs(off - off.mean()) / belief.interval_std
         inside = [np.mean(z < belief.quantile(0.5 + 0.5 * level)) for level in LEVELS]
         rows.append((r.evaluate(truth).pearson, squares, *inside))
     correlation, error, *cover = np.mean(rows, axis=0)
@@ -208,6 +209,24 @@ def test_differences_predicted_come_true_by_a_share_that_falls_with_the_distance
         shares.append(off @ (truth - truth.mean()) / (off @ off))
     assert shares[0] < shares[1] - 0.2
     assert shares[1] < shares[2] - 0.1
+
+
+def test_convergence_is_the_mean_over_tasks_and_its_spread_widens_intervals_alone():
+    views = Views.of(Problem(small_table(), 51200).at_budget(3200, 51200))
+    constants = Constants(convergence=3.0, convergence_shape=2.0)
+    raw = views.posterior(dataclasses.replace(constants, convergence=0.0))
+    belief = views.posterior(constants)
+    budget = views.log_losses[2]
+    fall = budget.mean() - raw.center.mean() + views.behind
+    rates = np.random.default_rng(0).gamma(2.0, 3.0 / 2.0, (100_000, 1))
+    shares = np.exp(-rates * fall**1.5)
+    distance = raw.center - raw.center.mean()
+    moved = (belief.center - belief.center.mean()) / distance
+    np.testing.assert_allclose(moved, shares.mean(0), rtol=0.01)
+    np.testing.assert_allclose(belief.distance_std, np.abs(distance) * shares.std(0), rtol=0.01)
+    np.testing.assert_array_equal(belief.log_std, raw.log_std)
+    same = views.posterior(dataclasses.replace(constants, convergence_shape=1e6))  # the control
+    assert (same.distance_std < 0.01 * belief.distance_std).all()
 
 
 # zoo candidates on pydoc, nats per byte: after 0, 50 and 100 examples, and after 6,400
@@ -232,7 +251,7 @@ def test_steep_slopes_on_the_smallest_sizes_do_not_decide(monkeypatch):
     def odds_and_error():
         belief = Views.of(problem).posterior()
         off = np.log(truth) - belief.center
-        return belief.odds().probability_best[best], np.abs(off - off.mean()) / belief.log_std
+        return belief.odds().probability_best[best], np.abs(off - off.mean()) / belief.interval_std
 
     chance, error = odds_and_error()
     assert chance > 1.0 / 7.0
