@@ -1,13 +1,14 @@
 """Benchmark: what a kernel costs, every method in the same run, against the arithmetic floor.
 
-Command (minutes on 2 cores: 4 for the default rows, 25 with --rows=all):
+Command (minutes on 2 cores: 3 for the default rows, 14 with --rows=all):
 
     python -m benchmarks.ntk --output=out/ntk.csv
 
 Each measurement runs in a process of its own: ``ntk_cost`` estimates (the columns ``said_seconds``
-and ``said_gb``), the kernel is computed once to compile, then ``--repeats`` times; the table gives
-the median of the seconds and the largest resident memory of the process above that of the bare
-process (Python, JAX, the weights and the batch).
+and ``said_gb``), the kernel is computed once to compile, then ``--repeats`` times or until all took
+``MOST_SECONDS``; the table gives the median of the seconds (those of the first where it took as
+long alone: compiling is a small part of it) and the largest resident memory of the process above
+that of the bare process (Python, JAX, the weights and the batch).
 
 The floor of a row is the least arithmetic that the exact kernel needs by the structured method
 (``lensllm_jax.ntk.cost.least_flops``: a forward pass, a backward pass to the states only, and for
@@ -33,7 +34,9 @@ _ROWS = flags.DEFINE_string("rows", "reference", "which rows: a name of ROWS, or
 _METHODS = flags.DEFINE_list(
     "methods", "structured,jacobian_contraction,ntk_vector_products", "methods to run"
 )
-_REPEATS = flags.DEFINE_integer("repeats", 3, "timed runs of each measurement", lower_bound=1)
+_REPEATS = flags.DEFINE_integer(
+    "repeats", 3, "timed runs of each measurement, at most", lower_bound=1
+)
 _OUTPUT = flags.DEFINE_string("output", None, "CSV file to write as well")
 _MEASURE = flags.DEFINE_string("measure", None, "internal: one measurement, as JSON")
 
@@ -64,6 +67,8 @@ ROWS: dict[str, list[Shape]] = {
 }
 # A Jacobian of more bytes than this is skipped: the peak would not fit.
 MOST_JACOBIAN_BYTES = 5e9
+# Runs of one kernel, the first one included, end after so many seconds.
+MOST_SECONDS = 30.0
 # So are more products with a vector, one per pair of outputs: they would take minutes each.
 MOST_PAIRS = 32**2
 
@@ -152,14 +157,20 @@ def measure(shape: Shape, method: str, repeats: int) -> Measurement:
     jax.block_until_ready(params)
     bare = resident_bytes()
     cost = ntk_cost(f, params, batch, method=method)
-    seconds = []
-    for _ in range(repeats + 1):
+    seconds: list[float] = []
+    while len(seconds) <= repeats and sum(seconds) < MOST_SECONDS:
         start = time.perf_counter()
         theta = empirical_ntk(f, params, batch, method=method)
         seconds.append(time.perf_counter() - start)
     peak = peak_bytes()
     return Measurement(
-        seconds[1:], seconds[0], peak - bare, bare, cost.seconds, cost.bytes, float(theta.sum())
+        seconds[1:] or seconds,
+        seconds[0],
+        peak - bare,
+        bare,
+        cost.seconds,
+        cost.bytes,
+        float(theta.sum()),
     )
 
 

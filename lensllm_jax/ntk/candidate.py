@@ -174,7 +174,7 @@ def estimate_ntk_cost(
         parameters: of which the kernel is; ``None`` takes all.
         block_size: side of a tile in examples; ``None`` takes one tile.
         timed: estimate seconds; parts of the kernel are compiled and run for it, which takes about
-            10 seconds for 7 M parameters and 25 for 124 M on 2 cores.
+            5 processor seconds for 135 M parameters.
 
     Returns:
         Bytes, operations and, if ``timed``, seconds; docs/kernel.md compares them with measured
@@ -193,7 +193,13 @@ def estimate_ntk_cost(
     _check_readout(f)
     of_some = function_of(f, c.params, parameters)
     return cost.ntk_cost(
-        of_some, c.params, batch, method=method, block_size=block_size, timed=timed
+        of_some,
+        c.params,
+        batch,
+        method=method,
+        block_size=block_size,
+        forward_passes=1,
+        timed=timed,
     )
 
 

@@ -26,6 +26,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from lensllm_jax import checks, padding
 from lensllm_jax.ntk import neural_tangents, timing
@@ -58,6 +59,7 @@ def ntk_cost(
     *,
     method: NtkMethod | str = NtkMethod.STRUCTURED,
     block_size: int | None = None,
+    forward_passes: int = 0,
     timed: bool = True,
 ) -> NtkCost:
     """What ``empirical_ntk(f, params, x)`` will cost.
@@ -69,10 +71,11 @@ def ntk_cost(
         method: the algorithm.
         block_size: for "structured", the side of a tile, which sweeps its own examples; ``None``
             takes one tile.  Operations of several take as long each as those of one.
+        forward_passes: those beside the kernel's own, such as one for the outputs.
         timed: estimate seconds, which takes some: parts of the kernel are compiled and run.
 
     Raises:
-        UserError: if a setting makes no sense, or ``timed`` and a value is not finite.
+        UserError: if a setting makes no sense, or ``timed`` and a parameter is not finite.
     """
     method = NtkMethod(checks.one_of("method", method, list(NtkMethod)))
     if block_size is not None:
@@ -82,17 +85,22 @@ def ntk_cost(
                 f"`block_size` must be left out for method {method.value!r}, got {block_size}"
             )
         if block_size < padding.num_examples(x):
-            return _tiled_cost(f, params, x, block_size, timed)
+            return _tiled_cost(f, params, x, block_size, forward_passes, timed)
+    for path, leaf in jax.tree.leaves_with_path(params):
+        if timed and not isinstance(leaf, jax.ShapeDtypeStruct):
+            checks.finite(f"params{jax.tree_util.keystr(path)}", np.asarray(leaf))
     f = TracedFn.of(f, params, x)
     cost_fn = {
         NtkMethod.STRUCTURED: _structured_cost,
         NtkMethod.JACOBIAN_CONTRACTION: _contraction_cost,
         NtkMethod.NTK_VECTOR_PRODUCTS: _products_cost,
     }[method]
-    return cost_fn(f, params, x, timed)
+    return cost_fn(f, params, x, forward_passes, timed)
 
 
-def _structured_cost(f: ApplyFn, params: Params, x: Any, timed: bool) -> NtkCost:
+def _structured_cost(
+    f: ApplyFn, params: Params, x: Any, forward_passes: int, timed: bool
+) -> NtkCost:
     program = sweeps.trace_program(f, params, x)
     n, k = padding.num_examples(x), program.num_outputs
     snapshots = _walk(program, _shapes(params), _shapes(x))
@@ -107,18 +115,22 @@ def _structured_cost(f: ApplyFn, params: Params, x: Any, timed: bool) -> NtkCost
     theta = 2 * n * n * k * k * itemsize
     live = max((snapshot.live_bytes for snapshot in snapshots), default=0) + scratch + theta
 
-    flops = _sweep_flops(program, n) + sum(_gram_flops(group, k == 1) for group in groups)
+    swept = _sweep_flops(program, n)
+    passes = swept + n * forward_passes * program.schedule.num_flops
+    flops = passes + sum(_gram_flops(group, k == 1) for group in groups)
     seconds = None
     if timed:
-        probes = [_sweep_probe(program, params, x), *timing.gram_probes(groups, trace=k == 1)]
-        seconds = timing.estimate_seconds(probes)
+        probes = _sweep_probes(program, params, x, passes / swept if swept else 1.0)
+        seconds = timing.estimate_seconds(probes + timing.gram_probes(groups, trace=k == 1))
     return NtkCost(int(HEAP_OVERHEAD * live + COMPILER_BYTES), float(flops), seconds)
 
 
-def _tiled_cost(f: ApplyFn, params: Params, x: Any, block_size: int, timed: bool) -> NtkCost:
+def _tiled_cost(
+    f: ApplyFn, params: Params, x: Any, block_size: int, forward_passes: int, timed: bool
+) -> NtkCost:
     """All tiles of a symmetric kernel; those off the diagonal sweep both of their sides."""
     few = jax.tree.map(lambda leaf: _few(leaf, block_size), x)
-    one = ntk_cost(f, params, few, timed=timed)
+    one = ntk_cost(f, params, few, forward_passes=forward_passes, timed=timed)
     program = sweeps.trace_program(TracedFn.of(f, params, few), params, few)
     trace, off_diagonal = program.num_outputs == 1, 2.0 * _sweep_flops(program, block_size)
     for snapshot in _walk(program, _shapes(params), _shapes(few)):
@@ -145,30 +157,32 @@ def _sweep_flops(program: Program, n: int) -> float:
     return float(n * ((2 + program.num_outputs) * forward - last))
 
 
-def _contraction_cost(f: ApplyFn, params: Params, x: Any, timed: bool) -> NtkCost:
+def _contraction_cost(
+    f: ApplyFn, params: Params, x: Any, forward_passes: int, timed: bool
+) -> NtkCost:
     method = NtkMethod.JACOBIAN_CONTRACTION.name
     program = sweeps.trace_program(f, params, x)
     n, k = padding.num_examples(x), program.num_outputs
     num_params = sum(math.prod(leaf.shape) for leaf in _shapes(params))
     # forward, backward to states and to parameters; then every pair
-    flops = n * program.schedule.num_flops * (1 + 2.0 * k) + 2.0 * (n * k) ** 2 * num_params
+    passes = 1 + 2 * k + forward_passes
+    flops = 1.0 * n * passes * program.schedule.num_flops + 2.0 * (n * k) ** 2 * num_params
     seconds = None
     if timed and n * k * num_params <= timing.WHOLE_NUMBERS:
         seconds = timing.estimate_seconds([timing.kernel_probe(f, method, params, x)])
     elif timed:
-        # 1 + 2k passes as long as a forward one, where the structured sweeps have 2 + k
-        passes = _sweep_probe(program, params, x)
-        passes = passes._replace(times=passes.times * (1 + 2 * k) / (2 + k))
-        seconds = timing.estimate_seconds([passes, timing.jacobian_probe(n * k, num_params)])
+        # as long as a forward one each; the structured sweeps have 2 + k of them
+        probes = _sweep_probes(program, params, x, passes / (2 + k))
+        seconds = timing.estimate_seconds([*probes, timing.jacobian_probe(n * k, num_params)])
     return NtkCost(_jacobian_bytes(f, method, params, x, program), flops, seconds)
 
 
-def _products_cost(f: ApplyFn, params: Params, x: Any, timed: bool) -> NtkCost:
+def _products_cost(f: ApplyFn, params: Params, x: Any, forward_passes: int, timed: bool) -> NtkCost:
     method = NtkMethod.NTK_VECTOR_PRODUCTS.name
     program = sweeps.trace_program(f, params, x)
     n, k = padding.num_examples(x), program.num_outputs
     # for every pair, one forward-mode pass through one reverse-mode pass
-    flops = 5.0 * n * n * k * program.schedule.num_flops
+    flops = (5.0 * n * n * k + n * forward_passes) * program.schedule.num_flops
     seconds = flops / statistics.median(timing.matmul_rates(1024)) if timed else None
     return NtkCost(_jacobian_bytes(f, method, params, x, program), flops, seconds)
 
@@ -285,8 +299,9 @@ def _walk(program: Program, leaves: list, examples: list) -> list[_Snapshot]:
     return snapshots
 
 
-def _sweep_probe(program: Program, params: Params, x: Any) -> timing.Probe:
-    return timing.sweep_probe(program, jax.tree.leaves(params), jax.tree.leaves(x))
+def _sweep_probes(program: Program, params: Params, x: Any, longer: float) -> list[timing.Probe]:
+    probes = timing.sweep_probes(program, jax.tree.leaves(params), jax.tree.leaves(x))
+    return [probe._replace(times=longer * probe.times) for probe in probes]
 
 
 def _gram_flops(group: Group, trace: bool) -> int | float:

@@ -7,7 +7,7 @@ probes run the kernel's own code on a fraction of its work:
 
 where probe i takes :math:`t_i` seconds and the kernel has :math:`m_i` times its work:
 
-* the two sweeps of ``structured`` with two chunks of examples, for all n;
+* of each stage a few calls of ``structured``'s sweeps, of two chunks of examples, for all;
 * of each kind of parameter a few rows of its Gram, of all n examples, for all its rows.
 
 Of neural-tangents' contraction the sweeps are probed in the same way, and of its Jacobians one
@@ -49,7 +49,11 @@ from lensllm_jax.typing import ApplyFn, Params
 # of them alone would count for the whole kernel.
 NUM_ROUNDS = 4
 # How long a probe is repeated in all rounds, in seconds.
-PROBE_SECONDS = 1.0
+PROBE_SECONDS = 0.2
+# How long the product of ``matmul_rates`` is repeated.
+RATE_SECONDS = 1.0
+# Calls of a stage that run: one layer's weights alone would stay in the caches.
+NUM_CALLS = 3
 # Fresh memory stays slow: the layer of ``jacobian_probe``, which depends on it, runs longer.
 JACOBIAN_PROBE_SECONDS = 3.0
 # Row blocks of a Gram that each core materializes and multiplies.
@@ -88,28 +92,49 @@ def estimate_seconds(probes: Sequence[Probe]) -> float:
     return math.fsum(probe.times * seconds for probe, seconds in zip(probes, medians, strict=True))
 
 
-def sweep_probe(program: sweeps.Program, leaves: Sequence, examples: Sequence) -> Probe:
-    """The forward and the backward sweep of all examples, of which two chunks run.
+def sweep_probes(program: sweeps.Program, leaves: Sequence, examples: Sequence) -> list[Probe]:
+    """The forward and the backward sweep of all examples, a probe for each stage.
 
-    ``leaves`` and ``examples`` may be shapes.  It stops with a ``UserError`` that names the layer
-    if a value is NaN.
+    Of the calls of a stage ``NUM_CALLS`` run, such as three of thirty layers, with two chunks of
+    examples and any numbers between the stages.  ``leaves`` and ``examples`` may be shapes.
     """
-    peak_bytes = program.schedule.peak_stage_bytes
-    whole = make_plan(padding.num_examples(examples), peak_bytes, None)
+    schedule = program.schedule
+    whole = make_plan(padding.num_examples(examples), schedule.peak_stage_bytes, None)
     plan = Plan(min(whole.size, 2 * whole.chunk_size), whole.chunk_size, None)
     random = np.random.default_rng(0)
     leaves = [_numbers(leaf, random) for leaf in leaves]
-    x = padding.take([_numbers(leaf, random) for leaf in examples], 0, plan.size)
+    few = [jax.ShapeDtypeStruct((plan.size, *leaf.shape[1:]), leaf.dtype) for leaf in examples]
 
-    def run() -> None:
-        with jax.default_matmul_precision("highest"):
-            block = sweeps.forward_sweep(program, leaves, x, plan)
-            if block.nans:
-                raise sweeps.layer_error(block.nans[0])
-            for completed in sweeps.backward_sweep(leaves, [block]):
-                jax.block_until_ready(completed.terms)
+    def between(leaves: list, x: list) -> tuple[dict, dict]:
+        block = sweeps.forward_sweep(program, leaves, x, plan)
+        return block.values, block.cotangents
 
-    return Probe(run, whole.size / plan.size)
+    values, cotangents = jax.eval_shape(between, leaves, few)
+    for name in schedule.active & values.keys():
+        n, *shape = values[name].shape
+        cotangents[name] = _resized(values[name], (n, program.num_outputs, *shape))
+
+    def probe(calls: list[int]) -> Probe:
+        ran = calls[:: math.ceil(len(calls) / NUM_CALLS)]
+        entering = {slot.index for i in ran for slot in schedule.calls[i].slots}
+        leaving = {name for i in ran for name in schedule.calls[i].results}
+        inputs, downstream = (
+            {i: jax.device_put(_numbers(shapes[i], random)) for i in shapes.keys() & names}
+            for shapes, names in ((values, entering), (cotangents, leaving))
+        )
+
+        def run() -> None:
+            with jax.default_matmul_precision("highest"):
+                for number in ran:
+                    block = sweeps.Block(
+                        program, plan, dict(inputs), dict(downstream), {}, {}, [], []
+                    )
+                    sweeps.sweep_call(number, leaves, block)
+                    jax.block_until_ready((block.cotangents, block.terms))
+
+        return Probe(run, whole.size / plan.size * len(calls) / len(ran))
+
+    return [probe(calls) for calls in sweeps.equal_calls(schedule)]
 
 
 def gram_probes(groups: Iterable[Group], *, trace: bool) -> list[Probe]:
@@ -136,7 +161,7 @@ def matmul_rates(size: int) -> list[float]:
         return product(square, square)
 
     jax.block_until_ready(run())
-    return [2 * size**3 / seconds for seconds in _repeat(run, PROBE_SECONDS)]
+    return [2 * size**3 / seconds for seconds in _repeat(run, RATE_SECONDS)]
 
 
 def jacobian_probe(num_vectors: int, num_params: int) -> Probe:

@@ -53,29 +53,39 @@ def test_a_short_call_is_repeated_until_the_probe_is_long_enough():
     assert timing.NUM_ROUNDS + 1 < len(calls) <= 1 + 0.1 / 0.004 + timing.NUM_ROUNDS
 
 
-def test_two_chunks_of_examples_stand_for_all(monkeypatch):
+@pytest.mark.parametrize("num_calls", [1, 2, 99])
+def test_some_calls_of_each_stage_with_two_chunks_of_examples_stand_for_all(monkeypatch, num_calls):
     case = cases.make("scanned transformer")
     program = sweeps.trace_program(case.f, case.params, case.x)
+    monkeypatch.setattr(timing, "NUM_CALLS", num_calls)
     monkeypatch.setattr(chunks, "CHUNK_BYTES", 3 * program.schedule.peak_stage_bytes)
+    ran = []
+    monkeypatch.setattr(sweeps, "sweep_call", lambda number, *_: ran.append(number))
 
-    def times(n):
+    def counted(n):
+        """How many calls ran, and how many calls of how many chunks they stand for."""
         x = cases.first(case.x, np.arange(n) % 5)
-        probe = timing.sweep_probe(program, jax.tree.leaves(case.params), jax.tree.leaves(x))
-        probe.run()
-        return probe.times
+        stands_for, ran[:] = 0.0, []
+        for probe in timing.sweep_probes(program, jax.tree.leaves(case.params), jax.tree.leaves(x)):
+            before = len(ran)
+            probe.run()
+            stands_for += probe.times * (len(ran) - before)
+        return len(ran), stands_for
 
-    assert times(24) == 4.0  # eight chunks of three
-    assert times(5) == times(3) == 1.0
+    # an embedding, two layers and a head
+    assert counted(24) == (3 if num_calls == 1 else 4, 4 * 4.0)  # eight chunks of three
+    assert counted(5)[1] == counted(3)[1] == 4.0
 
 
-def test_shapes_are_filled_with_numbers_that_pass():
+def test_shapes_are_filled_with_numbers():
     case = cases.make("scanned transformer")
     program = sweeps.trace_program(case.f, case.params, case.x)
     params, x = (
         [shape(*leaf.shape, dtype=leaf.dtype) for leaf in jax.tree.leaves(tree)]
         for tree in (case.params, case.x)
     )
-    timing.sweep_probe(program, params, x).run()  # stops where a value is not finite
+    for probe in timing.sweep_probes(program, params, x):
+        probe.run()
 
 
 def times_of(groups):

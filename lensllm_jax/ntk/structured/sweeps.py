@@ -267,6 +267,28 @@ def backward_sweep(leaves: list, blocks: list[Block]) -> Iterator[Completed]:
             yield Completed(keys, [tuple(side[key] for key in keys) for side in sides])
 
 
+def equal_calls(schedule: Schedule) -> list[list[int]]:
+    """The numbers of the calls that compile to one program, for each such program."""
+    kinds: dict[Any, list[int]] = {}
+    last = len(schedule.calls) - 1
+    for number, call in enumerate(schedule.calls):
+        reached = tuple(name in schedule.active for name in call.results)
+        kinds.setdefault((_signature(call), reached, number == last), []).append(number)
+    return list(kinds.values())
+
+
+def sweep_call(number: int, leaves: list, block: Block) -> None:
+    """What both sweeps do at one call, where ``block`` has all that enters it from either side."""
+    schedule = block.program.schedule
+    call = schedule.calls[number]
+    if call is not schedule.calls[-1]:
+        fixed, varying = _operands(schedule, call, leaves, block.values)
+        jax.block_until_ready(
+            _forward(_signature(call), fixed, varying, plan=block.plan, keep=False)
+        )
+    _stage_backward(schedule, number, leaves, block)
+
+
 def _stage_backward(schedule: Schedule, number: int, leaves: list, block: Block) -> None:
     """One stage backward: adds its terms, and the cotangents of what entered it."""
     call = schedule.calls[number]
