@@ -95,6 +95,8 @@ class SelectionSettings(WinnerSettings, ExecutorSettings):
         self._check_sizes(budget, smallest, task)
         race = None
         if order is Order.RACE:
+            if not self.max_hours > 0:
+                raise checks.UserError(f"`max_hours` must be positive, got {self.max_hours}")
             race = RaceRule(
                 target_size=self.target_size,
                 sizes=ladder(self.target_size, budget, smallest=smallest),
