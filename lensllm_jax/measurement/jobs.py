@@ -116,6 +116,8 @@ class Job(NamedTuple):
                 self.path.with_suffix(suffix).unlink(missing_ok=True)
 
     def __str__(self) -> str:
+        if self.size == 0:
+            return f"{self.name}: before fine-tuning"
         seed = f", seed {self.config.seed}" if self.config.seed else ""
         return f"{self.name}: {self.size} examples{seed}"
 

@@ -9,6 +9,7 @@ Example:
 """
 
 import html
+import math
 import sys
 import time
 from collections.abc import Callable
@@ -45,7 +46,7 @@ class Progress:
         on_progress: Callable[[float, str], object] | None = None,
     ):  # fmt: skip
         self.total, self.quiet, self.on_progress = total, quiet, on_progress
-        self._start = self._last_line = time.monotonic()
+        self._start, self._last_line = time.monotonic(), -math.inf
         self.done = self._skipped = 0.0
         self._bar: Bar | None = None
         self._cell: _NotebookBar | None = None
@@ -90,7 +91,7 @@ class Progress:
     def finish(self, work: float, message: str) -> None:
         """Counts a finished piece and shows it, whenever the last line was."""
         self.done += work
-        self._last_line = -SECONDS_BETWEEN_LINES
+        self._last_line = -math.inf
         self.at(0.0, message)
 
     def at(self, within: float, message: str) -> None:
