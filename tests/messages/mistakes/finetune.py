@@ -64,6 +64,7 @@ def tuned(**data):
 # (argument, key phrases, the mistake in an empty folder)
 MISTAKES = [
     ("micro_batches", "positive ... got 0", lambda tmp: ComputeConfig(micro_batches=0)),
+    ("lora_rank", "positive ... got 0", lambda tmp: ComputeConfig(lora_rank=0)),
     ("dtype", "one of ... got 'int8'", lambda tmp: ComputeConfig(dtype="int8")),
     ("tune", "one of full, lora, got 'all'", lambda tmp: ComputeConfig(tune="all")),
     ("moments_dtype", "one of ... got 'int8'", lambda tmp: ComputeConfig(moments_dtype="int8")),
