@@ -152,7 +152,7 @@ def test_checkpoints(tmp_path):
 
     read(whole)
     read(checkpoint_of(position))
-    num_read, num_refused = read_all(make, read, 10 * NUM_CASES, 5)
+    num_read, num_refused = read_all(make, read, max(NUM_CASES, 600), 5)
     assert min(num_read, num_refused) > 0
 
 

@@ -16,6 +16,7 @@ Example:
 import csv
 import dataclasses
 import fcntl
+import functools
 import hashlib
 import io
 import json
@@ -258,12 +259,13 @@ def command() -> str:
 
 def versions() -> dict[str, Any]:
     """Versions of this package, of Python and of the packages that compute."""
-
-    def version(package: str) -> str | None:
-        try:
-            return metadata.version(package)
-        except metadata.PackageNotFoundError:
-            return None
-
-    packages = {package: version(package) for package in RECORDED_PACKAGES}
+    packages = {package: _version_of(package) for package in RECORDED_PACKAGES}
     return {"lensllm_jax": __version__, "python": sys.version.split()[0], "packages": packages}
+
+
+@functools.cache  # it reads the package's files
+def _version_of(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
