@@ -5,7 +5,7 @@ r"""Which candidates can be fine-tuned on which devices, and how, before any wei
 
 A candidate is anything that select_model takes, or a folder with nothing but a config.json.  For
 each number of devices the first of these that fits is named with its flags: full tuning; blocks
-computed again (--remat); one example a pass (--micro_batches); moments in bfloat16; LoRA beside
+computed again (--remat); one example a pass (--micro_batches); moments in bfloat16; LoRA with
 frozen weights in bfloat16.  A tenth of each device is left to its runtime.
 
 The bytes follow from shapes (lensllm_jax.finetune.memory); against XLA's account of the compiled

@@ -126,7 +126,7 @@ def crossing_rows(kind: str, table: LossTable) -> Iterator[dict[str, Any]]:
 def prediction_rows(
     kind: str, table: LossTable, selectors: Sequence[str]
 ) -> Iterator[dict[str, Any]]:
-    """What a quarter of the largest size predicted, beside what was measured."""
+    """What a quarter of the largest size predicted, next to what was measured."""
     target = int(table.sizes[-1])
     if target % QUARTER or target // QUARTER not in table.sizes:
         raise checks.UserError(

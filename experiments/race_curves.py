@@ -5,8 +5,9 @@ r"""A race against fixed budgets on tables of known losses: regret of the pick b
 Pools of 6 candidates are drawn from each table (--pools, --draws), and the whole table is one pool
 more.  For each of --costs, a share of fine-tuning the whole pool on the table's largest size in
 parameters x examples, a race may spend that much (`race`, at --confidence); a fixed budget
-fine-tunes everybody on every size up to one, and `ats`, `pooled` or `posterior` picks; `upwards` is
-successive halving with its line.  Fixed budgets cost powers of two: between them, regret is
+fine-tunes every candidate on every size up to one, and `ats`, `pooled` or `posterior` picks;
+`upwards` is successive halving with its line.  Fixed budgets cost powers of two: between them,
+regret is
 interpolated linearly in the logarithm of the cost.
 
 --output_dir receives race_curves.csv (task, pool, selector, cost, regret_percent and its standard
@@ -155,7 +156,7 @@ def _race(table: LossTable, target: int, cost: float) -> Pick:
 
 
 def _budgets(table: LossTable, target: int) -> Iterator[tuple[int, float]]:
-    """Sizes that may be a budget, and what it costs to tune everybody up to it."""
+    """Sizes that may be a budget, and what it costs to tune all candidates up to it."""
     sizes = [int(size) for size in table.sizes if size > 0]
     for count in range(_FEWEST_SIZES, len(sizes)):
         yield sizes[count - 1], sum(sizes[:count]) / target

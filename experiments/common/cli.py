@@ -164,7 +164,7 @@ def _folded(text: str, width: int) -> str:
             paragraphs.append(line)
         else:
             paragraphs[-1] += f" {line.strip()}"
-    return "\n".join(
+    folded = (
         paragraph
         if paragraph.startswith("    ")
         else textwrap.fill(
@@ -173,6 +173,7 @@ def _folded(text: str, width: int) -> str:
         )
         for paragraph in paragraphs
     )  # fmt: skip
+    return "\n".join(folded) + "\n"
 
 
 def _is_help(argv: Sequence[str]) -> bool:

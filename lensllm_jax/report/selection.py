@@ -23,7 +23,7 @@ _LEGEND = (
     "interval relative to the other candidates, `p_beats_next` the probability of a lower "
     "loss at the target than the candidate below; `rectified_loss` is the control; "
     "`budget_loss` and `zero_shot_loss` are measured. `pflops` counts 6 N per training "
-    "token (4 N for weights beside LoRA's), and the kernel."
+    "token (4 N for weights that LoRA freezes), and the kernel."
 )
 _RACE_LEGEND = (
     "Losses are nats per byte of target text (UTF-8), its end token left out; one nat is 1.443 "
@@ -31,7 +31,7 @@ _RACE_LEGEND = (
     "other candidates; `p_best` is the probability of the lowest loss at the target, "
     "`expected_regret` by which share a loss is expected to exceed the lowest, were this candidate "
     "picked; `largest_loss` is measured at `largest_size`. `pflops` counts 6 N per training token "
-    "(4 N for weights beside LoRA's), and the kernel."
+    "(4 N for weights that LoRA freezes), and the kernel."
 )
 _KERNEL_LEGEND = (
     "`lensllm_loss` is Eq 10 with F of the measured kernel and t free, `rectified_loss` its "
