@@ -7,8 +7,7 @@ more.  For each of --costs, a share of fine-tuning the whole pool on the table's
 parameters x examples, a race may spend that much (`race`, at --confidence); a fixed budget
 fine-tunes every candidate on every size up to one, and `ats`, `pooled` or `posterior` picks;
 `upwards` is successive halving with its line.  Fixed budgets cost powers of two: between them,
-regret is
-interpolated linearly in the logarithm of the cost.
+regret is interpolated linearly in the logarithm of the cost.
 
 --output_dir receives race_curves.csv (task, pool, selector, cost, regret_percent and its standard
 error over pools, top_1, relative_accuracy, dropped_best: the share of pools in which the best
