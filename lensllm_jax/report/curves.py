@@ -54,7 +54,7 @@ def _of_task(losses: LossTable, rankings: Mapping[str, Ranking]) -> list[Section
 
 
 def _ranking(ranking: Ranking, predicted: str) -> list[Block]:
-    what = predicted if ranking.predicted else "score, lower is better"
+    what = predicted if ranking.predicted else "lower is better"
     if ranking.selector == "model_size":
         what = "log of the number of parameters"
     caption = f"{ranking.selector} at {ranking.target_size:,} examples; score: {what}"

@@ -125,7 +125,7 @@ def draw_loss_curves(
             ends[-1] = _End(name, i, float(target_size), laws[name](grid[-1:]).item())
         if predicted and name in predicted:
             star = _End(name, i, float(target_size), predicted[name])
-            if name not in laws:
+            if name not in laws and ends[-1].x < star.x:
                 path = [ends[-1].x, star.x], [ends[-1].y, star.y]
                 axes.plot(*path, color=style["color"], linestyle=(0, (4, 3)), linewidth=0.9)
             axes.plot([star.x], [star.y], "*", markersize=11, color=style["color"])
