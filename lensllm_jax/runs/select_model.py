@@ -88,9 +88,9 @@ class SelectionSettings(WinnerSettings, ExecutorSettings):
                 f"`executor` must be serial unless `order` is race, got {self.executor!r} with "
                 f"{order.value}"
             )
-        max_cost = self.max_cost
+        max_cost, target_size = self.max_cost, checks.positive("target_size", self.target_size)
         if max_cost is None:
-            max_cost = affordable(self.target_size, num_searched=num_searched)
+            max_cost = affordable(target_size, num_searched=num_searched)
         budget, smallest = self._sizes(order, len(task.train), max_cost, num_searched)
         self._check_sizes(budget, smallest, task)
         race = None

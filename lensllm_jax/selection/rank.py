@@ -68,14 +68,20 @@ def rank(
         UserError: for an unknown selector, a size that is missing, or a target below the budget.
     """
     checks.one_of("selector", selector, SELECTORS)
-    if budget_size <= 0 or budget_size not in table.sizes:
+    if not isinstance(table, LossTable):
+        raise checks.UserError(
+            f"`table` must be a LossTable, got {table!r:.80}: take one from `load_loss_table` or "
+            "`read_loss_table`"
+        )
+    if budget_size not in table.sizes.tolist() or budget_size <= 0:
         raise checks.UserError(
             f"`budget_size` must be one of the table's sizes above 0 {table.sizes.tolist()}, "
             f"got {budget_size}"
         )
-    if target_size <= budget_size:
+    if not budget_size < checks.positive("target_size", target_size) < 2**63:
         raise checks.UserError(
-            f"`target_size` must be above `budget_size` {budget_size}, got {target_size}"
+            f"`target_size` must be above `budget_size` {budget_size} and below 2**63, got "
+            f"{target_size}"
         )
     whole = Problem(
         table,

@@ -89,6 +89,7 @@ MISTAKES = [
         "one ... got zoo/gpt2-xs",
         lambda tmp: kernel_of(["zoo/gpt2-xs", "zoo/gpt2-s"]),
     ),
+    ("target_size", "positive and finite, got 0", lambda tmp: planned(target_size=0)),
     ("max_hours", "positive, got 0.0", lambda tmp: planned(paper=False, max_hours=0.0)),
     (
         "executor",

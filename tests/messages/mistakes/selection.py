@@ -62,6 +62,18 @@ MISTAKES = [
     ("selector", "one of ... got 'best'", lambda tmp: rank(selector="best")),
     ("budget_size", "one of ... got 300", lambda tmp: rank(budget_size=300)),
     ("target_size", "above `budget_size` 400 ... got 400", lambda tmp: rank(target_size=400)),
+    ("target_size", f"above ... 2**63, got {2**63}", lambda tmp: rank(target_size=2**63)),
+    ("target_size", "positive and finite, got nan", lambda tmp: rank(target_size=np.nan)),
+    (
+        "budget_size",
+        "one of the table's sizes above 0 ... got 400",
+        lambda tmp: rank(budget_size="400"),
+    ),
+    (
+        "table",
+        "be a LossTable, got 'lin2024/flan': take one from `load_loss_table`",
+        lambda tmp: lens.rank("lin2024/flan", budget_size=200, target_size=400),
+    ),
     (
         "name",
         "candidate with a known ... got 'a'",
