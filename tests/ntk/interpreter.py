@@ -2,7 +2,7 @@
 
 Compiling is nearly all of the time of a tiny program that runs once.  Operations that are not
 listed here run by JAX, which compiles each of them once for its shapes.  ``structured_kernel`` and
-``dense_kernel`` are the two sides of a comparison, each run in this way.
+``product`` are compared with ``dense_kernel``, all of them run in this way.
 
 Example:
     >>> import jax, jax.numpy as jnp
@@ -20,6 +20,7 @@ import numpy as np
 from jax import lax
 from jax.extend import core
 
+from lensllm_jax.ntk import operator
 from lensllm_jax.ntk.structured import sweeps
 from lensllm_jax.ntk.structured.chunks import Plan
 from lensllm_jax.ntk.structured.contractions import parameter_kernels
@@ -58,6 +59,17 @@ def structured_kernel(f, params, sides, *, kept_bytes=0.0):
 
     (theta,) = _interpreted(kernel, params, sides)
     return theta
+
+
+def product(f, params, sides, vectors):
+    """Theta v (c, n, ...) of vectors (c, m, ...) as ``ntk_matvec`` computes it, blocks of two."""
+    rows, columns = (operator._Blocks.of(f, params, x, 2) for x in (sides[0], sides[-1]))
+
+    def products(params, rows, columns, vectors):
+        return jax.vmap(lambda v: operator._matvec(f, params, rows, columns, v))(vectors)
+
+    (blocked,) = _interpreted(products, params, rows.x, columns.x, columns.cut(vectors))
+    return rows.join(blocked)
 
 
 def dense_kernel(f, params, sides):

@@ -4,6 +4,7 @@
 run ended; a run of the tests 300, and every one that ever failed.
 """
 
+import math
 import os
 
 import jax
@@ -18,7 +19,7 @@ from tests.ntk import interpreter, random_programs
 from tests.ntk.random_programs import MOVES, OPERATIONS, Program
 
 BATCH = 50
-EVERY = 5  # of so many random programs one is differentiated in some of its parameters too
+EVERY = 5  # of so many random programs one in some of its parameters too, and one with a vector
 FIRST = int(os.environ.get("FUZZ_FIRST", "0")) // BATCH
 BATCHES = range(FIRST, int(os.environ.get("FUZZ_PROGRAMS", "300")) // BATCH)
 TOLERANCE = 1e-9  # relative to the largest entry
@@ -44,9 +45,22 @@ def difference(program, *, chosen=None, kept_bytes=0.0):
     return np.abs(difference).max() / max(np.abs(exact).max(), 1e-30)
 
 
+def product_difference(program):
+    """That of the kernel times a vector."""
+    p, sides = random_programs.parameters(), _sides(program)
+    f = random_programs.function(program)
+    exact = interpreter.dense_kernel(f, p, sides)
+    shape = jax.eval_shape(f, p, sides[-1]).shape
+    v = np.cos(np.arange(math.prod(shape))).reshape(1, *shape)
+    expected = np.einsum("ijab,jb->ia", exact, v.reshape(exact.shape[1], -1))
+    difference = interpreter.product(f, p, sides, v).reshape(expected.shape) - expected
+    return np.abs(difference).max() / max(np.abs(expected).max(), 1e-30)
+
+
 @pytest.mark.parametrize("program", ALONE, ids=lambda program: str(program.steps[0]))
 def test_each_operation_alone(x64, program):
     assert difference(program, kept_bytes=np.inf) < TOLERANCE
+    assert product_difference(program) < TOLERANCE
 
 
 @pytest.mark.parametrize("batch", BATCHES)
@@ -59,6 +73,8 @@ def test_random_programs(x64, batch):
         some = ",".join(sorted(random_programs.parameters())[i % 3 :: 2])
         if i % EVERY == 0 and not difference(program, chosen=some, kept_bytes=kept) < TOLERANCE:
             pytest.fail(f"{program} of {some} alone, {kept=}")
+        if i % EVERY == 1 and not product_difference(program) < TOLERANCE:
+            pytest.fail(f"{program} times a vector")
     jax.clear_caches()  # of traced programs, which would fill gigabytes
 
 
@@ -89,6 +105,7 @@ def test_a_wrong_kernel_is_noticed(x64, monkeypatch):
     exact = interpreter.dense_kernel
     monkeypatch.setattr(interpreter, "dense_kernel", lambda *problem: 1.0001 * exact(*problem))
     assert difference(ALONE[0]) > 1e-5
+    assert product_difference(ALONE[0]) > 1e-5
 
 
 def test_a_program_that_fails_is_made_smaller(x64, monkeypatch):
