@@ -50,6 +50,11 @@ def load_task(
         UserError: if the name is unknown, a file is unreadable, a field is missing, or the hub
             cannot be reached.
     """
+    if not isinstance(name, str | Path):
+        raise UserError(
+            f"`name` must be text or a path, got {type(name).__name__}: records become a task by "
+            "`Task.from_records`"
+        )
     if name in _BUILT_IN:
         task = _BUILT_IN[str(name)]()
     elif name in HUB_TASKS:

@@ -67,6 +67,11 @@ def speeches_without_their_package():
 # (argument, key phrases, the mistake in an empty folder)
 MISTAKES = [
     ("name", "one of ... got 'glue'", lambda tmp: lens.load_task("glue")),
+    (
+        "name",
+        "text or a path, got list: records become a task by `Task.from_records`",
+        lambda tmp: lens.load_task([{"prompt": "a", "target": "b"}]),
+    ),
     ("path", "end in .txt ... got 'a.xlsx'", lambda tmp: load(tmp / "a.xlsx", "a\tb\n")),
     ("task 'a'", "hold at least 20 ... got 0", lambda tmp: load(tmp / "a.txt", "")),
     ("a.csv", "readable ... got [Errno", lambda tmp: load_unreadable(tmp / "a.csv")),
