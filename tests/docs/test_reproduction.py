@@ -1,8 +1,5 @@
 """The numbers of docs/REPRODUCTION.md are those of the committed tables."""
 
-import csv
-import subprocess
-import sys
 from collections import defaultdict
 from pathlib import Path
 
@@ -214,10 +211,8 @@ def noise_cells(row):
 
 
 def test_noise_is_that_of_the_two_seeds():
-    files = {"pydoc": ("pydoc_noise", "pydoc_noise_6746"), "sotu": ("sotu_noise",)}
     noise = {
-        task: {row["size"]: noise_cells(row) for name in names for row in table(name)}
-        for task, names in files.items()
+        task: {row["size"]: noise_cells(row) for row in table(f"{task}_noise")} for task in TASKS
     }
     sizes = {size for rows in noise.values() for size in rows} - {"0"}
     on_page = dict(selector_rows("| examples | pydoc: sd |"))
@@ -225,36 +220,6 @@ def test_noise_is_that_of_the_two_seeds():
     for size, cells in on_page.items():
         expected = [noise[task].get(size, ["-", "-", "-"]) for task in TASKS]
         assert cells == expected[0] + expected[1], size
-
-
-def test_largest_size_of_pydoc_that_halves_stands_for_all_its_examples():
-    halved = {row["config name"]: float(row["6400"]) for row in table("pydoc_losses")}
-    whole = {row["config name"]: float(row["6746"]) for row in table("pydoc_6746_losses")}
-    names = sorted(whole)
-    correlation = 100 * np.corrcoef(*([losses[n] for n in names] for losses in (halved, whole)))
-    ranks = [sorted(names, key=losses.get) for losses in (halved, whole)]
-    moved = {name for pair in zip(*ranks, strict=True) if pair[0] != pair[1] for name in pair}
-    first, second = sorted(name.removeprefix("zoo/") for name in moved)
-    assert (
-        f"have a PearCorr of {correlation[0, 1]:.1f}, and only {second} and {first} change places"
-    ) in WORDS
-
-
-def test_conversion_is_by_tokens_over_bytes_of_the_same_texts(tmp_path):
-    factors = defaultdict(set)
-    for row in table("target_tokens"):
-        if row["split"] == "test":
-            tokens, num_bytes = int(row["target_tokens"]), int(row["target_bytes"])
-            factors[row["task"]].add(f"{tokens / num_bytes:.3f}")
-    shown = [" and ".join(sorted(factors[task])) for task in TASKS]
-    assert f"{shown[0]} on pydoc, {shown[1]} on sotu" in WORDS
-    ledger = tmp_path / "ledger.csv"
-    ledger.write_text("candidate,size,test_loss,flops\nzoo/t5-s,200,2.0,7\n")
-    script = [sys.executable, ROOT / "tools" / "nats_per_byte.py", ledger, "--task=sotu"]
-    done = subprocess.run(script, capture_output=True, text=True, check=True)
-    (row,) = csv.DictReader(done.stdout.splitlines())
-    assert row == {"candidate": "zoo/t5-s", "size": "200", "flops": "7",
-                   "test_loss": str(2.0 * (40260 / 106364))}  # fmt: skip
 
 
 def sure_of_both_tasks(kind):
