@@ -262,6 +262,13 @@ MISTAKES = [
         ),
     ),
     (
+        "params['w']",
+        "finite ... got nan at index (1,)",
+        lambda tmp: cost.ntk_cost(
+            lambda params, x: x @ params["w"], {"w": np.array([1.0, np.nan])}, EYE
+        ),
+    ),
+    (
         "method",
         "\"structured\" for a cost ... got 'jacobian_contraction'",
         lambda tmp: cost_without_an_account(),
