@@ -112,7 +112,7 @@ def test_the_greedy_continuation_is_known_and_that_of_pytorch(name, candidate, p
 def test_the_loss_on_real_texts_is_that_of_pytorch(name, candidate, pytorch, texts, monkeypatch):
     loop = Loop(candidate.apply_fn, OptimizerConfig(learning_rate=1e-3), shift=True)
     # eight at a time: logits over the largest vocabulary take a megabyte per token
-    monkeypatch.setattr(evaluation, "_ROWS", 8)
+    monkeypatch.setattr(evaluation, "ROWS", 8)
     found = loop.evaluate(candidate.params, EvaluationBatches.of(texts))
     text_nats = end_nats = 0.0
     for start in range(0, 64, 8):
