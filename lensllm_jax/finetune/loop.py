@@ -23,7 +23,7 @@ Example:
 
 import copy
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -271,13 +271,16 @@ class Loop:
         Raises:
             FloatingPointError: if one is not finite.
         """
-        placed = (self.place_batch(batch, axis=0) for batch in records.batches)
-        num_logits = [self.num_logits_of(batch) for batch in records.batches]
         found = [
             self._evaluate(params, batch, self.frozen, number)
-            for batch, number in zip(placed, num_logits, strict=True)
+            for batch, number in self.placed(records)
         ]
         return records.evaluation(*(np.concatenate(rows) for rows in zip(*found, strict=True)))
+
+    def placed(self, records: EvaluationBatches) -> Iterator[tuple[Batch, int | None]]:
+        """Each batch on its devices, and how many of its logits are computed."""
+        for batch in records.batches:
+            yield self.place_batch(batch, axis=0), self.num_logits_of(batch)
 
     def num_logits_of(self, batches: Batch, num_parts: int = 1) -> int | None:
         """Those of each part of batches (b, s), doubled until none has more targets; None: all."""

@@ -274,11 +274,9 @@ class _Vmapped:
 
     def evaluate(self, params: Params, records: EvaluationBatches) -> Float[np.ndarray, " r"]:
         """Nats per byte of every rate, infinite where they are not finite."""
-        placed = (self.loop.place_batch(batch, axis=0) for batch in records.batches)
-        numbers = [self.loop.num_logits_of(batch) for batch in records.batches]
         found = [
             self._evaluate(params, batch, self.loop.frozen, number).text
-            for batch, number in zip(placed, numbers, strict=True)
+            for batch, number in self.loop.placed(records)
         ]
         nats = np.concatenate(found, axis=1).sum(1, dtype=np.float64)
         return np.where(np.isfinite(nats), nats / records.num_bytes.sum(), np.inf)

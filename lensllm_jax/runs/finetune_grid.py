@@ -136,7 +136,7 @@ def finetune_grid(
         grid.task, grid.pool, folder, batch_sizes=grid.search.batch_sizes,
         at_a_time=executor.at_a_time,
     )  # fmt: skip
-    grid = grid._replace(passes={name: one.compute.passes for name, one in configs.items()})
+    grid = grid._replace(configs=configs)
     failures = _measure(grid, folder, executor, run)
     for failure in failures:  # before anything is written: the disk may be full
         line = "failed: {candidate}, {size} examples, seed {seed}: {reason}"
@@ -167,7 +167,7 @@ class Grid(NamedTuple):
     config: MeasurementConfig  # with the first seed, rate and batch size
     task: Task
     checkpoint_seconds: float
-    passes: Mapping[str, int] = types.MappingProxyType({})  # candidate -> of a step, as it fits
+    configs: Mapping[str, MeasurementConfig] = types.MappingProxyType({})  # in passes that fit
     keep: str | None = None  # how the weights of the largest size and first seed are kept
 
     def settings(self, executor: ExecutorConfig) -> dict[str, Any]:
@@ -201,8 +201,7 @@ class Grid(NamedTuple):
 
     def config_of(self, name: str, seed: int) -> MeasurementConfig:
         """The settings of a candidate's cells."""
-        compute = dataclasses.replace(self.config.compute, micro_batches=self.passes.get(name))
-        return dataclasses.replace(self.config, seed=seed, compute=compute)
+        return dataclasses.replace(self.configs.get(name, self.config), seed=seed)
 
     def path(self, name: str, size: int, seed: int) -> str:
         """Of a cell, in the run folder."""

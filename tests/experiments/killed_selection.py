@@ -30,10 +30,10 @@ from lensllm_jax.runs.run_folder import RunFolder
 from lensllm_jax.runs.settings import RunSettings
 from tests import forked
 from tests.finetune import tiny
+from tests.kings import write_kings
 
 SLOPES = {"a": 0.30, "b": 0.25, "c": 0.20, "d": 0.10}
 SPOILT = ("b", 16)  # Algorithm 1 stops here: off the line through the larger sizes
-TEXT = "\n".join(f"the {i} kings of the land" for i in range(300))
 CONFIG = types.SimpleNamespace(module=lambda **_: None, is_encoder_decoder=False)
 
 
@@ -119,7 +119,7 @@ def live(root: Path, folder: str, order: str, log: str, *, deadly: bool) -> int:
 def main() -> None:
     """Every order, whole and killed."""
     root = Path(sys.argv[1])
-    (root / "kings.txt").write_text(TEXT)
+    write_kings(root, 300)
     install()
     for order in ("downwards", "upwards", "race"):
         codes = [live(root, order, order, f"{order}.log", deadly=False)]

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from lensllm_jax.measurement.measurement import MeasurementConfig
+from tests.kings import write_kings
 
 ROOT = Path(__file__).parents[2]
 SIZES = [8, 16, 32, 64, 128]
@@ -157,9 +158,8 @@ def test_a_folder_records_every_setting(selections):
     ("flag", "named"), [("--order=sideways", "order"), ("--keep=0", "`keep` must be above 0")]
 )
 def test_a_wrong_order_or_share_is_one_line_and_leaves_nothing(flag, named, tmp_path):
-    (tmp_path / "kings.txt").write_text("\n".join(f"the {i} kings of the land" for i in range(300)))
     done = subprocess.run(
-        [sys.executable, "-m", "experiments.select_model", f"--task={tmp_path / 'kings.txt'}",
+        [sys.executable, "-m", "experiments.select_model", f"--task={write_kings(tmp_path, 300)}",
          "--candidates=zoo/gpt2-xs", "--budget_size=128", "--smallest_size=8", "--target_size=512",
          "--num_kernel_examples=3", f"--output_dir={tmp_path / 'out'}", flag],
         cwd=ROOT, capture_output=True, text=True, timeout=100, check=False,

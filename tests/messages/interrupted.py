@@ -27,8 +27,8 @@ from lensllm_jax.measurement.measurement import Measurement
 from lensllm_jax.runs import resume
 from tests import forked
 from tests.finetune import tiny
+from tests.kings import write_kings
 
-TEXT = "\n".join(f"the {i} kings of the land" for i in range(60))
 SHARED = [
     "--candidates=zoo/gpt2-xs,zoo/opt-xs", "--num_kernel_examples=2", "--learning_rate=1e-3",
     "--quiet",
@@ -124,7 +124,7 @@ def is_alive(group: int) -> bool:
 def main() -> None:
     """Every run, twice."""
     root = Path(sys.argv[1])
-    (root / "kings.txt").write_text(TEXT)
+    write_kings(root, 60)
     processes = {name: (2,) if "local" in name else (2, 1) for name in RUNS}
     print(json.dumps({n: [interrupted(root, n, last) for last in processes[n]] for n in RUNS}))
 

@@ -19,6 +19,7 @@ from lensllm_jax.runs.finetune_grid import GridSettings
 from lensllm_jax.runs.select_model import SelectionSettings
 from lensllm_jax.runs.settings import read_settings
 from tests.finetune import tiny
+from tests.kings import write_kings
 from tests.messages.binaries import load
 
 POOL = ["zoo/gpt2-xs", "zoo/opt-xs"]
@@ -41,9 +42,7 @@ class CalledError(Exception):
 
 @pytest.fixture
 def task(tmp_path):
-    path = tmp_path / "kings.txt"
-    path.write_text("\n".join(f"the {i} kings of the land" for i in range(60)))
-    return lens.load_task(path)
+    return lens.load_task(write_kings(tmp_path, 60))
 
 
 @pytest.fixture

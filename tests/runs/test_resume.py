@@ -12,6 +12,7 @@ from lensllm_jax.measurement.pool import describe_pool
 from lensllm_jax.runs.progress import Progress
 from lensllm_jax.runs.resume import CandidateRun, Cells
 from lensllm_jax.runs.run_folder import RunFolder
+from tests.kings import write_kings
 
 CONFIG = MeasurementConfig(batch_size=4, max_epochs=1, num_kernel_examples=3)
 
@@ -20,10 +21,8 @@ class Run:
     """A run of a pool in a folder."""
 
     def __init__(self, folder, names, *, revisits=False, all_test_examples=True):
-        (folder / "kings.txt").write_text(
-            "\n".join(f"the {i} kings of the land" for i in range(300))
-        )
-        self.measurer = measurer = Measurer(load_task(folder / "kings.txt"), revisits=revisits)
+        task = load_task(write_kings(folder, 300))
+        self.measurer = measurer = Measurer(task, revisits=revisits)
         self.progress = Progress(total=1.0, quiet=True)
         self.cells = Cells(RunFolder.open(folder / "out", {}), self.progress)
         self.pool = {

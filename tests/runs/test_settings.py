@@ -10,15 +10,14 @@ from lensllm_jax.measurement.pool import describe_pool
 from lensllm_jax.runs import settings
 from lensllm_jax.runs.run_folder import RunFolder
 from lensllm_jax.runs.settings import NoSettings, read_settings
+from tests.kings import write_kings
 
 LARGE, SMALL = "zoo/gpt2-xs", "zoo/opt-xs"
 
 
 @pytest.fixture
 def task(tmp_path):
-    path = tmp_path / "kings.txt"
-    path.write_text("\n".join(f"the {i} kings of the land" for i in range(40)))
-    return lens.load_task(path)
+    return lens.load_task(write_kings(tmp_path, 40))
 
 
 @pytest.fixture

@@ -1,0 +1,10 @@
+"""A task file of a few short texts."""
+
+from pathlib import Path
+
+
+def write_kings(folder: Path, count: int) -> Path:
+    """Writes ``count`` texts, one a line, into kings.txt."""
+    path = folder / "kings.txt"
+    path.write_text("\n".join(f"the {i} kings of the land" for i in range(count)))
+    return path
