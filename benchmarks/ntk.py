@@ -57,6 +57,7 @@ class Shape(NamedTuple):
 
 SMALL = Shape(256, 6, 8, 8000, s=32, n=128)  # 6.8 M parameters
 GPT2 = Shape(768, 12, 12, 50257, s=32, n=64)  # the published 124 M configuration
+SMOLLM2 = Shape(576, 30, 9, 49152, s=64, n=64, family="llama")  # that of SmolLM2-135M
 ROWS: dict[str, list[Shape]] = {
     "reference": [SMALL._replace(n=n) for n in (16, 64, 128)],
     "families": [SMALL._replace(family=family, num_layers=3, n=64) for family in ("t5", "bart")],
@@ -64,6 +65,7 @@ ROWS: dict[str, list[Shape]] = {
     "growth in s": [SMALL._replace(s=s, n=64) for s in (16, 32, 64, 128, 256)],
     "label logits": [SMALL._replace(readout="label_logits", k=8, n=n) for n in (16, 32)],
     "gpt2": [GPT2],
+    "smollm2": [SMOLLM2],
 }
 # A Jacobian of more bytes than this is skipped: the peak would not fit.
 MOST_JACOBIAN_BYTES = 5e9
@@ -88,7 +90,7 @@ class Measurement(NamedTuple):
 def model_config(shape: Shape) -> Any:
     """The config of a row's decoder or encoder-decoder."""
     from lensllm_jax.models.decoder import DecoderConfig
-    from lensllm_jax.models.families import bart, t5
+    from lensllm_jax.models.families import bart, llama, t5
 
     d, num_heads = shape.d_model, shape.num_heads
     if shape.family == "gpt2":
@@ -96,6 +98,14 @@ def model_config(shape: Shape) -> Any:
             vocab_size=shape.vocab_size, max_positions=max(shape.s, 32), d_model=d,
             num_layers=shape.num_layers, num_heads=num_heads, d_ff=4 * d,
         )  # fmt: skip
+    if shape.family == "llama":
+        return llama.config({
+            "vocab_size": shape.vocab_size, "hidden_size": d, "intermediate_size": 8 * d // 3,
+            "num_hidden_layers": shape.num_layers, "num_attention_heads": num_heads,
+            "num_key_value_heads": num_heads // 3, "tie_word_embeddings": True,
+            "rope_theta": 1e5, "max_position_embeddings": 2048, "rms_norm_eps": 1e-5,
+            "hidden_act": "silu",
+        })  # fmt: skip
     if shape.family == "bart":
         sizes = {
             f"{stack}_{name}": value

@@ -26,11 +26,11 @@ from absl import flags
 
 from experiments.common import cli
 from experiments.common.flags import define_executor
-from experiments.common.measurement_flags import measurement_flags
+from experiments.common.measurement_flags import pretrained_flags
 from lensllm_jax.measurement.measurement import MeasurementConfig
 from lensllm_jax.runs.compute_ntk import TILE_EXECUTORS, compute_ntk
 
-FLAGS = measurement_flags()
+FLAGS = pretrained_flags()
 flags.DEFINE_alias("candidate", "candidates")
 flags.DEFINE_alias("num_examples", "num_kernel_examples")
 PARAMETERS = flags.DEFINE_string(

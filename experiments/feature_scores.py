@@ -27,7 +27,7 @@ from jaxtyping import Float
 from experiments.common import cli
 from experiments.common.curves import check_budgets, digests, divisors_of
 from experiments.common.flags import define_budgets, define_curve
-from experiments.common.measurement_flags import measurement_flags
+from experiments.common.measurement_flags import pretrained_flags
 from experiments.common.ranking_metrics import metrics_row, show_metrics
 from lensllm_jax import checks
 from lensllm_jax.checkpoints.stored import stored_weights
@@ -47,7 +47,7 @@ from lensllm_jax.selection.rank import rank
 from lensllm_jax.selection.ranking import Ranking
 from lensllm_jax.selection.selectors.nlp_metrics import weight_matrices
 
-FLAGS = measurement_flags()
+FLAGS = pretrained_flags()
 CURVES = define_curve()
 BUDGETS = define_budgets(2, 4, 8, 16)
 NUM_WORDS = flags.DEFINE_integer("num_words", 8, "First words that are classes of their own.")

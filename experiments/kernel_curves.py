@@ -30,7 +30,7 @@ from jaxtyping import Float
 from experiments.common import cli
 from experiments.common.first_tokens import common_first_tokens
 from experiments.common.flags import define_num_examples, define_num_labels
-from experiments.common.measurement_flags import measurement_flags
+from experiments.common.measurement_flags import pretrained_flags
 from experiments.common.stored_kernels import has_kernel, read_kernel, write_kernel
 from lensllm_jax import checks
 from lensllm_jax.checkpoints.zoo import load_candidate
@@ -49,7 +49,7 @@ from lensllm_jax.theory.kernel_regression import (
     replica_error,
 )
 
-FLAGS = measurement_flags()
+FLAGS = pretrained_flags()
 NUM_EXAMPLES = define_num_examples(256, "Examples of the kernels.")
 SIZES = flags.DEFINE_list("sizes", ["16", "32", "64", "128"], "D of the curves, ascending.")
 NUM_LABELS = define_num_labels()

@@ -30,7 +30,7 @@ from absl import flags
 from experiments.common import cli
 from experiments.common.first_tokens import common_first_tokens
 from experiments.common.flags import define_num_labels
-from experiments.common.measurement_flags import measurement_flags
+from experiments.common.measurement_flags import pretrained_flags
 from lensllm_jax import checks
 from lensllm_jax.checkpoints.candidate import Candidate
 from lensllm_jax.checkpoints.zoo import load_candidate
@@ -44,7 +44,7 @@ from lensllm_jax.runs.resume import pretrained_settings
 from lensllm_jax.runs.run_folder import file_name_of
 from lensllm_jax.typing import Batch
 
-FLAGS = measurement_flags()
+FLAGS = pretrained_flags()
 SAMPLE_SIZES = flags.DEFINE_list(
     "sample_sizes", ["32", "64", "128"], "Examples of the kernels, ascending."
 )

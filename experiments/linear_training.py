@@ -26,7 +26,7 @@ from absl import flags
 
 from experiments.common import cli
 from experiments.common.flags import define_num_examples
-from experiments.common.measurement_flags import measurement_flags
+from experiments.common.measurement_flags import pretrained_flags
 from lensllm_jax import checks
 from lensllm_jax.checkpoints.candidate import Candidate
 from lensllm_jax.checkpoints.zoo import load_candidate
@@ -41,7 +41,7 @@ from lensllm_jax.runs.resume import pretrained_settings
 from lensllm_jax.runs.run_folder import file_name_of
 from lensllm_jax.typing import Array, Batch, Params
 
-FLAGS = measurement_flags()
+FLAGS = pretrained_flags()
 NUM_EXAMPLES = define_num_examples(32, "Texts that are trained on.")
 NUM_STEPS = flags.DEFINE_integer("num_steps", 256, "Steps of gradient descent.")
 SHARES = flags.DEFINE_list("shares", ["0.01", "0.1", "1"], "Of 1 / lambda_max, below 2: eta.")

@@ -12,6 +12,7 @@ Example:
 """
 
 import math
+import os
 from collections.abc import Callable, Collection, Sequence
 from typing import Any, TypeVar
 
@@ -48,6 +49,13 @@ def _finite_number(
         fits = False
     if not fits:
         raise UserError(f"`{name}` must be {wanted} and finite, got {value!r}")
+    return value
+
+
+def path(name: str, value: T, *, hint: str = "") -> T:
+    """``value``, if it can name a file or a folder, else ``UserError`` that ends with ``hint``."""
+    if not isinstance(value, str | os.PathLike):
+        raise UserError(f"`{name}` must be text or a path, got {type(value).__name__}{hint}")
     return value
 
 

@@ -1,11 +1,13 @@
 """Flags of every binary that measures candidates: the pool and its text, the settings, the folder.
 
-A binary takes all of them with ``FLAGS = measurement_flags()`` and gives their values on;
-two binaries in one process share them.
+A binary takes all of them with ``FLAGS = measurement_flags()``, or one that fine-tunes nothing
+those that it needs with ``FLAGS = pretrained_flags()``, and gives their values on; two binaries in
+one process share them.
 """
 
 import functools
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, Protocol
 
 from absl import flags
 
@@ -33,28 +35,22 @@ flags.disclaim_key_flags()  # each counts as the binary's own: its --help shows 
 _ONE_OUTPUT = (Readout.LOSS, Readout.TARGET_LOGPROB)  # read-outs with one output per example
 
 
+class _Flags(Protocol):
+    """Flags, defined; their values once absl has read them."""
+
+    def values(self) -> dict[str, Any]: ...
+
+
 class MeasurementFlags:
     """The values of the flags, once absl has read them."""
 
-    def __init__(self) -> None:
-        self._pool, self._settings = _PoolFlags(), _SettingsFlags()
-        self._output_dir = define_output_dir()
-        self._checkpoint_seconds = flags.DEFINE_float(
-            "checkpoint_seconds",
-            60.0,
-            "Seconds between checkpoints of an unfinished fine-tune; 0: after every compiled call.",
-        )
-        self._compiled_dir = flags.DEFINE_string(
-            "compiled_dir", None,
-            "Folder of compiled programs, so that later runs need not compile. Default: in the "
-            "user's cache.",
-        )  # fmt: skip
-        self._quiet = define_quiet("Print no progress (and no table of a grid).")
+    def __init__(self, *groups: _Flags) -> None:
+        self._groups = groups
 
     @property
     def quiet(self) -> bool:
         """Whether progress is hidden."""
-        return self._quiet.value
+        return self.values()["quiet"]
 
     def values(self) -> dict[str, Any]:
         """All of them, as the functions that the binaries call take them.
@@ -62,15 +58,10 @@ class MeasurementFlags:
         Raises:
             UserError: naming a flag whose text does not read.
         """
-        return {
-            **self._pool.values(),
-            **self._settings.values(),
-            "output_dir": self._output_dir.value,
-            "checkpoint_seconds": self._checkpoint_seconds.value,
-            "compiled_dir": self._compiled_dir.value,
-            "quiet": self.quiet,
-            "command": command(),
-        }
+        values: dict[str, Any] = {"command": command()}
+        for group in self._groups:
+            values |= group.values()
+        return values
 
     def run(self) -> RunSettings:
         """The settings of every run.
@@ -82,9 +73,35 @@ class MeasurementFlags:
 
 
 @functools.cache
+def pretrained_flags() -> MeasurementFlags:
+    """Defines the flags of measurements at pretrained weights, once per process."""
+    return MeasurementFlags(_FolderFlags(), _PoolFlags(), _PretrainedFlags())
+
+
+@functools.cache
 def measurement_flags() -> MeasurementFlags:
-    """Defines the flags, once per process."""
-    return MeasurementFlags()
+    """Defines all flags, once per process."""
+    return MeasurementFlags(pretrained_flags(), _TuningFlags())
+
+
+class _FolderFlags:
+    """Where results go, and what is shown meanwhile."""
+
+    def __init__(self) -> None:
+        self._output_dir = define_output_dir()
+        self._compiled_dir = flags.DEFINE_string(
+            "compiled_dir", None,
+            "Folder of compiled programs, so that later runs need not compile. Default: in the "
+            "user's cache.",
+        )  # fmt: skip
+        self._quiet = define_quiet("Print no progress (and no table of a grid).")
+
+    def values(self) -> dict[str, Any]:
+        return {
+            "output_dir": self._output_dir.value,
+            "compiled_dir": self._compiled_dir.value,
+            "quiet": self._quiet.value,
+        }
 
 
 class _PoolFlags:
@@ -136,25 +153,12 @@ class _PoolFlags:
         }
 
 
-class _SettingsFlags:
-    """How candidates are fine-tuned, and what their kernels are of."""
+class _PretrainedFlags:
+    """What candidates read, and what their kernels are of."""
 
     def __init__(self) -> None:
         default = MeasurementConfig()
-        self._fields = {
-            name: _define_number(name, getattr(default, name), help)
-            for name, help in _FIELDS.items()
-        }
-        self._learning_rate = flags.DEFINE_string(
-            "learning_rate",
-            AUTO,
-            "Learning rate of AdamW; auto: searched for each candidate by three or four fine-tunes "
-            "on 100 examples.",
-        )
-        self._validation_examples = flags.DEFINE_integer(
-            "num_validation_examples", None,
-            "Records whose loss decides when to stop. Default: 1/4 of the subset, 64 or more.",
-        )  # fmt: skip
+        self._fields = _define_numbers(_PRETRAINED)
         self._chat_template = flags.DEFINE_enum(
             "chat_template", default.chat_template, ["none", "auto"],
             "auto: decoders that have a chat template read prompt and target as a conversation.",
@@ -166,6 +170,31 @@ class _SettingsFlags:
         self._method = flags.DEFINE_enum(
             "method", default.method, [m.value for m in NtkMethod], "How the kernel is computed."
         )
+
+    def values(self) -> dict[str, Any]:
+        return {
+            **{name: flag.value for name, flag in self._fields.items()},
+            "chat_template": self._chat_template.value,
+            "readout": self._readout.value,
+            "method": self._method.value,
+        }
+
+
+class _TuningFlags:
+    """How candidates are fine-tuned."""
+
+    def __init__(self) -> None:
+        self._fields = _define_numbers(_TUNING)
+        self._learning_rate = flags.DEFINE_string(
+            "learning_rate",
+            AUTO,
+            "Learning rate of AdamW; auto: searched for each candidate by three or four fine-tunes "
+            "on 100 examples.",
+        )
+        self._validation_examples = flags.DEFINE_integer(
+            "num_validation_examples", None,
+            "Records whose loss decides when to stop. Default: 1/4 of the subset, 64 or more.",
+        )  # fmt: skip
         self._decay_steps = flags.DEFINE_string(
             "decay_steps",
             None,
@@ -204,15 +233,17 @@ class _SettingsFlags:
         self._devices = define_devices(
             "1", "Number of devices that share weights, moments and batches."
         )
+        self._checkpoint_seconds = flags.DEFINE_float(
+            "checkpoint_seconds",
+            60.0,
+            "Seconds between checkpoints of an unfinished fine-tune; 0: after every compiled call.",
+        )
 
     def values(self) -> dict[str, Any]:
         return {
             **{name: flag.value for name, flag in self._fields.items()},
             "learning_rate": _rate_or_auto(self._learning_rate.value),
             "num_validation_examples": self._validation_examples.value,
-            "chat_template": self._chat_template.value,
-            "readout": self._readout.value,
-            "method": self._method.value,
             "decay_steps": _steps_or_all(self._decay_steps.value),
             "buckets": _lengths_or_auto(self._buckets.value),
             "compute_dtype": self._compute_dtype.value,
@@ -223,25 +254,34 @@ class _SettingsFlags:
             "frozen_dtype": self._frozen_dtype.value,
             "moments_dtype": self._moments_dtype.value,
             "devices": _one_number("devices", self._devices.value),
+            "checkpoint_seconds": self._checkpoint_seconds.value,
         }
 
 
 # flags with the name and the default of a field of MeasurementConfig
-_FIELDS = {
+_PRETRAINED = {
+    "num_kernel_examples": "Examples whose kernel is computed.",
+    "seed": "Seed of the subsets and of the order of training.",
+}
+_TUNING = {
     "weight_decay": "Weight decay of AdamW.",
     "batch_size": "Examples per step.",
     "warmup_steps": "Steps over which the learning rate rises to its value.",
     "clip_norm": "Gradients are scaled down to this norm.",
     "max_epochs": "Most passes over a subset.",
     "patience": "Evaluations without a lower validation loss after which a fine-tune stops.",
-    "num_kernel_examples": "Examples whose kernel is computed.",
-    "seed": "Seed of the subsets and of the order of training.",
 }
 
 
-def _define_number(name: str, default: float, help: str) -> flags.FlagHolder:
-    define = flags.DEFINE_float if isinstance(default, float) else flags.DEFINE_integer
-    return define(name, default, help)
+def _define_numbers(helps: Mapping[str, str]) -> dict[str, flags.FlagHolder]:
+    default = MeasurementConfig()
+    values = {name: getattr(default, name) for name in helps}
+    return {
+        name: (flags.DEFINE_float if isinstance(value, float) else flags.DEFINE_integer)(
+            name, value, helps[name]
+        )
+        for name, value in values.items()
+    }
 
 
 def _one_number(name: str, text: str) -> int:

@@ -69,6 +69,7 @@ def folder_of(name: str | Path) -> Path:
     Raises:
         UserError: if there is none.
     """
+    checks.path("candidate", name)
     folder = Path(name).expanduser()  # os.path: a name that is too long is no folder
     if isinstance(name, str) and name.startswith(PREFIX):
         bundled = FOLDER / name.removeprefix(PREFIX)

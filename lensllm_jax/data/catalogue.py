@@ -11,6 +11,7 @@ Example:
 from collections.abc import Callable
 from pathlib import Path
 
+from lensllm_jax import checks
 from lensllm_jax.checks import UserError
 from lensllm_jax.data.cuts import cut_task
 from lensllm_jax.data.files import read_task_file
@@ -50,11 +51,7 @@ def load_task(
         UserError: if the name is unknown, a file is unreadable, a field is missing, or the hub
             cannot be reached.
     """
-    if not isinstance(name, str | Path):
-        raise UserError(
-            f"`name` must be text or a path, got {type(name).__name__}: records become a task by "
-            "`Task.from_records`"
-        )
+    checks.path("name", name, hint=": records become a task by `Task.from_records`")
     if name in _BUILT_IN:
         task = _BUILT_IN[str(name)]()
     elif name in HUB_TASKS:

@@ -1,15 +1,18 @@
 """Chat: a record as a conversation, by the template of a model's own tokenizer.
 
 The prompt is the user's turn, the target the assistant's.  transformers renders the template, in
-a sandbox that reaches neither files nor Python, once, with marks in place of both; the date that
-some templates print stays fixed, so that a loss does not depend on the day.
+a sandbox that reaches neither files nor Python, once, with marks in place of both, within seconds
+and a few GiB; the date that some templates print stays fixed, so that a loss does not depend on
+the day.
 """
 
 import contextlib
 import dataclasses
+import resource
 import sys
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -19,6 +22,8 @@ from lensllm_jax.data.task import Example
 _DATE = "26 Jul 2024"  # what Llama 3's template prints where it knows none
 _FIXED = "{% macro strftime_now(format) %}" + _DATE + "{% endmacro %}"
 _LONGEST_SECONDS = 20.0  # of a template that loops: others take milliseconds
+# of a template that multiplies strings; threads that compute meanwhile may map as much
+_MOST_BYTES = 2**32
 _PROMPT, _TARGET = "\ue000", "\ue001"  # for private use: in no template
 
 
@@ -54,11 +59,13 @@ def conversation(tokenizer: Any) -> Conversation:
         {"role": "assistant", "content": _TARGET},
     ]
     try:
-        with _at_most(_LONGEST_SECONDS):
+        with _at_most(_LONGEST_SECONDS), _mapping_at_most(_MOST_BYTES):
             text = tokenizer.apply_chat_template(
                 turns, chat_template=_FIXED + tokenizer.get_chat_template(), tokenize=False,
                 date_string=_DATE,
             )  # fmt: skip
+    except MemoryError as error:
+        raise _refused(f"one that takes more than {_MOST_BYTES / 2**30:g} GiB") from error
     except Exception as error:  # whatever a stranger's template raises
         raise _refused((str(error).splitlines() or [type(error).__name__])[0]) from error
     if text.count(_PROMPT) != 1 or text.count(_TARGET) != 1:
@@ -87,6 +94,23 @@ def _at_most(seconds: float) -> Iterator[None]:
         yield
     finally:
         sys.settrace(before)
+
+
+@contextlib.contextmanager
+def _mapping_at_most(num_bytes: int) -> Iterator[None]:
+    """Raises MemoryError from the code in it that maps more; no limit where none can be set."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    try:
+        mapped = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+        limits = [limit for limit in (soft, hard) if limit != resource.RLIM_INFINITY]
+        lowest = min([mapped + num_bytes, *limits])
+        resource.setrlimit(resource.RLIMIT_AS, (lowest, hard))
+    except (OSError, ValueError):  # such as macOS, which has no such file
+        pass
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
 
 
 def _refused(reason: str) -> UserError:

@@ -65,7 +65,7 @@ class ComputeConfig:
     dtype: str | None = None
     remat: bool = False
     unroll_layers: bool = False
-    micro_batches: int | None = 1
+    micro_batches: int | None = None
     tune: str = FULL
     lora_rank: int = 16
     frozen_dtype: str | None = None

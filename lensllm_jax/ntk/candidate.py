@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any, Protocol, Unpack, cast, runtime_checkable
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from lensllm_jax import checks, padding
@@ -258,6 +259,12 @@ def _check_batch(name: str, batch: Mapping, is_encoder_decoder: bool) -> None:
         if len(shape) != 2 or 0 in shape or not np.issubdtype(dtype, np.integer):
             raise checks.UserError(
                 f"`{name}[{key!r}]` must be integers (b, s), at least one, got {dtype} {shape}"
+            )
+    for key in sorted(set(batch) - wanted):  # such as the texts beside their tokens
+        dtype = np.asarray(batch[key]).dtype
+        if not (jnp.issubdtype(dtype, jnp.number) or dtype.kind == "b"):
+            raise checks.UserError(
+                f"`{name}[{key!r}]` must be numbers, got {dtype}: leave it out of the batch"
             )
     for key, like in (("attention_mask", "input_ids"), ("labels", _labels_like(wanted))):
         checks.shape(f"{name}[{key!r}]", batch[key], np.shape(batch[like]))

@@ -132,11 +132,12 @@ def finetune_grid(
     winner = wanted.winner(decided, grid.pool, run)
     grid = grid._replace(keep=winner.keep if winner else None)
     folder = run.open_folder(decided, grid.task, grid.pool)
-    configs = run.fitted(
-        grid.task, grid.pool, folder, batch_sizes=grid.search.batch_sizes,
-        at_a_time=executor.at_a_time,
-    )  # fmt: skip
-    grid = grid._replace(configs=configs)
+    if any(grid.sizes):  # at 0 alone no step is made
+        configs = run.fitted(
+            grid.task, grid.pool, folder, batch_sizes=grid.search.batch_sizes,
+            at_a_time=executor.at_a_time,
+        )  # fmt: skip
+        grid = grid._replace(configs=configs)
     failures = _measure(grid, folder, executor, run)
     for failure in failures:  # before anything is written: the disk may be full
         line = "failed: {candidate}, {size} examples, seed {seed}: {reason}"

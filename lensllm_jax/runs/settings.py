@@ -10,7 +10,7 @@ Example:
 import dataclasses
 import difflib
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -66,6 +66,7 @@ class RunSettings:
 
     def __post_init__(self):
         checks.not_negative("checkpoint_seconds", self.checkpoint_seconds)
+        checks.path("output_dir", self.output_dir)
         if not self.names or len(set(self.names)) < len(self.names):
             raise checks.UserError(
                 f"`candidates` must be one or more distinct names, got {self.candidates!r}"
@@ -81,7 +82,9 @@ class RunSettings:
         """The candidates, in order."""
         if self.candidates == "zoo":
             return list_zoo()
-        return (self.candidates,) if isinstance(self.candidates, str) else (*self.candidates,)
+        several = isinstance(self.candidates, Iterable) and not isinstance(self.candidates, str)
+        names = self.candidates if several else [self.candidates]
+        return tuple(str(checks.path("candidates", name)) for name in names)
 
     def load_task(self, pool: Mapping[str, CandidateSummary]) -> Task:
         """The task as the candidates of the pool can be compared on it.
@@ -265,7 +268,6 @@ def read_settings(
         values[group][field] = value
     values[RunSettings].setdefault("command", call and _call(call, given))
     values[MeasurementConfig].setdefault("learning_rate", AUTO)
-    values[ComputeConfig].setdefault("micro_batches", None)
     measurement = MeasurementConfig(
         **values[MeasurementConfig], compute=ComputeConfig(**values[ComputeConfig])
     )

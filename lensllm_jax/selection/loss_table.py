@@ -167,7 +167,7 @@ def read_loss_table(
     Raises:
         UserError: with file, row and column, if it is not a loss table.
     """
-    path = Path(path)
+    path = Path(checks.path("path", path))
     try:
         with path.open(encoding=encoding_of(path), newline="") as file:
             return parse_loss_table(

@@ -30,8 +30,9 @@ def loss_table_file(name: str | Path) -> Path:
     """The file of a bundled table, or the path itself.
 
     Raises:
-        UserError: if the name begins as one of a bundled table and is none.
+        UserError: if it is no name, or begins as one of a bundled table and is none.
     """
+    checks.path("table", name)
     bundled = list_loss_tables()
     if name in bundled:
         return _FOLDER / f"{name}.csv"

@@ -1,6 +1,7 @@
 """Records as conversations: the templates of published families, and what a stranger's may do."""
 
 import datetime
+import resource
 import sys
 
 import pytest
@@ -98,16 +99,17 @@ def test_a_day_changes_nothing(monkeypatch):
             "{% for i in range(99999) %}{% for j in range(99999) %}.{% endfor %}{% endfor %}",
             "end in",
         ),
+        ("{{ 'a' * 10000000000 }}", "more than 4 gib"),
     ],
 )
 def test_a_template_without_both_turns_or_with_tricks_is_refused(template, reason, monkeypatch):
     monkeypatch.setattr(chat, "_LONGEST_SECONDS", 0.5)
-    before = sys.gettrace()
+    before = sys.gettrace(), resource.getrlimit(resource.RLIMIT_AS)
     with pytest.raises(UserError, match="`chat_template` must show a user's") as refused:
         conversation(tokenizer(template))
     assert reason.lower() in str(refused.value).lower()
     assert "\n" not in str(refused.value)
-    assert sys.gettrace() is before
+    assert (sys.gettrace(), resource.getrlimit(resource.RLIMIT_AS)) == before
 
 
 def test_candidates_without_a_template_read_plain_text():

@@ -10,7 +10,6 @@ import pytest
 
 from experiments.common.measurement_flags import MeasurementFlags
 from lensllm_jax import checks
-from lensllm_jax.finetune.compute import ComputeConfig
 from lensllm_jax.measurement.measurement import MeasurementConfig
 from tests.messages.binaries import ROOT, load
 
@@ -51,11 +50,17 @@ def test_help_shows_the_flags_of_a_binary_and_of_no_other():
     assert shown == {"budgets", "output_dir", "tables", "task"} == set(load("kernel_laws").flags)
 
 
+def test_a_binary_that_fine_tunes_nothing_shows_no_flag_of_fine_tuning():
+    kernel, grid = load("compute_ntk").flags.keys(), load("finetune_grid").flags.keys()
+    assert {"readout", "num_kernel_examples", "seed", "chat_template"} <= kernel & grid
+    assert {"batch_size", "learning_rate", "micro_batches", "tune"} <= grid - kernel
+
+
 def test_defaults_of_flags_are_those_of_the_library():
     def measurement(**flags):
         return load("finetune_grid", output_dir="out", **flags).module.FLAGS.run().measurement
 
-    automatic = MeasurementConfig(learning_rate="auto", compute=ComputeConfig(micro_batches=None))
+    automatic = MeasurementConfig(learning_rate="auto")
     assert measurement() == automatic
     assert measurement(chat_template="auto") == dataclasses.replace(automatic, chat_template="auto")
 

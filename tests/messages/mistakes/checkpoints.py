@@ -117,6 +117,7 @@ def in_an_empty_cache(folder, take, *, other_file=False):
 
 # (argument, key phrases, the mistake in an empty folder)
 MISTAKES = [
+    ("candidate", "text or a path, got NoneType", lambda tmp: lens.load_candidate(None)),
     ("candidate", "one of ... got 'zoo/gpt5'", lambda tmp: lens.load_candidate("zoo/gpt5")),
     (
         "candidate",

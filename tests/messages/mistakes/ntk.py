@@ -92,6 +92,12 @@ def stored(folder):
     return TileStore.open(folder, {"method": "structured"})
 
 
+def tile_of_a_folder(path):
+    store = stored(path)
+    (path / f"tile_0_0_{'0' * 64}.npy").mkdir()
+    return store.read(TILE)
+
+
 # (argument, key phrases, the mistake in an empty folder)
 MISTAKES = [
     ("method", "one of ... got 'fast'", lambda tmp: kernel(method="fast")),
@@ -213,6 +219,11 @@ MISTAKES = [
         "batch['labels']",
         "have shape ... got (1, 2)",
         lambda tmp: of_candidate({"labels": IDS[:, :2]}),
+    ),
+    (
+        "batch['text']",
+        "numbers, got <U1: leave it out",
+        lambda tmp: of_candidate({"text": np.array(["a"])}),
     ),
     ("batch['labels']", "tokens below 5 ... got 5", lambda tmp: of_candidate({"labels": IDS + 2})),
     (
@@ -368,6 +379,11 @@ MISTAKES = [
         "store",
         "these settings",
         lambda tmp: stored(written(tmp / SETTINGS, '{"settings": {"method": "other"}}').parent),
+    ),
+    (
+        "store",
+        "hold files, got the folder ... remove it",
+        tile_of_a_folder,
     ),
     ("store", "hold tile_0_0 ... got none that is whole", lambda tmp: stored(tmp).read(TILE)),
     (

@@ -74,6 +74,8 @@ def winner_without_a_fine_tune(folder):
 
 # (argument, key phrases, the mistake in an empty folder)
 MISTAKES = [
+    ("output_dir", "text or a path, got NoneType", lambda tmp: run_of(output_dir=None)),
+    ("candidates", "text or a path, got NoneType", lambda tmp: run_of(candidates=[None])),
     (
         "save_adapter",
         "go with `save_winner`, got no",

@@ -58,6 +58,8 @@ def race(names=("a", "b"), **changes):
 
 # (argument, key phrases, the mistake in an empty folder)
 MISTAKES = [
+    ("table", "text or a path, got NoneType", lambda tmp: load_loss_table(None)),
+    ("path", "text or a path, got NoneType", lambda tmp: lens.read_loss_table(None)),
     ("table", "one of lin2024/flan ... got 'lin2024/x'", lambda tmp: load_loss_table("lin2024/x")),
     ("selector", "one of ... got 'best'", lambda tmp: rank(selector="best")),
     ("budget_size", "one of ... got 300", lambda tmp: rank(budget_size=300)),
