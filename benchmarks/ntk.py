@@ -103,7 +103,8 @@ def model_config(shape: Shape) -> Any:
             "vocab_size": shape.vocab_size, "hidden_size": d, "intermediate_size": 8 * d // 3,
             "num_hidden_layers": shape.num_layers, "num_attention_heads": num_heads,
             "num_key_value_heads": num_heads // 3, "tie_word_embeddings": True,
-            "rope_theta": 1e5, "max_position_embeddings": 2048, "rms_norm_eps": 1e-5,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 1e5},
+            "max_position_embeddings": 2048, "rms_norm_eps": 1e-5,
             "hidden_act": "silu",
         })  # fmt: skip
     if shape.family == "bart":

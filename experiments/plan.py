@@ -4,9 +4,10 @@ r"""Which candidates can be fine-tuned on which devices, and how, before any wei
         --devices=1,4,8 --batch_size=32 --num_tokens=64
 
 A candidate is anything that select_model takes, or a folder with nothing but a config.json.  For
-each number of devices the first of these that fits is named with its flags: full tuning; one example a
-pass (--micro_batches), which takes no longer; blocks computed again too (--remat); moments in
-bfloat16; LoRA with frozen weights in bfloat16.  A tenth of each device is left to its runtime.
+each number of devices the first of these that fits is named with its flags: full tuning; one
+example a pass (--micro_batches), which takes no longer; blocks computed again too (--remat);
+moments in bfloat16; LoRA with frozen weights in bfloat16.  A tenth of each device is left to its
+runtime.
 
 The bytes follow from shapes (lensllm_jax.finetune.memory); against XLA's account of the compiled
 step on a CPU they are within 15 % for GPT-2, Llama with LoRA, T5 with --remat and BART with four

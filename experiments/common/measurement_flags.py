@@ -139,6 +139,9 @@ class _PoolFlags:
             "candidates. Default: 99 % of the records stay whole, or fewer if a candidate has too "
             "few positions for that.",
         )  # fmt: skip
+        self._num_test_examples = flags.DEFINE_integer(
+            "num_test_examples", None, "The first test records, which are evaluated. Default: all."
+        )
 
     def values(self) -> dict[str, Any]:
         text = self._candidates.value
@@ -150,6 +153,7 @@ class _PoolFlags:
             "task_folder": self._task_folder.value,
             "mean_length": self._mean_length.value,
             "max_bytes": self._max_bytes.value,
+            "num_test_examples": self._num_test_examples.value,
         }
 
 

@@ -25,6 +25,7 @@ Example:
     <Task 'greetings': 1 train, 1 validation, 1 test, 1 left out>
 """
 
+import dataclasses
 import hashlib
 import re
 import unicodedata
@@ -34,6 +35,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
+from lensllm_jax import checks
 from lensllm_jax.checks import UserError
 from lensllm_jax.data.records import rows_of, text_pairs
 from lensllm_jax.data.subsets import subset_order
@@ -105,6 +107,22 @@ class Task:
             rows_of(records), source=name, prompt_field=prompt_field, target_field=target_field
         )
         return split_task(name, f"the records of {name}, split at random", pairs)
+
+    def with_test_examples(self, count: int) -> "Task":
+        """The task with its first ``count`` test records; ``removed`` counts the others.
+
+        Raises:
+            UserError: if ``count`` is not positive.
+        """
+        kept = self.test[: checks.positive("num_test_examples", count)]
+        removed = Counter(self.removed)
+        removed["test_over_size"] += len(self.test) - len(kept)
+        return dataclasses.replace(
+            self,
+            test=kept,
+            removed=MappingProxyType({k: n for k, n in sorted(removed.items()) if n}),
+            fingerprint=fingerprint(self.train, self.validation, kept),
+        )
 
     def notes(self) -> list[str]:
         """How many records were left out, and why; how many were cut, and to how many bytes.

@@ -47,6 +47,16 @@ def test_a_repeated_text_stays_only_in_the_split_nearest_to_test():
     }
 
 
+def test_fewer_test_records_are_the_first_ones_of_another_task():
+    task = small_task(test=texts("four", "five", "six"))
+    few = task.with_test_examples(2)
+    assert few.test == task.test[:2]
+    assert (few.train, few.validation) == (task.train, task.validation)
+    assert dict(few.removed) == {"test_over_size": 1}
+    assert few.fingerprint == fingerprint(task.train, task.validation, few.test) != task.fingerprint
+    assert task.with_test_examples(3) == task
+
+
 def test_the_leak_test_itself_sees_a_leak():
     leaky = small_task()
     object.__setattr__(leaky, "train", leaky.train + texts_tuple("Four."))

@@ -157,6 +157,11 @@ MISTAKES = [
         "a user's and then an assistant's turn ... got 'x': pass --chat_template=none",
         lambda tmp: with_template("x"),
     ),
+    (
+        "num_test_examples",
+        "positive ... got 0",
+        lambda tmp: lens.load_task("pydoc").with_test_examples(0),
+    ),
     ("max_bytes", "at least 8 ... got 7", lambda tmp: lens.load_task("pydoc", max_bytes=7)),
     (
         "max_bytes",
