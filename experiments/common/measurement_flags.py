@@ -139,9 +139,6 @@ class _PoolFlags:
             "candidates. Default: 99 % of the records stay whole, or fewer if a candidate has too "
             "few positions for that.",
         )  # fmt: skip
-        self._num_test_examples = flags.DEFINE_integer(
-            "num_test_examples", None, "The first test records, which are evaluated. Default: all."
-        )
 
     def values(self) -> dict[str, Any]:
         text = self._candidates.value
@@ -153,7 +150,6 @@ class _PoolFlags:
             "task_folder": self._task_folder.value,
             "mean_length": self._mean_length.value,
             "max_bytes": self._max_bytes.value,
-            "num_test_examples": self._num_test_examples.value,
         }
 
 
@@ -199,6 +195,9 @@ class _TuningFlags:
             "num_validation_examples", None,
             "Records whose loss decides when to stop. Default: 1/4 of the subset, 64 or more.",
         )  # fmt: skip
+        self._num_test_examples = flags.DEFINE_integer(
+            "num_test_examples", None, "The first test records, which are evaluated. Default: all."
+        )
         self._decay_steps = flags.DEFINE_string(
             "decay_steps",
             None,
@@ -248,6 +247,7 @@ class _TuningFlags:
             **{name: flag.value for name, flag in self._fields.items()},
             "learning_rate": _rate_or_auto(self._learning_rate.value),
             "num_validation_examples": self._validation_examples.value,
+            "num_test_examples": self._num_test_examples.value,
             "decay_steps": _steps_or_all(self._decay_steps.value),
             "buckets": _lengths_or_auto(self._buckets.value),
             "compute_dtype": self._compute_dtype.value,

@@ -41,7 +41,7 @@ from lensllm_jax.typing import ApplyFn, Params
 # What compiling the stages holds at its peak, on JAX 0.10 and a CPU.
 COMPILER_BYTES = 170e6
 # Memory over what arrays need: freed memory is fragmented, and the next arrays do not fit into it.
-HEAP_OVERHEAD = 1.2
+HEAP_OVERHEAD = 1.25
 
 
 class NtkCost(NamedTuple):
@@ -89,17 +89,19 @@ def ntk_cost(
     for path, leaf in jax.tree.leaves_with_path(params):
         if timed and not isinstance(leaf, jax.ShapeDtypeStruct):
             checks.finite(f"params{jax.tree_util.keystr(path)}", np.asarray(leaf))
+    # a kernel traces its function anew, which is much of a small one
+    tracing = timing.Probe(functools.partial(TracedFn.of, f, params, x), 1.0) if timed else None
     f = TracedFn.of(f, params, x)
     cost_fn = {
         NtkMethod.STRUCTURED: _structured_cost,
         NtkMethod.JACOBIAN_CONTRACTION: _contraction_cost,
         NtkMethod.NTK_VECTOR_PRODUCTS: _products_cost,
     }[method]
-    return cost_fn(f, params, x, forward_passes, timed)
+    return cost_fn(f, params, x, forward_passes, tracing)
 
 
 def _structured_cost(
-    f: ApplyFn, params: Params, x: Any, forward_passes: int, timed: bool
+    f: ApplyFn, params: Params, x: Any, forward_passes: int, tracing: timing.Probe | None
 ) -> NtkCost:
     program = sweeps.trace_program(f, params, x)
     n, k = padding.num_examples(x), program.num_outputs
@@ -119,9 +121,10 @@ def _structured_cost(
     passes = swept + n * forward_passes * program.schedule.num_flops
     flops = passes + sum(_gram_flops(group, k == 1) for group in groups)
     seconds = None
-    if timed:
+    if tracing is not None:
         probes = _sweep_probes(program, params, x, passes / swept if swept else 1.0)
-        seconds = timing.estimate_seconds(probes + timing.gram_probes(groups, trace=k == 1))
+        probes += timing.gram_probes(groups, trace=k == 1)
+        seconds = timing.estimate_seconds([*probes, tracing])
     return NtkCost(int(HEAP_OVERHEAD * live + COMPILER_BYTES), float(flops), seconds)
 
 
@@ -158,7 +161,7 @@ def _sweep_flops(program: Program, n: int) -> float:
 
 
 def _contraction_cost(
-    f: ApplyFn, params: Params, x: Any, forward_passes: int, timed: bool
+    f: ApplyFn, params: Params, x: Any, forward_passes: int, tracing: timing.Probe | None
 ) -> NtkCost:
     method = NtkMethod.JACOBIAN_CONTRACTION.name
     program = sweeps.trace_program(f, params, x)
@@ -168,22 +171,26 @@ def _contraction_cost(
     passes = 1 + 2 * k + forward_passes
     flops = 1.0 * n * passes * program.schedule.num_flops + 2.0 * (n * k) ** 2 * num_params
     seconds = None
-    if timed and n * k * num_params <= timing.WHOLE_NUMBERS:
-        seconds = timing.estimate_seconds([timing.kernel_probe(f, method, params, x)])
-    elif timed:
+    if tracing is not None and n * k * num_params <= timing.WHOLE_NUMBERS:
+        whole = timing.kernel_probe(f, method, params, x)
+        seconds = timing.estimate_seconds([whole, tracing])
+    elif tracing is not None:
         # as long as a forward one each; the structured sweeps have 2 + k of them
         probes = _sweep_probes(program, params, x, passes / (2 + k))
-        seconds = timing.estimate_seconds([*probes, timing.jacobian_probe(n * k, num_params)])
+        probes.append(timing.jacobian_probe(n * k, num_params))
+        seconds = timing.estimate_seconds([*probes, tracing])
     return NtkCost(_jacobian_bytes(f, method, params, x, program), flops, seconds)
 
 
-def _products_cost(f: ApplyFn, params: Params, x: Any, forward_passes: int, timed: bool) -> NtkCost:
+def _products_cost(
+    f: ApplyFn, params: Params, x: Any, forward_passes: int, tracing: timing.Probe | None
+) -> NtkCost:
     method = NtkMethod.NTK_VECTOR_PRODUCTS.name
     program = sweeps.trace_program(f, params, x)
     n, k = padding.num_examples(x), program.num_outputs
     # for every pair, one forward-mode pass through one reverse-mode pass
     flops = (5.0 * n * n * k + n * forward_passes) * program.schedule.num_flops
-    seconds = flops / statistics.median(timing.matmul_rates(1024)) if timed else None
+    seconds = None if tracing is None else flops / statistics.median(timing.matmul_rates(1024))
     return NtkCost(_jacobian_bytes(f, method, params, x, program), flops, seconds)
 
 

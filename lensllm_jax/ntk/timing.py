@@ -8,7 +8,8 @@ probes run the kernel's own code on a fraction of its work:
 where probe i takes :math:`t_i` seconds and the kernel has :math:`m_i` times its work:
 
 * of each stage a few calls of ``structured``'s sweeps, of two chunks of examples, for all;
-* of each kind of parameter a few rows of its Gram, of all n examples, for all its rows.
+* of each kind of parameter a few rows of its Gram, of all n examples, for all its rows;
+* the tracing of the function, whole, which is much of a small kernel.
 
 Of neural-tangents' contraction the sweeps are probed in the same way, and of its Jacobians one
 layer with as many gradients, materialized and contracted; where all its Jacobians are small, the
@@ -48,6 +49,8 @@ from lensllm_jax.typing import ApplyFn, Params
 # Rounds are interleaved: a shared machine has slow spells of a second, and a probe that ran in one
 # of them alone would count for the whole kernel.
 NUM_ROUNDS = 4
+# After so many seconds two rounds do: calls of large models are long, and vary little.
+MOST_SECONDS = 4.0
 # How long a probe is repeated in all rounds, in seconds.
 PROBE_SECONDS = 0.2
 # How long the product of ``matmul_rates`` is repeated.
@@ -84,10 +87,14 @@ def estimate_seconds(probes: Sequence[Probe]) -> float:
     """
     for probe in probes:
         jax.block_until_ready(probe.run())
-    rounds = [
-        [statistics.fmean(_repeat(probe.run, probe.seconds / NUM_ROUNDS)) for probe in probes]
-        for _ in range(NUM_ROUNDS)
-    ]
+    rounds: list[list[float]] = []
+    start = time.perf_counter()
+    while len(rounds) < NUM_ROUNDS:
+        if len(rounds) >= 2 and time.perf_counter() - start > MOST_SECONDS:
+            break
+        rounds.append(
+            [statistics.fmean(_repeat(probe.run, probe.seconds / NUM_ROUNDS)) for probe in probes]
+        )
     medians = map(statistics.median, zip(*rounds, strict=True))
     return math.fsum(probe.times * seconds for probe, seconds in zip(probes, medians, strict=True))
 

@@ -22,6 +22,7 @@ OWN = {
     "compute_ntk": {"candidate", "num_examples", "executor", "ray_address", "ray_threads"},
     "flags": {"task"},  # of tables, which have no text
     "pool_orders": {"candidates"},  # of tables, all by default
+    "kernel_spectra": {"num_test_examples"},  # of the kernel
     "kernel_curves": {"sizes"},  # of kernels: none is fine-tuned on them
 }
 

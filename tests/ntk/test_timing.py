@@ -26,6 +26,7 @@ def outer(n=40, tokens=20, rows=64, columns=8):
 def test_rounds_are_interleaved_and_a_slow_one_counts_for_none(monkeypatch):
     now, order = [0.0], []
     monkeypatch.setattr(timing.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(timing, "MOST_SECONDS", 100.0)
 
     def probe(name, seconds, times):
         left = iter(seconds)
@@ -41,6 +42,19 @@ def test_rounds_are_interleaved_and_a_slow_one_counts_for_none(monkeypatch):
     second = probe("b", [9.0, 2.0, 2.0, 8.0, 2.0], times=1)
     assert timing.estimate_seconds([first, second]) == pytest.approx(10 * 0.6 + 2.0)
     assert "".join(order) == "ab" + "aab" * 2 + "ab" + "aab"
+
+
+def test_long_calls_run_in_two_rounds(monkeypatch):
+    now, calls = [0.0], []
+    monkeypatch.setattr(timing.time, "perf_counter", lambda: now[0])
+
+    def run():
+        calls.append(1)
+        now[0] += timing.MOST_SECONDS
+
+    seconds = timing.estimate_seconds([Probe(run, times=2)])
+    assert len(calls) == 1 + 2  # the first one compiles
+    assert seconds == 2 * timing.MOST_SECONDS
 
 
 def test_a_short_call_is_repeated_until_the_probe_is_long_enough():
