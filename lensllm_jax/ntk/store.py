@@ -185,11 +185,10 @@ class TileStore:
         """Lists the folder, once for many tiles, for it may hold many files."""
         self._files.clear()
         for file in self.path.iterdir():
-            if (named := _TILE.fullmatch(file.name)) is not None:
-                if not file.is_file():
-                    raise checks.UserError(
-                        f"`store` must hold files, got the folder {file}: remove it"
-                    )
+            named = _TILE.fullmatch(file.name)
+            if named and file.is_dir():  # which no tile can replace
+                raise checks.UserError(f"`store` must hold files, got the folder {file}: remove it")
+            if named and file.is_file():
                 self._files.setdefault(f"tile_{named[1]}_{named[2]}", []).append(file.name)
 
     def _wait(self, tiles: list[_Rectangle], patience_seconds: float) -> None:
