@@ -39,7 +39,7 @@ def compiled_bytes(config, compute, num_logits):
     """Arguments, temporaries and results of two compiled steps, as XLA places them."""
     loop = Loop(
         config_apply_fn(config, compute), OptimizerConfig(1e-3),
-        shift=not config.is_encoder_decoder, micro_batches=compute.micro_batches,
+        shift=not config.is_encoder_decoder, micro_batches=compute.passes,
     )  # fmt: skip
     flat = parameter_shapes(config)
     dtype, frozen = jnp.dtype(compute.frozen_dtype or "float32"), {}
