@@ -34,6 +34,8 @@ from typing import Any
 
 from absl import app, flags
 
+from benchmarks.shapes import SMOLLM2
+
 _FAMILIES = flags.DEFINE_list("families", "smollm2,t5,bart", "which shapes: these, gpt2, opt")
 _REPEATS = flags.DEFINE_integer("repeats", 3, "timed calls of each kind", lower_bound=3)
 _STEPS = flags.DEFINE_integer("steps", 4, "steps of a call", lower_bound=1)
@@ -56,13 +58,8 @@ _BART = {
     for name, value in (("layers", 3), ("attention_heads", HEADS), ("ffn_dim", 4 * D_MODEL))
 }
 # 6.8 M parameters for the decoders; the encoder-decoders have three blocks on either side.
-CONFIGS: Mapping[str, dict[str, Any]] = {
-    "smollm2": {  # SmolLM2-135M
-        "model_type": "llama", "vocab_size": 49152, "hidden_size": 576, "intermediate_size": 1536,
-        "num_hidden_layers": 30, "num_attention_heads": 9, "num_key_value_heads": 3,
-        "tie_word_embeddings": True, "rope_theta": 100000.0, "max_position_embeddings": 2048,
-        "rms_norm_eps": 1e-5, "hidden_act": "silu",
-    },
+CONFIGS: Mapping[str, Mapping[str, Any]] = {
+    "smollm2": SMOLLM2,
     "gpt2": {
         "vocab_size": VOCAB, "n_positions": LENGTH, "n_embd": D_MODEL, "n_layer": 6,
         "n_head": HEADS, "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0,

@@ -32,6 +32,7 @@ import numpy as np
 from absl import app, flags
 
 import lensllm_jax as lens
+from benchmarks.shapes import SMOLLM2
 from lensllm_jax.checkpoints.config import parse_config
 from lensllm_jax.finetune.compute import ComputeConfig, config_apply_fn
 from lensllm_jax.finetune.loop import Loop, OptimizerConfig
@@ -48,14 +49,10 @@ _WRITE = flags.DEFINE_bool("write_reference", False, "Write what a CPU computes,
 REFERENCE = Path(__file__).parent / "gpu_reference.npz"
 PARITY = ("zoo/gpt2-xs", "zoo/llama-xs", "zoo/t5-xs")
 PARITY_LIMIT = 1e-4  # relative, of float32 summed in another order over two blocks
-SHAPES: Mapping[str, dict[str, Any]] = {
+SHAPES: Mapping[str, Mapping[str, Any]] = {
     "gpt2-124m": {"model_type": "gpt2"},
-    "smollm2-135m": {
-        "model_type": "llama", "vocab_size": 49152, "hidden_size": 576, "num_hidden_layers": 30,
-        "num_attention_heads": 9, "num_key_value_heads": 3, "intermediate_size": 1536,
-        "max_position_embeddings": 8192, "tie_word_embeddings": True,
-    },
-}  # fmt: skip
+    "smollm2-135m": SMOLLM2,
+}
 TOYS = {
     "gpt2-124m": {"n_embd": 16, "n_layer": 2, "n_head": 2, "vocab_size": 64, "bos_token_id": 1,
                   "eos_token_id": 1},

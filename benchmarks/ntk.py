@@ -30,6 +30,8 @@ from typing import Any, NamedTuple
 
 from absl import app, flags
 
+from benchmarks.shapes import SMOLLM2
+
 _ROWS = flags.DEFINE_string("rows", "reference", "which rows: a name of ROWS, or all")
 _METHODS = flags.DEFINE_list(
     "methods", "structured,jacobian_contraction,ntk_vector_products", "methods to run"
@@ -57,7 +59,6 @@ class Shape(NamedTuple):
 
 SMALL = Shape(256, 6, 8, 8000, s=32, n=128)  # 6.8 M parameters
 GPT2 = Shape(768, 12, 12, 50257, s=32, n=64)  # the published 124 M configuration
-SMOLLM2 = Shape(576, 30, 9, 49152, s=64, n=64, family="llama")  # that of SmolLM2-135M
 ROWS: dict[str, list[Shape]] = {
     "reference": [SMALL._replace(n=n) for n in (16, 64, 128)],
     "families": [SMALL._replace(family=family, num_layers=3, n=64) for family in ("t5", "bart")],
@@ -65,7 +66,17 @@ ROWS: dict[str, list[Shape]] = {
     "growth in s": [SMALL._replace(s=s, n=64) for s in (16, 32, 64, 128, 256)],
     "label logits": [SMALL._replace(readout="label_logits", k=8, n=n) for n in (16, 32)],
     "gpt2": [GPT2],
-    "smollm2": [SMOLLM2],
+    "smollm2": [
+        Shape(
+            SMOLLM2["hidden_size"],
+            SMOLLM2["num_hidden_layers"],
+            SMOLLM2["num_attention_heads"],
+            SMOLLM2["vocab_size"],
+            s=64,
+            n=64,
+            family="smollm2",
+        )
+    ],
 }
 # A Jacobian of more bytes than this is skipped: the peak would not fit.
 MOST_JACOBIAN_BYTES = 5e9
@@ -89,8 +100,9 @@ class Measurement(NamedTuple):
 
 def model_config(shape: Shape) -> Any:
     """The config of a row's decoder or encoder-decoder."""
+    from lensllm_jax.checkpoints.config import parse_config
     from lensllm_jax.models.decoder import DecoderConfig
-    from lensllm_jax.models.families import bart, llama, t5
+    from lensllm_jax.models.families import bart, t5
 
     d, num_heads = shape.d_model, shape.num_heads
     if shape.family == "gpt2":
@@ -98,15 +110,8 @@ def model_config(shape: Shape) -> Any:
             vocab_size=shape.vocab_size, max_positions=max(shape.s, 32), d_model=d,
             num_layers=shape.num_layers, num_heads=num_heads, d_ff=4 * d,
         )  # fmt: skip
-    if shape.family == "llama":
-        return llama.config({
-            "vocab_size": shape.vocab_size, "hidden_size": d, "intermediate_size": 8 * d // 3,
-            "num_hidden_layers": shape.num_layers, "num_attention_heads": num_heads,
-            "num_key_value_heads": num_heads // 3, "tie_word_embeddings": True,
-            "rope_parameters": {"rope_type": "default", "rope_theta": 1e5},
-            "max_position_embeddings": 2048, "rms_norm_eps": 1e-5,
-            "hidden_act": "silu",
-        })  # fmt: skip
+    if shape.family == "smollm2":
+        return parse_config(SMOLLM2).config
     if shape.family == "bart":
         sizes = {
             f"{stack}_{name}": value

@@ -73,15 +73,15 @@ SAVE_ADAPTER = define_save_adapter()
 def main(argv: Sequence[str]) -> int:
     """Measures the grid; the exit code says whether all of it."""
     del argv
-    start = time.monotonic()
+    start, given = time.monotonic(), FLAGS.values()
     result = finetune_grid(
-        **FLAGS.values(), sizes=cli.whole_numbers("sizes", SIZES.value),
+        **given, sizes=cli.whole_numbers("sizes", SIZES.value),
         seeds=cli.whole_numbers("seeds", SEEDS.value),
         learning_rates=cli.numbers("learning_rates", LEARNING_RATES.value),
         batch_sizes=cli.whole_numbers("batch_sizes", BATCH_SIZES.value),
         **EXECUTOR.values(), save_winner=SAVE_WINNER.value, save_adapter=SAVE_ADAPTER.value,
     )  # fmt: skip
-    if not FLAGS.quiet:
+    if not given["quiet"]:
         if result.ledger:
             _show(result)
         failed = f", {len(result.failures)} failed" if result.failures else ""

@@ -128,9 +128,9 @@ SHOWN_OF_RACE = (
 def main(argv: Sequence[str]) -> None:
     """Measures, ranks and reports."""
     del argv
-    start = time.monotonic()
+    start, given = time.monotonic(), FLAGS.values()
     result = select_model(
-        **FLAGS.values(), target_size=TARGET_SIZE.value, budget_size=BUDGET_SIZE.value,
+        **given, target_size=TARGET_SIZE.value, budget_size=BUDGET_SIZE.value,
         smallest_size=SMALLEST_SIZE.value, order=ORDER.value, paper=PAPER.value,
         gamma=GAMMA.value, tau=TAU.value, keep=KEEP.value, confidence=CONFIDENCE.value,
         max_cost=MAX_COST.value, max_hours=MAX_HOURS.value, worth=WORTH.value,
@@ -139,7 +139,7 @@ def main(argv: Sequence[str]) -> None:
         **EXECUTOR.values(),
     )  # fmt: skip
     show(result.selection)
-    if not FLAGS.quiet:
+    if not given["quiet"]:
         _show_costs(result.selection)
         print(f"\n{result.folder}: done in {remaining(time.monotonic() - start)}")
 

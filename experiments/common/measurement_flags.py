@@ -6,7 +6,6 @@ one process share them.
 """
 
 import functools
-from collections.abc import Mapping
 from typing import Any, Protocol
 
 from absl import flags
@@ -46,11 +45,6 @@ class MeasurementFlags:
 
     def __init__(self, *groups: _Flags) -> None:
         self._groups = groups
-
-    @property
-    def quiet(self) -> bool:
-        """Whether progress is hidden."""
-        return self.values()["quiet"]
 
     def values(self) -> dict[str, Any]:
         """All of them, as the functions that the binaries call take them.
@@ -158,7 +152,7 @@ class _PretrainedFlags:
 
     def __init__(self) -> None:
         default = MeasurementConfig()
-        self._fields = _define_numbers(_PRETRAINED)
+        self._fields = {name: _define_number(name, help) for name, help in _PRETRAINED.items()}
         self._chat_template = flags.DEFINE_enum(
             "chat_template", default.chat_template, ["none", "auto"],
             "auto: decoders that have a chat template read prompt and target as a conversation.",
@@ -184,7 +178,7 @@ class _TuningFlags:
     """How candidates are fine-tuned."""
 
     def __init__(self) -> None:
-        self._fields = _define_numbers(_TUNING)
+        self._fields = {name: _define_number(name, help) for name, help in _TUNING.items()}
         self._learning_rate = flags.DEFINE_string(
             "learning_rate",
             AUTO,
@@ -277,15 +271,10 @@ _TUNING = {
 }
 
 
-def _define_numbers(helps: Mapping[str, str]) -> dict[str, flags.FlagHolder]:
-    default = MeasurementConfig()
-    values = {name: getattr(default, name) for name in helps}
-    return {
-        name: (flags.DEFINE_float if isinstance(value, float) else flags.DEFINE_integer)(
-            name, value, helps[name]
-        )
-        for name, value in values.items()
-    }
+def _define_number(name: str, help: str) -> flags.FlagHolder:
+    default = getattr(MeasurementConfig(), name)
+    define = flags.DEFINE_float if isinstance(default, float) else flags.DEFINE_integer
+    return define(name, default, help)
 
 
 def _one_number(name: str, text: str) -> int:

@@ -8,14 +8,13 @@ the day.
 
 import contextlib
 import dataclasses
-import resource
 import sys
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from lensllm_jax.address_space import growing_by_at_most
 from lensllm_jax.checks import UserError
 from lensllm_jax.data.task import Example
 
@@ -59,7 +58,7 @@ def conversation(tokenizer: Any) -> Conversation:
         {"role": "assistant", "content": _TARGET},
     ]
     try:
-        with _at_most(_LONGEST_SECONDS), _mapping_at_most(_MOST_BYTES):
+        with _at_most(_LONGEST_SECONDS), growing_by_at_most(_MOST_BYTES):
             text = tokenizer.apply_chat_template(
                 turns, chat_template=_FIXED + tokenizer.get_chat_template(), tokenize=False,
                 date_string=_DATE,
@@ -94,23 +93,6 @@ def _at_most(seconds: float) -> Iterator[None]:
         yield
     finally:
         sys.settrace(before)
-
-
-@contextlib.contextmanager
-def _mapping_at_most(num_bytes: int) -> Iterator[None]:
-    """Raises MemoryError from the code in it that maps more; no limit where none can be set."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
-    try:
-        mapped = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-        limits = [limit for limit in (soft, hard) if limit != resource.RLIM_INFINITY]
-        lowest = min([mapped + num_bytes, *limits])
-        resource.setrlimit(resource.RLIMIT_AS, (lowest, hard))
-    except (OSError, ValueError):  # such as macOS, which has no such file
-        pass
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
 
 
 def _refused(reason: str) -> UserError:

@@ -11,12 +11,11 @@ Example:
 
 import dataclasses
 from collections import Counter
-from types import MappingProxyType
 
 import numpy as np
 
 from lensllm_jax.checks import UserError
-from lensllm_jax.data.task import Example, Task, exact_key, fingerprint
+from lensllm_jax.data.task import Example, Task, counts, exact_key, fingerprint
 
 _FEWEST_BYTES = 8  # of a record, so that a target keeps two characters at least
 _WHOLE = 0.99  # of the records stay whole by default, where positions allow
@@ -89,8 +88,8 @@ def cut_task(task: Task, *, max_bytes: int) -> Task:
         train=splits["train"],
         validation=splits["validation"],
         test=splits["test"],
-        removed=MappingProxyType({k: n for k, n in sorted(removed.items()) if n}),
-        cut=MappingProxyType({k: n for k, n in sorted(lost.items()) if n}),
+        removed=counts(removed),
+        cut=counts(lost),
         max_bytes=max_bytes,
         fingerprint=fingerprint(splits["train"], splits["validation"], splits["test"]),
     )

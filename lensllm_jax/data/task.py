@@ -25,13 +25,12 @@ Example:
     <Task 'greetings': 1 train, 1 validation, 1 test, 1 left out>
 """
 
-import dataclasses
 import hashlib
 import re
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any
 
@@ -117,10 +116,10 @@ class Task:
         kept = self.test[: checks.positive("num_test_examples", count)]
         removed = Counter(self.removed)
         removed["test_over_size"] += len(self.test) - len(kept)
-        return dataclasses.replace(
+        return replace(
             self,
             test=kept,
-            removed=MappingProxyType({k: n for k, n in sorted(removed.items()) if n}),
+            removed=counts(removed),
             fingerprint=fingerprint(self.train, self.validation, kept),
         )
 
@@ -255,12 +254,17 @@ def build_task(
     return Task(
         name=name,
         description=description,
-        removed=MappingProxyType(dict(sorted(removed.items()))),
+        removed=counts(removed),
         fingerprint=fingerprint(kept["train"], kept["validation"], kept["test"]),
         train=kept["train"],
         validation=kept["validation"],
         test=kept["test"],
     )
+
+
+def counts(found: Mapping[str, int]) -> Mapping[str, int]:
+    """What was found at all, by name, not to be changed."""
+    return MappingProxyType({name: n for name, n in sorted(found.items()) if n})
 
 
 def fingerprint(*splits: Iterable[Example]) -> str:

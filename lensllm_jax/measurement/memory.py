@@ -20,6 +20,7 @@ import jax
 import numpy as np
 
 from lensllm_jax import checks
+from lensllm_jax.address_space import mapped_bytes
 from lensllm_jax.checkpoints.summary import CandidateSummary
 from lensllm_jax.data.buckets import few_lengths
 from lensllm_jax.data.task import Task
@@ -175,6 +176,4 @@ def free_bytes() -> int:
     limit, _ = resource.getrlimit(resource.RLIMIT_AS)
     if limit == resource.RLIM_INFINITY:
         return machine
-    with open("/proc/self/statm") as file:
-        mapped = int(file.read().split()[0]) * resource.getpagesize()
-    return min(machine, max(limit - mapped, 0))
+    return min(machine, max(limit - mapped_bytes(), 0))

@@ -89,19 +89,22 @@ def ntk_cost(
     for path, leaf in jax.tree.leaves_with_path(params):
         if timed and not isinstance(leaf, jax.ShapeDtypeStruct):
             checks.finite(f"params{jax.tree_util.keystr(path)}", np.asarray(leaf))
-    # a kernel traces its function anew, which is much of a small one
-    tracing = timing.Probe(functools.partial(TracedFn.of, f, params, x), 1.0) if timed else None
-    f = TracedFn.of(f, params, x)
+    traced = TracedFn.of(f, params, x)
     cost_fn = {
         NtkMethod.STRUCTURED: _structured_cost,
         NtkMethod.JACOBIAN_CONTRACTION: _contraction_cost,
         NtkMethod.NTK_VECTOR_PRODUCTS: _products_cost,
     }[method]
-    return cost_fn(f, params, x, forward_passes, tracing)
+    cost = cost_fn(traced, params, x, forward_passes, timed)
+    if cost.seconds is None:
+        return cost
+    # a kernel traces its function anew, which is much of a small one
+    tracing = timing.Probe(functools.partial(TracedFn.of, f, params, x), 1.0)
+    return cost._replace(seconds=cost.seconds + timing.estimate_seconds([tracing]))
 
 
 def _structured_cost(
-    f: ApplyFn, params: Params, x: Any, forward_passes: int, tracing: timing.Probe | None
+    f: ApplyFn, params: Params, x: Any, forward_passes: int, timed: bool
 ) -> NtkCost:
     program = sweeps.trace_program(f, params, x)
     n, k = padding.num_examples(x), program.num_outputs
@@ -121,10 +124,9 @@ def _structured_cost(
     passes = swept + n * forward_passes * program.schedule.num_flops
     flops = passes + sum(_gram_flops(group, k == 1) for group in groups)
     seconds = None
-    if tracing is not None:
+    if timed:
         probes = _sweep_probes(program, params, x, passes / swept if swept else 1.0)
-        probes += timing.gram_probes(groups, trace=k == 1)
-        seconds = timing.estimate_seconds([*probes, tracing])
+        seconds = timing.estimate_seconds(probes + timing.gram_probes(groups, trace=k == 1))
     return NtkCost(int(HEAP_OVERHEAD * live + COMPILER_BYTES), float(flops), seconds)
 
 
@@ -161,7 +163,7 @@ def _sweep_flops(program: Program, n: int) -> float:
 
 
 def _contraction_cost(
-    f: ApplyFn, params: Params, x: Any, forward_passes: int, tracing: timing.Probe | None
+    f: ApplyFn, params: Params, x: Any, forward_passes: int, timed: bool
 ) -> NtkCost:
     method = NtkMethod.JACOBIAN_CONTRACTION.name
     program = sweeps.trace_program(f, params, x)
@@ -171,26 +173,22 @@ def _contraction_cost(
     passes = 1 + 2 * k + forward_passes
     flops = 1.0 * n * passes * program.schedule.num_flops + 2.0 * (n * k) ** 2 * num_params
     seconds = None
-    if tracing is not None and n * k * num_params <= timing.WHOLE_NUMBERS:
-        whole = timing.kernel_probe(f, method, params, x)
-        seconds = timing.estimate_seconds([whole, tracing])
-    elif tracing is not None:
+    if timed and n * k * num_params <= timing.WHOLE_NUMBERS:
+        seconds = timing.estimate_seconds([timing.kernel_probe(f, method, params, x)])
+    elif timed:
         # as long as a forward one each; the structured sweeps have 2 + k of them
         probes = _sweep_probes(program, params, x, passes / (2 + k))
-        probes.append(timing.jacobian_probe(n * k, num_params))
-        seconds = timing.estimate_seconds([*probes, tracing])
+        seconds = timing.estimate_seconds([*probes, timing.jacobian_probe(n * k, num_params)])
     return NtkCost(_jacobian_bytes(f, method, params, x, program), flops, seconds)
 
 
-def _products_cost(
-    f: ApplyFn, params: Params, x: Any, forward_passes: int, tracing: timing.Probe | None
-) -> NtkCost:
+def _products_cost(f: ApplyFn, params: Params, x: Any, forward_passes: int, timed: bool) -> NtkCost:
     method = NtkMethod.NTK_VECTOR_PRODUCTS.name
     program = sweeps.trace_program(f, params, x)
     n, k = padding.num_examples(x), program.num_outputs
     # for every pair, one forward-mode pass through one reverse-mode pass
     flops = (5.0 * n * n * k + n * forward_passes) * program.schedule.num_flops
-    seconds = None if tracing is None else flops / statistics.median(timing.matmul_rates(1024))
+    seconds = flops / statistics.median(timing.matmul_rates(1024)) if timed else None
     return NtkCost(_jacobian_bytes(f, method, params, x, program), flops, seconds)
 
 

@@ -89,8 +89,8 @@ def estimate_seconds(probes: Sequence[Probe]) -> float:
         jax.block_until_ready(probe.run())
     rounds: list[list[float]] = []
     start = time.perf_counter()
-    while len(rounds) < NUM_ROUNDS:
-        if len(rounds) >= 2 and time.perf_counter() - start > MOST_SECONDS:
+    for number in range(NUM_ROUNDS):
+        if number >= 2 and time.perf_counter() - start > MOST_SECONDS:
             break
         rounds.append(
             [statistics.fmean(_repeat(probe.run, probe.seconds / NUM_ROUNDS)) for probe in probes]

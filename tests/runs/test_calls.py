@@ -17,7 +17,7 @@ from lensllm_jax.runs import progress
 from lensllm_jax.runs.compute_ntk import KernelSettings
 from lensllm_jax.runs.finetune_grid import GridSettings
 from lensllm_jax.runs.select_model import SelectionSettings
-from lensllm_jax.runs.settings import read_settings
+from lensllm_jax.runs.settings import RunSettings, read_settings
 from tests.finetune import tiny
 from tests.kings import write_kings
 from tests.messages.binaries import load
@@ -78,6 +78,21 @@ def test_flags_and_settings_have_the_same_defaults(name, tmp_path):
     assert read_settings(KINDS[name], given) == read_settings(KINDS[name], plain)
     given["seed"] += 1  # the control: a difference is one
     assert read_settings(KINDS[name], given) != read_settings(KINDS[name], plain)
+
+
+@pytest.mark.parametrize(("sizes", "plans"), [((0,), 0), ((0, 4), 1)])
+def test_a_grid_of_size_0_alone_plans_no_step(
+    sizes, plans, tmp_path, task, by_formula, monkeypatch
+):
+    planned, fitted = [], RunSettings.fitted
+
+    def counted(self, *args, **settings):
+        planned.append(args)
+        return fitted(self, *args, **settings)
+
+    monkeypatch.setattr(RunSettings, "fitted", counted)
+    lens.finetune_grid(POOL, task, sizes=sizes, learning_rate=1e-3, output_dir=tmp_path / "out")
+    assert (len(planned), len(by_formula)) == (plans, plans * len(POOL))
 
 
 def test_a_grid_is_a_table_and_a_second_call_measures_nothing(tmp_path, task, by_formula):
