@@ -187,7 +187,7 @@ class _TuningFlags:
         )
         self._validation_examples = flags.DEFINE_integer(
             "num_validation_examples", None,
-            "Records whose loss decides when to stop. Default: 1/4 of the subset, 64 or more.",
+            "Records whose loss decides when to stop. Default: 1/8 of the subset, 64 or more.",
         )  # fmt: skip
         self._num_test_examples = flags.DEFINE_integer(
             "num_test_examples", None, "The first test records, which are evaluated. Default: all."

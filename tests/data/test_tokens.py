@@ -112,17 +112,21 @@ DECODERS = {
 @example(Example("the kings\n", "  of the land"))
 @example(Example("", "🎉 the kings"))
 @example(Example("caf", "é"))
+@example(Example(" ", "0"))
 def test_the_pieces_are_the_text_and_the_scored_ones_hold_the_target(name, record):
     tokenizer = DECODERS[name]
     (row,) = causal_tokens([record], tokenizer)
     head, _ = around(tokenizer)
-    context = row.ids[: len(head)] if head else row.ids[: not record.prompt and 1]
+    # without one of its own, a tokenizer's begin token stands before a first piece that is scored
+    context = row.ids[: len(head) or int(row.start == 1 and row.ids[0] == tokenizer.bos_token_id)]
     assert list(context) == head or context == [tokenizer.bos_token_id]
     decode = tokenizer.backend_tokenizer.decode
     whole, border = joined(record)
     pieces = row.ids[len(context) : -1]
     assert row.ids[-1] == tokenizer.eos_token_id
-    assert decode(pieces, skip_special_tokens=False) == whole
+    text = decode(pieces, skip_special_tokens=False)
+    # Metaspace marks the beginning by a space, unless the text has one there: decoding loses it
+    assert text == whole or (name == "llama-2 by metaspace" and f" {text}" == whole)
     # as one text: no piece is there that the tokenizer does not make of the whole
     assert pieces == tokenizer(whole, add_special_tokens=False).input_ids
     # the scored pieces hold the target and at most what a straddling piece brings along

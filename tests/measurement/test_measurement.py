@@ -84,8 +84,8 @@ def test_every_subset_has_the_length_of_the_longest_record_of_the_task(task, tmp
 
 
 def test_validation_grows_with_the_subset_and_is_nested(task, tmp_path):
-    sizes = [MeasurementConfig().validation_size(size) for size in (8, 256, 300, 10_000)]
-    assert sizes == [64, 64, 75, 2500]
+    sizes = [MeasurementConfig().validation_size(size) for size in (8, 512, 600, 10_000)]
+    assert sizes == [64, 64, 75, 1250]
     texts = [Example("", f"{WORDS[3 + i % 9]} {WORDS[3 + i // 9]}") for i in range(80)]
     task = build_task("pairs", "a toy", train=task.train, validation=texts, test=task.test)
     few, default, every = (

@@ -23,25 +23,40 @@ def outer(n=40, tokens=20, rows=64, columns=8):
     return Group((Outer(shape(n, 1, tokens, rows), shape(n, 1, tokens, columns)),), rows, columns)
 
 
-def test_rounds_are_interleaved_and_a_slow_one_counts_for_none(monkeypatch):
+@pytest.fixture
+def probe(monkeypatch):
+    """Probes whose calls take given seconds of a clock, and the order of the calls."""
     now, order = [0.0], []
     monkeypatch.setattr(timing.time, "perf_counter", lambda: now[0])
     monkeypatch.setattr(timing, "MOST_SECONDS", 100.0)
 
-    def probe(name, seconds, times):
+    def make(name, seconds, times=1, in_all=4.0):
         left = iter(seconds)
 
         def run():
             order.append(name)
             now[0] += next(left)
 
-        return Probe(run, times, seconds=4.0)
+        return Probe(run, times, seconds=in_all)
 
+    make.order = order
+    return make
+
+
+def test_rounds_are_interleaved_and_a_slow_one_counts_for_none(probe):
     # a second per round after a first call that does not count; a slow spell in the third round
     first = probe("a", [9.0, *[0.5, 0.7] * 2, 3.0, *[0.5, 0.7]], times=10)
-    second = probe("b", [9.0, 2.0, 2.0, 8.0, 2.0], times=1)
-    assert timing.estimate_seconds([first, second]) == pytest.approx(10 * 0.6 + 2.0)
-    assert "".join(order) == "ab" + "aab" * 2 + "ab" + "aab"
+    second = probe("b", [9.0, 2.0, 2.0, 8.0, 2.0])
+    assert timing.estimate_seconds([first, second]) == pytest.approx(10 * 0.7 + 2.0)
+    assert "".join(probe.order) == "ab" + "aab" * 2 + "ab" + "aab"
+
+
+def test_a_call_after_those_of_another_probe_counts_only_where_it_is_long(probe):
+    # the first call of a round fills it alone, four times as long as the others
+    short = probe("a", [9.0, *[0.075, 0.019, 0.019, 0.019] * 4], in_all=0.2)
+    long = probe("b", [9.0, *[0.3] * 4], in_all=0.2)
+    assert timing.estimate_seconds([short, long]) == pytest.approx(0.019 + 0.3)
+    assert "".join(probe.order) == "ab" + "aaaab" * 4
 
 
 def test_long_calls_run_in_two_rounds(monkeypatch):
