@@ -22,6 +22,7 @@ from lensllm_jax import durable
 from lensllm_jax.fingerprint import fingerprint
 from lensllm_jax.selection.orders import Order
 from tests.experiments import killed_grid, killed_selection
+from tests.kings import write_kings
 from tests.ntk import stored_kernel
 
 ROOT = Path(__file__).parents[1]
@@ -29,7 +30,6 @@ GRID = [
     "--candidates=zoo/gpt2-xs", "--sizes=0,32,64", "--batch_size=4", "--max_epochs=8",
     "--patience=1000", "--checkpoint_seconds=0", "--learning_rates=3e-4,1e-3", "--quiet",
 ]  # fmt: skip
-TASK = "kings.txt"
 NUM_PROCESSES = 3  # of a tile store
 
 
@@ -53,7 +53,7 @@ def files(folder: Path) -> dict[str, bytes]:
 
 def grid(kills: int, root: Path, folder: Path, rng: random.Random) -> int:
     """How often a grid died before it ended as an unbroken one."""
-    flags, whole = [*GRID, f"--task={root / TASK}"], root / "grid"
+    flags, whole = [*GRID, f"--task={root / 'kings.txt'}"], root / "grid"
     if not (whole / "losses.csv").exists():
         assert ended(killed_grid.start([*flags, f"--output_dir={whole}"])) == 0
     flags.append(f"--output_dir={folder}")
@@ -133,7 +133,7 @@ def main() -> None:
     """All three, one after the other; each line is a run that ended as an unbroken one."""
     share, root = -(-int(sys.argv[1]) // len(PARTS)), Path(sys.argv[2])
     root.mkdir(parents=True, exist_ok=True)
-    (root / TASK).write_text(killed_selection.TEXT)
+    write_kings(root, 3000)
     record = root / "soak.json"
     done = json.loads(record.read_text()) if record.exists() else dict.fromkeys(PARTS, 0)
     for name, part in PARTS.items():
