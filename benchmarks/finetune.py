@@ -14,7 +14,7 @@ as many each.  Kinds of ours:
 
 * step: one call of ``--steps`` steps, as PyTorch's;
 * loop: one pass over ``--examples`` examples as a fine-tune makes it, with validation on a
-  quarter of them (64 at least) twice, and copies of the first and of the best weights;
+  eighth of them (64 at least) twice, and copies of the first and of the best weights;
 * floor: 6 N T operations at the rate of a product of square matrices (2,048).
 
 The first step is timed from a built model to its end, tracing and compilation included, as a call

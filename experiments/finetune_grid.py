@@ -37,12 +37,7 @@ import numpy as np
 from absl import flags
 
 from experiments.common import cli
-from experiments.common.flags import (
-    define_all_test_examples,
-    define_executor,
-    define_save_adapter,
-    define_save_winner,
-)
+from experiments.common.flags import define_executor, define_save_adapter, define_save_winner
 from experiments.common.measurement_flags import measurement_flags
 from lensllm_jax.language_modelling import BITS_PER_NAT, LOSS_UNIT
 from lensllm_jax.runs import terminal
@@ -70,7 +65,6 @@ BATCH_SIZES = flags.DEFINE_string(
     "",
     "Sizes in place of --batch_size, comma-separated: each cell chooses by validation loss.",
 )
-ALL_TEST_EXAMPLES = define_all_test_examples()
 EXECUTOR = define_executor(KINDS)
 SAVE_WINNER = define_save_winner()
 SAVE_ADAPTER = define_save_adapter()
@@ -85,7 +79,6 @@ def main(argv: Sequence[str]) -> int:
         seeds=cli.whole_numbers("seeds", SEEDS.value),
         learning_rates=cli.numbers("learning_rates", LEARNING_RATES.value),
         batch_sizes=cli.whole_numbers("batch_sizes", BATCH_SIZES.value),
-        all_test_examples=ALL_TEST_EXAMPLES.value,
         **EXECUTOR.values(), save_winner=SAVE_WINNER.value, save_adapter=SAVE_ADAPTER.value,
     )  # fmt: skip
     if not given["quiet"]:

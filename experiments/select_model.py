@@ -45,7 +45,6 @@ from absl import flags
 
 from experiments.common import cli
 from experiments.common.flags import (
-    define_all_test_examples,
     define_confidence,
     define_executor,
     define_gamma,
@@ -106,7 +105,11 @@ WORTH = flags.DEFINE_float(
 WITH_KERNELS = flags.DEFINE_enum(
     "kernels", "survivors", KERNELS, "Candidates whose kernels are computed after a race."
 )
-ALL_TEST_EXAMPLES = define_all_test_examples()
+ALL_TEST_EXAMPLES = flags.DEFINE_bool(
+    "all_test_examples", False,
+    "In a race: evaluate on all test examples, also where the first 128, 256, ... put a loss far "
+    "above the best.",
+)  # fmt: skip
 KEEP = define_keep()
 EXECUTOR = define_executor(KINDS)
 SAVE_WINNER = define_save_winner()

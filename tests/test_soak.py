@@ -38,7 +38,3 @@ def test_each_part_gets_its_share_of_the_kills_and_a_stopped_soak_goes_on(run):
     calls, record = run(grid=1, selection=3, store=2)
     assert calls == [("store", 2, "store-0")]  # the other parts were done
     assert record == {"grid": 2, "selection": 3, "store": 2}
-
-
-def test_the_parts_are_those_of_the_docstring():
-    assert list(soak.PARTS) == ["grid", "selection", "store"]

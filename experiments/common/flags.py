@@ -149,16 +149,6 @@ def define_executor(kinds: tuple[str, ...], *, processes: bool = True) -> Execut
     )
 
 
-@functools.cache  # two binaries in one process share it
-def define_all_test_examples() -> flags.FlagHolder[bool]:
-    """--all_test_examples."""
-    return flags.DEFINE_bool(
-        "all_test_examples", False,
-        "Evaluate each fine-tune on all test examples, not on half as many as it trained on, 256 "
-        "at least, and in a race on those that put a loss far above the best.",
-    )  # fmt: skip
-
-
 @functools.cache  # two binaries in one process share them
 def define_save_winner() -> flags.FlagHolder[str | None]:
     """--save_winner."""

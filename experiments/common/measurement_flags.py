@@ -190,8 +190,9 @@ class _TuningFlags:
             "Records whose loss decides when to stop. Default: 1/8 of the subset, 64 or more.",
         )  # fmt: skip
         self._num_test_examples = flags.DEFINE_integer(
-            "num_test_examples", None, "The first test records, which are evaluated. Default: all."
-        )
+            "num_test_examples", RunSettings.num_test_examples,
+            "The first test records, at most, which are evaluated.",
+        )  # fmt: skip
         self._decay_steps = flags.DEFINE_string(
             "decay_steps",
             None,

@@ -227,7 +227,8 @@ def build_task(
         description: where its text comes from and what the model must write.
         train: records to train on, in the order that ``Task.train`` will have.
         validation: records that choose the stopping step.
-        test: records that the reported loss is on.
+        test: records that the reported loss is on; a run may take the first ones alone, so that
+            they should be in random order.
         keys: the texts of a record that must not repeat.
         sizes: split -> largest number of records kept, the first ones; all when absent.
 

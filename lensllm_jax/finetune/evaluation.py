@@ -13,14 +13,14 @@ c and d: the standard error of :math:`L_c` is :math:`\sqrt{C_{cc}}`, that of :ma
 :math:`\sqrt{C_{cc} + C_{dd} - 2 C_{cd}}`.  The end token is no text: its nats per record are a
 number of their own.  Nats per token would favour a small vocabulary.
 
-Not every loss needs all n records.  From its first k that of c is
+A candidate c that is far behind a rival r need not be evaluated on all n records.  From its first
+k its loss is
 
 .. math:: L_c = L_r + (L_c^{(k)} - L_r^{(k)}),
 
-with r, known on all n, as control variate: a rival where c is far behind it, else c itself before
-fine-tuning.  The pseudo-values of c, :math:`x_{ci} = L_c b_i + e_{ri}` and for :math:`i \le k`
-another :math:`(e^{(k)}_{ci} - e^{(k)}_{ri}) \sum_j b_j / \sum_{j \le k} b_j`, give this loss and
-its covariances by the formulas above.
+with the rival as control variate.  Its pseudo-values, :math:`x_{ci} = L_c b_i + e_{ri}` and for
+:math:`i \le k` another :math:`(e^{(k)}_{ci} - e^{(k)}_{ri}) \sum_j b_j / \sum_{j \le k} b_j`, give
+this loss and its covariances by the formulas above.
 
 Example:
     >>> test = Evaluation(np.array([3.0, 1.0]), np.array([0.5, 0.7]), np.array([4, 4]), 2)
@@ -31,7 +31,6 @@ Example:
 import dataclasses
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int, Shaped
@@ -45,13 +44,6 @@ _FAR = 10.0  # standard errors: what is left of the gap is a tenth of it at most
 SCORED = ("is_end", "num_target_bytes")  # what an evaluation needs besides the model's inputs
 
 
-class Controls(NamedTuple):
-    """Losses by which another is known from fewer records, as ``Evaluation.records``."""
-
-    rival: Float[np.ndarray, "3 n"] | None = None  # of the best candidate so far at this size
-    zero_shot: Float[np.ndarray, "3 n"] | None = None  # of the candidate before fine-tuning
-
-
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
     """Losses of n records, in the task's order."""
@@ -60,7 +52,7 @@ class Evaluation:
     end_nats: Float[np.ndarray, " n"]  # of the end token; 0 where it was cut off
     num_bytes: Int[np.ndarray, " n"]  # of the target text
     num_ends: int  # records with an end token
-    evaluated: Float[np.ndarray, " k"] | None = None  # those behind nats that are pseudo-values
+    num_evaluated: int | None = None  # where nats are pseudo-values: records behind them
 
     @property
     def loss(self) -> float:
@@ -71,18 +63,6 @@ class Evaluation:
     def loss_se(self) -> float:
         """Standard error of ``loss`` over records, nats per byte; NaN for one record."""
         return math.sqrt(loss_covariance(self.nats[None], self.num_bytes[None])[0, 0])
-
-    @property
-    def num_evaluated(self) -> int:
-        """Records that were evaluated: the first k, or all."""
-        return len(self.nats if self.evaluated is None else self.evaluated)
-
-    @property
-    def records(self) -> Float[np.ndarray, "3 n"]:
-        """Nats, bytes, and nats of the records that were evaluated, NaN of the others."""
-        evaluated = np.full(len(self.nats), math.nan)
-        evaluated[: self.num_evaluated] = self.nats if self.evaluated is None else self.evaluated
-        return np.stack([self.nats, self.num_bytes, evaluated])
 
     @property
     def end_loss(self) -> float:
@@ -118,39 +98,34 @@ def concatenated(parts: Sequence[Evaluation]) -> Evaluation:
     return Evaluation(nats, end_nats, num_bytes, sum(part.num_ends for part in parts))
 
 
-def reaches(control: Float[np.ndarray, "3 n"], count: int) -> bool:
-    """Whether a control was evaluated on the first ``count`` records."""
-    return bool(np.isfinite(control[2, :count]).all())
-
-
-def is_far_behind(test: Evaluation, rival: Float[np.ndarray, "3 n"]) -> bool:
+def is_far_behind(test: Evaluation, rival: Float[np.ndarray, "2 n"]) -> bool:
     """Whether a loss on the first k records is above the rival's by ten standard errors or more.
 
     Args:
         test: of these records.
-        rival: as ``Controls``, evaluated on them.
+        rival: nats and bytes of all n.
     """
-    _, num_bytes, nats = rival[:, : len(test.nats)]
+    nats, num_bytes = rival[:, : len(test.nats)]
     both = loss_covariance(np.stack([test.nats, nats]), np.stack([num_bytes, num_bytes]))
     variance = max(0.0, both[0, 0] + both[1, 1] - 2 * both[0, 1])
     return bool(test.loss - nats.sum() / num_bytes.sum() > _FAR * math.sqrt(variance))
 
 
-def completed(test: Evaluation, control: Float[np.ndarray, "3 n"]) -> Evaluation:
-    """The pseudo-values of all n records, from the losses of the first k and a control.
+def completed(test: Evaluation, rival: Float[np.ndarray, "2 n"]) -> Evaluation:
+    """The pseudo-values of all n records, from the losses of the first k and a rival's.
 
     Args:
         test: of the first k.
-        control: as ``Controls``, evaluated on them; its own nats may be pseudo-values.
+        rival: nats and bytes of all n.
     """
-    count, (nats, num_bytes, evaluated) = len(test.nats), control
-    gap = test.loss - evaluated[:count].sum() / num_bytes[:count].sum()
-    pseudo = nats + gap * num_bytes
-    errors = test.nats - evaluated[:count] - gap * num_bytes[:count]
+    count, (nats, num_bytes) = len(test.nats), rival
+    part = nats[:count].sum() / num_bytes[:count].sum()
+    pseudo = nats + (test.loss - part) * num_bytes
+    errors = test.nats - nats[:count] - (test.loss - part) * num_bytes[:count]
     pseudo[:count] += errors * num_bytes.sum() / num_bytes[:count].sum()
     return Evaluation(
         pseudo, np.pad(test.end_nats, (0, len(nats) - count)), num_bytes.astype(np.int64),
-        test.num_ends, evaluated=test.nats,
+        test.num_ends, num_evaluated=count,
     )  # fmt: skip
 
 

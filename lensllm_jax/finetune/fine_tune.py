@@ -35,14 +35,12 @@ from lensllm_jax import checks
 from lensllm_jax.data.buckets import check_buckets, few_lengths, row_lengths, truncated
 from lensllm_jax.finetune.evaluation import (
     ROWS,
-    Controls,
     Evaluation,
     EvaluationBatches,
     check_text,
     completed,
     concatenated,
     is_far_behind,
-    reaches,
 )
 from lensllm_jax.finetune.loop import Loop
 from lensllm_jax.finetune.num_logits import num_logits_by_shape
@@ -52,7 +50,6 @@ from lensllm_jax.fingerprint import fingerprint
 from lensllm_jax.typing import IGNORE, Array, Batch, Params
 
 _FEWEST_TESTED = 128  # records, before a rival is compared with
-_ENOUGH_TESTED = 256  # records, where those before fine-tuning are known
 
 
 class Splits(NamedTuple):
@@ -151,7 +148,7 @@ def fine_tune(
     config: FineTuneConfig,
     on_progress: Callable[[Progress], None] | None = None,
     checkpoint: Checkpoint | None = None,
-    controls: Controls | None = None,
+    rival: Float[np.ndarray, "2 n"] | None = None,
 ) -> FineTuned:
     """Trains until patience or epochs run out and measures the test loss at the best step.
 
@@ -163,8 +160,7 @@ def fine_tune(
         on_progress: called after each evaluation.
         checkpoint: written when due; training resumes from its file, to the same result bit
             for bit.  The caller discards it.
-        controls: see ``evaluated``; with that before fine-tuning, half as many test records
-            as training examples are evaluated, 256 at least.
+        rival: see ``evaluated``.
 
     Raises:
         FloatingPointError: if a loss is not finite.
@@ -174,8 +170,7 @@ def fine_tune(
         loop, params, splits, config=config, on_progress=on_progress, checkpoint=checkpoint
     )
     lengths, num_calls = row_lengths(splits.train), position.call
-    enough = max(_ENOUGH_TESTED, len(lengths) // 2)
-    test = evaluated(loop, position.best_params, splits.test, controls=controls, enough=enough)
+    test = evaluated(loop, position.best_params, splits.test, rival=rival)
     result = FineTuneResult(
         test_loss=test.loss,
         validation_loss=position.best_loss,
@@ -228,38 +223,30 @@ def trained(
 
 
 def evaluated(
-    loop: Loop, params: Params, test: Batch, *, controls: Controls | None = None,
-    enough: int = _ENOUGH_TESTED,
-) -> Evaluation:  # fmt: skip
-    """The test losses, of as many records as are needed where there are controls.
+    loop: Loop, params: Params, test: Batch, *, rival: Float[np.ndarray, "2 n"] | None = None
+) -> Evaluation:
+    """The test losses, where a rival is known of as many records as it takes to fall behind.
 
     Args:
         loop: the candidate's compiled steps.
         params: its parameters.
         test: the n test records.
-        controls: once the loss on the first 128, 256, ... records is far above the rival's, the
-            others are not evaluated; nor are those after the first ``enough`` where the losses
-            before fine-tuning are known.
-        enough: records.
+        rival: nats and bytes of each record, of the best candidate so far; once the loss on the
+            first 128, 256, ... records is far above its loss, the others are not evaluated.
     """
     loop = loop.computing(_num_logits_evaluated(test, shift=loop.shift))
     count, lengths = len(test["labels"]), few_lengths(test)
-    rival, zero_shot = controls or Controls()
-    last = count
-    if zero_shot is not None and reaches(zero_shot, enough):
-        last = min(enough, count)
-    doubling = (_FEWEST_TESTED << k for k in range(last.bit_length() if rival is not None else 0))
-    ends = [0, *(end for end in doubling if end < last), last]
+    doubling = (_FEWEST_TESTED << k for k in range(count.bit_length() if rival is not None else 0))
+    ends = [0, *(end for end in doubling if end < count), count]
     parts: list[Evaluation] = []
     for start, end in itertools.pairwise(ends):
         records = {name: np.asarray(values)[start:end] for name, values in test.items()}
         parts.append(loop.evaluate(params, EvaluationBatches.of(records, buckets=lengths)))
-        if rival is not None and end < count and reaches(rival, end):
+        if rival is not None and end < count:
             so_far = concatenated(parts)
             if is_far_behind(so_far, rival):
                 return completed(so_far, rival)
-    whole = concatenated(parts)
-    return whole if zero_shot is None or last == count else completed(whole, zero_shot)
+    return concatenated(parts)
 
 
 def with_few_logits(loop: Loop, test: Batch, config: FineTuneConfig) -> Loop:

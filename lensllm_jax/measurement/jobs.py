@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
 import jax
+import numpy as np
 
 from lensllm_jax import checks, durable
 from lensllm_jax._version import __version__
@@ -30,7 +31,7 @@ from lensllm_jax.checkpoints.candidate import Candidate
 from lensllm_jax.checkpoints.zoo import load_candidate
 from lensllm_jax.data.task import Task
 from lensllm_jax.finetune.compute import loading, loop_for
-from lensllm_jax.finetune.evaluation import Controls, Evaluation
+from lensllm_jax.finetune.evaluation import Evaluation
 from lensllm_jax.finetune.fine_tune import FineTuned, Progress
 from lensllm_jax.finetune.loop import Loop
 from lensllm_jax.finetune.rates import AUTO
@@ -77,7 +78,7 @@ class Job(NamedTuple):
     path: Path | None = None  # of the cell, next to its checkpoints
     checkpoint_seconds: float = 60.0  # between two checkpoints
     keep: str | None = None  # the best weights next to the cell, WHOLE or as an ADAPTER
-    controls: Controls | None = None  # of other cells, by which fewer test records do
+    rival: np.ndarray | None = None  # records of the best cell of the size: see ``evaluated``
     searched: int = 0  # examples that the search of the rate before it trains on
 
     @property
@@ -213,7 +214,7 @@ class Measurer:
         """
         if job.size == 0:
             measurement = self.measurement(job.name, job.config)
-            return _measured(measurement.zero_shot(controls=job.controls))
+            return _measured(measurement.zero_shot(rival=job.rival))
         config = self.tuning(job, on_progress=on_progress)
         measurement = self.measurement(job.name, config)
         if job.search is None:
@@ -246,7 +247,7 @@ def _fine_tuned(job: Job, measurement: Measurement, on_progress: OnProgress) -> 
         on_progress(ProgressUpdate(share, f"{job}, {_pace(now)}"))
 
     tuned = measurement.fine_tune(
-        job.size, on_progress=after_evaluation, checkpoint=checkpoint, controls=job.controls
+        job.size, on_progress=after_evaluation, checkpoint=checkpoint, rival=job.rival
     )
     config = measurement.config
     if job.keep is not None and job.kept is not None:
@@ -289,8 +290,8 @@ def _measured(test: Evaluation) -> Cell:
         # None where one record, or none with an end token, is no sample; JSON has no NaN
         "loss_se": None if math.isnan(test.loss_se) else test.loss_se,
         "end_loss": None if math.isnan(test.end_loss) else test.end_loss,
-        "num_test_examples": test.num_evaluated,
-        RECORDS: test.records,
+        "num_test_examples": test.num_evaluated or len(test.nats),
+        RECORDS: np.stack([test.nats, test.num_bytes]),
     }
 
 

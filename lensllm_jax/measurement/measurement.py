@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import cast
 
 import numpy as np
+from jaxtyping import Float
 
 from lensllm_jax import checks
 from lensllm_jax.checkpoints.candidate import Candidate
@@ -42,7 +43,7 @@ from lensllm_jax.finetune.compute import (
     start_of,
     whole_params,
 )
-from lensllm_jax.finetune.evaluation import Controls, Evaluation, EvaluationBatches
+from lensllm_jax.finetune.evaluation import Evaluation, EvaluationBatches
 from lensllm_jax.finetune.fine_tune import (
     FineTuneConfig,
     FineTuned,
@@ -217,10 +218,10 @@ class Measurement:
         """The subset of ``size`` examples, validation and test, as token batches."""
         return Splits(self.subset(size), self._validation(size), self._test)
 
-    def zero_shot(self, *, controls: Controls | None = None) -> Evaluation:
-        """The test losses before fine-tuning; ``controls`` as in ``evaluated``."""
+    def zero_shot(self, *, rival: Float[np.ndarray, "2 n"] | None = None) -> Evaluation:
+        """The test losses before fine-tuning; ``rival`` as in ``evaluated``."""
         params = self.loop.place(self._start.params)
-        return evaluated(self.loop, params, self._test, controls=controls)
+        return evaluated(self.loop, params, self._test, rival=rival)
 
     def objective(self, params: Params) -> float:
         """What steps descend, on the test split: nats per target token, the end token included."""
@@ -228,12 +229,12 @@ class Measurement:
 
     def fine_tune(
         self, size: int, *, on_progress: Callable[[Progress], None] | None = None,
-        checkpoint: Checkpoint | None = None, controls: Controls | None = None,
+        checkpoint: Checkpoint | None = None, rival: Float[np.ndarray, "2 n"] | None = None,
     ) -> FineTuned:  # fmt: skip
         """The point of the learning curve at ``size`` training examples, with its weights."""
         return fine_tune(
             self.loop, self._start.params, self.splits(size), config=self._fine_tuning,
-            on_progress=on_progress, checkpoint=checkpoint, controls=controls,
+            on_progress=on_progress, checkpoint=checkpoint, rival=rival,
         )  # fmt: skip
 
     def trial(self, size: int) -> Callable[[float, Callable[[Progress], None]], Trial]:

@@ -6,7 +6,7 @@
 import dataclasses
 import itertools
 import types
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar, cast
 
@@ -16,7 +16,6 @@ from lensllm_jax import checks
 from lensllm_jax.checkpoints.summary import CandidateSummary
 from lensllm_jax.data.task import Task
 from lensllm_jax.finetune.compute import ParameterCounts, parameter_counts
-from lensllm_jax.finetune.evaluation import Controls
 from lensllm_jax.finetune.rates import AUTO
 from lensllm_jax.finetune.search import SearchGrid
 from lensllm_jax.measurement.jobs import Cell, Job, JobResult, Measurer, one_line
@@ -59,7 +58,6 @@ class GridSettings(WinnerSettings, ExecutorSettings):
     seeds: tuple[int, ...] = ()  # in place of ``seed``
     learning_rates: tuple[float, ...] = ()  # in place of ``learning_rate``; each cell chooses
     batch_sizes: tuple[int, ...] = ()  # in place of ``batch_size``; each cell chooses
-    all_test_examples: bool = False  # or, where size 0 is measured, as many as a size deserves
 
     def __post_init__(self):
         super().__post_init__()
@@ -94,10 +92,7 @@ class GridSettings(WinnerSettings, ExecutorSettings):
         pool = describe_pool(run.names)
         task = run.load_task(pool)
         sizes = _sizes_within(self.sizes, task)
-        return Grid(
-            pool, sizes, seeds, search, first, task, run.checkpoint_seconds,
-            all_test_examples=self.all_test_examples,
-        )  # fmt: skip
+        return Grid(pool, sizes, seeds, search, first, task, run.checkpoint_seconds)
 
 
 def finetune_grid(
@@ -175,7 +170,6 @@ class Grid(NamedTuple):
     checkpoint_seconds: float
     configs: Mapping[str, MeasurementConfig] = types.MappingProxyType({})  # in passes that fit
     keep: str | None = None  # how the weights of the largest size and first seed are kept
-    all_test_examples: bool = True  # or, where size 0 is measured, as many as a size deserves
 
     def settings(self, executor: ExecutorConfig) -> dict[str, Any]:
         """All that decides the results, as JSON values."""
@@ -186,7 +180,6 @@ class Grid(NamedTuple):
             "learning_rate": list(self.search.rates),
             "batch_size": list(self.search.batch_sizes),
             "threads": executor.threads,
-            "all_test_examples": self.all_test_examples,
         }
 
     def jobs(self, folder: RunFolder) -> list[Job]:
@@ -248,24 +241,16 @@ def _measure(
     jobs, failures = grid.jobs(folder), []
     with run.progress(total=sum(job.work for job in jobs)) as progress:
         cells = Cells(folder, progress)
-        for part in _in_order(jobs, cells, grid):
-            for result in executors.run(executor, part, grid.task, folder, on_progress=cells.show):
-                if reason := _failure_of(result, cells):
-                    job = result.job
-                    failures.append({"candidate": job.name, "size": job.size,
-                                     "seed": job.config.seed, "reason": reason})  # fmt: skip
-                    progress.drop(job.work)
+        unfinished = cells.unfinished(jobs)
+        for result in executors.run(
+            executor, unfinished, grid.task, folder, on_progress=cells.show
+        ):
+            if reason := _failure_of(result, cells):
+                job = result.job
+                failures.append({"candidate": job.name, "size": job.size,
+                                 "seed": job.config.seed, "reason": reason})  # fmt: skip
+                progress.drop(job.work)
     return failures
-
-
-def _in_order(jobs: Sequence[Job], cells: Cells, grid: Grid) -> Iterator[list[Job]]:
-    """Unfinished jobs: losses before fine-tuning first where others are known from them."""
-    if grid.all_test_examples:
-        yield cells.unfinished(jobs)
-        return
-    yield cells.unfinished(job for job in jobs if job.size == 0)
-    tuned = cells.unfinished(job for job in jobs if job.size > 0)
-    yield [job._replace(controls=Controls(zero_shot=cells.zero_shot(job.name))) for job in tuned]
 
 
 def _save_best(grid: Grid, folder: RunFolder, losses: Losses, winner: Winner) -> None:

@@ -1,10 +1,10 @@
 """Resume: what an earlier, killed run of the same settings finished is read, not measured again.
 
-A cell is the test loss of a candidate on one subset, ``cells/<candidate>/<size>.json``, next to the
-checkpoints of an unfinished one.  ``<size>.npy`` (3, n), written before it, holds of each test
-record the nats of its text, its bytes, and again the nats, NaN if it was not evaluated: the first
-are pseudo-values then (:mod:`lensllm_jax.finetune.evaluation`).  A kernel is ``ntk.npy`` with
-``ntk.json``, which is written last.
+A cell is the test loss of a candidate on one subset, ``cells/<candidate>/<size>.json``, next
+to the checkpoints of an unfinished one.  ``<size>.npy`` (2, n), written before it, holds the nats
+of each test record's text and its bytes; of a candidate far behind, pseudo-values
+(:mod:`lensllm_jax.finetune.evaluation`).  A kernel is ``ntk.npy`` with ``ntk.json``, which is
+written last.
 
 Example:
     >>> cell_path("zoo/gpt2-xs", 200), cell_path("zoo/gpt2-xs", 200, among_seeds=1)
@@ -23,7 +23,7 @@ from jaxtyping import Float
 from lensllm_jax import checks
 from lensllm_jax.checkpoints.summary import CandidateSummary
 from lensllm_jax.data.task import Task
-from lensllm_jax.finetune.evaluation import Controls, loss_covariance
+from lensllm_jax.finetune.evaluation import loss_covariance
 from lensllm_jax.linalg import NtkSpectrum
 from lensllm_jax.measurement.jobs import RECORDS, Cell, Job, Measurer, ProgressUpdate
 from lensllm_jax.measurement.measurement import Measurement, MeasurementConfig, spectrum_for_law
@@ -82,8 +82,7 @@ def has_cell(folder: RunFolder, path: str) -> bool:
 def test_covariance(folder: RunFolder, paths: Sequence[str]) -> Float[np.ndarray, "c c"]:
     """Of the test losses of finished cells, squared nats per byte; over the same test records."""
     records = [folder.read_array(_records_path(path)) for path in paths]
-    nats, num_bytes, _ = np.stack(records, axis=1)
-    return loss_covariance(nats, num_bytes)
+    return loss_covariance(*np.stack(records, axis=1))
 
 
 def test_covariances(
@@ -154,21 +153,11 @@ class Cells:
         )
         return cell
 
-    def controls(self, name: str, size: int) -> Controls:
-        """The lowest loss that was ``measured`` at a size, and a candidate's before fine-tuning."""
-        best = self._best.get(size)
-        return Controls(
-            rival=None if best is None else self._records(best[1]),
-            zero_shot=None if size == 0 else self.zero_shot(name),
-        )
-
-    def zero_shot(self, name: str) -> Float[np.ndarray, "3 n"] | None:
-        """A candidate's records before fine-tuning, if that cell is finished."""
-        path = cell_path(name, 0)
-        return self._records(path) if has_cell(self.folder, path) else None
-
-    def _records(self, path: str) -> Float[np.ndarray, "3 n"]:
-        return self.folder.read_array(_records_path(path))
+    def best_records(self, size: int) -> np.ndarray | None:
+        """Of the lowest loss that was ``measured`` at a size, all of them evaluated."""
+        if size not in self._best:
+            return None
+        return self.folder.read_array(_records_path(self._best[size][1]))
 
 
 class CandidateRun:
@@ -209,7 +198,7 @@ class CandidateRun:
             name, num_params, size, self._config,
             path=path, checkpoint_seconds=self._checkpoint_seconds,
             keep=self._winner.keep if self._winner and is_largest else None,
-            controls=None if self._all_test_examples else self._cells.controls(name, size),
+            rival=None if self._all_test_examples else self._cells.best_records(size),
             searched=expected_examples(self._config, self._measurer.task) if is_first else 0,
         )  # fmt: skip
 
@@ -235,7 +224,7 @@ class CandidateRun:
 
     def save_weights(self, winner: Winner) -> int:
         """Puts the weights of the largest fine-tune in the winner's folder; returns its size."""
-        job = self.job(max(self.losses))
+        job = self.job(max(self.losses))._replace(rival=None)  # the best: all were evaluated
         if job.size == 0:
             raise checks.UserError(
                 f"`save_winner` must have a fine-tune to save, got none of {self.summary.name} "

@@ -64,7 +64,7 @@ class SelectionSettings(WinnerSettings, ExecutorSettings):
     max_hours: float = math.inf  # of a race, of fine-tuning
     worth: float = 0.0  # of a race, relative loss that tuning all on the target once is worth
     kernels: str = "survivors"  # whose are computed after a race
-    all_test_examples: bool = False  # of a race: or as many as a loss needs
+    all_test_examples: bool = False  # of a race: also where a loss is far above the best
 
     def plan(self, task: Task, *, num_searched: int = 0) -> "Plan":
         """What these settings mean on a task.

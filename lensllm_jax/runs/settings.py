@@ -57,7 +57,7 @@ class RunSettings:
     task_folder: str | Path | None = None  # copy of the hub's repository of the task
     mean_length: float | None = None  # average input, tokens of the first candidate
     max_bytes: int | None = None  # of prompt and target; 99 % of the records stay whole
-    num_test_examples: int | None = None  # the first test records, which are evaluated; None: all
+    num_test_examples: int = 512  # the first test records, at most, which are evaluated
     measurement: MeasurementConfig = dataclasses.field(default_factory=MeasurementConfig)
     checkpoint_seconds: float = 60.0  # between writings of an unfinished fine-tune
     compiled_dir: str | Path | None = None  # keeps compiled steps: in the user's cache
@@ -105,10 +105,9 @@ class RunSettings:
             checks.positive("mean_length", self.mean_length)
             tokenizer = next(iter(pool.values())).tokenizer
             task = with_mean_length(task, tokenizer, mean=self.mean_length)
-        if self.num_test_examples is not None:
-            task = task.with_test_examples(self.num_test_examples)
         template = self.measurement.chat_template
-        return shared_task(task, pool, max_bytes=self.max_bytes, chat_template=template)
+        task = shared_task(task, pool, max_bytes=self.max_bytes, chat_template=template)
+        return task.with_test_examples(self.num_test_examples)
 
     def open_folder(
         self, settings: Mapping[str, Any], task: Task, pool: Mapping[str, CandidateSummary], *,

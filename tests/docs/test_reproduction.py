@@ -77,6 +77,26 @@ def test_counts_of_comparisons_are_those_of_the_tables():
         assert row_of_page(f"{start}, both") == counts(rows, "difference")
 
 
+def test_the_kernels_learning_curve_is_that_of_the_table():
+    rows = table("kernel_curve_value")
+    assert row_of_page("its learning curve, both") == counts(rows, "difference")
+    primary = {row["question"]: f"{float(row['p_family']):.3f}" for row in rows
+               if row["primary"] == "1"}  # fmt: skip
+    assert f"with a family-wise p-value of {primary['level']}, and the slope" in WORDS
+    assert f"the slope changes nothing ({primary['slope']})" in WORDS
+    logme = {row["control_error"] for row in rows if row["control"] == "logme"}
+    assert f"LogME puts {float(*logme):.3f} of the pairs on the wrong side" in WORDS
+    for question, control, budget in (("level", "zero_shot", ""), ("slope", "kappa = 0", "0.125")):
+        for readout in ("target_logprob", "label_logits"):
+            found = [row for row in rows if row["question"] == question
+                     and row["readout"] == readout and row["control"] == control
+                     and row["budget_fraction"] == budget]  # fmt: skip
+            assert [row["estimate"] for row in found] == ["gcv", "replica", "holdout"]
+            errors = [row["mean_error"] for row in found] + [found[0]["control_error"]]
+            expected = [f"{float(error):.3f}" for error in errors]
+            assert row_of_page(f"{question}, {readout.replace('_', ' ')}") == expected
+
+
 def test_other_ways_are_the_means_of_the_tables():
     pairs = [  # the method, and what it reads without the kernel and with it
         ("prior", "", "log F"),
@@ -224,8 +244,13 @@ def test_noise_is_that_of_the_two_seeds():
 
 def sure_of_both_tasks(kind):
     """Comparisons over both tasks, and how many are surely larger and surely smaller."""
-    rows = [row for row in table("kernel_pooled") if row["kind"] == kind]
-    return counts(rows, "difference")[0], *counts(rows, "difference")[:-3:-1]
+    return sure([row for row in table("kernel_pooled") if row["kind"] == kind])
+
+
+def sure(rows):
+    """Comparisons, and how many are surely larger and surely smaller."""
+    number, *_, smaller, larger = map(int, counts(rows, "difference"))
+    return number, larger, smaller
 
 
 def mean_pearson(task, selector):
@@ -267,6 +292,7 @@ def test_the_first_table_is_what_the_others_say():
              for row in table("saving_levels")
              if row["selector"] == "lensllm" and row["saving_percent"]}  # fmt: skip
     law, value = sure_of_both_tasks("law"), sure_of_both_tasks("value")
+    curve = sure(table("kernel_curve_value"))
     flan, gigaword = (
         [mean_pearson(task, selector) for selector in ("lensllm", "ats", "posterior")]
         for task in ("flan", "gigaword")
@@ -281,7 +307,10 @@ def test_the_first_table_is_what_the_others_say():
             f"{rmse['flan', 'lensllm']} on FLAN, {rmse['gigaword', 'lensllm']} on Gigaword"
         ),
         f"of {law[0]} paired comparisons {law[1]} are surely worse, {law[2]} surely better",
-        f"of {value[0]} paired comparisons {value[2]} are surely better",
+        (
+            f"of {value[0] + curve[0]} paired comparisons {value[1] + curve[1]} are surely worse, "
+            f"{value[2] + curve[2]} surely better"
+        ),
         (
             f"PearCorr on FLAN {flan[0]}, `ats` {flan[1]}, `posterior` {flan[2]}; "
             f"on Gigaword {', '.join(gigaword)}"

@@ -22,7 +22,6 @@ from lensllm_jax.measurement.jobs import Measurer
 from lensllm_jax.measurement.measurement import Measurement, MeasurementConfig
 from lensllm_jax.runs.resume import task_settings
 from tests.data.test_hub import gigaword_copy
-from tests.kings import write_kings
 
 FLAGS = {
     "candidates": "zoo/gpt2-xs", "sizes": "0,8,16", "max_epochs": 2, "batch_size": 4,
@@ -82,8 +81,7 @@ def searched(task, tmp_path_factory):
 def test_a_folder_records_every_setting(plain):
     settings = json.loads((plain / "run.json").read_text())["settings"]
     fields = {field.name for field in dataclasses.fields(MeasurementConfig)}
-    others = {"candidates", "task", "task_sha256", "sizes", "threads", "all_test_examples"}
-    assert set(settings) == fields | others
+    assert set(settings) == fields | {"candidates", "task", "task_sha256", "sizes", "threads"}
     assert (settings["seed"], settings["batch_size"], settings["threads"]) == ([0], [4], None)
     assert settings["compute"] == dataclasses.asdict(ComputeConfig(micro_batches=None))
 
@@ -162,20 +160,6 @@ def test_a_difference_on_the_same_records_is_surer_than_two_losses(task, tmp_pat
     expected = np.sqrt(n / (n - 1) * (residuals**2).sum()) / num_bytes.sum()
     assert float(other["difference_se"]) == pytest.approx(expected, rel=1e-9)
     assert float(best["difference_se"]) == 0
-
-
-def test_a_small_fine_tune_is_evaluated_on_as_many_records_as_it_deserves(tmp_path):
-    task = write_kings(tmp_path, 3000)
-    flags = {"quiet": True, "sizes": "0,8", "max_epochs": 1}
-    assert run(task, tmp_path / "few", **flags) == 0
-    assert run(task, tmp_path / "all", **flags, all_test_examples=True) == 0
-    few, every = ([cell(tmp_path / out, size) for size in (0, 8)] for out in ("few", "all"))
-    num_test = every[1]["num_test_examples"]
-    assert num_test > 256
-    assert [one["num_test_examples"] for one in few] == [num_test, 256]
-    assert few[0]["test_loss"] == every[0]["test_loss"]
-    assert few[1]["validation_loss"] == every[1]["validation_loss"]
-    assert 0 < abs(few[1]["test_loss"] - every[1]["test_loss"]) < 3 * few[1]["loss_se"]
 
 
 def test_losses_are_means_over_seeds_and_each_seed_has_its_table(searched):

@@ -1,12 +1,10 @@
 """Losses per byte of target text, their errors, and the end token's nats apart from them."""
 
-import jax
 import numpy as np
 import pytest
 
 from lensllm_jax import checks
 from lensllm_jax.finetune.evaluation import (
-    Controls,
     Evaluation,
     EvaluationBatches,
     check_text,
@@ -14,7 +12,6 @@ from lensllm_jax.finetune.evaluation import (
     concatenated,
     is_far_behind,
     loss_covariance,
-    reaches,
 )
 from lensllm_jax.finetune.fine_tune import evaluated
 from lensllm_jax.finetune.loop import Loop, OptimizerConfig
@@ -104,18 +101,13 @@ def _records(rng, n, *, behind):
     return rival, num_bytes * (hard + behind + rng.normal(0.0, 0.1, n)), num_bytes
 
 
-def _known(nats, num_bytes):
-    """A control that was evaluated on all its records."""
-    return Evaluation(nats, nats, num_bytes, len(nats)).records
-
-
 def test_pseudo_values_give_the_paired_estimate_and_its_error():
     """Independent oracle: the same estimate from 600 sets of records."""
     rng, k, estimates, errors, naive = np.random.default_rng(0), 100, [], [], []
     for _ in range(600):
         rival, nats, num_bytes = _records(rng, 400, behind=0.3)
         first = Evaluation(nats[:k], np.ones(k), num_bytes[:k], k)
-        whole = completed(first, _known(rival, num_bytes))
+        whole = completed(first, np.stack([rival, num_bytes]))
         difference = first.loss - rival[:k].sum() / num_bytes[:k].sum()
         rival_loss = rival.sum() / num_bytes.sum()
         assert whole.loss == pytest.approx(rival_loss + difference, rel=1e-12)
@@ -134,73 +126,23 @@ def test_far_behind_is_ten_standard_errors_and_never_ahead():
     for behind, far in [(0.3, True), (0.03, False), (0.0, False), (-0.3, False)]:
         rival, nats, num_bytes = _records(rng, 400, behind=behind)
         first = Evaluation(nats[:128], np.ones(128), num_bytes[:128], 128)
-        assert is_far_behind(first, _known(rival, num_bytes)) == far
-
-
-def test_a_control_may_itself_be_known_from_fewer_records():
-    """A rival from its own losses before, then a candidate from the rival.
-
-    Independent oracle: the losses and the estimates of 600 sets of records.
-    """
-    rng, estimates, errors = np.random.default_rng(0), [], []
-    for _ in range(600):
-        before, rival, num_bytes = _records(rng, 400, behind=-0.2)
-        nats = rival + num_bytes * (0.3 + rng.normal(0.0, 0.1, 400))
-        ends = np.ones(400)
-        first = Evaluation(rival[:100], ends[:100], num_bytes[:100], 100)
-        whole = completed(first, _known(before, num_bytes))
-        assert reaches(whole.records, 100)
-        assert not reaches(whole.records, 101)
-        second = completed(
-            Evaluation(nats[:50], ends[:50], num_bytes[:50], 50), whole.records
-        )  # fmt: skip
-        gap = (nats - rival)[:50].sum() / num_bytes[:50].sum()
-        assert second.loss == pytest.approx(whole.loss + gap, rel=1e-12)
-        pair = np.stack([whole.nats, second.nats])
-        covariance = loss_covariance(pair, np.stack([num_bytes] * 2))
-        estimates.append([whole.loss, second.loss, second.loss - whole.loss])
-        errors.append(np.sqrt([*np.diag(covariance), [1, -1] @ covariance @ [1, -1]]))
-    # 600 draws give a standard deviation to 1 / sqrt(1,200) = 3 %
-    assert np.mean(errors, axis=0) == pytest.approx(np.std(estimates, axis=0), rel=0.1)
+        assert is_far_behind(first, np.stack([rival, num_bytes])) == far
 
 
 def test_a_candidate_far_behind_is_evaluated_on_few_records(loop):
     data = tiny.examples(300)
     every = evaluated(loop, tiny.params(), data)
-    assert every.num_evaluated == 300
-    better = _known(0.5 * every.nats, every.num_bytes)
-    few = evaluated(loop, tiny.params(), data, controls=Controls(rival=better))
+    assert every.num_evaluated is None
+    better = np.stack([0.5 * every.nats, every.num_bytes])
+    few = evaluated(loop, tiny.params(), data, rival=better)
     assert few.num_evaluated == 128
     assert few.loss == pytest.approx(every.loss, abs=0.05 * every.loss)
     near = every.nats * np.random.default_rng(0).normal(1.0, 0.05, 300)
-    near = Controls(rival=_known(near, every.num_bytes))
-    equal = evaluated(loop, tiny.params(), data, controls=near)
-    assert equal.num_evaluated == 300  # control: as good as the rival
+    equal = evaluated(loop, tiny.params(), data, rival=np.stack([near, every.num_bytes]))
+    assert equal.num_evaluated is None  # control: as good as the rival
     assert_close(equal.nats, every.nats, "float32")
     halves = [Evaluation(np.ones(2), np.ones(2), np.full(2, 4), 2)] * 2
     assert concatenated(halves).nats.tolist() == [1.0] * 4
-
-
-def test_where_losses_before_fine_tuning_are_known_enough_records_do(loop):
-    data, params = tiny.examples(300), tiny.params()
-    before = evaluated(loop, params, data)
-    tuned = jax.tree.map(lambda leaf: 0.9 * leaf, params)
-    every = evaluated(loop, tuned, data)
-    controls = Controls(zero_shot=before.records)
-    few = evaluated(loop, tuned, data, controls=controls, enough=160)
-    assert few.num_evaluated == 160
-    assert_close(few.records[2, :160], every.nats[:160], "float32")
-    assert np.isnan(few.records[2, 160:]).all()
-    assert abs(few.loss - every.loss) < 3 * few.loss_se
-    assert few.loss_se < Evaluation(  # than of those records alone
-        every.nats[:160], every.end_nats[:160], every.num_bytes[:160], 160
-    ).loss_se  # fmt: skip
-    for known, enough in [(128, 160), (300, 400)]:  # control: too few are known; all are wanted
-        partly = before.records.copy()
-        partly[2, known:] = np.nan
-        controls = Controls(zero_shot=partly)
-        again = evaluated(loop, tuned, data, controls=controls, enough=enough)
-        assert again.num_evaluated == 300
 
 
 def test_data_without_text_is_refused():

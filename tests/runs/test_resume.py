@@ -86,27 +86,15 @@ def test_a_candidate_is_compared_with_the_best_that_was_measured(tmp_path):
     nats = {"zoo/gpt2-xs": 2.0, "zoo/opt-xs": 1.0}
     for name, candidate in run.pool.items():
         job = candidate.job(8)
-        rival = None if job.controls.rival is None else job.controls.rival[0].tolist()
+        rival = None if job.rival is None else job.rival[0].tolist()
         assert rival == {"zoo/opt-xs": [2.0] * 3, "zoo/llama-xs": [1.0] * 3}.get(name)
         if name in nats:
-            records = np.stack([np.full(3, nats[name]), np.ones(3), np.full(3, nats[name])])
+            records = np.stack([np.full(3, nats[name]), np.ones(3)])
             run.cells.keep(job, {"test_loss": nats[name], "num_tokens": 1, jobs.RECORDS: records})
             run.cells.measured(job, run.measurer)  # read, for it is finished
-    assert run.pool["zoo/opt-xs"].job(16).controls == (None, None)  # of another size
+    assert run.pool["zoo/opt-xs"].job(16).rival is None  # of another size
     every = Run(tmp_path, ["zoo/gpt2-xs"]).pool["zoo/gpt2-xs"]
-    assert every.job(8).controls is None
-
-
-def test_a_fine_tune_is_known_from_the_losses_before_it(tmp_path):
-    run = Run(tmp_path, ["zoo/gpt2-xs"], all_test_examples=False)
-    candidate = run.pool["zoo/gpt2-xs"]
-    assert candidate.job(8).controls.zero_shot is None  # not measured yet
-    candidate.measure_loss(0)
-    before = candidate.job(8).controls.zero_shot
-    num_test = len(run.measurer.task.test)
-    assert before.shape == (3, num_test)
-    assert before[0].sum() / before[1].sum() == candidate.losses[0]
-    assert candidate.job(0).controls.zero_shot is None
+    assert every.job(8).rival is None
 
 
 def test_checkpoints_of_a_finished_cell_are_removed(tmp_path):
