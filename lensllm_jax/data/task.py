@@ -115,7 +115,7 @@ class Task:
         """
         kept = self.test[: checks.positive("num_test_examples", count)]
         removed = Counter(self.removed)
-        removed["test_over_size"] += len(self.test) - len(kept)
+        removed["test_not_evaluated"] += len(self.test) - len(kept)
         return replace(
             self,
             test=kept,

@@ -52,7 +52,7 @@ def test_fewer_test_records_are_the_first_ones_of_another_task():
     few = task.with_test_examples(2)
     assert few.test == task.test[:2]
     assert (few.train, few.validation) == (task.train, task.validation)
-    assert dict(few.removed) == {"test_over_size": 1}
+    assert dict(few.removed) == {"test_not_evaluated": 1}
     assert few.fingerprint == fingerprint(task.train, task.validation, few.test) != task.fingerprint
     assert task.with_test_examples(3) == task
 
