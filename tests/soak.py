@@ -22,7 +22,7 @@ from lensllm_jax import durable
 from lensllm_jax.fingerprint import fingerprint
 from lensllm_jax.selection.orders import Order
 from tests.experiments import killed_grid, killed_selection
-from tests.kings import write_kings
+from tests.kings import KINGS, write_kings
 from tests.ntk import stored_kernel
 
 ROOT = Path(__file__).parents[1]
@@ -53,7 +53,7 @@ def files(folder: Path) -> dict[str, bytes]:
 
 def grid(kills: int, root: Path, folder: Path, rng: random.Random) -> int:
     """How often a grid died before it ended as an unbroken one."""
-    flags, whole = [*GRID, f"--task={root / 'kings.txt'}"], root / "grid"
+    flags, whole = [*GRID, f"--task={root / KINGS}"], root / "grid"
     if not (whole / "losses.csv").exists():
         assert ended(killed_grid.start([*flags, f"--output_dir={whole}"])) == 0
     flags.append(f"--output_dir={folder}")

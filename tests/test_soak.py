@@ -1,11 +1,13 @@
 """The soak itself: what its parts are given, and where it goes on."""
 
 import json
+import random
 import sys
 
 import pytest
 
 from tests import soak
+from tests.kings import KINGS
 
 
 @pytest.fixture
@@ -15,8 +17,8 @@ def run(monkeypatch, tmp_path):
 
     def part(name, deaths):
         def die(kills, root, folder, rng):
-            assert (root / "kings.txt").stat().st_size > 0
-            assert 0.0 <= rng.random() < 1.0
+            assert (root / KINGS).stat().st_size > 0
+            assert rng.random() == random.Random(folder.name).random()  # another one each time
             calls.append((name, kills, folder.name))
             return deaths
 

@@ -30,7 +30,7 @@ from lensllm_jax.runs.run_folder import RunFolder
 from lensllm_jax.runs.settings import RunSettings
 from tests import forked
 from tests.finetune import tiny
-from tests.kings import write_kings
+from tests.kings import KINGS, write_kings
 
 SLOPES = {"a": 0.30, "b": 0.25, "c": 0.20, "d": 0.10}
 SPOILT = ("b", 16)  # Algorithm 1 stops here: off the line through the larger sizes
@@ -103,7 +103,7 @@ def install():
 def live(root: Path, folder: str, order: str, log: str, *, deadly: bool) -> int:
     """One life; its exit code, negative if it was killed."""
     arguments = [
-        f"--candidates={','.join(SLOPES)}", f"--task={root / 'kings.txt'}", "--budget_size=128",
+        f"--candidates={','.join(SLOPES)}", f"--task={root / KINGS}", "--budget_size=128",
         "--smallest_size=8", "--target_size=512", f"--output_dir={root / folder}",
         "--num_kernel_examples=3", "--keep=0.5", f"--order={order}", "--max_cost=0.3", "--quiet",
         f"--save_winner={root / folder}-model", "--learning_rate=1e-3",

@@ -27,7 +27,7 @@ from lensllm_jax.measurement.measurement import Measurement
 from lensllm_jax.runs import resume
 from tests import forked
 from tests.finetune import tiny
-from tests.kings import write_kings
+from tests.kings import KINGS, write_kings
 
 SHARED = [
     "--candidates=zoo/gpt2-xs,zoo/opt-xs", "--num_kernel_examples=2", "--learning_rate=1e-3",
@@ -76,7 +76,7 @@ def start(root: Path, name: str, started: Path, output: Path, last: int) -> int:
         signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in a background job
         os.environ.update(STARTED=str(started), LAST=str(last))
 
-    files = [f"--task={root / 'kings.txt'}", f"--output_dir={root / name}"]
+    files = [f"--task={root / KINGS}", f"--output_dir={root / name}"]
     return forked.start(
         name, binary.main, [*SHARED, *flags, *files],
         output=output, streams=(forked.STDOUT, forked.STDERR), before=before,
