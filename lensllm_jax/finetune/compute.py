@@ -51,7 +51,8 @@ class ComputeConfig:
     Attributes:
         dtype: of products, states and logits (default: that of the weights).
         remat: recompute each block in the backward pass: less memory, a third more time.
-        unroll_layers: write the blocks out instead of scanning them: slower to compile.
+        unroll_layers: write the blocks out instead of scanning them: slower to compile.  In
+            bfloat16 on a CPU they always are.
         micro_batches: passes whose gradients make one step; divides the batch size.  None: one,
             or in a run as many as a candidate needs to fit into memory.
         tune: what is trained: "full", all weights; "lora", low-rank updates of the matrices of
@@ -118,10 +119,13 @@ class ComputeConfig:
 
 def config_apply_fn(config: ModelConfig, compute: ComputeConfig) -> ApplyFn:
     """``(params, batch) -> logits``; float32 parameters stay float32 in every dtype."""
+    # A loop stacks what it keeps for the backward pass; on a CPU XLA converts bfloat16 there number
+    # by number, which takes longer than the products.
+    slow_to_stack = compute.computing_dtype == "bfloat16" and jax.default_backend() == "cpu"
     module = config.module(
         dtype=None if compute.computing_dtype is None else jnp.dtype(compute.computing_dtype),
         remat=compute.remat,
-        unroll_layers=compute.unroll_layers,
+        unroll_layers=compute.unroll_layers or slow_to_stack,
     )
 
     def apply_fn(params: Params, batch: Batch) -> jax.Array:
