@@ -62,6 +62,23 @@ def test_bfloat16_stays_bfloat16_and_near(variant):
         assert 1e-4 < difference < 0.15
 
 
+@pytest.mark.parametrize("variant", FAMILIES)
+@pytest.mark.parametrize("unroll_layers", [False, True])
+def test_gradients_in_bfloat16_are_near(variant, unroll_layers):
+    candidate, data = tiny_candidate(VARIANTS[variant]), batch()
+    half = {"dtype": jax.numpy.dtype("bfloat16"), "unroll_layers": unroll_layers}
+    exact, rough = (
+        flat(jax.jit(jax.grad(loss_fn(candidate, data, **settings)))(candidate.params))
+        for settings in ({}, half)
+    )
+    # bfloat16 keeps 8 bits: as the logits, of weights far from small
+    assert 1e-4 < np.linalg.norm(rough - exact) / np.linalg.norm(exact) < 0.15
+
+
+def flat(tree):
+    return np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(tree)])
+
+
 def compile_seconds(num_layers, times=3, **settings):
     """Seconds that XLA needs for the gradient of a model of so many layers."""
     config = tiny_candidate({**VARIANTS["llama"], "num_hidden_layers": num_layers}).config

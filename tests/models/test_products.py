@@ -1,0 +1,47 @@
+"""Products of bfloat16 matrices and their derivatives, against dense float64."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lensllm_jax.models.products import dense_dot, product
+from tests.tolerances import relative_difference
+
+ROUNDED_ONCE = 2.0**-8  # bfloat16 keeps 8 bits; relative to the largest number, less
+
+
+def matrices(*shapes):
+    rng = np.random.default_rng(0)
+    return [jnp.asarray(rng.normal(size=shape), jnp.bfloat16) for shape in shapes]
+
+
+def exact(*arrays):
+    return [np.asarray(array, np.float64) for array in arrays]
+
+
+# 1,000 numbers in a sum: enough to see which type holds it
+@pytest.mark.parametrize(("m", "k", "n"), [(1000, 1000, 3), (1, 7, 1), (64, 48, 1000)])
+def test_product_and_derivatives_are_rounded_once(m, k, n):
+    x, w, gradient = matrices((m, k), (k, n), (m, n))
+    found, pull_back = jax.vjp(product, x, w)
+    by_x, by_w = pull_back(gradient)
+    a, b, g = exact(x, w, gradient)
+    for got, expected in ((found, a @ b), (by_x, g @ b.T), (by_w, a.T @ g)):
+        assert got.dtype == jnp.bfloat16
+        assert relative_difference(got, expected) <= ROUNDED_ONCE
+
+
+def test_a_sum_in_bfloat16_is_seen():
+    x, w = matrices((20, 1000), (1000, 3))
+    total = jnp.zeros((20, 3), jnp.bfloat16)
+    for i in range(1000):
+        total = total + x[:, i : i + 1] * w[i : i + 1]
+    assert relative_difference(total, np.matmul(*exact(x, w))) > 4 * ROUNDED_ONCE
+
+
+def test_leading_axes_are_as_many_rows():
+    x, w = matrices((2, 5, 8), (8, 3))
+    apart = dense_dot(x, w, (((2,), (0,)), ((), ())), precision=None)
+    assert apart.shape == (2, 5, 3)
+    assert (apart.reshape(10, 3) == product(x.reshape(10, 8), w)).all()
