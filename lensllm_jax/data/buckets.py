@@ -19,7 +19,7 @@ from jaxtyping import Int
 from lensllm_jax import checks
 from lensllm_jax.typing import IGNORE, Batch
 
-_HELD = (0.5, 0.9)  # shares of the examples
+_HELD = (0.5, 0.9, 1.0)  # shares of the examples
 
 
 def check_buckets(buckets: Sequence[int]) -> tuple[int, ...]:
@@ -43,7 +43,7 @@ def bucket_of(lengths: Int[np.ndarray, " n"], buckets: tuple[int, ...]) -> Int[n
 
 
 def few_lengths(data: Batch) -> tuple[int, ...]:
-    """Lengths (tokens) that hold half and nine tenths of the examples, in multiples of 8."""
+    """Lengths (tokens) that hold half, nine tenths and all of the examples, in multiples of 8."""
     quantiles = np.quantile(row_lengths(data), _HELD)
     return tuple(sorted({8 * math.ceil(quantile / 8) for quantile in quantiles}))
 

@@ -42,9 +42,9 @@ def num_logits_by_shape(
     bucket, width = bucket_of(row_lengths(data), buckets), data["labels"].shape[1]
     numbers: dict[tuple[int, int], int] = {}
     for index, limit in enumerate((*buckets, width)):
-        inside, shape = counts[bucket == index], (rows, min(limit, width))
-        if not len(inside):
-            continue
+        shape = (rows, min(limit, width))
+        # where none is as long as that, a batch holds one longer example among others
+        inside = counts[bucket == index] if (bucket == index).any() else counts
         most = rows * inside.mean() + _STANDARD_DEVIATIONS * math.sqrt(rows) * inside.std()
         number = _STEP * math.ceil(min(most, rows * inside.max()) / _STEP)
         numbers[shape] = max(number, _STEP, numbers.get(shape, 0))

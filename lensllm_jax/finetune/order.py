@@ -3,7 +3,8 @@
 Every pass visits all examples in its own order, and batches run across the boundary of two
 passes.  With buckets a call holds examples of one bucket, and is made as soon as its bucket is
 full.  What is left at the end of a pass moves up to the next larger bucket, which holds it too,
-and from the largest into the next pass: each example is still seen once per pass.
+and from the largest into the next pass: each example is still seen once per pass.  A call keeps as many
+positions as the longest of its own examples needs.
 
 Example:
     >>> import itertools, numpy as np
@@ -54,7 +55,7 @@ def calls_of(
         while len(waiting[index]) >= num_rows:
             rows = np.array(waiting[index][:num_rows]).reshape(steps, batch_size)
             del waiting[index][:num_rows]
-            yield Call(rows, limits[index])
+            yield Call(rows, limits[bucket[rows].max()])
 
     while True:
         for row in subset_order(len(lengths), seed=(seed, epoch)):
