@@ -41,10 +41,11 @@ def test_lengths_count_the_targets_of_an_encoder_decoder():
     assert row_lengths(batch).tolist() == [2, 2, 0]
 
 
-def test_few_lengths_hold_half_and_nine_tenths_of_the_examples():
-    mask = np.arange(60) < np.arange(1, 41)[:, None]  # examples of 1 to 40 tokens
+def test_few_lengths_hold_half_nine_tenths_and_all_of_the_examples():
+    mask = np.arange(100) < np.arange(1, 61)[:, None]  # examples of 1 to 60 tokens
     batch = {"attention_mask": mask, "labels": np.where(mask, 5, -100)}
-    assert few_lengths(batch) == (24, 40)
+    assert few_lengths(batch) == (32, 56, 64)
+    assert few_lengths({name: array[:40] for name, array in batch.items()}) == (24, 40)
     assert few_lengths({name: array[:5] for name, array in batch.items()}) == (8,)
 
 

@@ -100,6 +100,14 @@ def test_batches_of_a_bucket_have_no_more_targets_but_for_one_in_thousands():
         assert numbers[rows, width] < 1.5 * sums.mean() + 8  # and no more than that
 
 
+def test_a_bucket_without_records_holds_batches_of_all():
+    data = tiny.examples(300)
+    short = {name: array[row_lengths(data) <= 6] for name, array in data.items()}
+    of_all = num_logits_by_shape(short, rows=16, shift=True)[16, 16]
+    numbers = num_logits_by_shape(short, rows=16, shift=True, buckets=(6, 10))
+    assert numbers == {(16, 6): of_all, (16, 10): of_all, (16, 16): of_all}
+
+
 def test_devices_compute_all():
     loop = Loop(tiny.apply_fn, OptimizerConfig(1e-2), shift=True)
     loop.shards = object()

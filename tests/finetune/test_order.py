@@ -48,6 +48,16 @@ def test_what_fills_no_bucket_moves_up():
     assert np.bincount(np.concatenate([c.rows.ravel() for c in calls])).tolist() == [3] * 8
 
 
+def test_calls_that_moved_up_keep_what_their_own_examples_need():
+    lengths = np.array([3] * 4 + [9] * 4)
+    mixed = first_calls(lengths, (4, 10, 12), 4)
+    assert [call.length for call in mixed] == [
+        10 if 9 in lengths[call.rows] else 4 for call in mixed
+    ]
+    assert mixed[0].length == 10
+    assert [call.length for call in first_calls(lengths[:4], (4, 10, 12), 4)] == [4] * 4
+
+
 def test_a_cut_batch_has_the_same_loss():
     loop = Loop(tiny.apply_fn, OptimizerConfig(learning_rate=1e-3), shift=True)
     data = tiny.examples(20)
