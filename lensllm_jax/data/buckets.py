@@ -45,7 +45,16 @@ def bucket_of(lengths: Int[np.ndarray, " n"], buckets: tuple[int, ...]) -> Int[n
 def few_lengths(data: Batch) -> tuple[int, ...]:
     """Lengths (tokens) that hold half, nine tenths and all of the examples, in multiples of 8."""
     quantiles = np.quantile(row_lengths(data), _HELD)
-    return tuple(sorted({8 * math.ceil(quantile / 8) for quantile in quantiles}))
+    return tuple(sorted({_multiple(quantile) for quantile in quantiles}))
+
+
+def without_padding(batch: Batch) -> Batch:
+    """The batch without the positions that none of its examples needs, to a multiple of 8."""
+    return truncated(batch, _multiple(float(row_lengths(batch).max())))
+
+
+def _multiple(length: float) -> int:
+    return 8 * math.ceil(length / 8)
 
 
 def truncated(batch: Batch, length: int | None) -> Batch:

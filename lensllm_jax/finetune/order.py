@@ -3,8 +3,8 @@
 Every pass visits all examples in its own order, and batches run across the boundary of two
 passes.  With buckets a call holds examples of one bucket, and is made as soon as its bucket is
 full.  What is left at the end of a pass moves up to the next larger bucket, which holds it too,
-and from the largest into the next pass: each example is still seen once per pass.  A call keeps as many
-positions as the longest of its own examples needs.
+and from the largest into the next pass: each example is still seen once per pass.  A call
+keeps as many positions as its own longest example needs.
 
 Example:
     >>> import itertools, numpy as np

@@ -30,7 +30,7 @@ from jaxtyping import Float
 
 from lensllm_jax import checks
 from lensllm_jax.checkpoints.candidate import Candidate
-from lensllm_jax.data.buckets import few_lengths
+from lensllm_jax.data.buckets import few_lengths, without_padding
 from lensllm_jax.data.encoding import EncodedExamples
 from lensllm_jax.data.subsets import subset_order
 from lensllm_jax.data.task import Example, Task
@@ -289,7 +289,7 @@ class Measurement:
         """
         return candidate_ntk(
             self.candidate,
-            self.subset(self.config.num_kernel_examples),
+            without_padding(self.subset(self.config.num_kernel_examples)),
             readout=self.config.readout,
             method=self.config.method,
             parameters=self.config.kernel_parameters,

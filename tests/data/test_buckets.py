@@ -10,6 +10,7 @@ from lensllm_jax.data.buckets import (
     few_lengths,
     row_lengths,
     truncated,
+    without_padding,
 )
 
 
@@ -47,6 +48,15 @@ def test_few_lengths_hold_half_nine_tenths_and_all_of_the_examples():
     assert few_lengths(batch) == (32, 56, 64)
     assert few_lengths({name: array[:40] for name, array in batch.items()}) == (24, 40)
     assert few_lengths({name: array[:5] for name, array in batch.items()}) == (8,)
+
+
+def test_without_padding_keeps_every_token_and_a_multiple_of_8():
+    mask = np.arange(60) < np.array([[3], [21]])
+    batch = {"attention_mask": mask, "labels": np.where(mask, 5, -100)}
+    shorter = without_padding(batch)
+    assert shorter["labels"].shape == (2, 24)
+    assert (shorter["labels"] != -100).sum() == 24  # 3 and 21 tokens
+    assert without_padding(truncated(batch, 21))["labels"].shape == (2, 21)
 
 
 @pytest.mark.parametrize("buckets", [(0, 4), (4, 4), (8, 4)])
