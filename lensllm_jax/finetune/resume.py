@@ -33,6 +33,7 @@ from lensllm_jax.fingerprint import fingerprint, named_arrays
 from lensllm_jax.typing import Params
 
 _STORED = {"counts": dict, "seconds": float, "settings": dict}  # what a position's text holds
+_SHARE = 20  # a writing takes at most one in so many seconds
 _NOT_OURS = (TypeError, AttributeError, RecursionError, OverflowError)  # of JSON of another form
 
 
@@ -91,7 +92,8 @@ class Checkpoint:
 
     Attributes:
         path: of the file; its folder is made if absent.
-        every_seconds: between two writings; 0 writes after every call.
+        every_seconds: between two writings, or more where one takes above a twentieth of that;
+            0 writes after every call.
         earlier_seconds: runtime of the earlier processes that ``load`` resumes, each up to its
             last writing.
     """
@@ -101,16 +103,19 @@ class Checkpoint:
         self.every_seconds = checks.not_negative("every_seconds", every_seconds)
         self.earlier_seconds = 0.0
         self._started = self._written = time.monotonic()
+        self._took = 0.0
 
     def save_if_due(self, position: Resumable, settings: Mapping[str, Any]) -> None:
-        """``save``, if ``every_seconds`` have passed since the last."""
-        if time.monotonic() - self._written >= self.every_seconds:
+        """``save``, if it is time for the next."""
+        wait = max(self.every_seconds, _SHARE * self._took) if self.every_seconds else 0.0
+        if time.monotonic() - self._written >= wait:
             self.save(position, settings)
 
     def save(self, position: Resumable, settings: Mapping[str, Any]) -> None:
         """Writes the position and the fine-tune's settings (JSON values) in place of the last."""
         from safetensors.numpy import save
 
+        begun = time.monotonic()
         tensors = named_arrays(position.arrays)
         seconds = self.earlier_seconds + time.monotonic() - self._started
         stored = {"counts": position.counts, "seconds": seconds, "settings": settings}
@@ -118,6 +123,7 @@ class Checkpoint:
         metadata = {"position": text, "sha256": fingerprint([text, tensors])}
         durable.replace(self.path, save(tensors, metadata))
         self._written = time.monotonic()
+        self._took = self._written - begun
 
     def load(self, start: ResumableT, settings: Mapping[str, Any]) -> ResumableT:
         """The position in the file, or ``start`` where there is no file.

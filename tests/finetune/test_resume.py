@@ -9,7 +9,7 @@ import pytest
 from lensllm_jax import checks, durable
 from lensllm_jax.finetune.fine_tune import FineTuneConfig, Splits, fine_tune
 from lensllm_jax.finetune.loop import Loop, OptimizerConfig
-from lensllm_jax.finetune.resume import Checkpoint
+from lensllm_jax.finetune.resume import Checkpoint, Position
 from tests.finetune import tiny
 
 CONFIG = FineTuneConfig(batch_size=4, max_epochs=30, patience=2, steps_per_call=2, buckets=(6,))
@@ -55,6 +55,26 @@ def stopped(loop, tmp_path):
     with pytest.raises(Killed):
         run(loop, Checkpoint(tmp_path / "cell.safetensors", every_seconds=0), kill_at=7)
     return tmp_path / "cell.safetensors"
+
+
+def test_a_slow_disk_takes_a_twentieth_of_the_time(tmp_path, monkeypatch, loop):
+    now, written = [0.0], []
+
+    def replace(*_):
+        written.append(now[0])
+        now[0] += 8.0
+
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(durable, "replace", replace)
+    start = Position.at_start(loop.start(tiny.params()))
+    for every_seconds, expected in ((60, [60.0, 228.0, 396.0]), (0, [0.0, 8.0, 16.0])):
+        now[0] = 0.0
+        written.clear()
+        checkpoint = Checkpoint(tmp_path / "cell.safetensors", every_seconds=every_seconds)
+        while len(written) < 3:
+            checkpoint.save_if_due(start, {})
+            now[0] += float(every_seconds > 0)
+        assert np.allclose(written, expected, atol=1.0)  # asked once a second
 
 
 def test_the_test_stops_by_patience(whole):
