@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from experiments.linear_training import departure
 from tests.committed import table
 
 ROOT = Path(__file__).parents[2]
@@ -95,6 +96,33 @@ def test_the_kernels_learning_curve_is_that_of_the_table():
             errors = [row["mean_error"] for row in found] + [found[0]["control_error"]]
             expected = [f"{float(error):.3f}" for error in errors]
             assert row_of_page(f"{question}, {readout.replace('_', ' ')}") == expected
+
+
+def linear_training():
+    """Rows of every candidate and step size, in their order."""
+    groups = defaultdict(list)
+    for row in table("pydoc_linear_training"):
+        groups[f"{row['candidate']}, {row['share']}"].append(row)
+    return groups
+
+
+def parts_left(row, rows):
+    """Of the first residual, in per cent: the model's, the linear one, F."""
+    start = float(rows[0]["measured"])
+    return [f"{100 * float(row[key]) / start:.1f} %" for key in ("measured", "linear", "flow")]
+
+
+def test_linear_training_is_that_of_the_table():
+    groups = linear_training()
+    expected = []
+    for first, rows in groups.items():
+        at = departure(rows)
+        cells = [at["step"], *parts_left(at, rows), *parts_left(rows[-1], rows)]
+        expected.append((first, cells))
+    assert list(selector_rows("| candidate, share | departs at step |")) == expected
+    rows = groups["published/smollm2-135m, 1"]
+    worst = max(float(row["measured"]) for row in rows) / float(rows[0]["measured"])
+    assert f"SmolLM2's residual grows to {worst:.0f} times its start" in WORDS
 
 
 def test_other_ways_are_the_means_of_the_tables():
@@ -297,6 +325,10 @@ def test_the_first_table_is_what_the_others_say():
         [mean_pearson(task, selector) for selector in ("lensllm", "ats", "posterior")]
         for task in ("flan", "gigaword")
     )
+    least = min(
+        float(parts_left(departure(rows), rows)[0].rstrip(" %"))
+        for rows in linear_training().values()
+    )
     assert list(measured.values()) == [
         (
             f"on {phases.count('TRANSITION')} of {len(phases)} curves; "
@@ -311,6 +343,7 @@ def test_the_first_table_is_what_the_others_say():
             f"of {value[0] + curve[0]} paired comparisons {value[1] + curve[1]} are surely worse, "
             f"{value[2] + curve[2]} surely better"
         ),
+        f"gradient descent is off by a tenth while {least:.0f} % or more of the residual are left",
         (
             f"PearCorr on FLAN {flan[0]}, `ats` {flan[1]}, `posterior` {flan[2]}; "
             f"on Gigaword {', '.join(gigaword)}"
@@ -320,10 +353,10 @@ def test_the_first_table_is_what_the_others_say():
             f"{saved['flan', '85.8']} % on FLAN"
         ),
         f"{ablation_range('flan')} points on FLAN, {ablation_range('gigaword')} on Gigaword",
-        "PearCorr of `lensllm` between {} and {} over nine settings".format(
-            *settings_range("settings_pydoc")
+        "PearCorr of `lensllm` between {} and {} over nine settings, "
+        "between {} and {} over three lengths".format(
+            *settings_range("settings_pydoc"), *settings_range("settings_sotu_lengths")
         ),
-        "PearCorr of `lensllm` between {} and {}".format(*settings_range("settings_sotu_lengths")),
         (
             "a second seed's PearCorr is {} or more on pydoc, {} or more on sotu".format(
                 seed_pearson("pydoc_noise"), seed_pearson("sotu_noise")
