@@ -104,7 +104,11 @@ def run(main: Callable[[Sequence[str]], int | None]) -> None:
             return _fail(f"out of memory: {error}: give more, or take smaller batches", code=1)
         except KeyboardInterrupt as error:  # a signal that is not Ctrl-C's is its argument
             code = 128 + error.args[0] if error.args else INTERRUPTED
-            return _fail("interrupted: the same command resumes", code=code)
+            _fail("interrupted: the same command resumes", code=code)
+            # XLA may still compute in threads of its own, and crashes where Python ends under them
+            with contextlib.suppress(OSError):
+                sys.stdout.flush()
+            os._exit(code)
 
     app.run(guarded, flags_parser=_parse)
 

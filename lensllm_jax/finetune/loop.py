@@ -23,6 +23,7 @@ Example:
 
 import copy
 import dataclasses
+import time
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
@@ -49,6 +50,7 @@ from lensllm_jax.typing import ApplyFn, Array, Batch, Params
 
 _DECAYED = ("kernel", "embedding")  # matrices; biases and norms are never decayed
 MOMENTS_DTYPES = ("float32", "bfloat16")
+_POLL_SECONDS = 1e-3
 ALL_STEPS = "all"  # the decay ends at the last step that a fine-tune may make
 
 
@@ -256,7 +258,7 @@ class Loop:
         batches = self.place_batch(batches, axis=1)
         rate = self.config.learning_rate
         state, losses = self._train(state, batches, rate, last_step, self.frozen, num_logits)
-        losses = np.asarray(losses)
+        losses = awaited(losses)
         if not np.isfinite(losses).all():
             raise FloatingPointError(
                 f"training loss must stay finite, got {losses[~np.isfinite(losses)][0]} at step "
@@ -366,6 +368,13 @@ class Loop:
         shapes = jax.eval_shape(jax.value_and_grad(share), params, batch)
         nothing = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
         return jax.lax.scan(add, nothing, parts)[0]
+
+
+def awaited(array: Array) -> np.ndarray:
+    """The array on the host, waited for where Python hears signals: a call may take minutes."""
+    while not array.is_ready():
+        time.sleep(_POLL_SECONDS)
+    return np.asarray(array)
 
 
 def joined(params: Params, frozen: Params) -> Params:

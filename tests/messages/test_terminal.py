@@ -147,6 +147,31 @@ def test_a_signal_that_stops_says_how_to_resume(number, code):
     assert text == "error: interrupted: the same command resumes\n"
 
 
+COMPUTES = """
+import jax, sys
+from experiments.common import cli
+from lensllm_jax.finetune.loop import awaited
+def main(_):
+    much = jax.jit(lambda x: jax.lax.fori_loop(0, 10**7, lambda i, x: x @ x * 1e-3, x))
+    array = much(jax.numpy.ones((300, 300)))
+    print("ready", flush=True)
+    awaited(array)
+cli.run(main)
+"""
+
+
+def test_a_signal_stops_what_is_being_computed():
+    running = subprocess.Popen(
+        [sys.executable, "-c", COMPUTES], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        text=True,
+    )  # fmt: skip
+    assert running.stdout.readline() == "ready\n"
+    running.send_signal(signal.SIGTERM)
+    _, text = running.communicate(timeout=20)
+    assert running.returncode == 143
+    assert text == "error: interrupted: the same command resumes\n"
+
+
 def test_what_a_shell_ignores_stays_ignored():
     running = waiting(hang_up="SIG_IGN")
     running.send_signal(signal.SIGHUP)
