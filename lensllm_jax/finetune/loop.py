@@ -370,7 +370,7 @@ class Loop:
         return jax.lax.scan(add, nothing, parts)[0]
 
 
-def awaited(array: jax.Array) -> np.ndarray:
+def awaited(array: Any) -> np.ndarray:
     """The array on the host, waited for where Python hears signals: a call may take minutes."""
     while not array.is_ready():
         time.sleep(_POLL_SECONDS)
