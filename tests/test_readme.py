@@ -112,6 +112,21 @@ def test_row_of_selectors_is_that_of_table_3():
     assert f"Gigaword: {', '.join(gigaword)} |" in README
 
 
+def test_rows_of_a_published_model_are_those_of_its_tables():
+    (losses,) = table("published_sotu_losses")
+    before, small, large = (f"{float(losses[size]):.3f}" for size in ("0", "200", "1600"))
+    assert f"before {before}, after 200 examples {small}, after 1,600 {large};" in README
+    said = re.search(
+        r"`lensllm` predicts (\S+) at 1,600, `pooled` (\S+), `posterior` (\S+),", REPRODUCTION
+    )
+    assert "said {}, {} and {} after 400".format(*said.groups()) in README
+    line = next(
+        x for x in REPRODUCTION.splitlines() if x.startswith("| published/smollm2-135m, 0.1")
+    )
+    assert line.split(" | ")[1] == "4"
+    assert f"until the fourth step, {float(line.split(' | ')[2].split()[0]):.0f} % of the" in README
+
+
 def test_row_of_races_is_the_table_of_them():
     regret = {}  # selector, cost -> mean over both tables
     for row in table("race_public"):

@@ -6,7 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from experiments.linear_training import departure
+from lensllm_jax.selection.public_tables import load_loss_table
+from lensllm_jax.selection.rank import rank
 from tests.committed import table
 
 ROOT = Path(__file__).parents[2]
@@ -24,6 +25,7 @@ def row_of_page(start):
 
 
 TASKS = ("pydoc", "sotu")  # own curves
+SMOLLM2 = "published/smollm2-135m"
 
 
 def test_mean_errors_with_a_measured_f_are_those_of_the_tables():
@@ -106,6 +108,12 @@ def linear_training():
     return groups
 
 
+def departure(rows):
+    """The first row where the model is off the linear one by more than a tenth."""
+    return next(row for row in rows
+                if abs(float(row["measured"]) / float(row["linear"]) - 1) > 0.1)  # fmt: skip
+
+
 def parts_left(row, rows):
     """Of the first residual, in per cent: the model's, the linear one, F."""
     start = float(rows[0]["measured"])
@@ -123,6 +131,41 @@ def test_linear_training_is_that_of_the_table():
     rows = groups["published/smollm2-135m, 1"]
     worst = max(float(row["measured"]) for row in rows) / float(rows[0]["measured"])
     assert f"SmolLM2's residual grows to {worst:.0f} times its start" in WORDS
+
+
+SIZES_OF_PUBLISHED = ("0", "200", "400", "800", "1600")
+
+
+def test_published_curves_are_those_of_the_tables():
+    for task in TASKS:
+        (smollm2,) = table(f"published_{task}_losses")
+        measured = [f"{float(smollm2[n]):.3f}" if smollm2.get(n) else ""
+                    for n in SIZES_OF_PUBLISHED]  # fmt: skip
+        assert row_of_page(f"{task}, SmolLM2") == measured
+        bundled = table(f"{task}_losses")
+        best = [min(float(row[n]) for row in bundled) for n in SIZES_OF_PUBLISHED]
+        assert row_of_page(f"{task}, best of thirteen") == [f"{loss:.3f}" for loss in best]
+    rows = table("published_sotu_ledger")
+    searched = sum(float(row["search_flops"]) for row in rows)
+    share = searched / (searched + sum(float(row["flops"]) for row in rows))
+    assert f"took {100 * share:.0f} % of the FLOPs" in WORDS
+
+
+def test_predictions_of_a_published_curve_are_those_of_its_table(tmp_path):
+    columns = ("config name", *SIZES_OF_PUBLISHED, "size", "family")
+    rows = [row for name in ("sotu_losses", "published_sotu_losses") for row in table(name)]
+    lines = [",".join(columns), *(",".join(row[name] for name in columns) for row in rows)]
+    (tmp_path / "both.csv").write_text("\n".join(lines))
+    both = load_loss_table(str(tmp_path / "both.csv"))
+    predicted = [
+        f"{rank(both, budget_size=400, target_size=1600, selector=selector).predicted[SMOLLM2]:.3f}"
+        for selector in ("lensllm", "pooled", "posterior")
+    ]
+    lensllm, pooled, posterior = predicted
+    assert (
+        f"`lensllm` predicts {lensllm} at 1,600, `pooled` {pooled}, `posterior` {posterior}, "
+        f"measured {both.by_name(1600)[SMOLLM2]:.3f}"
+    ) in WORDS
 
 
 def test_other_ways_are_the_means_of_the_tables():
