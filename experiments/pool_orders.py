@@ -13,7 +13,8 @@ Everything is of the sizes at which all candidates have a loss; --output_dir rec
 * crossings.csv: a row per pair of candidates and neighbouring sizes between which they change
   places;
 * predictions.csv: what each of --selectors predicted from a quarter of the largest size: loss,
-  place, and, by a selector that says so, the probability of being the best;
+  place (neither where it has no usable fit), and, by a selector that says so, the probability of
+  being the best;
 * agreement.csv, with --lora_curves: at each size, the share of pairs that both kinds of tuning put
   in the same order, and the best of either.
 
@@ -147,7 +148,7 @@ def prediction_rows(
                 "candidate": name,
                 "predicted": ranking.predicted.get(name, np.nan),
                 "measured": measured[name],
-                "predicted_place": place,
+                "predicted_place": np.nan if np.isnan(ranking.scores[name]) else place,
                 "place": places[name],
                 "probability_best": best,
             }

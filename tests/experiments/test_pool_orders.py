@@ -50,6 +50,13 @@ def test_places_and_predictions_stand_beside_what_was_measured():
     assert total == pytest.approx(1.0)
 
 
+def test_a_selector_without_a_fit_gives_no_place():
+    both = table("ab", [FLAT, STEEP])  # of a quarter, two sizes: fewer than the law has parameters
+    rows = list(orders.prediction_rows("full", both, ["rectified"]))
+    assert [row["candidate"] for row in rows] == ["a", "b"]
+    assert np.isnan([(row["predicted_place"], row["predicted"]) for row in rows]).all()
+
+
 def test_two_kinds_of_tuning_agree_on_pairs():
     full, lora = table("abc", [FLAT, STEEP, WORST]), table("cab", [WORST, FLAT, FLAT[::-1]])
     last = list(orders.agreement_rows(full, lora))[-1]
