@@ -105,12 +105,21 @@ def run(main: Callable[[Sequence[str]], int | None]) -> None:
         except KeyboardInterrupt as error:  # a signal that is not Ctrl-C's is its argument
             code = 128 + error.args[0] if error.args else INTERRUPTED
             _fail("interrupted: the same command resumes", code=code)
-            # XLA may still compute in threads of its own, and crashes where Python ends under them
-            with contextlib.suppress(OSError):
-                sys.stdout.flush()
-            os._exit(code)
+            if _is_computing():  # XLA's threads crash where Python ends under them
+                with contextlib.suppress(OSError):
+                    sys.stdout.flush()
+                os._exit(code)
+            return code
 
     app.run(guarded, flags_parser=_parse)
+
+
+def _is_computing() -> bool:
+    """Whether JAX was asked for an array that is not there yet."""
+    jax = sys.modules.get("jax")
+    return jax is not None and not all(
+        array.is_deleted() or array.is_ready() for array in jax.live_arrays()
+    )
 
 
 def _stop_on_signals() -> None:
