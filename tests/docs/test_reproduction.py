@@ -386,7 +386,10 @@ def test_the_first_table_is_what_the_others_say():
             f"of {value[0] + curve[0]} paired comparisons {value[1] + curve[1]} are surely worse, "
             f"{value[2] + curve[2]} surely better"
         ),
-        f"gradient descent is off by a tenth while {least:.0f} % or more of the residual are left",
+        (
+            "gradient descent is a tenth off the kernel's linear model while "
+            f"{least:.0f} % or more of the residual are left"
+        ),
         (
             f"PearCorr on FLAN {flan[0]}, `ats` {flan[1]}, `posterior` {flan[2]}; "
             f"on Gigaword {', '.join(gigaword)}"
