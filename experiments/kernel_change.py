@@ -36,7 +36,6 @@ from experiments.common.stored_kernels import has_kernel, read_kernel, write_ker
 from lensllm_jax import checks
 from lensllm_jax.checkpoints.candidate import Candidate
 from lensllm_jax.checkpoints.zoo import load_candidate
-from lensllm_jax.data.buckets import without_padding
 from lensllm_jax.data.task import Task
 from lensllm_jax.measurement.measurement import Measurement, MeasurementConfig
 from lensllm_jax.measurement.pool import describe_pool
@@ -114,7 +113,7 @@ def _remember_states(name: str, task: Task, config: MeasurementConfig, folder: R
     if not all(has.values()) or not folder.has(fine_tune):
         candidate = load_candidate(name)
         measurement = Measurement(candidate, task, config=config)
-        batch = without_padding(measurement.subset(NUM_EXAMPLES.value))
+        batch = measurement.kernel_texts(NUM_EXAMPLES.value)
         if not has["before"]:
             _store_kernel(name, "before", candidate, batch, folder)
         if not folder.has(fine_tune):

@@ -112,7 +112,7 @@ def _remember_kernel(
     stem = f"kernels/{file_name_of(name)}/{readout.value}"
     if not has_kernel(folder, stem):
         candidate = load_candidate(name)
-        batch = Measurement(candidate, task, config=config).subset(NUM_EXAMPLES.value)
+        batch = Measurement(candidate, task, config=config).kernel_texts(NUM_EXAMPLES.value)
         labels: tuple[int, ...] = ()
         if readout is Readout.LABEL_LOGITS:
             shift = not candidate.is_encoder_decoder

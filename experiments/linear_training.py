@@ -30,7 +30,6 @@ from experiments.common.measurement_flags import pretrained_flags
 from lensllm_jax import checks
 from lensllm_jax.checkpoints.candidate import Candidate
 from lensllm_jax.checkpoints.zoo import load_candidate
-from lensllm_jax.data.buckets import without_padding
 from lensllm_jax.linalg import NtkSpectrum
 from lensllm_jax.measurement.measurement import Measurement
 from lensllm_jax.measurement.pool import describe_pool
@@ -72,10 +71,8 @@ def main(_: Sequence[str]) -> None:
             progress.at(0.0, f"{name}: training")
             if not folder.has(path):
                 candidate = load_candidate(name)
-                texts = Measurement(candidate, task, config=run.measurement).subset(
-                    NUM_EXAMPLES.value
-                )
-                batch = without_padding(texts)
+                measurement = Measurement(candidate, task, config=run.measurement)
+                batch = measurement.kernel_texts(NUM_EXAMPLES.value)
                 found = list(trained_rows(candidate, batch, shares, NUM_STEPS.value))
                 folder.write_piece(path, {"rows": found})
             rows += [{"candidate": name, **row} for row in folder.read_piece(path)["rows"]]

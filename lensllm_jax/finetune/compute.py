@@ -31,6 +31,7 @@ from lensllm_jax.finetune import lora
 from lensllm_jax.finetune.loop import MOMENTS_DTYPES, Loop, OptimizerConfig
 from lensllm_jax.finetune.sharding import on_host, shards_over
 from lensllm_jax.models.family import ModelConfig
+from lensllm_jax.models.products import is_bfloat16_on_cpu
 from lensllm_jax.typing import ApplyFn, Batch, Params
 
 _DTYPES = ("bfloat16", "float32", "float64")
@@ -121,11 +122,11 @@ def config_apply_fn(config: ModelConfig, compute: ComputeConfig) -> ApplyFn:
     """``(params, batch) -> logits``; float32 parameters stay float32 in every dtype."""
     # A loop stacks what it keeps for the backward pass; on a CPU XLA converts bfloat16 there number
     # by number, which takes longer than the products.
-    slow_to_stack = compute.computing_dtype == "bfloat16" and jax.default_backend() == "cpu"
+    dtype = None if compute.computing_dtype is None else jnp.dtype(compute.computing_dtype)
     module = config.module(
-        dtype=None if compute.computing_dtype is None else jnp.dtype(compute.computing_dtype),
+        dtype=dtype,
         remat=compute.remat,
-        unroll_layers=compute.unroll_layers or slow_to_stack,
+        unroll_layers=compute.unroll_layers or is_bfloat16_on_cpu(dtype),
     )
 
     def apply_fn(params: Params, batch: Batch) -> jax.Array:

@@ -214,6 +214,10 @@ class Measurement:
         encoded = self._encode([self.task.train[i] for i in self._order[:size]])
         return encoded.batch(np.arange(size))
 
+    def kernel_texts(self, size: int) -> Batch:
+        """The subset of ``size`` examples without the positions that none of them needs."""
+        return without_padding(self.subset(size))
+
     def splits(self, size: int) -> Splits:
         """The subset of ``size`` examples, validation and test, as token batches."""
         return Splits(self.subset(size), self._validation(size), self._test)
@@ -289,7 +293,7 @@ class Measurement:
         """
         return candidate_ntk(
             self.candidate,
-            without_padding(self.subset(self.config.num_kernel_examples)),
+            self.kernel_texts(self.config.num_kernel_examples),
             readout=self.config.readout,
             method=self.config.method,
             parameters=self.config.kernel_parameters,

@@ -34,7 +34,7 @@ import jax.numpy as jnp
 from jaxtyping import Bool, Float, Int
 
 from lensllm_jax import checks
-from lensllm_jax.models.products import dense_dot
+from lensllm_jax.models.products import dense_dot, is_bfloat16_on_cpu
 from lensllm_jax.models.rotary import rotate
 from lensllm_jax.typing import Array
 
@@ -63,12 +63,11 @@ def activation_fn(name: str) -> Callable:
 
 def dense(features: int, *, use_bias: bool, name: str, dtype: jnp.dtype | None = None) -> nn.Dense:
     """A dense layer :math:`x W + c` with this project's initial weights."""
-    half = dtype == jnp.bfloat16 and jax.default_backend() == "cpu"
     return nn.Dense(
         features,
         use_bias=use_bias,
         dtype=dtype,
-        dot_general=dense_dot if half else None,
+        dot_general=dense_dot if is_bfloat16_on_cpu(dtype) else None,
         kernel_init=nn.initializers.normal(INITIAL_STDDEV),
         name=name,
     )

@@ -26,6 +26,11 @@ from jaxtyping import BFloat16
 from lensllm_jax.typing import Array
 
 
+def is_bfloat16_on_cpu(dtype: jnp.dtype | None) -> bool:
+    """Whether what is computed in ``dtype`` takes the forms that XLA has fast kernels for."""
+    return dtype == jnp.bfloat16 and jax.default_backend() == "cpu"
+
+
 def dense_dot(
     x: BFloat16[Array, "*b k"], w: BFloat16[Array, "k n"], *_: Any, **__: Any
 ) -> BFloat16[Array, "*b n"]:
