@@ -101,6 +101,24 @@ def logits_and_loss(model, data):
     return logits, torch.nn.functional.cross_entropy(predicting.flatten(0, 1), labels.flatten())
 
 
+def logits_of_folder(folder, data, attributes=None) -> np.ndarray:
+    """PyTorch's logits of the checkpoint in ``folder``, in float64.
+
+    In float32 PyTorch's own rounding of a T5, whose attention is not scaled, is over 1e-5.
+
+    Args:
+        folder: the checkpoint.
+        data: a batch.
+        attributes: of the config, where its class overwrites what it says of the head.
+    """
+    config = transformers.AutoConfig.from_pretrained(folder)
+    with computing_in("float64"), torch.no_grad():
+        model = auto_class(config).from_pretrained(folder, dtype=torch.float64).eval()
+        if attributes is not None and not attributes.get("tie_word_embeddings", True):
+            model.config.tie_word_embeddings = False  # UMT5 scales by it
+        return logits_and_loss(model, data)[0].numpy()
+
+
 def our_loss(params, candidate, data):
     """The same loss of one of ours, written out here so as not to share code."""
     shift = 0 if candidate.is_encoder_decoder else 1
