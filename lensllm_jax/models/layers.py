@@ -34,7 +34,7 @@ import jax.numpy as jnp
 from jaxtyping import Bool, Float, Int
 
 from lensllm_jax import checks
-from lensllm_jax.models.products import dense_dot, is_bfloat16_on_cpu
+from lensllm_jax.models.products import dense_dot, is_bfloat16_on_cpu, tied_head
 from lensllm_jax.models.rotary import rotate
 from lensllm_jax.typing import Array
 
@@ -73,12 +73,20 @@ def dense(features: int, *, use_bias: bool, name: str, dtype: jnp.dtype | None =
     )
 
 
+class _Bfloat16Table(nn.Embed):
+    """Flax's table of embeddings, its logits in the form that a CPU computes fast."""
+
+    def attend(self, query: Array) -> Array:
+        return tied_head(query.astype(self.dtype), self.embedding)
+
+
 def embedding(
     num_rows: int, features: int, *, name: str, dtype: jnp.dtype | None = None,
     stddev: float = INITIAL_STDDEV,
 ):  # fmt: skip
     """A lookup table ``(num_rows, features)`` with initial weights of this standard deviation."""
-    return nn.Embed(
+    table = _Bfloat16Table if is_bfloat16_on_cpu(dtype) else nn.Embed
+    return table(
         num_rows,
         features,
         dtype=dtype,

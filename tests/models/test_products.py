@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lensllm_jax.models.products import dense_dot, product
-from tests.tolerances import relative_difference
+from lensllm_jax.models.products import dense_dot, product, tied_head
+from tests.tolerances import assert_close, relative_difference
 
 ROUNDED_ONCE = 2.0**-8  # bfloat16 keeps 8 bits; relative to the largest number, less
 
@@ -38,6 +38,24 @@ def test_a_sum_in_bfloat16_is_seen():
     for i in range(1000):
         total = total + x[:, i : i + 1] * w[i : i + 1]
     assert relative_difference(total, np.matmul(*exact(x, w))) > 4 * ROUNDED_ONCE
+
+
+# slices of 2,048 and of 1,733 tokens; no slices, for those of a prime number have one token; few
+@pytest.mark.parametrize("vocab_size", [4096, 3466, 4099, 6])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_tied_head_and_derivatives(vocab_size, dtype):
+    x, table, gradient = matrices((33, 48), (vocab_size, 48), (33, vocab_size))
+    table, gradient = table.astype(dtype), gradient.astype(jnp.float32)
+    logits, pull_back = jax.vjp(tied_head, x, table)
+    by_x, by_table = pull_back(gradient)
+    a, e, g = exact(x, table, gradient)
+    assert logits.dtype == jnp.float32
+    assert by_x.dtype == jnp.bfloat16
+    assert by_table.dtype == dtype
+    assert_close(logits, a @ e.T)
+    assert relative_difference(by_x, g @ e) <= ROUNDED_ONCE
+    assert_close(by_table, g.T @ a, rel=ROUNDED_ONCE if dtype == "bfloat16" else 1e-5)
+    assert relative_difference(logits, np.roll(a @ e.T, 1, axis=1)) > 0.1  # the control
 
 
 def test_leading_axes_are_as_many_rows():
