@@ -44,6 +44,7 @@ from lensllm_jax.models.layers import (
     embedding,
     scanned,
     soft_cap,
+    tied_logits,
     window_mask,
 )
 from lensllm_jax.models.rotary import Rotary, rotary_table
@@ -328,7 +329,7 @@ class Decoder(nn.Module):
         if c.embedding_width != c.d_model:
             x = layer(c.embedding_width, name="project_out")(x)
         if c.tied_head:
-            logits = table.attend(x)
+            logits = tied_logits(table, x)
         else:
             logits = layer(c.vocab_size, use_bias=c.head_bias, name="head")(x)
         logits = soft_cap(logits, c.logit_cap)

@@ -43,6 +43,7 @@ from lensllm_jax.models.layers import (
     dense,
     embedding,
     scanned,
+    tied_logits,
 )
 from lensllm_jax.models.relative import Buckets, RelativeBias
 from lensllm_jax.typing import IGNORE, Array, Batch
@@ -323,7 +324,7 @@ class EncoderDecoder(nn.Module):
         if logits_to_keep is not None:
             x = x[logits_to_keep]
         if c.tied_head:
-            logits = table.attend(x)
+            logits = tied_logits(table, x)
         else:
             logits = dense(c.vocab_size, use_bias=False, dtype=self.dtype, name="head")(x)
         if c.logit_bias:

@@ -73,26 +73,25 @@ def dense(features: int, *, use_bias: bool, name: str, dtype: jnp.dtype | None =
     )
 
 
-class _Bfloat16Table(nn.Embed):
-    """Flax's table of embeddings, its logits in the form that a CPU computes fast."""
-
-    def attend(self, query: Array) -> Array:
-        return tied_head(query.astype(self.dtype), self.embedding)
-
-
 def embedding(
     num_rows: int, features: int, *, name: str, dtype: jnp.dtype | None = None,
     stddev: float = INITIAL_STDDEV,
 ):  # fmt: skip
     """A lookup table ``(num_rows, features)`` with initial weights of this standard deviation."""
-    table = _Bfloat16Table if is_bfloat16_on_cpu(dtype) else nn.Embed
-    return table(
+    return nn.Embed(
         num_rows,
         features,
         dtype=dtype,
         embedding_init=nn.initializers.normal(stddev),
         name=name,
     )
+
+
+def tied_logits(table: nn.Embed, x: Float[Array, "m d"]) -> Float[Array, "m v"]:
+    """The logits of states x by the table of embeddings."""
+    if is_bfloat16_on_cpu(table.dtype):
+        return tied_head(x, table.embedding)
+    return table.attend(x)
 
 
 def layer_norm(*, epsilon: float, name: str, dtype: jnp.dtype | None = None) -> nn.LayerNorm:

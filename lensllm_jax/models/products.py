@@ -24,6 +24,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.typing import DTypeLike
 from jaxtyping import BFloat16, Float
 
 from lensllm_jax.typing import Array
@@ -32,9 +33,11 @@ _SLICE = 2048  # tokens of a table that stay in a cache
 _SMALLEST_SLICE = 128  # below, a loop takes longer than it saves
 
 
-def is_bfloat16_on_cpu(dtype: jnp.dtype | None) -> bool:
+def is_bfloat16_on_cpu(dtype: DTypeLike | None) -> bool:
     """Whether what is computed in ``dtype`` takes the forms that XLA has fast kernels for."""
-    return dtype == jnp.bfloat16 and jax.default_backend() == "cpu"
+    if dtype is None or jax.default_backend() != "cpu":
+        return False
+    return jnp.dtype(dtype) == jnp.bfloat16
 
 
 def dense_dot(
