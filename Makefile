@@ -59,7 +59,7 @@ types: .venv/tests
 	$(BIN)/mypy
 
 torch-parity: .venv-torch/tests
-	.venv-torch/bin/python -m pytest -m torch tests/models tests/checkpoints tests/measurement
+	.venv-torch/bin/python -m pytest -n auto --dist worksteal -m torch tests/models tests/checkpoints tests/measurement
 
 # The smallest of the published weights; PUBLISHED=all for every one (800 MB).
 published: .venv-torch/tests

@@ -83,8 +83,8 @@ product.defvjp(_forward, _backward)
 
 
 @jax.custom_vjp
-def tied_head(x: BFloat16[Array, "m k"], table: Float[Array, "v k"]) -> Float[Array, "m v"]:
-    r"""The logits :math:`x E^\top`, in float32, of a table that is kept in any type.
+def tied_head(x: BFloat16[Array, "m k"], table: Float[Array, "v k"]) -> BFloat16[Array, "m v"]:
+    r"""The logits :math:`x E^\top`, rounded to bfloat16 once, of a table that is kept in any type.
 
     Args:
         x: states, m of them.
@@ -108,7 +108,8 @@ def _head_forward(x: Array, table: Array) -> tuple[Array, tuple[Array, Array, Ar
         return lax.dynamic_update_slice_in_dim(logits, part, i * size, axis=1)
 
     logits = lax.fori_loop(0, v // size, put, jnp.zeros((len(x), v), jnp.float32))
-    return logits, (x, rounded, jnp.zeros((0,), table.dtype))
+    of_its_type = jnp.zeros((0,), table.dtype)  # only arrays can be kept
+    return logits.astype(x.dtype), (x, rounded, of_its_type)
 
 
 def _head_backward(saved: tuple[Array, Array, Array], gradient: Array) -> tuple[Array, Array]:
@@ -117,7 +118,7 @@ def _head_backward(saved: tuple[Array, Array, Array], gradient: Array) -> tuple[
     starts = jnp.arange(0, len(rounded), size)
 
     def columns(start):
-        return lax.dynamic_slice_in_dim(gradient, start, size, axis=1).astype(x.dtype)
+        return lax.dynamic_slice_in_dim(gradient, start, size, axis=1)
 
     def add(by_x, start):
         rows = lax.dynamic_slice_in_dim(rounded, start, size)
