@@ -57,6 +57,23 @@ def test_tied_head_and_derivatives(vocab_size, dtype):
     assert relative_difference(logits, np.roll(a @ e.T, 1, axis=1)) > 0.1  # the control
 
 
+def test_tied_heads_side_by_side_are_those_alone():
+    x, table = matrices((2, 5, 8), (2, 4096, 8))
+
+    def gradient(x, table):
+        return jax.grad(lambda *a: jnp.sum(tied_head(*a).astype(jnp.float32) ** 2), (0, 1))(
+            x, table
+        )
+
+    for together, *alone in zip(
+        jax.vmap(gradient)(x, table),
+        gradient(x[0], table[0]),
+        gradient(x[1], table[1]),
+        strict=True,
+    ):
+        np.testing.assert_array_equal(together, jnp.stack(alone))
+
+
 def test_leading_axes_are_as_many_rows():
     x, w = matrices((2, 5, 8), (8, 3))
     apart = dense_dot(x, w, (((2,), (0,)), ((), ())), precision=None)
