@@ -133,13 +133,13 @@ def test_linear_training_is_that_of_the_table():
     assert f"SmolLM2's residual grows to {worst:.0f} times its start" in WORDS
 
 
-SIZES_OF_PUBLISHED = ("0", "200", "400", "800", "1600")
+SIZES_OF_PUBLISHED = ("0", "200", "400", "800", "1600", "3200")
 
 
 def test_published_curves_are_those_of_the_tables():
     for task in TASKS:
         (smollm2,) = table(f"published_{task}_losses")
-        measured = [f"{float(smollm2[n]):.3f}" for n in SIZES_OF_PUBLISHED]
+        measured = [f"{float(smollm2[n]):.3f}" if n in smollm2 else "" for n in SIZES_OF_PUBLISHED]
         assert row_of_page(f"{task}, SmolLM2") == measured
         bundled = table(f"{task}_losses")
         best = [min(float(row[n]) for row in bundled) for n in SIZES_OF_PUBLISHED]
@@ -157,33 +157,35 @@ def test_published_curves_are_those_of_the_tables():
 
 
 def test_predictions_of_a_published_curve_are_those_of_its_table(tmp_path):
-    beside = []
-    for task in ("sotu", "pydoc"):
-        *predicted, measured = predicted_of_published(task, tmp_path)
-        cells = [f"{loss:.3f}" for loss in (*predicted, measured)]
-        assert row_of_page(f"{task}, from 400") == cells
-        beside.append([abs(loss - measured) for loss in predicted])
-        assert predicted[-1] > measured
-    assert (
-        "by {:.3f} and {:.3f} nats".format(*(errors[-1] for errors in beside)).replace("0.", ".")
-        in WORDS
-    )
-    assert all(max(errors[:-1]) < errors[-1] for errors in beside)  # "the other two are nearer"
+    too_high = []
+    for task, budget in (("sotu", 400), ("pydoc", 400), ("pydoc", 800)):
+        losses, predicted = predicted_of_published(task, budget, tmp_path)
+        measured = losses[4 * budget]
+        lensllm, rectified, pooled, posterior = predicted
+        cells = [f"{loss:.3f}" for loss in (lensllm, pooled, posterior, measured)]
+        assert row_of_page(f"{task}, from {budget} at {4 * budget:,}") == cells
+        too_high.append(f"{posterior - measured:.3f}".removeprefix("0"))
+        assert max(abs(lensllm - measured), abs(pooled - measured)) < posterior - measured
+        assert np.isnan(rectified) == (budget == 400)
+    assert "by {}, {} and {} nats".format(*too_high) in WORDS
+    assert posterior > losses[800]  # the sentence says so of the last
+    assert f"nothing from two sizes, and {rectified:.3f} from three" in WORDS
 
 
-def predicted_of_published(task, folder):
-    """Of SmolLM2 at 1,600 by three selectors from 400 beside the bundled thirteen; measured."""
-    columns = ("config name", *SIZES_OF_PUBLISHED, "size", "family")
+def predicted_of_published(task, budget, folder):
+    """SmolLM2's losses by size, and what is predicted at four budgets beside the thirteen."""
+    sizes = [size for size in SIZES_OF_PUBLISHED if int(size) <= 4 * budget]
+    columns = ("config name", *sizes, "size", "family")
     rows = [row for name in ("", "published_") for row in table(f"{name}{task}_losses")]
     lines = [",".join(columns), *(",".join(row[name] for name in columns) for row in rows)]
     file = folder / f"{task}.csv"
     file.write_text("\n".join(lines))
     both = load_loss_table(str(file))
     predicted = [
-        rank(both, budget_size=400, target_size=1600, selector=selector).predicted[SMOLLM2]
-        for selector in ("lensllm", "pooled", "posterior")
+        rank(both, budget_size=budget, target_size=4 * budget, selector=name).predicted[SMOLLM2]
+        for name in ("lensllm", "rectified", "pooled", "posterior")
     ]
-    return (*predicted, both.by_name(1600)[SMOLLM2])
+    return {int(size): both.by_name(int(size))[SMOLLM2] for size in sizes}, predicted
 
 
 def test_other_ways_are_the_means_of_the_tables():
