@@ -141,6 +141,13 @@ def test_published_curves_are_those_of_the_tables():
         (smollm2,) = table(f"published_{task}_losses")
         measured = [f"{float(smollm2[n]):.3f}" if n in smollm2 else "" for n in SIZES_OF_PUBLISHED]
         assert row_of_page(f"{task}, SmolLM2") == measured
+        if task == "sotu":
+            (gemma,) = table("published_gemma_sotu_losses")
+            shared = [size for size in SIZES_OF_PUBLISHED if size in gemma]
+            expected = [f"{float(gemma[n]):.3f}" if n in gemma else "" for n in SIZES_OF_PUBLISHED]
+            assert row_of_page("sotu, Gemma") == expected
+            assert shared == ["0", "200", "400"]
+            assert all(float(gemma[n]) < float(smollm2[n]) for n in shared)  # "ahead of SmolLM2"
         bundled = table(f"{task}_losses")
         best = [min(float(row[n]) for row in bundled) for n in SIZES_OF_PUBLISHED]
         assert row_of_page(f"{task}, best of thirteen") == [f"{loss:.3f}" for loss in best]
@@ -154,6 +161,8 @@ def test_published_curves_are_those_of_the_tables():
     minutes = [sum(float(row["seconds"]) for row in table(f"published_{task}_ledger")) / 60
                for task in ("sotu", "pydoc")]  # fmt: skip
     assert "{:.0f} min of fine-tuning on sotu, {:.0f} on pydoc".format(*minutes) in WORDS
+    gemma_minutes = sum(float(row["seconds"]) for row in table("published_gemma_sotu_ledger")) / 60
+    assert f"Gemma on sotu {gemma_minutes:.0f}" in WORDS
 
 
 def test_predictions_of_a_published_curve_are_those_of_its_table(tmp_path):
