@@ -136,33 +136,41 @@ def test_linear_training_is_that_of_the_table():
 SIZES_OF_PUBLISHED = ("0", "200", "400", "800", "1600", "3200")
 
 
+def cells_of_published(losses):
+    """A row of the page, empty where a size was not measured."""
+    return [f"{float(losses[n]):.3f}" if n in losses else "" for n in SIZES_OF_PUBLISHED]
+
+
 def test_published_curves_are_those_of_the_tables():
     for task in TASKS:
         (smollm2,) = table(f"published_{task}_losses")
-        measured = [f"{float(smollm2[n]):.3f}" if n in smollm2 else "" for n in SIZES_OF_PUBLISHED]
-        assert row_of_page(f"{task}, SmolLM2") == measured
-        if task == "sotu":
-            (gemma,) = table("published_gemma_sotu_losses")
-            shared = [size for size in SIZES_OF_PUBLISHED if size in gemma]
-            expected = [f"{float(gemma[n]):.3f}" if n in gemma else "" for n in SIZES_OF_PUBLISHED]
-            assert row_of_page("sotu, Gemma") == expected
-            assert shared == ["0", "200", "400", "800"]
-            assert all(float(gemma[n]) < float(smollm2[n]) for n in shared)  # "ahead of SmolLM2"
+        assert row_of_page(f"{task}, SmolLM2") == cells_of_published(smollm2)
         bundled = table(f"{task}_losses")
         best = [min(float(row[n]) for row in bundled) for n in SIZES_OF_PUBLISHED]
         assert row_of_page(f"{task}, best of thirteen") == [f"{loss:.3f}" for loss in best]
+
+
+def test_gemmas_first_points_are_those_of_its_table():
+    (gemma,), (smollm2,) = table("published_gemma_sotu_losses"), table("published_sotu_losses")
+    assert row_of_page("sotu, Gemma") == cells_of_published(gemma)
+    shared = [size for size in SIZES_OF_PUBLISHED if size in gemma]
+    assert shared == ["0", "200", "400", "800"]
+    assert all(float(gemma[n]) < float(smollm2[n]) for n in shared)  # "ahead of SmolLM2"
+
+
+def test_costs_of_published_curves_are_those_of_the_ledgers():
+    def total(name, column):
+        return sum(float(row[column]) for row in table(f"published_{name}_ledger"))
+
     shares = []
     for task in ("sotu", "pydoc"):
-        rows = table(f"published_{task}_ledger")
-        searched = sum(float(row["search_flops"]) for row in rows)
-        shares.append(100 * searched / (searched + sum(float(row["flops"]) for row in rows)))
-    expected = "took {:.0f} % of the FLOPs of the curve and itself on sotu, {:.0f} % on pydoc"
+        searched = total(task, "search_flops")
+        shares.append(100 * searched / (searched + total(task, "flops")))
+    expected = "took {:.0f} % of the FLOPs of the curve and itself on sotu, {:.0f} % on pydoc."
     assert expected.format(*shares) in WORDS
-    minutes = [sum(float(row["seconds"]) for row in table(f"published_{task}_ledger")) / 60
-               for task in ("sotu", "pydoc")]  # fmt: skip
-    assert "{:.0f} min of fine-tuning on sotu, {:.0f} on pydoc".format(*minutes) in WORDS
-    gemma_minutes = sum(float(row["seconds"]) for row in table("published_gemma_sotu_ledger")) / 60
-    assert f"Gemma on sotu {gemma_minutes:.0f}" in WORDS
+    minutes = [total(name, "seconds") / 60 for name in ("sotu", "pydoc", "gemma_sotu")]
+    expected = "{:.0f} min of fine-tuning on sotu, {:.0f} on pydoc; Gemma on sotu {:.0f}."
+    assert expected.format(*minutes) in WORDS
 
 
 def test_predictions_of_a_published_curve_are_those_of_its_table(tmp_path):
