@@ -25,7 +25,6 @@ def row_of_page(start):
 
 
 TASKS = ("pydoc", "sotu")  # own curves
-SMOLLM2 = "published/smollm2-135m"
 
 
 def test_mean_errors_with_a_measured_f_are_those_of_the_tables():
@@ -134,63 +133,96 @@ def test_linear_training_is_that_of_the_table():
 
 
 SIZES_OF_PUBLISHED = ("0", "200", "400", "800", "1600", "3200")
+CURVES_OF_PUBLISHED = (
+    ("sotu", "SmolLM2", "published/smollm2-135m"),
+    ("sotu", "Gemma", "published/gemma-3-270m"),
+    ("pydoc", "SmolLM2", "published/smollm2-135m"),
+)
 
 
-def cells_of_published(losses):
-    """A row of the page, empty where a size was not measured."""
-    return [f"{float(losses[n]):.3f}" if n in losses else "" for n in SIZES_OF_PUBLISHED]
+def published(task, kind="losses"):
+    """Rows of the published models by candidate."""
+    rows = defaultdict(list)
+    for row in table(f"published_{task}_{kind}"):
+        rows[row.get("candidate") or row["config name"]].append(row)
+    return rows
 
 
 def test_published_curves_are_those_of_the_tables():
+    for task, name, candidate in CURVES_OF_PUBLISHED:
+        (losses,) = published(task)[candidate]
+        cells = [f"{float(losses[n]):.3f}" if n in losses else "" for n in SIZES_OF_PUBLISHED]
+        assert row_of_page(f"{task}, {name}") == cells
     for task in TASKS:
-        (smollm2,) = table(f"published_{task}_losses")
-        assert row_of_page(f"{task}, SmolLM2") == cells_of_published(smollm2)
         bundled = table(f"{task}_losses")
         best = [min(float(row[n]) for row in bundled) for n in SIZES_OF_PUBLISHED]
         assert row_of_page(f"{task}, best of thirteen") == [f"{loss:.3f}" for loss in best]
+    assert sum(len(published(task)) for task in TASKS) == len(CURVES_OF_PUBLISHED)
 
 
-def test_gemmas_first_points_are_those_of_its_table():
-    (gemma,), (smollm2,) = table("published_gemma_sotu_losses"), table("published_sotu_losses")
-    assert row_of_page("sotu, Gemma") == cells_of_published(gemma)
-    shared = [size for size in SIZES_OF_PUBLISHED if size in gemma]
-    assert shared == ["0", "200", "400", "800"]
-    assert all(float(gemma[n]) < float(smollm2[n]) for n in shared)  # "ahead of SmolLM2"
+def test_no_curves_of_published_models_cross():
+    rows = {name: row for name, (row,) in published("sotu").items()}
+    order = sorted(rows, key=lambda name: float(rows[name]["0"]))
+    assert order == ["published/gemma-3-270m", "published/smollm2-135m"]  # as the page says
+    bundled = table("sotu_losses")
+    for n in SIZES_OF_PUBLISHED[:-1]:
+        losses = [float(rows[name][n]) for name in order]
+        assert losses == sorted(losses)
+        assert losses[-1] < min(float(row[n]) for row in bundled)
 
 
 def test_costs_of_published_curves_are_those_of_the_ledgers():
-    def total(name, column):
-        return sum(float(row[column]) for row in table(f"published_{name}_ledger"))
-
-    shares = []
-    for task in ("sotu", "pydoc"):
-        searched = total(task, "search_flops")
-        shares.append(100 * searched / (searched + total(task, "flops")))
-    expected = "took {:.0f} % of the FLOPs of the curve and itself on sotu, {:.0f} % on pydoc."
-    assert expected.format(*shares) in WORDS
-    minutes = [total(name, "seconds") / 60 for name in ("sotu", "pydoc", "gemma_sotu")]
-    expected = "{:.0f} min of fine-tuning on sotu, {:.0f} on pydoc; Gemma on sotu {:.0f}."
-    assert expected.format(*minutes) in WORDS
-
-
-def test_predictions_of_a_published_curve_are_those_of_its_table(tmp_path):
-    too_high = []
-    for task, budget in (("sotu", 400), ("pydoc", 400), ("pydoc", 800)):
-        losses, predicted = predicted_of_published(task, budget, tmp_path)
-        measured = losses[4 * budget]
-        lensllm, rectified, pooled, posterior = predicted
-        cells = [f"{loss:.3f}" for loss in (lensllm, pooled, posterior, measured)]
-        assert row_of_page(f"{task}, from {budget} at {4 * budget:,}") == cells
-        too_high.append(f"{posterior - measured:.3f}".removeprefix("0"))
-        assert max(abs(lensllm - measured), abs(pooled - measured)) < posterior - measured
-        assert np.isnan(rectified) == (budget == 400)
-    assert "by {}, {} and {} nats".format(*too_high) in WORDS
-    assert posterior > losses[800]  # the sentence says so of the last
-    assert f"nothing from two sizes, and {rectified:.3f} from three" in WORDS
+    shares, minutes, errors = [], [], {task: [] for task in TASKS}
+    for task, _, candidate in CURVES_OF_PUBLISHED:
+        rows = published(task, "ledger")[candidate]
+        total = {key: sum(float(row[key]) for row in rows)
+                 for key in ("search_flops", "flops", "seconds")}  # fmt: skip
+        shares.append(100 * total["search_flops"] / (total["search_flops"] + total["flops"]))
+        minutes.append(total["seconds"] / 60)
+        errors[task] += [f"{float(row['loss_se']):.3f}".removeprefix("0") for row in rows]
+    expected = (
+        "took {:.0f} % of the FLOPs of SmolLM2's curve and itself on sotu, {:.0f} % of Gemma's"
+    )
+    assert f"{expected}, {{:.0f}} % on pydoc.".format(*shares) in WORDS
+    smollm2, gemma, pydoc = minutes
+    expected = (
+        f"{smollm2:.0f} min of fine-tuning SmolLM2 on sotu, {pydoc:.0f} on pydoc, {gemma:.0f} Gemma"
+    )
+    assert expected in WORDS
+    ends = [f"{min(errors[task])} to {max(errors[task])} on {task}" for task in ("sotu", "pydoc")]
+    assert f"standard errors {', '.join(ends)};" in WORDS
 
 
-def predicted_of_published(task, budget, folder):
-    """SmolLM2's losses by size, and what is predicted at four budgets beside the thirteen."""
+def test_predictions_of_published_curves_are_those_of_their_tables(tmp_path):
+    errors = defaultdict(list)
+    for task, name, budget in (
+        ("sotu", "SmolLM2", 400),
+        ("sotu", "Gemma", 400),
+        ("pydoc", "SmolLM2", 400),
+        ("pydoc", "SmolLM2", 800),
+    ):
+        (candidate,) = (c for t, n, c in CURVES_OF_PUBLISHED if (t, n) == (task, name))
+        measured, rankings = predicted_of_published(task, budget, candidate, tmp_path)
+        predicted = {key: r.predicted[candidate] for key, r in rankings.items()}
+        cells = [f"{predicted[key]:.3f}" for key in ("lensllm", "pooled", "posterior")]
+        row = row_of_page(f"{name}, {task}, from {budget} at {4 * budget:,}")
+        assert row == [*cells, f"{measured:.3f}"]
+        for key in ("lensllm", "pooled", "posterior"):
+            errors[key].append(predicted[key] - measured)
+        low, high = rankings["posterior"].intervals[candidate]
+        assert low < measured < high
+        assert np.isnan(predicted["rectified"]) == (budget == 400)
+    for key in ("lensllm", "pooled"):
+        assert (np.array(errors[key]) < 0).tolist() == [True, True, False, False]
+    assert min(errors["posterior"]) > 0
+    means = {key: f"{np.abs(e).mean():.3f}".removeprefix("0") for key, e in errors.items()}
+    expected = "a mean of {posterior} nats per byte, those of `pooled` of {pooled}, of `lensllm` of"
+    assert f"{expected} {{lensllm}}.".format(**means) in WORDS
+    assert f"two sizes, and {predicted['rectified']:.3f} for SmolLM2 from three" in WORDS
+
+
+def predicted_of_published(task, budget, candidate, folder):
+    """Its loss at four budgets, and by selector the ranking beside the others of the task."""
     sizes = [size for size in SIZES_OF_PUBLISHED if int(size) <= 4 * budget]
     columns = ("config name", *sizes, "size", "family")
     rows = [row for name in ("", "published_") for row in table(f"{name}{task}_losses")]
@@ -198,11 +230,11 @@ def predicted_of_published(task, budget, folder):
     file = folder / f"{task}.csv"
     file.write_text("\n".join(lines))
     both = load_loss_table(str(file))
-    predicted = [
-        rank(both, budget_size=budget, target_size=4 * budget, selector=name).predicted[SMOLLM2]
+    rankings = {
+        name: rank(both, budget_size=budget, target_size=4 * budget, selector=name)
         for name in ("lensllm", "rectified", "pooled", "posterior")
-    ]
-    return {int(size): both.by_name(int(size))[SMOLLM2] for size in sizes}, predicted
+    }
+    return both.by_name(4 * budget)[candidate], rankings
 
 
 def test_other_ways_are_the_means_of_the_tables():

@@ -25,9 +25,11 @@ and the mean of the views, :math:`\mu_i`, becomes
 .. math:: \bar\mu + E[S_i] (\mu_i - \bar\mu), \quad E[S_i] = (1 + c F_i^{3/2} / k)^{-k}, \quad
     E[S_i^2] = (1 + 2 c F_i^{3/2} / k)^{-k}, \quad c = 3.6, \; k = 2,
 
-which changes no order of candidates that were measured on the same sizes.  The variance of
-:math:`S_i` widens intervals by :math:`|\mu_i - \bar\mu|` times its root; a factor common to all
-changes no order, and no probability of one.
+which changes no order of candidates that were measured on the same sizes.  A candidate far below
+the others would rise by more than it is to fall: it is drawn up by .7 of its own fall at most, a
+bound that 4 of 46,000 predictions on these tables meet.  The variance of :math:`S_i` widens
+intervals by :math:`|\mu_i - \bar\mu|` times its root; a factor common to all changes no order, and
+no probability of one.
 
 The scale is that of a mixture, the slopes model's variance plus the weighted variance between the
 views that extrapolate, relative to the pool, times .62, what the convergence leaves of it; plus,
@@ -60,6 +62,7 @@ from lensllm_jax.selection.problem import Problem, Scores
 from lensllm_jax.selection.selectors import _slopes, pooled
 
 _EARLY_GAIN = 0.3  # log loss per whole early-gain share, by growth x octaves
+_MOST_DRAWN = 0.7  # up towards the mean, of a candidate's own fall: curves that converge still fall
 _MIN_LOG_STD = 1e-4  # losses are printed with four digits or more
 
 _Rows = Float[np.ndarray, " num_candidates"]
@@ -134,9 +137,11 @@ class Views:
         fall = np.maximum(budget.mean() - center.mean() + self.behind, 0.0)
         share, share_std = _convergence(fall, constants)
         distance = center - center.mean()
+        own_fall = np.maximum(budget + self.behind - center, 0.0)
+        drawn = np.minimum((share - 1.0) * distance, _MOST_DRAWN * own_fall)
         variance = constants.width**2 * (self.log_std**2 + between) + self.records_std**2
         return Posterior(
-            center.mean() + share * distance,
+            center + drawn,
             np.maximum(np.sqrt(variance), _MIN_LOG_STD),
             constants.dof,
             share_std * np.abs(distance),

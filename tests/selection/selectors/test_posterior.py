@@ -142,6 +142,21 @@ def test_a_weight_of_one_is_that_view_alone():
     np.testing.assert_array_equal(posterior.interval_std, posterior.log_std)
 
 
+def test_a_candidate_far_below_the_others_is_not_expected_to_rise():
+    falling = 2.0 * np.array([1.0, 0.8, 0.64, 0.51]) + 0.05 * np.arange(5)[:, None]
+    losses = np.vstack([falling, [0.40, 0.39, 0.382, 0.376]])
+    sizes, names = np.array([200, 400, 800, 1600]), tuple("abcdef")
+    table = LossTable(names, sizes, losses, np.ones(6), ("",) * 6)
+    far = Views.of(Problem(table, 6400))
+    center, last = far.posterior().center, np.log(losses[:, -1])
+    own = far.posterior(Constants(convergence=0.0)).center
+    assert center[-1] == pytest.approx(own[-1] + 0.7 * (last - own)[-1])
+    assert (center < last).all()
+    # the control: distances from the mean shrink by so much that its loss would rise
+    (share,), _ = posterior._convergence(np.array([last.mean() - own.mean()]), Constants())
+    assert own.mean() + share * (own - own.mean())[-1] > last[-1]
+
+
 def picks(draws):
     """Regret in percent by view, over pools of six of both public tables."""
     rng, regrets = np.random.default_rng(3), {"posterior": [], "ats": [], "pooled": []}
