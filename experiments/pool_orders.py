@@ -15,6 +15,9 @@ Everything is of the sizes at which all candidates have a loss; --output_dir rec
 * predictions.csv: what each of --selectors predicted from a quarter of the largest size: loss,
   place (neither where it has no usable fit), and, by a selector that says so, the probability of
   being the best;
+* race.csv: what a race up to the largest size makes of the pool: how far it runs each candidate
+  until it believes in one at .95 or has spent what fine-tuning all of them on that size costs, the
+  share of it that each took, who is dropped, P(best) and why it stops; searches of rates left out;
 * agreement.csv, with --lora_curves: at each size, the share of pairs that both kinds of tuning put
   in the same order, and the best of either.
 
@@ -22,6 +25,7 @@ A handful of candidates is an example and no statistic: nothing is tested here. 
 """
 
 import itertools
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -36,6 +40,7 @@ from lensllm_jax.runs import terminal
 from lensllm_jax.runs.run_folder import RunFolder, known
 from lensllm_jax.selection.loss_table import LossTable
 from lensllm_jax.selection.public_tables import load_loss_table
+from lensllm_jax.selection.race import RaceRule, replay
 from lensllm_jax.selection.rank import rank
 
 CURVES = define_curves("Loss tables (CSV) of full tuning, of one task.")
@@ -64,6 +69,9 @@ def main(_: Sequence[str]) -> None:
         row for kind, table in tables.items() for row in crossing_rows(kind, table)
     ])  # fmt: skip
     folder.write_rows("predictions.csv", [known(row) for row in predictions])
+    folder.write_rows("race.csv", [
+        row for kind, table in tables.items() for row in race_rows(kind, table)
+    ])  # fmt: skip
     if len(tables) > 1:
         folder.write_rows("agreement.csv", list(agreement_rows(*tables.values())))
     _show(orders)
@@ -152,6 +160,24 @@ def prediction_rows(
                 "place": places[name],
                 "probability_best": best,
             }
+
+
+def race_rows(kind: str, table: LossTable) -> Iterator[dict[str, Any]]:
+    """Every candidate at the end of a race that may spend all, the leader first."""
+    sizes = tuple(int(size) for size in table.sizes if size > 0)
+    *_, race = replay(table, RaceRule(sizes[-1], sizes, max_cost=1.0))
+    assert race.stop is not None
+    chances = dict(zip(race.names, race.odds.probability_best, strict=True))
+    for name in sorted(race.names, key=lambda name: (name != race.leader, -chances[name])):
+        yield {
+            "tuning": kind,
+            "candidate": name,
+            "ran_to": race.largest[name],
+            "cost": math.fsum(race.cost_of(name, size) for size in race.losses[name]),
+            "probability_best": chances[name],
+            "dropped": name in race.dropped,
+            "stop": race.stop.text if name == race.leader else "",
+        }
 
 
 def agreement_rows(full: LossTable, lora: LossTable) -> Iterator[dict[str, Any]]:

@@ -148,6 +148,10 @@ def published(task, kind="losses"):
     return rows
 
 
+def total(rows, column):
+    return sum(float(row[column]) for row in rows)
+
+
 def test_published_curves_are_those_of_the_tables():
     for task, name, candidate in CURVES_OF_PUBLISHED:
         (losses,) = published(task)[candidate]
@@ -175,10 +179,9 @@ def test_costs_of_published_curves_are_those_of_the_ledgers():
     shares, minutes, errors = [], [], {task: [] for task in TASKS}
     for task, _, candidate in CURVES_OF_PUBLISHED:
         rows = published(task, "ledger")[candidate]
-        total = {key: sum(float(row[key]) for row in rows)
-                 for key in ("search_flops", "flops", "seconds")}  # fmt: skip
-        shares.append(100 * total["search_flops"] / (total["search_flops"] + total["flops"]))
-        minutes.append(total["seconds"] / 60)
+        searched = total(rows, "search_flops")
+        shares.append(100 * searched / (searched + total(rows, "flops")))
+        minutes.append(total(rows, "seconds") / 60)
         errors[task] += [f"{float(row['loss_se']):.3f}".removeprefix("0") for row in rows]
     expected = (
         "took {:.0f} % of the FLOPs of SmolLM2's curve and itself on sotu, {:.0f} % of Gemma's"
@@ -219,6 +222,31 @@ def test_predictions_of_published_curves_are_those_of_their_tables(tmp_path):
     expected = "a mean of {posterior} nats per byte, those of `pooled` of {pooled}, of `lensllm` of"
     assert f"{expected} {{lensllm}}.".format(**means) in WORDS
     assert f"two sizes, and {predicted['rectified']:.3f} for SmolLM2 from three" in WORDS
+
+
+def test_races_of_published_and_bundled_models_are_those_of_the_tables():
+    leaders = {"sotu": "published/gemma-3-270m", "pydoc": "published/smollm2-135m"}
+    shares, flops, minutes = [], [], []
+    for task, largest in (("sotu", 1600), ("pydoc", 3200)):
+        first, *others = race = table(f"published_{task}_race")
+        ran_to = {row["candidate"]: int(row["ran_to"]) for row in race}
+        assert {*ran_to.values()} == {400}
+        assert (first["candidate"], first["dropped"]) == (leaders[task], "False")
+        assert float(first["probability_best"]) > 0.99
+        dropped = {row["candidate"] for row in others if row["dropped"] == "True"}
+        assert dropped == {row["config name"] for row in table(f"{task}_losses")}
+        curves = [*published(task).items()]
+        assert min(curves, key=lambda item: float(item[1][0][str(largest)]))[0] == leaders[task]
+        ledger = [row for name in ("", "published_") for row in table(f"{name}{task}_ledger")]
+        shares.append(100 * sum(float(row["cost"]) for row in race))
+        raced = [r for r in ledger if 0 < int(r["size"]) <= ran_to[r["candidate"]]]
+        whole = [r for r in ledger if int(r["size"]) == largest]
+        flops.append(100 * total(raced, "flops") / total(whole, "flops"))
+        minutes += [total(raced, "seconds") / 60, total(whole, "seconds") / 60]
+    assert "costs {:.0f} and {:.0f} % of fine-tuning all".format(*shares) in WORDS
+    assert "In FLOPs it is {:.0f} and {:.0f} %,".format(*flops) in WORDS
+    expected = "{:.0f} in place of {:.0f} minutes on sotu, {:.0f} in place of {:.0f} on pydoc,"
+    assert expected.format(*minutes) in WORDS
 
 
 def predicted_of_published(task, budget, candidate, folder):

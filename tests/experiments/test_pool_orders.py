@@ -57,6 +57,21 @@ def test_a_selector_without_a_fit_gives_no_place():
     assert np.isnan([(row["predicted_place"], row["predicted"]) for row in rows]).all()
 
 
+def test_a_race_says_how_far_it_ran_each_and_what_that_cost():
+    sizes, octaves = SIZES, np.arange(4)
+    falling = [[1.2 * level, *(level * 0.9**octaves)] for level in (1.0, 2.0, 2.1)]
+    first, *others = orders.race_rows("full", table("abc", falling, sizes=sizes))
+    assert (first["candidate"], first["dropped"]) == ("a", False)
+    assert first["probability_best"] >= 0.95
+    assert first["stop"].startswith("a is best with P = ")
+    rows = [first, *others]
+    assert [row["ran_to"] for row in rows] == [400] * 3  # two sizes of everybody, then it is sure
+    assert sum(row["cost"] for row in rows) == pytest.approx((200 + 400) / 1600)
+    # the control: nobody is ahead, so that it runs on, as far as 1 pays for
+    rows = list(orders.race_rows("full", table("ab", [falling[0], falling[0]], sizes=sizes)))
+    assert [row["ran_to"] for row in rows] == [800, 800]
+
+
 def test_two_kinds_of_tuning_agree_on_pairs():
     full, lora = table("abc", [FLAT, STEEP, WORST]), table("cab", [WORST, FLAT, FLAT[::-1]])
     last = list(orders.agreement_rows(full, lora))[-1]
@@ -66,7 +81,7 @@ def test_two_kinds_of_tuning_agree_on_pairs():
         list(orders.agreement_rows(full, table("xy", [FLAT, STEEP])))
 
 
-def test_the_binary_writes_its_four_tables(tmp_path):
+def test_the_binary_writes_its_tables(tmp_path):
     for name, kind in (("full", [FLAT, STEEP]), ("lora", [STEEP, FLAT])):
         write_loss_table(table("ab", kind), tmp_path / f"{name}.csv")
     full, lora, output = (str(tmp_path / name) for name in ("full.csv", "lora.csv", "out"))
@@ -76,4 +91,4 @@ def test_the_binary_writes_its_four_tables(tmp_path):
     for path in sorted((tmp_path / "out").glob("*.csv")):
         with path.open() as file:
             counts[path.stem] = len(list(csv.DictReader(file)))
-    assert counts == {"agreement": 5, "crossings": 2, "orders": 12, "predictions": 4}
+    assert counts == {"agreement": 5, "crossings": 2, "orders": 12, "predictions": 4, "race": 4}
