@@ -222,7 +222,7 @@ def _points_of(table: LossTable, names: Sequence[str], price: Flops, rule: DropR
                 price(entry.candidate, entry.num_examples) for entry in ranking.ledger.entries
             )
             scores = np.array([ranking.scores[name] for name in table.names])
-            points.append(Point(table.task, selector, budget, flops, scores, ranking.selected))
+            points.append(Point(table.task, selector, budget, flops, scores, ranking.order[0]))
     rule = dataclasses.replace(rule, target_size=target)
     return points + [upwards(table, budget, price, rule) for budget in _budgets_of(table)]
 

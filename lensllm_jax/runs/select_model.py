@@ -92,7 +92,7 @@ class SelectionSettings(WinnerSettings, ExecutorSettings):
         if max_cost is None:
             max_cost = affordable(target_size, num_searched=num_searched)
         budget, smallest = self._sizes(order, len(task.train), max_cost, num_searched)
-        self._check_sizes(budget, smallest, task)
+        self._check_sizes(order, budget, smallest, task)
         race = None
         if order is Order.RACE:
             if not self.max_hours > 0:
@@ -124,7 +124,7 @@ class SelectionSettings(WinnerSettings, ExecutorSettings):
                 )
         return 1600 if budget is None else budget, 200 if smallest is None else smallest
 
-    def _check_sizes(self, budget: int, smallest: int, task: Task) -> None:
+    def _check_sizes(self, order: Order, budget: int, smallest: int, task: Task) -> None:
         if budget > len(task.train):
             raise checks.UserError(
                 f"`budget_size` must be at most {len(task.train)} (the training examples of "
@@ -137,6 +137,11 @@ class SelectionSettings(WinnerSettings, ExecutorSettings):
         if self.target_size <= budget:
             raise checks.UserError(
                 f"`target_size` must be above `budget_size` {budget}, got {self.target_size}"
+            )
+        if order is not Order.RACE and budget < 2 * smallest:
+            raise checks.UserError(
+                f"`budget_size` must be at least twice `smallest_size` {smallest}, for Eq 10 needs "
+                f"two sizes above 0, got {budget}"
             )
 
 

@@ -54,9 +54,24 @@ class Ranking:
         return self.ledger.total
 
     @property
+    def has_scores(self) -> bool:
+        """Whether any candidate has a score: those without a usable fit come last."""
+        return math.isfinite(self.scores[self.order[0]])
+
+    @property
     def selected(self) -> str:
-        """The candidate to fine-tune."""
-        return self.order[0]
+        """The candidate to fine-tune.
+
+        Raises:
+            UserError: if no candidate has a score, which leaves nothing but the order of names.
+        """
+        first = self.order[0]
+        if not self.has_scores:
+            raise checks.UserError(
+                f"`selector` must score a candidate to select one, got {self.selector}, which has "
+                f"no score here ({first}: {self.messages[first]})"
+            )
+        return first
 
     def by(self, posterior: Posterior) -> "Ranking":
         """The same candidates by another posterior of their losses, in the table's order."""
@@ -69,10 +84,10 @@ class Ranking:
     def evaluate(self, losses: Mapping[str, float]) -> RankingMetrics:
         """Both metrics, given the measured loss of every candidate at the target size."""
         truth = np.array([losses[name] for name in self.scores])
+        if not self.has_scores:
+            return RankingMetrics(math.nan, math.nan)
         scores = np.array([*self.scores.values()])
         known = np.isfinite(scores)
-        if not known.any():  # the first of an order without scores is no pick
-            return RankingMetrics(math.nan, math.nan)
         try:
             pearson = pearson_correlation(scores[known], truth[known])
         except checks.UserError:  # too few, or all equal
@@ -168,7 +183,7 @@ class Ranking:
                 row["low_90"], row["high_90"] = self.intervals.get(name, (None, None))
             following = self.order[place] if place < len(self.order) else None
             row["p_beats_next"] = None if following is None else self._shown(name, following)
-            row["p_first_beats_it"] = None if place == 1 else self._shown(self.selected, name)
+            row["p_first_beats_it"] = None if place == 1 else self._shown(self.order[0], name)
             rows.append(row)
         return rows
 

@@ -97,7 +97,7 @@ class Selection:
         """What to fine-tune, how sure that is, what it cost."""
         pick, chances = self.verdict.selected, self.decision.probability_best
         others = sorted((n for n in chances if n != pick), key=lambda n: -chances[n])
-        has_law = self.race is None or bool(self.spectra)
+        has_law = self.ranking.has_scores and (self.race is None or bool(self.spectra))
         return Answer(
             candidate=pick,
             target_size=self.target_size,

@@ -152,6 +152,7 @@ MISTAKES = [
     ("budget_size", "at most 1 ... got 2", lambda tmp: planned(budget_size=2)),
     ("budget_size", "at least `smallest_size` 2 ... got 1", lambda tmp: planned(smallest_size=2)),
     ("target_size", "above `budget_size` 1 ... got 1", lambda tmp: planned(target_size=1)),
+    ("budget_size", "at least twice `smallest_size` 1 ... got 1", lambda tmp: planned()),
     ("paper", "without another `order` ... got 'all'", lambda tmp: planned(order="all")),
     (
         "executor",

@@ -62,6 +62,11 @@ MISTAKES = [
     ("path", "text or a path, got NoneType", lambda tmp: lens.read_loss_table(None)),
     ("table", "one of lin2024/flan ... got 'lin2024/x'", lambda tmp: load_loss_table("lin2024/x")),
     ("selector", "one of ... got 'best'", lambda tmp: rank(selector="best")),
+    (
+        "selector",
+        "score a candidate ... got ats ... no score here (a: a line needs two sizes",
+        lambda tmp: rank(budget_size=200, selector="ats").selected,
+    ),
     ("budget_size", "one of ... got 300", lambda tmp: rank(budget_size=300)),
     ("target_size", "above `budget_size` 400 ... got 400", lambda tmp: rank(target_size=400)),
     ("target_size", f"above ... 2**63, got {2**63}", lambda tmp: rank(target_size=2**63)),
