@@ -63,8 +63,15 @@ def open_tensors(path: str | Path) -> Tensors:
         ) from error
 
 
-def write_safetensors(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
-    """Writes tensors as Hugging Face does, into a file that appears whole or not at all.
+def write_safetensors(
+    path: Path, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str] | None = None
+) -> None:
+    """Writes tensors into a file that appears whole or not at all, without a copy in memory.
+
+    Args:
+        path: of the file.
+        tensors: by name.
+        metadata: default that of Hugging Face's files.
 
     Raises:
         OSError: if it cannot be written, such as on a full disk.
@@ -74,7 +81,7 @@ def write_safetensors(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
 
     with durable.writing(path) as whole:
         try:
-            save_file(dict(tensors), whole, metadata={"format": "pt"})
+            save_file(dict(tensors), whole, metadata=dict(metadata or {"format": "pt"}))
         except safetensors.SafetensorError as error:
             raise OSError(f"{path}: {error}") from error
 

@@ -1,5 +1,7 @@
 """A fine-tune that resumes from its file gives the same number, bit for bit, or says why not."""
 
+import subprocess
+import sys
 import time
 
 import jax
@@ -55,6 +57,47 @@ def stopped(loop, tmp_path):
     with pytest.raises(Killed):
         run(loop, Checkpoint(tmp_path / "cell.safetensors", every_seconds=0), kill_at=7)
     return tmp_path / "cell.safetensors"
+
+
+def test_moments_of_16_bits_are_resumed(tmp_path):
+    narrow = Loop(
+        tiny.apply_fn, OptimizerConfig(learning_rate=3e-2, moments_dtype="bfloat16"), shift=True
+    )
+    file = tmp_path / "cell.safetensors"
+    with pytest.raises(Killed):
+        run(narrow, Checkpoint(file, every_seconds=0), kill_at=7)
+    (resumed, *_), again = run(narrow, Checkpoint(file))
+    whole, calls = run(narrow)
+    assert (resumed, again) == (whole.result, calls - 6)
+
+
+WRITES_AND_READS = """
+import pathlib, resource, sys
+import jax.numpy as jnp, numpy as np
+from lensllm_jax.finetune.loop import TrainState
+from lensllm_jax.finetune.resume import Checkpoint, Position
+
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024  # MiB
+
+weights = {str(i): jnp.full((2**22,), float(i)) for i in range(16)}  # of 16 MiB
+start = Position(TrainState(weights, {}), {})
+before, checkpoint = peak(), Checkpoint(pathlib.Path(sys.argv[1]))
+checkpoint.save(start, {})
+saved = peak()
+loaded = checkpoint.load(start, {})
+print(before, saved, peak(), float(loaded.state.params["7"][-1]))
+"""
+
+
+def test_writing_holds_no_copy_of_the_arrays(tmp_path):
+    command = [sys.executable, "-c", WRITES_AND_READS, str(tmp_path / "cell.safetensors")]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=300)
+    before, saved, loaded, value = map(float, done.stdout.split())
+    assert value == 7.0
+    assert saved - before < 64  # MiB, of 256
+    # what is read and the file's pages, but not the file as one string of bytes too
+    assert loaded - saved < 256 + 256 + 64
 
 
 def test_a_slow_disk_takes_a_twentieth_of_the_time(tmp_path, monkeypatch, loop):
