@@ -136,6 +136,7 @@ SIZES_OF_PUBLISHED = ("0", "200", "400", "800", "1600", "3200")
 CURVES_OF_PUBLISHED = (
     ("sotu", "SmolLM2", "published/smollm2-135m"),
     ("sotu", "Gemma", "published/gemma-3-270m"),
+    ("sotu", "Qwen", "published/qwen2.5-coder-0.5b"),
     ("pydoc", "SmolLM2", "published/smollm2-135m"),
 )
 
@@ -143,8 +144,10 @@ CURVES_OF_PUBLISHED = (
 def published(task, kind="losses"):
     """Rows of the published models by candidate."""
     rows = defaultdict(list)
-    for row in table(f"published_{task}_{kind}"):
-        rows[row.get("candidate") or row["config name"]].append(row)
+    of_qwen = ("qwen_",) if task == "sotu" else ()  # of a single size, in a table of its own
+    for whose in ("", *of_qwen):
+        for row in table(f"published_{whose}{task}_{kind}"):
+            rows[row.get("candidate") or row["config name"]].append(row)
     return rows
 
 
@@ -167,10 +170,14 @@ def test_published_curves_are_those_of_the_tables():
 def test_no_curves_of_published_models_cross():
     rows = {name: row for name, (row,) in published("sotu").items()}
     order = sorted(rows, key=lambda name: float(rows[name]["0"]))
-    assert order == ["published/gemma-3-270m", "published/smollm2-135m"]  # as the page says
+    assert order == [
+        "published/gemma-3-270m",
+        "published/smollm2-135m",
+        "published/qwen2.5-coder-0.5b",
+    ]
     bundled = table("sotu_losses")
     for n in SIZES_OF_PUBLISHED[:-1]:
-        losses = [float(rows[name][n]) for name in order]
+        losses = [float(rows[name][n]) for name in order if n in rows[name]]
         assert losses == sorted(losses)
         assert losses[-1] < min(float(row[n]) for row in bundled)
 
@@ -186,8 +193,9 @@ def test_costs_of_published_curves_are_those_of_the_ledgers():
     expected = (
         "took {:.0f} % of the FLOPs of SmolLM2's curve and itself on sotu, {:.0f} % of Gemma's"
     )
-    assert f"{expected}, {{:.0f}} % on pydoc.".format(*shares) in WORDS
-    smollm2, gemma, pydoc = minutes
+    assert f"{expected}, {{:.0f}} % on pydoc.".format(*shares[:2], shares[-1]) in WORDS
+    smollm2, gemma, qwen, pydoc = minutes
+    assert f"on sotu, {qwen:.0f} Qwen on its 200 examples" in WORDS
     expected = (
         f"{smollm2:.0f} min of fine-tuning SmolLM2 on sotu, {pydoc:.0f} on pydoc, {gemma:.0f} Gemma"
     )
@@ -235,8 +243,9 @@ def test_races_of_published_and_bundled_models_are_those_of_the_tables():
         assert float(first["probability_best"]) > 0.99
         dropped = {row["candidate"] for row in others if row["dropped"] == "True"}
         assert dropped == {row["config name"] for row in table(f"{task}_losses")}
-        curves = [*published(task).items()]
-        assert min(curves, key=lambda item: float(item[1][0][str(largest)]))[0] == leaders[task]
+        measured = {row["config name"]: float(row[str(largest)])
+                    for row in table(f"published_{task}_losses")}  # fmt: skip
+        assert min(measured, key=measured.__getitem__) == leaders[task]
         ledger = [row for name in ("", "published_") for row in table(f"{name}{task}_ledger")]
         shares.append(100 * sum(float(row["cost"]) for row in race))
         raced = [r for r in ledger if 0 < int(r["size"]) <= ran_to[r["candidate"]]]
