@@ -17,6 +17,7 @@ PearCorr is the correlation in percent between scores and true losses: predicted
 correlate positively; model_size scores by log N, so there a negative value means bigger is better.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -164,14 +165,15 @@ def _row(tables: Sequence[LossTable], key: Key, ranking: Ranking) -> dict[str, A
 
 def _selected_row(key: Key, ranking: Ranking) -> dict[str, Any]:
     task, divisor, name = key
-    first, second = ranking.order[:2]
+    scored = [name for name in ranking.order if math.isfinite(ranking.scores[name])]
+    first, second = [*scored, "", ""][:2]
     return {
         "task": task,
         "budget_fraction": 1.0 / divisor,
         "selector": name,
         "selected": first,
         "runner_up": second,
-        "probability": ranking.probability(first, second),
+        "probability": ranking.probability(first, second) if second else math.nan,
         "next_measurement": "" if ranking.advice is None else str(ranking.advice),
     }
 

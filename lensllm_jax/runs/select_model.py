@@ -431,10 +431,12 @@ def _costs(
     ledger: FlopsLedger,
 ) -> tuple[OrderCost, ...]:
     """What every order costs on this pool."""
+    others = next(one.num_tokens for one in pool.values() if one.num_tokens)
 
     def flops(name: str, size: int) -> float:
         trained, frozen = counts[name]
-        return fine_tune_flops(trained, size, pool[name].num_tokens, num_frozen=frozen)
+        tokens = pool[name].num_tokens or others  # a candidate that failed has none of its own
+        return fine_tune_flops(trained, size, tokens, num_frozen=frozen)
 
     losses = {n: {s: x for s, x in c.losses.items() if s > 0} for n, c in pool.items()}
     replay = Replay(losses=losses, flops=flops, kernel=kernels.__getitem__)

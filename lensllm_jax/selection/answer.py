@@ -57,6 +57,7 @@ class Answer:
     )
     next_step: NextStep | None = None  # None: nothing left to run
     model: Model | None = None  # None: it was not saved
+    failure: str | None = None  # why the race could not fine-tune the pick any further
 
     @property
     def is_clear(self) -> bool:
@@ -83,11 +84,14 @@ class Answer:
         return {"answer": str(self), **known, "next_step": step, "model": model}
 
     def __str__(self) -> str:
-        sentences = (self._pick(), self._price(), self._law(), self._advice(), self._where())
+        failed = f"A fine-tune of it failed: {self.failure}." if self.failure else ""
+        sentences = (
+            self._pick(), failed, self._price(), self._law(), self._advice(), self._where()
+        )  # fmt: skip
         return " ".join(sentence for sentence in sentences if sentence)
 
     def _pick(self) -> str:
-        chance = _equals(self.probability)
+        chance = Probability(self.probability).relation
         best = f"best at {self.target_size:,} records with P {chance}"
         lead = f"Fine-tune {self.candidate}: {best}"
         if self.by_law:
@@ -136,11 +140,6 @@ class Answer:
             return ""
         folder, size = self.model
         return f"{self.candidate}, fine-tuned on {size:,} records, is in {folder}."
-
-
-def _equals(probability: float) -> str:
-    shown = str(Probability(probability))
-    return shown if shown[0] in "<>" else f"= {shown}"
 
 
 def _percent(share: float) -> str:

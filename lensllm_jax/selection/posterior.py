@@ -47,7 +47,9 @@ _Index = int | np.ndarray
 class Odds(NamedTuple):
     """What draws say of picking each candidate; 0 and NaN where nothing is predicted."""
 
-    probability_best: Float[np.ndarray, " num_candidates"]  # sums to one
+    probability_best: Float[
+        np.ndarray, " num_candidates"
+    ]  # sums to one over those that have a prediction
     expected_regret: Float[np.ndarray, " num_candidates"]  # of its log loss
 
 
@@ -102,11 +104,12 @@ class Posterior:
             yield self.center[known] + self.log_std[known] * draws
 
     def odds(self, *, num_draws: int = _NUM_DRAWS) -> Odds:
-        """P(best) and expected regret of every candidate."""
-        best, regret = np.zeros(len(self.center)), np.full(len(self.center), np.nan)
+        """P(best) and expected regret of every candidate; NaN without a prediction."""
+        best, regret = np.full((2, len(self.center)), np.nan)
         known = self._known
         if not len(known):
-            return Odds(np.full(len(self.center), np.nan), regret)
+            return Odds(best, regret)
+        best[known] = 0.0
         leader, excess = int(np.argmin(self.center[known])), 0.0
         for draws in self._draws(num_draws):
             best[known] += np.bincount(draws.argmin(1), minlength=len(known))

@@ -56,6 +56,7 @@ from lensllm_jax.selection.loss_table import LossTable
 from lensllm_jax.selection.posterior import Odds, Posterior
 from lensllm_jax.selection.problem import Evidence, Problem
 from lensllm_jax.selection.selectors import posterior as posterior_selector
+from lensllm_jax.selection.uncertainty import Probability
 
 _MOST_EPSILON = 0.002  # of P(best): a drop is final
 _DROP_WIDTH = 1.5  # times the posterior's scale: what a final decision allows for its errors
@@ -63,6 +64,7 @@ _OPENING_SHARE = 4.0  # of the budget, one part goes to sizes that all candidate
 _OPENING_SIZES = 2  # at least: two sizes give a slope
 _SPREAD_POWER = 3  # of octaves: the variance of an integrated random walk
 _ROUNDING = 1e-12  # of costs
+_LEAST_VALUE = 5e-5  # of a fine-tune that is advised, log loss: what is shown as 0.01 %
 _NUM_DRAWS = 2**14  # of odds that a drop depends on
 
 _Rows = Float[np.ndarray, " num_candidates"]
@@ -364,7 +366,8 @@ class Race:
             return None
         rule, chance = self.rule, self.probability
         if chance >= rule.confidence < 1.0:
-            text = f"{self.leader} is best with P = {chance:.2f}, of {rule.confidence:g} asked"
+            shown = Probability(chance).relation
+            text = f"{self.leader} is best with P {shown}, of {rule.confidence:g} asked"
             return Stop(StopReason.CONFIDENCE, text)
         going = [name for name in self.running if self._ahead(name)]
         if not going or self.running == (self.leader,):
@@ -382,12 +385,11 @@ class Race:
 
     @property
     def suggestion(self) -> Move | None:
-        """The next fine-tune if there were more to spend; None if all sizes were run."""
-        going = [name for name in self.names if name not in self.failed]
-        options = [one for one in (self._option(name, math.inf) for name in going) if one]
-        if not options:
+        """The next fine-tune if there were more to spend; None where none would change a thing."""
+        options = [one for one in (self._option(name, math.inf) for name in self.running) if one]
+        best = max(options, key=lambda one: one.rate, default=None)
+        if best is None or best.value < _LEAST_VALUE:
             return None
-        best = max(options, key=lambda one: one.rate)
         return Move(best.name, best.size, best.cost, str(best))
 
     @cached_property
@@ -431,7 +433,10 @@ class Race:
         """The size ahead that lowers the expected regret most for the cost of the way there."""
         i, best, cost = self.names.index(name), None, 0.0
         center, scale = self.posterior.center, self.posterior.log_std
-        others = float(np.nanmin(np.delete(center, i)))
+        rivals = np.delete(center, i)
+        if np.isnan(rivals).all():  # they all failed before any loss
+            return None
+        others = float(np.nanmin(rivals))
         octaves = math.log2(self.rule.target_size / max(self.largest[name], 1))
         for size in self._ahead(name):
             cost += self.cost_of(name, size)
@@ -469,10 +474,18 @@ def run(race: Race, measure: Measure, *, count: int = 1) -> Iterator[Race]:
 
     Yields:
         The state after each step, of one fine-tune or several at a time; the last one has a stop.
+
+    Raises:
+        UserError: if every candidate's first fine-tune fails.
     """
     while moves := race.moves(count):
         for outcome in measure(moves):
             race = race.observe(outcome)
+        if not any(race.largest.values()):
+            name, reason = next(iter(race.failed.items()))
+            raise checks.UserError(
+                f"`candidates` must have one that can be fine-tuned, got none: {name}: {reason}"
+            )
         race = race.with_drops()
         yield race
 

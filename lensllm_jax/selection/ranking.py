@@ -76,7 +76,7 @@ class Ranking:
     def by(self, posterior: Posterior) -> "Ranking":
         """The same candidates by another posterior of their losses, in the table's order."""
         losses = self._by_name(np.exp(posterior.center))
-        order = tuple(sorted(losses, key=losses.__getitem__))
+        order = tuple(sorted(losses, key=lambda name: (math.isnan(losses[name]), losses[name])))
         return dataclasses.replace(
             self, scores=losses, predicted=losses, order=order, confidence=posterior
         )
@@ -102,11 +102,13 @@ class Ranking:
         Raises:
             UserError: if the selector predicts no loss, or has no past to take its errors from.
         """
-        self._check_spread(name)
+        self._check_spread(name, level)
         assert isinstance(self.confidence, Posterior)
         return self.confidence.interval(self._row_of(name), level=level)
 
-    def _check_spread(self, name: str) -> None:
+    def _check_spread(self, name: str, level: float) -> None:
+        if not 0.0 < level < 1.0:
+            raise checks.UserError(f"`level` must be between 0 and 1, got {level}")
         if name not in self.log_std:
             raise checks.UserError(
                 f"`name` must be a candidate with a known spread, got {name!r}: selector "
@@ -148,7 +150,7 @@ class Ranking:
         Raises:
             UserError: if the selector predicts no loss, or has no past to take its errors from.
         """
-        self._check_spread(name)
+        self._check_spread(name, level)
         assert isinstance(self.confidence, Posterior)
         low, high = self.confidence.rank_intervals(level=level)[self._row_of(name)]
         return int(low), int(high)
@@ -187,9 +189,11 @@ class Ranking:
             rows.append(row)
         return rows
 
-    def _shown(self, first: str, second: str) -> Probability:
-        """P(first beats second); where it is a share of pairs, their number limits it."""
+    def _shown(self, first: str, second: str) -> Probability | None:
+        """P(first beats second), if known; where it is a share of pairs, their number limits it."""
         value = self.probability(first, second)
+        if math.isnan(value):
+            return None
         if self.log_std:
             return Probability(value)
         count = len(self.order)

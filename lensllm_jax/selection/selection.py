@@ -96,7 +96,9 @@ class Selection:
     def answer(self) -> Answer:
         """What to fine-tune, how sure that is, what it cost."""
         pick, chances = self.verdict.selected, self.decision.probability_best
-        others = sorted((n for n in chances if n != pick), key=lambda n: -chances[n])
+        others = sorted(
+            (n for n in chances if n != pick and chances[n] >= 0.0), key=lambda n: -chances[n]
+        )
         has_law = self.ranking.has_scores and (self.race is None or bool(self.spectra))
         return Answer(
             candidate=pick,
@@ -112,6 +114,7 @@ class Selection:
             by_law=self.race is None,
             next_step=self._next_step(),
             model=self.model,
+            failure=None if self.race is None else self.race.failed.get(pick),
         )
 
     def _next_step(self) -> NextStep | None:
@@ -210,7 +213,7 @@ class Selection:
             "zero_shot_loss": float(self.table.column(0)[i]),
             "num_params": int(self.table.num_params[i]),
             "sizes_paid": int((~np.isnan(self.table.losses[i]) & (self.table.sizes > 0)).sum()),
-            "pflops": self.ledger.by_candidate()[name] / 1e15,
+            "pflops": self.ledger.by_candidate().get(name, 0.0) / 1e15,
         }
         if self.order is Order.UPWARDS:
             row["dropped_at"] = self.dropped[name].size if name in self.dropped else ""
@@ -220,7 +223,7 @@ class Selection:
         return row
 
     def step_rows(self) -> list[_Row]:
-        """A race's fine-tunes after the first sizes, each with its reason and what it changed."""
+        """A race's fine-tunes that failed or came after the first sizes, and what they changed."""
         return [
             {
                 "step": row["step"],
@@ -233,7 +236,7 @@ class Selection:
                 "reason": row["failure"] or row["reason"],
             }
             for row in self.steps
-            if row["reason"] != OPENING
+            if row["failure"] or row["reason"] != OPENING
         ]
 
     def drop_rows(self) -> list[_Row]:

@@ -77,6 +77,12 @@ class Probability(float):
             return f"< {math.ceil(100 * (1.0 - self._limit) - 1e-9) / 100:.2f}"
         return f"{float(self):.2f}"
 
+    @property
+    def relation(self) -> str:
+        """What follows the P: "= 0.62", or the bound."""
+        shown = str(self)
+        return shown if shown[0] in "<>" else f"= {shown}"
+
 
 def with_uncertainty(problem: Problem, selector: Selector) -> Scores:
     """The selector's scores, with its own spread, or spread or concordance from its own past."""

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from lensllm_jax import checks
 from lensllm_jax.data.catalogue import load_task
 from lensllm_jax.measurement.jobs import RECORDS, JobResult, Measurer
 from lensllm_jax.measurement.measurement import MeasurementConfig
@@ -100,6 +101,15 @@ def test_a_candidate_that_fails_elsewhere_runs_no_further_and_the_others_do(tmp_
     assert race.largest["b"] > 100
     (row,) = (row for row in read_rows(tmp_path / "run" / "out" / "race.csv") if row["failure"])
     assert (row["candidate"], row["size"], row["test_loss"]) == ("a", "100", "")
+
+
+def test_a_candidate_that_fails_at_once_is_left_out_and_if_all_do_it_is_said(tmp_path, monkeypatch):
+    race = Elsewhere(tmp_path / "run", monkeypatch, failing={("a", 50)}).race()
+    assert race.leader != "a"
+    assert not race.largest["a"]
+    of_all = Elsewhere(tmp_path / "none", monkeypatch, failing={(name, 50) for name in SLOPES})
+    with pytest.raises(checks.UserError, match="can be fine-tuned, got none: a: no memory"):
+        of_all.race()
 
 
 @pytest.mark.ray

@@ -42,6 +42,8 @@ def test_numbers_have_no_exponent(regret, cost, shown):
 
 def test_the_law_is_named_by_what_it_read_and_picks():
     assert "LensLLM" not in str(SURE)
+    failed = dataclasses.replace(SURE, failure="no memory")
+    assert " A fine-tune of it failed: no memory. " in str(failed)
     other = dataclasses.replace(SURE, law_picks="a")
     assert str(other).endswith("LensLLM (Eq 10, no kernel) picks a.")
 

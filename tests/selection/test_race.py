@@ -126,6 +126,27 @@ def test_a_candidate_that_fails_keeps_its_evidence_and_the_others_go_on():
     assert race.odds.probability_best[2] > 0.0
 
 
+def test_a_candidate_that_never_ran_does_not_lead_and_a_hopeless_one_is_not_advised():
+    rule, losses = rule_of(), dict(zip("ab", CLEAR.losses, strict=False))
+
+    def measure(moves):
+        for move in moves:
+            loss = None if move.candidate == "c" else losses[move.candidate][SIZES.index(move.size)]
+            yield Outcome(move.candidate, move.size, loss, "no memory")
+
+    *_, race = racing.run(Race.start("abc", (1.0,) * 3, rule), measure)
+    assert (race.leader, race.failed) == ("b", {"c": "no memory"})
+    assert np.isnan(race.posterior.center[2])
+    assert "with P > 0.99" in race.stop.text
+    assert "a" in race.dropped
+    ahead = end_of(
+        CLEAR, confidence=1.0, max_cost=2.0
+    )  # the best ran all sizes, the others dropped
+    assert ahead.suggestion is None
+    # the control: of two that are close, one more fine-tune would tell
+    assert end_of(CLOSE, max_cost=0.05).suggestion is not None
+
+
 def test_drops_are_final_and_need_a_chance_far_below_that_of_a_pair():
     race = end_of(table_of([0.05, 0.3, 0.3], noise=1e-2), confidence=0.99)
     assert "a" in race.dropped

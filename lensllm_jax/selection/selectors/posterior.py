@@ -13,7 +13,7 @@ Slopes measured on few examples do not last: from a candidate's largest size on,
 left.
 
 A view that cannot answer for a candidate (two sizes above 0 are needed) leaves its weight to the
-slopes model, which always answers.
+slopes model, which always answers.  A candidate without a loss above size 0 has no answer.
 
 Curves of one task converge: on every table and at every budget but one of Gigaword's, a
 candidate's predicted distance from the pool's mean :math:`\bar\mu` came true by a share below 1,
@@ -53,7 +53,7 @@ import dataclasses
 import math
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
 from lensllm_jax import checks
 from lensllm_jax.selection.loss_table import last_measured
@@ -91,6 +91,7 @@ DEFAULT = Constants()
 _SLOPES, _BUDGET = 1, 2  # rows of the views
 _SLOPE = "mean of its slopes, task-wide growth and its loss at the budget"
 _NO_SLOPE = "ranked by its loss: two sizes above 0 are needed for a slope"
+_UNSEEN = "not ranked: it has no loss above size 0"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -101,6 +102,7 @@ class Views:
     log_std: _Rows  # by the slopes model
     records_std: _Rows  # of the last log loss, over test records; 0 if not known
     behind: _Rows  # mean fall of log losses from its largest size to the budget
+    is_measured: Bool[np.ndarray, " num_candidates"]  # at any size above 0
 
     @classmethod
     def of(cls, problem: Problem) -> "Views":
@@ -123,7 +125,8 @@ class Views:
         share = _lasting_shares(problem)
         local = _lasting(pooled.local_view(problem), at_budget, share)
         views = np.stack([local, slopes + late, at_budget])
-        return cls(views, log_std, np.sqrt(_records_variance(problem)), behind)
+        is_measured = np.isfinite(log_losses).any(1)
+        return cls(views, log_std, np.sqrt(_records_variance(problem)), behind, is_measured)
 
     def posterior(self, constants: Constants = DEFAULT) -> Posterior:
         """The mixture's mean and scale."""
@@ -141,7 +144,7 @@ class Views:
         drawn = np.minimum((share - 1.0) * distance, _MOST_DRAWN * own_fall)
         variance = constants.width**2 * (self.log_std**2 + between) + self.records_std**2
         return Posterior(
-            center + drawn,
+            np.where(self.is_measured, center + drawn, np.nan),  # unseen, it could be anything
             np.maximum(np.sqrt(variance), _MIN_LOG_STD),
             constants.dof,
             share_std * np.abs(distance),
@@ -175,20 +178,18 @@ def _lasting(view: _Rows, at_budget: _Rows, share: _Rows) -> _Rows:
 
 
 def _records_variance(problem: Problem) -> _Rows:
-    """Of each last log loss, over test records, relative to the candidates of the same size.
+    """Of each last log loss, over test records, relative to the other candidates.
 
-    What the records do to all candidates alike changes no order.
+    What the records do to all candidates alike changes no order.  Who ran further than all others
+    has no company there: its errors are those at its largest size where others were measured too.
     """
     losses, covariance = problem.table.losses, problem.evidence.loss_covariance
     variance = np.zeros(len(losses))
     if covariance is None:
         return variance
-    last = last_measured(problem.measured)
-    known = np.isfinite(covariance[last, np.arange(len(last)), np.arange(len(last))])
-    for column in np.unique(last):
-        rows = np.flatnonzero((last == column) & known)
-        if not len(rows):
-            continue
+    known = np.isfinite(np.diagonal(covariance, axis1=1, axis2=2)) & problem.measured.T
+    for column in np.flatnonzero(known.sum(1) > 1):  # a later column replaces what it knows
+        rows = np.flatnonzero(known[column])
         relative = covariance[column][np.ix_(rows, rows)]
         relative = relative / np.outer(losses[rows, column], losses[rows, column])
         own = np.diag(relative) - 2.0 * relative.mean(1) + relative.mean()
@@ -225,7 +226,10 @@ def score(problem: Problem) -> Scores:
         dof=posterior.dof,
         distance_std=posterior.distance_std,
         messages=tuple(
-            _SLOPE if known else _NO_SLOPE for known in np.isfinite(views.log_losses[0])
+            _SLOPE if known else _NO_SLOPE if measured else _UNSEEN
+            for known, measured in zip(
+                np.isfinite(views.log_losses[0]), views.is_measured, strict=True
+            )
         ),
         spent=problem.train_sizes,
     )

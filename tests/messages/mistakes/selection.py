@@ -12,7 +12,7 @@ from lensllm_jax.selection.loss_table import LossTable
 from lensllm_jax.selection.orders import DropRule
 from lensllm_jax.selection.problem import Evidence, Problem
 from lensllm_jax.selection.public_tables import load_loss_table
-from lensllm_jax.selection.race import Outcome, Race, RaceRule
+from lensllm_jax.selection.race import Outcome, Race, RaceRule, replay
 from lensllm_jax.selection.selectors import lensllm, logme, nlp_metrics
 
 SIZES = np.array([0, 200, 400, 800])
@@ -20,6 +20,9 @@ TABLE = LossTable(
     ("a", "b"), SIZES, np.array([[4.0, 3, 2, 1], [5, 4, 3, 2]]), np.ones(2), ("", ""), task="toy"
 )
 SEARCH = Halving(gamma=3, tau=5.0)
+
+
+RULE = RaceRule(target_size=800, sizes=(200, 400), max_cost=1.0)
 
 
 def rank(**changes):
@@ -67,6 +70,13 @@ MISTAKES = [
         "score a candidate ... got ats ... no score here (a: a line needs two sizes",
         lambda tmp: rank(budget_size=200, selector="ats").selected,
     ),
+    (
+        "candidates",
+        "can be fine-tuned, got none: a: no loss at 200",
+        lambda tmp: [*replay(table(losses=np.where(SIZES == 200, np.nan, TABLE.losses)), RULE)],
+    ),
+    ("level", "between 0 and 1, got 90", lambda tmp: rank().interval("a", level=90)),
+    ("level", "between 0 and 1, got 0.0", lambda tmp: rank().rank_interval("a", level=0.0)),
     ("budget_size", "one of ... got 300", lambda tmp: rank(budget_size=300)),
     ("target_size", "above `budget_size` 400 ... got 400", lambda tmp: rank(target_size=400)),
     ("target_size", f"above ... 2**63, got {2**63}", lambda tmp: rank(target_size=2**63)),

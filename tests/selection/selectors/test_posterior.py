@@ -54,11 +54,24 @@ def gappy():
 
 def test_gaps_cost_certainty_and_not_the_answer():
     whole, gaps = rank(small_table(), **SETTINGS), rank(gappy(), **SETTINGS)
-    assert np.isfinite(list(gaps.scores.values())).all()
-    widened = {name: gaps.log_std[name] / whole.log_std[name] for name in gaps.scores}
-    assert min(widened["m0"], widened["m1"], widened["m2"]) > 1.2
+    known = {name for name, score in gaps.scores.items() if np.isfinite(score)}
+    assert known == {*gaps.scores} - {"m2"}
+    widened = {name: gaps.log_std[name] / whole.log_std[name] for name in known}
+    assert min(widened["m0"], widened["m1"]) > 1.2
     assert "two sizes above 0 are needed" in gaps.messages["m0"]
     assert "slopes" in gaps.messages["m3"]
+
+
+def test_a_candidate_that_was_never_fine_tuned_is_not_ranked():
+    table = small_table()
+    losses = table.losses.copy()
+    losses[1, table.sizes > 0] = np.nan
+    r = rank(dataclasses.replace(table, losses=losses), **SETTINGS)
+    assert r.order[-1] == "m1"
+    assert np.isnan([r.scores["m1"], r.probability_best["m1"], r.expected_regret["m1"]]).all()
+    assert "no loss above size 0" in r.messages["m1"]
+    assert np.nansum([*r.probability_best.values()]) == pytest.approx(1.0)
+    assert [row["p_first_beats_it"] for row in r.rows()][-1] is None
 
 
 def test_equal_candidates_share_the_probability_and_a_clear_one_has_it():
@@ -106,6 +119,15 @@ def test_test_records_widen_by_what_they_do_to_one_candidate_and_not_to_all():
     share = 1.0 - 1.0 / 4  # of an own error that is left, relative to four candidates
     assert widths(own)[1] == pytest.approx(0.1 * share, rel=1e-6)
     np.testing.assert_array_equal(widths(np.full_like(alike, np.nan)), plain)
+    # who ran further than the others is as uncertain as at the last size that it shares with them
+    ahead = dataclasses.replace(
+        problem, table=dataclasses.replace(problem.table, losses=losses.copy())
+    )
+    ahead.table.losses[np.arange(4) != 1, -1] = np.nan
+    own[-1, np.arange(4) != 1] = own[-1][:, np.arange(4) != 1] = np.nan
+    evidence = Evidence(loss_covariance=own)
+    further = Views.of(dataclasses.replace(ahead, evidence=evidence)).records_std
+    assert further[1] == pytest.approx(0.1 * share, rel=1e-6)
 
 
 @pytest.mark.parametrize("kind", ["noise", "equal", "rising", "gaps", "dropped", "tiny"])
