@@ -22,6 +22,8 @@ from lensllm_jax.data.task import Task
 
 _BUILT_IN: dict[str, Callable[[], Task]] = {"pydoc": load_pydoc, "sotu": load_sotu}
 
+_LONGEST_SHOWN = 200  # characters of a name, in an error
+
 
 def list_tasks() -> tuple[str, ...]:
     """The names that :func:`load_task` accepts besides paths, in alphabetical order."""
@@ -56,15 +58,24 @@ def load_task(
         task = _BUILT_IN[str(name)]()
     elif name in HUB_TASKS:
         task = read_hub_task(str(name), folder=folder)
-    elif (path := Path(name).expanduser()).is_file():
+    elif path := _file_of(name):
         task = read_task_file(path, prompt_field=prompt_field, target_field=target_field)
     else:
         raise _unknown(name)
     return task if max_bytes is None else cut_task(task, max_bytes=max_bytes)
 
 
+def _file_of(name: str | Path) -> Path | None:
+    """The file of that path; None if there is none, or can be none of such a name."""
+    try:
+        path = Path(name).expanduser()
+        return path if path.is_file() else None
+    except (RuntimeError, OSError):  # of a user that is not there, or too long
+        return None
+
+
 def _unknown(name: str | Path) -> UserError:
     return UserError(
         f"`name` must be one of {', '.join(list_tasks())}, or the path of a "
-        f".jsonl, .json, .csv, .tsv, .parquet or .txt file, got {str(name)!r}"
+        f".jsonl, .json, .csv, .tsv, .parquet or .txt file, got {str(name)[:_LONGEST_SHOWN]!r}"
     )

@@ -57,6 +57,11 @@ def read_task_file(
 
 def _paragraph_chunks(path: Path) -> list[str]:
     text = path.read_text(encoding=encoding_of(path))
+    if "\0" in text:
+        raise UserError(
+            f"`{path.name}` must be text, got a NUL character: save it as UTF-8, or as UTF-16 "
+            "with a byte order mark"
+        )
     paragraphs = text.split("\n\n") if "\n\n" in text.strip() else text.splitlines()
     return [chunk for paragraph in paragraphs for chunk in pack(paragraph)]
 

@@ -85,7 +85,7 @@ def _values(
     chat = next((keys for keys in _CHATS if keys[0] in row), None)
     if chat and target is None and target_field == "target":
         values = _chat_values(row[chat[0]], *chat[1:], place)
-        return ("prompt", values[0]), ("target", values[1])
+        return ("prompt", values[0] if prompt_field else ""), ("target", values[1])
     prompt = row.get(_column(names, prompt_field)) if prompt_field else ""
     return (prompt_field or "prompt", prompt), (target_field, row.get(target))
 

@@ -248,3 +248,19 @@ def test_a_damaged_parquet_file_is_a_task_or_a_user_error(tmp_path):
         except UserError:
             refused += 1
     assert refused > 30
+
+
+@pytest.mark.parametrize("name", ["~nosuchuser/x.jsonl", "one paragraph\n" * 100])
+def test_what_can_be_no_path_is_refused_as_an_unknown_name(name):
+    with pytest.raises(UserError, match="`name` must be one of") as refused:
+        load_task(name)
+    assert len(str(refused.value)) < 600
+
+
+def test_text_of_two_bytes_a_character_that_does_not_say_so_is_refused(tmp_path):
+    path = tmp_path / "wide.txt"
+    path.write_bytes("\n".join(f"the {i} kings" for i in range(60)).encode("utf-16-le"))
+    with pytest.raises(UserError, match=r"`wide.txt` must be text, got a NUL character"):
+        load_task(path)
+    path.write_bytes("\n".join(f"the {i} kings" for i in range(60)).encode("utf-16"))
+    assert load_task(path).train[0].target.startswith("the ")

@@ -80,3 +80,10 @@ ROW = st.dictionaries(
 def test_any_value_is_a_task_or_a_user_error(records):
     with contextlib.suppress(UserError):
         Task.from_records(records)
+
+
+def test_a_conversation_loses_its_prompt_where_that_is_asked_for():
+    turns = [{"role": "user", "content": "b"}, {"role": "assistant", "content": "c"}]
+    pairs = [[*text_pairs([{"messages": turns}], source="a", prompt_field=field)]
+             for field in ("prompt", "")]  # fmt: skip
+    assert pairs == [[("b", "c")], [("", "c")]]

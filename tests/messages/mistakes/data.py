@@ -73,6 +73,7 @@ MISTAKES = [
         lambda tmp: lens.load_task([{"prompt": "a", "target": "b"}]),
     ),
     ("path", "end in .txt ... got 'a.xlsx'", lambda tmp: load(tmp / "a.xlsx", "a\tb\n")),
+    ("a.txt", "be text, got a NUL ... UTF-8", lambda tmp: load(tmp / "a.txt", "a\0b")),
     ("task 'a'", "hold at least 20 ... got 0", lambda tmp: load(tmp / "a.txt", "")),
     ("a.csv", "readable ... got [Errno", lambda tmp: load_unreadable(tmp / "a.csv")),
     (
