@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from lensllm_jax import checks, durable
+from lensllm_jax.finetune import resume
 from lensllm_jax.finetune.fine_tune import FineTuneConfig, Splits, fine_tune
 from lensllm_jax.finetune.loop import Loop, OptimizerConfig
 from lensllm_jax.finetune.resume import Checkpoint, Position
@@ -108,7 +109,7 @@ def test_a_slow_disk_takes_a_twentieth_of_the_time(tmp_path, monkeypatch, loop):
         now[0] += 8.0
 
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
-    monkeypatch.setattr(durable, "replace", replace)
+    monkeypatch.setattr(resume, "write_safetensors", replace)
     start = Position.at_start(loop.start(tiny.params()))
     for every_seconds, expected in ((60, [60.0, 228.0, 396.0]), (0, [0.0, 8.0, 16.0])):
         now[0] = 0.0
