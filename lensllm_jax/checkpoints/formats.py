@@ -34,13 +34,17 @@ from lensllm_jax.checkpoints.gguf.tensors import open_gguf
 from lensllm_jax.checkpoints.stored_tensor import StoredTensor, Tensors
 
 # safetensors' name -> numpy's, of the types that a parameter can have
-_DTYPES: Mapping[str, Any] = {
+_FLOATS: Mapping[str, Any] = {
     "F64": np.float64,
     "F32": np.float32,
     "F16": np.float16,
     "BF16": ml_dtypes.bfloat16,
 }
-FLOATS = tuple(str(np.dtype(dtype)) for dtype in _DTYPES.values())
+FLOATS = tuple(str(np.dtype(dtype)) for dtype in _FLOATS.values())
+_INTEGERS = {f"{kind}{bits}": f"{name}{bits}" for kind, name in (("I", "int"), ("U", "uint"))
+             for bits in (8, 16, 32, 64)}  # fmt: skip
+_DTYPES: Mapping[str, Any] = {**_FLOATS, **_INTEGERS, "BOOL": np.bool_}  # that NumPy has
+_NAMES = {np.dtype(dtype): name for name, dtype in _DTYPES.items()}
 
 
 def open_tensors(path: str | Path) -> Tensors:
@@ -76,14 +80,23 @@ def write_safetensors(
     Raises:
         OSError: if it cannot be written, such as on a full disk.
     """
-    import safetensors
-    from safetensors.numpy import save_file
-
-    with durable.writing(path) as whole:
-        try:
-            save_file(dict(tensors), whole, metadata=dict(metadata or {"format": "pt"}))
-        except safetensors.SafetensorError as error:
-            raise OSError(f"{path}: {error}") from error
+    # the library writes a file of a name of its own beside it, which a kill would leave there
+    header: dict[str, Any] = {"__metadata__": dict(metadata or {"format": "pt"})}
+    arrays = {name: np.ascontiguousarray(x).reshape(np.shape(x)) for name, x in tensors.items()}
+    end = 0
+    # larger numbers first, so that all are aligned
+    for name in sorted(arrays, key=lambda name: (-arrays[name].itemsize, name)):
+        start, end = end, end + arrays[name].nbytes
+        header[name] = {
+            "dtype": _NAMES[arrays[name].dtype], "shape": arrays[name].shape,
+            "data_offsets": (start, end),
+        }  # fmt: skip
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    with durable.writing(path) as whole, whole.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for name in [*header][1:]:
+            file.write(arrays[name].reshape(-1).view(np.uint8).data)
 
 
 def _open_safetensors(path: Path) -> Tensors:
@@ -111,7 +124,8 @@ def _lazy(path: Path, start_of_values: int, entry: Mapping[str, Any]) -> StoredT
         values = np.fromfile(path, dtype, (stop - start) * row_size, offset=offset)
         return values.reshape((stop - start, *shape[1:])) if shape else values.reshape(())
 
-    return StoredTensor(shape, str(dtype) if known else entry["dtype"], dtype.itemsize, rows)
+    name = str(dtype) if entry["dtype"] in _FLOATS else entry["dtype"]
+    return StoredTensor(shape, name, dtype.itemsize, rows)
 
 
 def _in_memory(values: np.ndarray) -> StoredTensor:

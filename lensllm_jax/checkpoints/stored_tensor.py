@@ -15,7 +15,7 @@ class StoredTensor:
 
     Attributes:
         shape: as stored.
-        dtype: name of its type; only those in ``formats.FLOATS`` are ever read.
+        dtype: name of its type, NumPy's of those in ``formats.FLOATS``, the file's of others.
         itemsize: bytes per value.
         rows: from start and stop of the first axis to values; a scalar has one row.
     """

@@ -19,7 +19,7 @@ Example:
 import json
 import pathlib
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple, Protocol, TypeVar, cast, runtime_checkable
 
 import jax
@@ -27,7 +27,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from lensllm_jax import checks, durable
-from lensllm_jax.checkpoints.formats import write_safetensors
+from lensllm_jax.checkpoints.formats import open_tensors, write_safetensors
+from lensllm_jax.checkpoints.stored_tensor import Tensors
 from lensllm_jax.finetune.loop import TrainState
 from lensllm_jax.fingerprint import fingerprint, named_arrays
 from lensllm_jax.typing import Params
@@ -114,12 +115,13 @@ class Checkpoint:
     def save(self, position: Resumable, settings: Mapping[str, Any]) -> None:
         """Writes the position and the fine-tune's settings (JSON values) in place of the last."""
         begun = time.monotonic()
-        tensors = {name: _as_stored(x) for name, x in named_arrays(position.arrays).items()}
+        tensors = named_arrays(position.arrays)
         seconds = self.earlier_seconds + time.monotonic() - self._started
         stored = {"counts": position.counts, "seconds": seconds, "settings": settings}
         text = json.dumps(stored, sort_keys=True)
-        digest = _digest(text, tensors.items())
-        write_safetensors(self.path, tensors, {"position": text, "sha256": digest})
+        digests = {name: fingerprint(x) for name, x in tensors.items()}
+        metadata = {"position": text, "sha256": fingerprint([text, digests])}
+        write_safetensors(self.path, tensors, metadata)
         self._written = time.monotonic()
         self._took = self._written - begun
 
@@ -137,14 +139,13 @@ class Checkpoint:
         durable.remove_partials(self.path)
         if not self.path.exists():
             return start
-        stored, kinds = self._read()
+        stored, tensors, kinds = self._read()
         mismatches = durable.differences(stored["settings"], json.loads(json.dumps(settings)))
         expected = named_arrays(start.arrays)
-        wanted = {name: _shape_and_dtype(_as_stored(x)) for name, x in expected.items()}
         mismatches += [
             f"{name} of another shape or type"
-            for name in sorted({*kinds, *wanted})
-            if kinds.get(name) != wanted.get(name)
+            for name in sorted({*kinds, *expected})
+            if kinds.get(name) != _shape_and_dtype(expected.get(name))
         ]
         if mismatches:
             raise checks.UserError(
@@ -154,11 +155,9 @@ class Checkpoint:
         if not _are_counts(stored["counts"], start.counts):
             raise self._damaged("its counts are none of a fine-tune")
         leaves, structure = jax.tree.flatten(start.arrays)
-        with self._tensors() as tensors:  # one at a time: there is no room for all of them twice
-            values = [
-                _where(leaf, tensors.get_tensor(name).view(expected[name].dtype))
-                for name, leaf in zip(expected, leaves, strict=True)
-            ]
+        values = [  # one at a time: there is no room for all of them twice
+            _where(leaf, tensors[name].whole()) for name, leaf in zip(expected, leaves, strict=True)
+        ]
         self.earlier_seconds = stored["seconds"]
         return cast(ResumableT, start.at(jax.tree.unflatten(structure, values), stored["counts"]))
 
@@ -175,23 +174,20 @@ class Checkpoint:
         """Removes the file, once the result is stored elsewhere."""
         self.path.unlink(missing_ok=True)
 
-    def _tensors(self) -> Any:
-        """The file, from which tensors are read by name."""
+    def _read(self) -> tuple[dict, Tensors, dict[str, tuple | None]]:
+        """What is stored beside the tensors, the tensors, still in the file, and their kinds."""
         import safetensors
 
-        return safetensors.safe_open(self.path, framework="numpy")
-
-    def _read(self) -> tuple[dict, dict[str, tuple]]:
-        """What is stored beside the tensors, and their shapes and types."""
-        from safetensors import SafetensorError
-
         try:
-            with self._tensors() as tensors:
-                metadata, names = tensors.metadata(), list(tensors.keys())
-                kinds = {name: _shape_and_dtype(tensors.get_tensor(name)) for name in names}
-                each = ((name, tensors.get_tensor(name)) for name in names)
-                undamaged = _digest(metadata["position"], each) == metadata["sha256"]
-        except (SafetensorError, ValueError, KeyError, OSError, *_NOT_OURS) as error:
+            tensors = open_tensors(self.path)
+            with safetensors.safe_open(self.path, framework="numpy") as file:
+                metadata = file.metadata()
+            kinds, digests = {}, {}
+            for name, tensor in tensors.items():
+                values = tensor.whole()
+                kinds[name], digests[name] = _shape_and_dtype(values), fingerprint(values)
+            undamaged = fingerprint([metadata["position"], digests]) == metadata["sha256"]
+        except (checks.UserError, ValueError, KeyError, *_NOT_OURS) as error:
             raise self._damaged(f"{type(error).__name__}: {error}") from error
         if not undamaged:
             raise self._damaged("its digest is another")
@@ -199,7 +195,7 @@ class Checkpoint:
         parts = stored if isinstance(stored, dict) else {}
         if {name: type(part) for name, part in parts.items()} != _STORED:
             raise self._damaged("it holds no position")
-        return stored, kinds
+        return stored, tensors, kinds
 
     def _damaged(self, why: str) -> checks.UserError:
         return checks.UserError(
@@ -226,15 +222,5 @@ def _are_counts(stored: Any, expected: Mapping[str, Any]) -> bool:
     )
 
 
-def _shape_and_dtype(array: np.ndarray) -> tuple:
-    return array.shape, array.dtype
-
-
-def _digest(text: str, tensors: Iterable[tuple[str, np.ndarray]]) -> str:
-    each = sorted(f"{name} {fingerprint(x)}" for name, x in tensors)
-    return fingerprint([text, *each])
-
-
-def _as_stored(array: np.ndarray) -> np.ndarray:
-    """The array, or the bits of numbers that safetensors does not give back to NumPy."""
-    return array.view(np.uint16) if array.dtype == jnp.bfloat16 else array
+def _shape_and_dtype(array: np.ndarray | None) -> tuple | None:
+    return None if array is None else (array.shape, array.dtype)

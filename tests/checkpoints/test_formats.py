@@ -6,8 +6,10 @@ import shutil
 import sys
 
 import jax
+import ml_dtypes
 import numpy as np
 import pytest
+import safetensors
 from flax import serialization, traverse_util
 from safetensors.numpy import load_file, save_file
 
@@ -15,6 +17,7 @@ from lensllm_jax import checks
 from lensllm_jax.checkpoints import stored_tensor, weights
 from lensllm_jax.checkpoints.candidate import load_folder
 from lensllm_jax.checkpoints.folder import INDEX, SINGLE
+from lensllm_jax.checkpoints.formats import open_tensors, write_safetensors
 from lensllm_jax.checkpoints.zoo import FOLDER
 from tests.models.encoder_decoders import ENCODER_DECODERS
 from tests.models.tiny import write_tiny_checkpoint
@@ -153,3 +156,30 @@ def test_an_index_that_names_the_wrong_shard_is_refused(folder):
     (folder / INDEX).write_text("[]")
     with pytest.raises(checks.UserError, match="weight_map"):
         load_folder(folder)
+
+
+def test_what_is_written_is_what_the_library_and_we_read(tmp_path):
+    rng = np.random.default_rng(0)
+    tensors = {
+        "turned": rng.standard_normal((3, 5)).T,  # not contiguous
+        "float": rng.standard_normal((2, 3)).astype(np.float32),
+        "half": rng.standard_normal(7).astype(np.float16),
+        "brain": rng.standard_normal(3).astype(ml_dtypes.bfloat16),
+        "count": np.array(7, np.int32),
+        "bits": rng.integers(0, 2**32, (2, 2), np.uint32),
+        "flags": np.array([True, False, True]),
+        "none": np.zeros((0, 4), np.float32),
+    }
+    path = tmp_path / "a.safetensors"
+    write_safetensors(path, tensors, {"seed": "0"})
+    assert list(tmp_path.iterdir()) == [path]
+    ours = {name: tensor.whole() for name, tensor in open_tensors(path).items()}
+    with safetensors.safe_open(path, framework="numpy") as file:
+        assert file.metadata() == {"seed": "0"}
+        by_library = {name: file.get_tensor(name) for name in tensors if name != "brain"}
+    for name, values in tensors.items():
+        for read in (ours, by_library):
+            if name in read:
+                np.testing.assert_array_equal(read[name], values)
+                assert (read[name].dtype, read[name].shape) == (values.dtype, values.shape)
+    assert ours.keys() == tensors.keys()
