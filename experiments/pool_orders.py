@@ -25,7 +25,6 @@ A handful of candidates is an example and no statistic: nothing is tested here. 
 """
 
 import itertools
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -173,7 +172,7 @@ def race_rows(kind: str, table: LossTable) -> Iterator[dict[str, Any]]:
             "tuning": kind,
             "candidate": name,
             "ran_to": race.largest[name],
-            "cost": math.fsum(race.cost_of(name, size) for size in race.losses[name]),
+            "cost": race.spent_on(name),
             "probability_best": chances[name],
             "dropped": name in race.dropped,
             "stop": race.stop.text if name == race.leader else "",

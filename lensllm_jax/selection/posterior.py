@@ -45,11 +45,9 @@ _Index = int | np.ndarray
 
 
 class Odds(NamedTuple):
-    """What draws say of picking each candidate; 0 and NaN where nothing is predicted."""
+    """What draws say of picking each candidate; NaN where nothing is predicted."""
 
-    probability_best: Float[
-        np.ndarray, " num_candidates"
-    ]  # sums to one over those that have a prediction
+    probability_best: Float[np.ndarray, " num_candidates"]  # the known ones sum to one
     expected_regret: Float[np.ndarray, " num_candidates"]  # of its log loss
 
 

@@ -233,9 +233,15 @@ class Race:
     @cached_property
     def cost(self) -> float:
         """Spent so far, as a share of fine-tuning every candidate on the target size."""
-        sizes = [self.cost_of(name, size) for name, row in self.losses.items() for size in row]
-        searches = [self.cost_of(name, count) for name, count in self.searched.items()]
-        return math.fsum(sizes + searches)
+        return math.fsum(cost for name in self.names for cost in self._spendings(name))
+
+    def spent_on(self, name: str) -> float:
+        """The part of ``cost`` that went to a candidate, the search of its rate included."""
+        return math.fsum(self._spendings(name))
+
+    def _spendings(self, name: str) -> Iterator[float]:
+        for num_examples in (*self.losses[name], self.searched.get(name, 0)):
+            yield self.cost_of(name, num_examples)
 
     @cached_property
     def largest(self) -> dict[str, int]:

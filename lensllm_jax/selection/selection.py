@@ -96,9 +96,8 @@ class Selection:
     def answer(self) -> Answer:
         """What to fine-tune, how sure that is, what it cost."""
         pick, chances = self.verdict.selected, self.decision.probability_best
-        others = sorted(
-            (n for n in chances if n != pick and chances[n] >= 0.0), key=lambda n: -chances[n]
-        )
+        known = (name for name in chances if name != pick and not math.isnan(chances[name]))
+        others = sorted(known, key=lambda name: -chances[name])
         has_law = self.ranking.has_scores and (self.race is None or bool(self.spectra))
         return Answer(
             candidate=pick,

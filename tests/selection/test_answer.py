@@ -40,10 +40,14 @@ def test_numbers_have_no_exponent(regret, cost, shown):
     assert all(part in said for part in shown)
 
 
-def test_the_law_is_named_by_what_it_read_and_picks():
-    assert "LensLLM" not in str(SURE)
+def test_a_failure_of_the_pick_is_said():
+    assert "failed" not in str(SURE)
     failed = dataclasses.replace(SURE, failure="no memory")
     assert " A fine-tune of it failed: no memory. " in str(failed)
+
+
+def test_the_law_is_named_by_what_it_read_and_picks():
+    assert "LensLLM" not in str(SURE)
     other = dataclasses.replace(SURE, law_picks="a")
     assert str(other).endswith("LensLLM (Eq 10, no kernel) picks a.")
 

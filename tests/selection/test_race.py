@@ -139,9 +139,8 @@ def test_a_candidate_that_never_ran_does_not_lead_and_a_hopeless_one_is_not_advi
     assert np.isnan(race.posterior.center[2])
     assert "with P > 0.99" in race.stop.text
     assert "a" in race.dropped
-    ahead = end_of(
-        CLEAR, confidence=1.0, max_cost=2.0
-    )  # the best ran all sizes, the others dropped
+    # the best ran all sizes, the others were dropped
+    ahead = end_of(CLEAR, confidence=1.0, max_cost=2.0)
     assert ahead.suggestion is None
     # the control: of two that are close, one more fine-tune would tell
     assert end_of(CLOSE, max_cost=0.05).suggestion is not None
