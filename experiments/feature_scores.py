@@ -83,7 +83,7 @@ def main(_: Sequence[str]) -> None:
             f"{task.name}), got {most}"
         )
     settings = {
-        **pretrained_settings(names, task, config),
+        **pretrained_settings(pool, task, config),
         "curves": digests([CURVES.value]),
         "budgets": divisors,
         "num_words": NUM_WORDS.value,

@@ -64,7 +64,7 @@ def main(_: Sequence[str]) -> None:
     task = run.load_task(pool)
     checked_sizes(task)
     settings = {
-        **task_settings(run.names, task, run.measurement),
+        **task_settings(pool, task, run.measurement),
         "num_examples": NUM_EXAMPLES.value,
         "size": SIZE.value,
     }

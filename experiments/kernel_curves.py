@@ -65,7 +65,7 @@ def main(_: Sequence[str]) -> None:
     task = run.load_task(pool)
     sizes = curve_sizes(task)
     settings = {
-        **pretrained_settings(run.names, task, run.measurement),
+        **pretrained_settings(pool, task, run.measurement),
         "num_examples": NUM_EXAMPLES.value,
         "num_labels": NUM_LABELS.value,
     }

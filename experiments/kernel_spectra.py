@@ -69,7 +69,7 @@ def main(_: Sequence[str]) -> None:
     task = run.load_task(pool)
     readouts = sample_sizes(task)
     settings = {
-        **pretrained_settings(names, task, config),
+        **pretrained_settings(pool, task, config),
         "sample_sizes": {readout.value: sizes for readout, sizes in readouts.items()},
         "num_test_examples": NUM_TEST_EXAMPLES.value,
         "num_labels": NUM_LABELS.value,

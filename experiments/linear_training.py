@@ -58,7 +58,7 @@ def main(_: Sequence[str]) -> None:
     task = run.load_task(pool)
     shares = _checked_shares()
     settings = {
-        **pretrained_settings(run.names, task, run.measurement),
+        **pretrained_settings(pool, task, run.measurement),
         "num_examples": NUM_EXAMPLES.value,
         "num_steps": NUM_STEPS.value,
         "shares": shares,

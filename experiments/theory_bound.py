@@ -95,7 +95,7 @@ def main(_: Sequence[str]) -> None:
     for name in names:  # what one of them cannot do must not end the run of the others late
         check_blocks(name, load_candidate(name).params)
     settings = {
-        **task_settings(names, task, config),
+        **task_settings(pool, task, config),
         "sizes": sizes,
         "num_examples": NUM_EXAMPLES.value,
         "num_matvecs": NUM_MATVECS.value,

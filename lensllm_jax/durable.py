@@ -175,12 +175,17 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     Example:
         >>> differences({"seed": 0, "n": 2}, {"seed": 1, "n": 2})
         ['seed=0 there, 1 now']
+        >>> differences({"sha256": {"a": "f3", "b": "11"}}, {"sha256": {"a": "0c", "b": "11"}})
+        ["sha256 of a='f3' there, '0c' now"]
     """
-    return [
-        f"{name}={before.get(name)!r} there, {now.get(name)!r} now"
-        for name in sorted({*before, *now})
-        if before.get(name) != now.get(name)
-    ]
+    found = []
+    for name in sorted({*before, *now}):
+        one, other = before.get(name), now.get(name)
+        if isinstance(one, dict) and isinstance(other, dict):
+            found += [f"{name} of {difference}" for difference in differences(one, other)]
+        elif one != other:
+            found.append(f"{name}={one!r} there, {other!r} now")
+    return found
 
 
 def remove_partials(target: Path) -> None:

@@ -29,6 +29,7 @@ from lensllm_jax.models.family import Family, ModelConfig
 
 ADAPTER_CONFIG = "adapter_config.json"
 _WEIGHTS = "adapter_model.safetensors"
+ADAPTER_FILES = (ADAPTER_CONFIG, _WEIGHTS)
 _WRAPPER = "base_model.model."
 _LORA = re.compile(r"(?P<module>.+)\.lora_(?P<embedding>embedding_)?(?P<side>[AB])(\.weight)?")
 # settings that make the update, or the base under it, another

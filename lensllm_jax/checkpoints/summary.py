@@ -11,15 +11,18 @@ Example:
 """
 
 import dataclasses
+import functools
+import hashlib
 import math
 from pathlib import Path
 from typing import Any
 
-from lensllm_jax.checkpoints.adapters import is_adapter, read_adapter
+from lensllm_jax.checkpoints.adapters import ADAPTER_FILES, is_adapter, read_adapter
 from lensllm_jax.checkpoints.candidate import notes_of
-from lensllm_jax.checkpoints.config import read_config
+from lensllm_jax.checkpoints.config import CONFIG, read_config
+from lensllm_jax.checkpoints.files import is_there
 from lensllm_jax.checkpoints.tensors import TensorFiles
-from lensllm_jax.checkpoints.tokenizer import has_tokenizer, read_tokenizer
+from lensllm_jax.checkpoints.tokenizer import TOKENIZER_FILES, has_tokenizer, read_tokenizer
 from lensllm_jax.checkpoints.weights import embedding_tensor, parameter_shapes, with_stored_head
 from lensllm_jax.checkpoints.zoo import base_of, folder_of
 from lensllm_jax.models.family import CONSTANT, ModelConfig
@@ -35,6 +38,17 @@ class CandidateSummary:
     config: ModelConfig
     tokenizer: Any = dataclasses.field(repr=False)
     notes: tuple[str, ...] = ()  # what a user may want to know of it, a line each
+    files: tuple[Path, ...] = dataclasses.field(default=(), repr=False)  # what it is read from
+
+    @functools.cached_property
+    def sha256(self) -> str:
+        """Of the names and contents of its files, by which it is known from another of its name."""
+        whole = hashlib.sha256()
+        for path in self.files:
+            with path.open("rb") as file:
+                content = hashlib.file_digest(file, "sha256").hexdigest()
+            whole.update(f"{path.name} {content}\n".encode())
+        return whole.hexdigest()
 
 
 def describe_candidate(name: str | Path) -> CandidateSummary:
@@ -47,7 +61,7 @@ def describe_candidate(name: str | Path) -> CandidateSummary:
         UserError: if there is no such candidate, its config is not supported, or a weight file
             or the tokenizer is absent or damaged.
     """
-    folder = tokens = folder_of(name)
+    folder = tokens = given = folder_of(name)
     adapter = read_adapter(folder) if is_adapter(folder) else None
     if adapter is not None:
         folder = base_of(adapter)
@@ -64,4 +78,8 @@ def describe_candidate(name: str | Path) -> CandidateSummary:
     trained = (s for path, s in parameter_shapes(config).items() if path.split("/")[-1] != CONSTANT)
     num_params = sum(map(math.prod, trained))
     notes = notes_of(folder, described, adapter)
-    return CandidateSummary(str(name), family.name, num_params, config, tokenizer, notes)
+    weights = (files.folder / file_name for file_name in sorted(set(files.file_of.values())))
+    others = [folder / CONFIG, *(given / file_name for file_name in ADAPTER_FILES)]
+    others += [tokens / file_name for file_name in TOKENIZER_FILES]
+    read = (*weights, *filter(is_there, others))
+    return CandidateSummary(str(name), family.name, num_params, config, tokenizer, notes, read)

@@ -35,6 +35,7 @@ from flax import traverse_util
 from jaxtyping import Float
 
 from lensllm_jax import checks
+from lensllm_jax.finetune import lora
 from lensllm_jax.finetune.evaluation import Evaluation, EvaluationBatches
 from lensllm_jax.finetune.moments import with_bfloat16_state
 from lensllm_jax.finetune.num_logits import target_counts
@@ -48,7 +49,7 @@ from lensllm_jax.finetune.objective import (
 from lensllm_jax.finetune.sharding import Shards
 from lensllm_jax.typing import ApplyFn, Array, Batch, Params
 
-_DECAYED = ("kernel", "embedding")  # matrices; biases and norms are never decayed
+_DECAYED = ("kernel", "embedding", lora.A, lora.B)  # matrices; biases and norms never are
 MOMENTS_DTYPES = ("float32", "bfloat16")
 _POLL_SECONDS = 1e-3
 ALL_STEPS = "all"  # the decay ends at the last step that a fine-tune may make
@@ -61,7 +62,7 @@ class OptimizerConfig:
     Attributes:
         learning_rate: after warm-up.
         weight_decay: of matrices, decoupled.
-        warmup_steps: steps of linear rise.
+        warmup_steps: steps of linear rise from 0; without any the first has the whole rate.
         decay_steps: where the cosine decay ends, in steps; "all": at the last step that a
             fine-tune may make; None keeps the rate constant, as early stopping without a known
             end needs.
@@ -106,7 +107,9 @@ class OptimizerConfig:
             one = dataclasses.replace(self, learning_rate=1.0)
             fraction = one.schedule(last_step=last_step)
             return lambda step: learning_rate * fraction(step)
-        rise = optax.linear_schedule(0.0, self.learning_rate, max(self.warmup_steps, 1))
+        # optax takes no rise over 0 steps
+        first = 0.0 if self.warmup_steps else self.learning_rate
+        rise = optax.linear_schedule(first, self.learning_rate, max(self.warmup_steps, 1))
         if self.decay_steps is None:
             return rise
         if isinstance(self.decay_steps, int):

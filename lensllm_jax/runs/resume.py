@@ -14,7 +14,7 @@ Example:
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -50,10 +50,13 @@ def cell_path(name: str, size: int, *, among_seeds: int | None = None) -> str:
     return f"cells/{file_name_of(name)}/{seed}{size}.json"
 
 
-def task_settings(names: Iterable[str], task: Task, config: MeasurementConfig) -> dict[str, Any]:
+def task_settings(
+    pool: Mapping[str, CandidateSummary], task: Task, config: MeasurementConfig
+) -> dict[str, Any]:
     """What decides the measurements of a pool on a task, as JSON values."""
     return {
-        "candidates": list(names),
+        "candidates": list(pool),
+        "candidates_sha256": {name: summary.sha256 for name, summary in pool.items()},
         "task": task.name,
         "task_sha256": task.fingerprint,
         **dataclasses.asdict(config),
@@ -61,11 +64,13 @@ def task_settings(names: Iterable[str], task: Task, config: MeasurementConfig) -
 
 
 def pretrained_settings(
-    names: Iterable[str], task: Task, config: MeasurementConfig
+    pool: Mapping[str, CandidateSummary], task: Task, config: MeasurementConfig
 ) -> dict[str, Any]:
     """Those of ``task_settings`` that decide what is measured at pretrained weights."""
-    settings = task_settings(names, task, config)
-    fields = ("candidates", "task", "task_sha256", "chat_template", "seed")
+    settings = task_settings(pool, task, config)
+    fields = (
+        "candidates", "candidates_sha256", "task", "task_sha256", "chat_template", "seed",
+    )  # fmt: skip
     return {name: settings[name] for name in fields}
 
 

@@ -60,6 +60,8 @@ def test_a_bundled_base_is_described_without_its_weights(tmp_path):
     assert described.num_params == lens.load_candidate("zoo/gpt2-xs").num_params
     assert described.tokenizer("a")["input_ids"]
     assert described.notes == ("adapter merged into zoo/gpt2-xs",)
+    read = {path.name for path in described.files}
+    assert read >= {"adapter_config.json", "adapter_model.safetensors", "model.safetensors"}
 
 
 def test_whole_tensors_replace_those_of_the_base(tmp_path):

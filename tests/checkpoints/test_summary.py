@@ -69,3 +69,47 @@ def test_a_missing_file_is_refused_by_name(copy, missing, message):
     (copy / missing).unlink()
     with pytest.raises(UserError, match=message):
         describe_candidate(str(copy))
+
+
+def test_a_digest_is_of_contents_and_not_of_places_or_names(copy):
+    bundled = describe_candidate("zoo/gpt2-xs")
+    assert describe_candidate(str(copy)).sha256 == bundled.sha256
+    assert bundled.sha256 != describe_candidate("zoo/gpt2-s").sha256
+    assert copy / "README.md" not in describe_candidate(copy).files
+    (copy / "README.md").write_text("what is not read")
+    assert describe_candidate(copy).sha256 == bundled.sha256
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        pytest.param(lambda folder: _flip_a_bit(folder / "model.safetensors"), id="one weight"),
+        pytest.param(
+            lambda folder: _replace(
+                folder / "tokenizer_config.json", 'eos_token": "<|endoftext|>', 'eos_token": "</s>'
+            ),
+            id="end token",
+        ),
+        pytest.param(lambda folder: _replace(folder / "config.json", "1e-05", "2e-05"), id="norm"),
+        pytest.param(
+            lambda folder: (folder / "chat_template.jinja").write_text("{{ messages }}"),
+            id="a file that is new",
+        ),
+    ],
+)
+def test_a_digest_tells_another_candidate_of_the_same_name(copy, change):
+    before = describe_candidate(copy).sha256
+    change(copy)
+    assert describe_candidate(copy).sha256 != before
+
+
+def _flip_a_bit(path):
+    content = bytearray(path.read_bytes())
+    content[-2] ^= 1
+    path.write_bytes(content)
+
+
+def _replace(path, old, new):
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new, 1))

@@ -16,6 +16,7 @@ import lensllm_jax as lens
 from experiments import finetune_grid as grid
 from lensllm_jax import checks, durable
 from lensllm_jax.checkpoints.summary import describe_candidate
+from lensllm_jax.checkpoints.zoo import folder_of
 from lensllm_jax.finetune.compute import ComputeConfig
 from lensllm_jax.measurement import jobs
 from lensllm_jax.measurement.jobs import Measurer
@@ -230,7 +231,7 @@ def test_flags_reach_the_loop(task, tmp_path):
     optimizer = measurement.loop.config
     assert (optimizer.warmup_steps, optimizer.decay_steps, optimizer.clip_norm) == (3, "all", 0.5)
     assert config.fine_tuning().buckets == (8, 16)
-    recorded = task_settings(("a",), lens.load_task(task), config)
+    recorded = task_settings({}, lens.load_task(task), config)
     assert recorded["clip_norm"] == 0.5
     assert recorded["compute"]["dtype"] == "bfloat16"
 
@@ -336,3 +337,13 @@ def test_a_copy_of_a_hub_task_is_read_where_a_flag_says(tmp_path, monkeypatch):
         )
         task = grid.FLAGS.run().load_task({"zoo/gpt2-xs": describe_candidate("zoo/gpt2-xs")})
     assert all(example.prompt.endswith("\nSummary:") for example in task.train)
+
+
+def test_a_candidate_that_was_replaced_gets_no_cell_of_the_one_before(task, tmp_path):
+    folder = shutil.copytree(folder_of("zoo/gpt2-xs"), tmp_path / "mine")
+    assert run(task, tmp_path / "out", candidates=str(folder), sizes="0") == 0
+    before = rows(tmp_path / "out" / "losses.csv")
+    shutil.copytree(folder_of("zoo/opt-xs"), folder, dirs_exist_ok=True)
+    with pytest.raises(checks.UserError, match=f"candidates_sha256 of {folder}=.* another folder"):
+        run(task, tmp_path / "out", candidates=str(folder), sizes="0")
+    assert rows(tmp_path / "out" / "losses.csv") == before

@@ -87,6 +87,14 @@ def test_the_rate_rises_linearly_and_falls_along_a_cosine():
     assert float(constant(1000)) == 0.5
 
 
+@pytest.mark.parametrize("decay_steps", [None, 8, "all"])
+def test_without_a_warm_up_the_first_step_has_the_whole_rate(decay_steps):
+    settings = {"learning_rate": 0.5, "decay_steps": decay_steps}
+    first = OptimizerConfig(**settings, warmup_steps=0).schedule(last_step=8)(0)
+    assert float(first) == 0.5
+    assert float(OptimizerConfig(**settings, warmup_steps=1).schedule(last_step=8)(0)) == 0.0
+
+
 def test_a_decay_over_all_steps_ends_at_the_last_one():
     config = OptimizerConfig(learning_rate=0.5, warmup_steps=4, decay_steps="all")
     fixed = OptimizerConfig(learning_rate=0.5, warmup_steps=4, decay_steps=12).schedule()
@@ -141,8 +149,7 @@ def test_first_step_is_that_of_adamw_written_out():
     config = OptimizerConfig(learning_rate=rate, weight_decay=decay, warmup_steps=0, clip_norm=1e9)
     batch = tiny.examples(4)
     single = Loop(tiny.apply_fn, config, shift=True)
-    # linear warm-up over at least one step: the second step is the first with the full rate
-    batches = {k: np.stack([v, v]) for k, v in batch.items()}
+    batches = {k: v[None] for k, v in batch.items()}
     state, _ = single.train(single.start(tiny.params()), batches)
 
     def mean_loss(params):

@@ -54,6 +54,17 @@ def tuned(candidate, splits):
     return loop, start, fine_tune(loop, start.params, splits, config=CONFIG)
 
 
+def test_factors_decay_as_matrices_do(candidate):
+    start = start_of(candidate, LORA, seed=0)
+    transform = dataclasses.replace(OPTIMIZER, weight_decay=0.5, warmup_steps=0).optimizer()
+    still = jax.tree.map(jnp.zeros_like, start.params)
+    moved, _ = transform.update(still, transform.init(start.params), start.params)
+    expected = jax.tree.map(lambda leaf: -OPTIMIZER.learning_rate * 0.5 * leaf, start.params)
+    for got, wanted in zip(*map(jax.tree.leaves, (moved, expected)), strict=True):
+        np.testing.assert_allclose(got, wanted, rtol=1e-6)  # float32
+    assert max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(moved)) > 1e-5  # control
+
+
 def test_it_starts_at_the_pretrained_loss_and_trains_the_factors_alone(candidate, splits, tuned):
     loop, start, found = tuned
     records = EvaluationBatches.of(splits.test)
