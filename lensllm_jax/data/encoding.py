@@ -5,8 +5,8 @@ Three rules hold for every candidate:
 * ``labels`` stand under the ``input_ids`` (decoder-only) or under the logits of
   ``decoder_input_ids`` (encoder-decoder), with ``IGNORE`` = -100 where nothing is scored:
   prompt, beginning-of-sequence, padding.  For a decoder-only model the loss shifts them by one.
-* Every label of a record but the last spells its target; the last is the end token
-  (:mod:`lensllm_jax.data.tokens`).
+* The labels of a record spell its target; behind it stands the end token, with a space before it
+  where a chat template puts one (:mod:`lensllm_jax.data.tokens`).
 * Nothing is cut here: a task is cut as text (:mod:`lensllm_jax.data.cuts`).
 
 Example:
@@ -45,7 +45,7 @@ class EncodedExamples:
     input_ids: Int32[np.ndarray, "n s"]  # what the model, or its encoder, reads
     attention_mask: Int32[np.ndarray, "n s"]  # 1 on tokens, 0 on padding
     labels: Int32[np.ndarray, "n u"]  # targets, IGNORE elsewhere; u = s if decoder-only
-    is_end: Bool[np.ndarray, "n u"]  # the label is the end token, which is no text of the target
+    is_end: Bool[np.ndarray, "n u"]  # the label is of the end, which is no text of the target
     num_target_tokens: Int32[np.ndarray, " n"]  # scored tokens of each example, at least 1
     num_target_bytes: Int32[
         np.ndarray, " n"
@@ -249,7 +249,8 @@ def _encoded(
         input_ids=source.ids,
         attention_mask=source.mask,
         labels=np.where(scored, target.ids, np.int32(IGNORE)),
-        is_end=places == np.array([len(row.ids) - 1 for row in rows])[:, None],
+        is_end=(target.mask != 0)
+        & (places >= np.array([len(row.ids) - row.num_end for row in rows])[:, None]),
         num_target_tokens=scored.sum(axis=1, dtype=np.int32),
         num_target_bytes=np.asarray(num_target_bytes, np.int32),
         decoder_input_ids=decoder_input_ids,

@@ -9,6 +9,7 @@ Example:
 """
 
 import dataclasses
+import re
 from types import MappingProxyType
 from typing import Any
 
@@ -21,6 +22,9 @@ _SHARE = 1 / 3  # of the words
 def split_prefix(example: Example, *, share: float = _SHARE) -> Example:
     """``example`` with the first words of its target as its prompt.
 
+    No character is lost: a single space between the two is the one that joins them
+    (:func:`lensllm_jax.data.tokens.joined`), other white space begins the target.
+
     Args:
         example: a record without a prompt, with at least two words.
         share: of the words, rounded, but at least one word stays on either side.
@@ -28,14 +32,16 @@ def split_prefix(example: Example, *, share: float = _SHARE) -> Example:
     Raises:
         UserError: if the record has a prompt, or its target is a single word.
     """
-    words = example.target.split()
+    words = [*re.finditer(r"\S+", example.target)]
     if example.prompt or len(words) < 2:
         raise UserError(
             f"`example` must have no prompt and a target of two words or more to be divided, "
             f"got {example!r}"
         )
     cut = min(max(round(share * len(words)), 1), len(words) - 1)
-    return Example(" ".join(words[:cut]), " ".join(words[cut:]))
+    end, start = words[cut - 1].end(), words[cut].start()
+    joins = example.target[end:start] == " "
+    return Example(example.target[:end], example.target[start if joins else end :])
 
 
 def with_prompts(task: Task) -> Task:
@@ -52,6 +58,7 @@ def with_prompts(task: Task) -> Task:
         return task
     removed = dict(task.removed)
     divided: dict[str, Any] = {}
+    num_divided = task.num_divided
     for name, examples in splits.items():
         kept = [e for e in examples if e.prompt or len(e.target.split()) > 1]
         if not kept:
@@ -63,9 +70,11 @@ def with_prompts(task: Task) -> Task:
         if left_out := len(examples) - len(kept):
             removed[f"{name}_one_word"] = left_out
         divided[name] = tuple(e if e.prompt else split_prefix(e) for e in kept)
+        num_divided += sum(not e.prompt for e in kept)
     return dataclasses.replace(
         task,
         **divided,
+        num_divided=num_divided,
         removed=MappingProxyType(removed),
         fingerprint=fingerprint(*divided.values()),
     )

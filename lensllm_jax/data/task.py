@@ -75,6 +75,7 @@ class Task:
     fingerprint: str  # sha256 (hex) over the three splits in order
     max_bytes: int | None = None  # that records were cut to, None where they are whole
     cut: Mapping[str, int] = field(default_factory=dict)  # split and part -> records that lost some
+    num_divided: int = 0  # records whose first words became their prompt
 
     @property
     def examples(self) -> tuple[Example, ...]:
@@ -124,14 +125,15 @@ class Task:
         )
 
     def notes(self) -> list[str]:
-        """How many records were left out, and why; how many were cut, and to how many bytes.
+        """How many records were left out, and why; how many were cut or divided.
 
         Example:
             >>> left_out, cut = {"empty": 2, "train_repeats_test": 1}, {"test_prompts": 8}
-            >>> for line in Task("sums", "", (), (), (), left_out, "", 160, cut).notes():
+            >>> for line in Task("sums", "", (), (), (), left_out, "", 160, cut, 20).notes():
             ...     print(line)
             3 records left out (2 empty, 1 train repeats test)
             texts cut to 160 bytes (--max_bytes): the beginning of 8 test prompts
+            20 texts without a prompt divided for all: their first words are what encoders read
         """
         lines, ends = [], {"prompts": "beginning", "targets": "end"}
         if self.removed:
@@ -142,6 +144,11 @@ class Task:
             parts = [(count, *place.rpartition("_")[::2]) for place, count in self.cut.items()]
             lost = [f"the {ends[part]} of {count:,} {split} {part}" for count, split, part in parts]
             lines.append(f"texts cut to {self.max_bytes:,} bytes (--max_bytes): {', '.join(lost)}")
+        if self.num_divided:
+            lines.append(
+                f"{self.num_divided:,} texts without a prompt divided for all: their first words "
+                "are what encoders read"
+            )
         return lines
 
     def __repr__(self) -> str:

@@ -32,10 +32,11 @@ Tokenizer: TypeAlias = Any  # a transformers PreTrainedTokenizerFast
 
 
 class Tokens(NamedTuple):
-    """Token ids, scored from ``start`` on; the last one is an end and no text."""
+    """Token ids, scored from ``start`` on; the last ``num_end`` are an end and no text."""
 
     ids: list[int]
     start: int
+    num_end: int = 1  # more where a template sets the end token apart from the text
 
 
 def causal_tokens(
@@ -57,13 +58,16 @@ def causal_tokens(
     turns = conversation(tokenizer) if chat else None
     found = [turns.of(e) if turns and e.prompt else joined(e) for e in examples]
     texts, borders = zip(*found, strict=True)
+    ends = [start + len(e.target) for start, e in zip(borders, examples, strict=True)]
     rows = []
-    for i, (ids, start) in enumerate(_divided(texts, borders, tokenizer)):
-        if start == len(ids):
+    for i, (ids, start, end) in enumerate(_divided(texts, borders, tokenizer, ends)):
+        if start == end:
             raise _no_target(i, examples[i])
         if not (turns and examples[i].prompt):
             ids, start = [*special.head, *ids, tokenizer.eos_token_id], len(special.head) + start
-        rows.append(Tokens(ids, start) if start else Tokens([special.context, *ids], 1))
+            rows.append(Tokens(ids, start) if start else Tokens([special.context, *ids], 1))
+        else:
+            rows.append(Tokens(ids, start, num_end=len(ids) - end))
     return rows
 
 
@@ -73,7 +77,7 @@ def encoder_tokens(examples: Sequence[Example], tokenizer: Tokenizer) -> list[li
     texts = [example.prompt for example in examples]
     return [
         [*special.head, *ids, *special.tail] or [tokenizer.eos_token_id]
-        for ids, _ in _divided(texts, [0] * len(texts), tokenizer)
+        for ids, *_ in _divided(texts, [0] * len(texts), tokenizer)
     ]
 
 
@@ -88,7 +92,7 @@ def decoder_tokens(examples: Sequence[Example], tokenizer: Tokenizer) -> list[To
     special = _special_tokens(examples, tokenizer)
     texts = [example.target for example in examples]
     rows = []
-    for i, (ids, _) in enumerate(_divided(texts, [0] * len(texts), tokenizer)):
+    for i, (ids, *_) in enumerate(_divided(texts, [0] * len(texts), tokenizer)):
         if not ids:
             raise _no_target(i, examples[i])
         rows.append(Tokens([*special.head, *ids, tokenizer.eos_token_id], len(special.head)))
@@ -150,19 +154,40 @@ def _special_tokens(examples: Sequence[Example], tokenizer: Tokenizer) -> _Speci
 
 
 def _divided(
-    texts: Sequence[str], borders: Sequence[int], tokenizer: Tokenizer
-) -> Iterator[tuple[list[int], int]]:
-    """Token ids of each text, and the place of the first that covers what follows its border."""
+    texts: Sequence[str],
+    borders: Sequence[int],
+    tokenizer: Tokenizer,
+    ends: Sequence[int] | None = None,
+) -> Iterator[tuple[list[int], int, int]]:
+    """Token ids of each text, and those that cover what lies between its border and its end.
+
+    Args:
+        texts: whole.
+        borders: characters before what is scored.
+        tokenizer: a fast one.
+        ends: characters up to its end (default: all).
+
+    Yields:
+        Ids, the place of the first such token, and the place behind the last.
+    """
     with _every_character(tokenizer):
         found = tokenizer(
             list(texts), add_special_tokens=False, return_attention_mask=False,
             return_token_type_ids=False, verbose=False,
         )  # fmt: skip
-    for text, border, encoding in zip(texts, borders, found.encodings, strict=True):
+    ends = [len(text) for text in texts] if ends is None else ends
+    for text, border, end, encoding in zip(texts, borders, ends, found.encodings, strict=True):
+        count = len(encoding.ids)
         # some tokenizers drop white space, which no token then covers
-        places = (encoding.char_to_token(i) for i in range(border, len(text))) if border else [0]
-        start = next((place for place in places if place is not None), len(encoding.ids))
-        yield encoding.ids, start
+        start = _first_place(encoding, range(border, end), count) if border else 0
+        after = _first_place(encoding, range(end - 1, border - 1, -1), start - 1) + 1
+        yield encoding.ids, start, after if end < len(text) else count
+
+
+def _first_place(encoding: Any, characters: range, otherwise: int) -> int:
+    """Place of the token that covers the first of some characters that one covers."""
+    places = (encoding.char_to_token(i) for i in characters)
+    return next((place for place in places if place is not None), otherwise)
 
 
 @contextlib.contextmanager

@@ -179,7 +179,7 @@ def whole_params(candidate: Candidate, compute: ComputeConfig, params: Params) -
 
 
 class ParameterCounts(NamedTuple):
-    """How many parameters a step reads."""
+    """How many parameters each token of a step meets (Brown et al. 2020, appendix D)."""
 
     trained: float
     frozen: float
@@ -189,10 +189,16 @@ def parameter_counts(
     config: ModelConfig, num_params: int, compute: ComputeConfig
 ) -> ParameterCounts:
     """Of a candidate of ``num_params`` parameters, fine-tuned so."""
+    met = share_met(config)
     if compute.tune == FULL:
-        return ParameterCounts(float(num_params), 0.0)
+        return ParameterCounts(met * num_params, 0.0)
     factors = lora.num_factors(parameter_shapes(config), compute.lora_rank)
-    return ParameterCounts(float(factors), float(num_params))
+    return ParameterCounts(met * factors, met * num_params)
+
+
+def share_met(config: ModelConfig) -> float:
+    """Of the parameters, those that a token meets: a side of an encoder-decoder is half of it."""
+    return 0.5 if config.is_encoder_decoder else 1.0
 
 
 def loading(compute: ComputeConfig) -> contextlib.AbstractContextManager:

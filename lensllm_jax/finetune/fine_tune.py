@@ -44,6 +44,7 @@ from lensllm_jax.finetune.evaluation import (
 )
 from lensllm_jax.finetune.loop import Loop
 from lensllm_jax.finetune.num_logits import num_logits_by_shape
+from lensllm_jax.finetune.objective import num_tokens
 from lensllm_jax.finetune.order import Call, calls_of, order_digest
 from lensllm_jax.finetune.resume import Checkpoint, Position
 from lensllm_jax.fingerprint import fingerprint
@@ -117,7 +118,7 @@ class FineTuneResult(NamedTuple):
     validation_loss: float  # nats per byte, at the best step
     best_step: int  # optimiser steps to the lowest validation loss
     num_steps: int  # optimiser steps made
-    num_tokens: int  # tokens trained on, prompts included, padding not
+    num_tokens: int  # trained on, see ``objective.num_tokens``
     stopped_early: bool  # whether patience ended it (else the last epoch did)
     data_order_sha256: str  # of the examples in the order in which they were trained on
 
@@ -284,8 +285,8 @@ def _after_call(
     """The position after one call, and the loss before each of its steps."""
     batches = truncated({name: np.asarray(v)[call.rows] for name, v in train.items()}, call.length)
     state, losses = loop.train(position.state, batches, last_step)
-    num_tokens = position.num_tokens + int(np.asarray(batches["attention_mask"]).sum())
-    return position._replace(state=state, call=position.call + 1, num_tokens=num_tokens), losses
+    count = position.num_tokens + num_tokens(batches)
+    return position._replace(state=state, call=position.call + 1, num_tokens=count), losses
 
 
 def _after_evaluation(position: Position, loss: float, step: int) -> Position:

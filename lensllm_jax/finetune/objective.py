@@ -18,6 +18,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from lensllm_jax.language_modelling import target_logprobs
@@ -53,6 +54,17 @@ def nats_and_count(
 def num_targets(labels: Int[Array, "b s"], *, shift: bool) -> Int[Array, ""]:
     """Number of target tokens of a batch; ``shift`` as in ``nats_and_count``."""
     return jnp.sum((labels[:, 1:] if shift else labels) != IGNORE)
+
+
+def num_tokens(batch: Batch) -> int:
+    """Tokens that a model is trained on, prompts included, padding not.
+
+    An encoder-decoder reads some and predicts others; a token meets the weights of one side.
+    """
+    count = np.count_nonzero(batch["attention_mask"])
+    if "decoder_input_ids" in batch:
+        count += np.count_nonzero(np.asarray(batch["labels"]) != IGNORE)
+    return int(count)
 
 
 def batch_nats_and_count(

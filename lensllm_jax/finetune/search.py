@@ -43,7 +43,7 @@ from lensllm_jax.finetune.fine_tune import (
     with_few_logits,
 )
 from lensllm_jax.finetune.loop import Loop, TrainState
-from lensllm_jax.finetune.objective import RecordNats
+from lensllm_jax.finetune.objective import RecordNats, num_tokens
 from lensllm_jax.finetune.resume import Checkpoint
 from lensllm_jax.typing import Array, Batch, Params
 
@@ -65,7 +65,7 @@ class SearchResult(NamedTuple):
     batch_sizes: tuple[int, ...]  # examples
     losses: Float[np.ndarray, "b r"]  # nats per byte; infinite where it diverged
     best_steps: Int[np.ndarray, "b r"]  # optimiser steps to them
-    num_tokens: int  # trained on by all settings vmapped, prompts included, padding not
+    num_tokens: int  # trained on by all settings vmapped, see ``objective.num_tokens``
 
     @property
     def learning_rate(self) -> float:
@@ -227,7 +227,7 @@ def _positions(
         position = position._replace(
             state=vmapped.train(position.state, truncated(rows, call.length), last_step),
             call=position.call + 1,
-            num_tokens=position.num_tokens + len(vmapped.rates) * int(rows["attention_mask"].sum()),
+            num_tokens=position.num_tokens + len(vmapped.rates) * num_tokens(rows),
         )
         if position.call % calls_per_evaluation == 0 or position.call == num_calls:
             position = position.evaluated(

@@ -61,8 +61,8 @@ def shared_task(
 ) -> Task:
     """``task`` as all of the pool read it, checked before any work.
 
-    With prompts if one is an encoder-decoder, and cut to ``max_bytes`` as text: every candidate
-    reads all that is left, in as many tokens as it needs.
+    Cut to ``max_bytes`` as text, and then divided into prompts and targets if one is an
+    encoder-decoder: every candidate reads all that is left, in as many tokens as it needs.
 
     Args:
         task: whole records.
@@ -78,13 +78,13 @@ def shared_task(
     for name, summary in pool.items():
         texts = (text for example in task.examples for text in (example.prompt, example.target))
         check_texts(name, texts, summary.tokenizer, vocab_size=summary.config.vocab_size)
-    if any(summary.config.is_encoder_decoder for summary in pool.values()):
-        task = with_prompts(task)
     if max_bytes is None:
         positions = [one.config.max_positions for one in pool.values()]
         fewest = min((n for n in positions if n is not None), default=None)
         max_bytes = default_max_bytes(task, fewest_positions=fewest)
     task = cut_task(task, max_bytes=max_bytes)
+    if any(summary.config.is_encoder_decoder for summary in pool.values()):
+        task = with_prompts(task)
     for summary in pool.values():
         row_lengths(task, summary, chat_template=chat_template)
     return task

@@ -14,7 +14,7 @@ from lensllm_jax import checks
 from lensllm_jax.checkpoints.summary import CandidateSummary
 from lensllm_jax.data.subsets import nested_sizes
 from lensllm_jax.data.task import Task
-from lensllm_jax.finetune.compute import ParameterCounts, parameter_counts
+from lensllm_jax.finetune.compute import ParameterCounts, parameter_counts, share_met
 from lensllm_jax.measurement.jobs import Job, Measurer
 from lensllm_jax.measurement.measurement import MeasurementConfig
 from lensllm_jax.measurement.pool import check_kernel_examples, describe_pool, loss_table
@@ -398,7 +398,9 @@ def _kernel_costs(
     }
     return {
         name: kernel_flops(
-            float(one.num_params), num_examples=n, num_tokens=float(n * lengths[name].total)
+            float(one.num_params),
+            num_examples=n,
+            num_tokens=n * lengths[name].total * share_met(one.config),
         )
         for name, one in summaries.items()
     }

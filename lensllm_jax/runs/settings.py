@@ -132,6 +132,7 @@ class RunSettings:
             "left_out": dict(task.removed),  # by reason: empty, repeated between splits, ...
             "max_bytes": task.max_bytes,  # of a record's prompt and target
             "cut": dict(task.cut),  # records that lost a part of one
+            "divided": task.num_divided,  # records whose first words became their prompt
             "altered_targets": altered,  # of the first test records, for the candidates with any
             "checkpoints": checkpoints,
         }

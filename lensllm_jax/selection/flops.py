@@ -4,9 +4,10 @@ Training N parameters on D examples costs :math:`6 N \cdot` tokens :math:`\cdot`
 :math:`\cdot` search rounds (Kaplan et al. 2020, arXiv 2001.08361: two operations per parameter and
 token forward, four backward; products within attention are left out).  Two of the four are the
 parameters' own gradients, which frozen ones have none of: LoRA's A factors beside N weights cost
-:math:`6 A + 4 N` per token.  A zero-shot evaluation is no training and is not counted, for any
-selector.  Kernels enter with their own FLOPs.  Where tokens were counted, the ledger takes the
-count; where only sizes are known, :class:`TrainingCost` estimates the tokens.
+:math:`6 A + 4 N` per token.  Where tokens of a fine-tune were counted, N is of the parameters that
+a token meets, half of an encoder-decoder's (Brown et al. 2020, arXiv 2005.14165, appendix D); where
+only sizes are known, :class:`TrainingCost` estimates the tokens.  A zero-shot evaluation is no
+training and is not counted, for any selector.  Kernels enter with their own FLOPs.
 
 Example:
     >>> cost = TrainingCost(tokens_per_example=100.0, epochs=2.0, search_rounds=3.0)

@@ -1,20 +1,28 @@
 """A text without a prompt is divided into a prompt and a target."""
 
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from lensllm_jax.checks import UserError
 from lensllm_jax.data.prefixes import split_prefix, with_prompts
 from lensllm_jax.data.task import Example, Task
+from lensllm_jax.data.tokens import joined
 
 
-@given(st.lists(st.sampled_from("abc"), min_size=2, max_size=9), st.floats(0, 1))
-def test_a_divided_record_keeps_every_word_on_one_side(words, share):
-    divided = split_prefix(Example("", " ".join(words)), share=share)
-    assert divided.prompt.split() + divided.target.split() == words
-    assert divided.prompt
-    assert divided.target
+@given(st.text("ab \n\t\u00a0", min_size=3), st.floats(0, 1))
+def test_a_divided_record_keeps_every_character(text, share):
+    words = text.split()
+    assume(len(words) > 1)
+    divided = split_prefix(Example("", text), share=share)
+    assert joined(divided) == (text, len(divided.prompt))
+    assert divided.prompt.split() + divided.target.split() == words  # no word is divided
+    assert divided.prompt.strip()
+    assert divided.target.strip()
+
+
+def test_lines_stay_lines():
+    assert split_prefix(Example("", "a\n\n  b c")) == Example("a", "\n\n  b c")
 
 
 @pytest.mark.parametrize("example", [Example("", "a"), Example("a", "b c")])
@@ -28,6 +36,9 @@ def test_records_of_one_word_are_left_out_of_a_divided_task_and_counted():
     divided = with_prompts(Task("t", "", (two, one, one), (two,), (two, one), {"empty": 1}, ""))
     assert divided.train == divided.validation == divided.test == (Example("a", "b"),)
     assert divided.removed == {"empty": 1, "train_one_word": 2, "test_one_word": 1}
+    assert divided.num_divided == 3
+    assert "3 texts without a prompt divided" in divided.notes()[-1]
+    assert with_prompts(divided) is divided
 
 
 def test_a_split_of_single_words_cannot_be_divided():

@@ -82,7 +82,9 @@ def searched(task, tmp_path_factory):
 def test_a_folder_records_every_setting(plain):
     settings = json.loads((plain / "run.json").read_text())["settings"]
     fields = {field.name for field in dataclasses.fields(MeasurementConfig)}
-    assert set(settings) == fields | {"candidates", "task", "task_sha256", "sizes", "threads"}
+    assert set(settings) == fields | {
+        "candidates", "candidates_sha256", "task", "task_sha256", "sizes", "threads",
+    }  # fmt: skip
     assert (settings["seed"], settings["batch_size"], settings["threads"]) == ([0], [4], None)
     assert settings["compute"] == dataclasses.asdict(ComputeConfig(micro_batches=None))
 

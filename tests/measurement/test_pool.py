@@ -9,6 +9,7 @@ from tokenizers import normalizers
 
 from lensllm_jax.checks import UserError
 from lensllm_jax.data.task import Example, Task, build_task, fingerprint
+from lensllm_jax.data.tokens import joined
 from lensllm_jax.measurement.pool import (
     altered_targets,
     check_kernel_examples,
@@ -47,6 +48,17 @@ def test_one_encoder_decoder_gives_all_of_the_pool_prompts():
     shared = shared_task(TASK, {**decoders, **describe_pool(["zoo/t5-xs"])})
     assert all(example.prompt for example in shared.train)
     assert shared.fingerprint != TASK.fingerprint
+
+
+def test_long_records_keep_a_prompt_for_the_encoder():
+    task = task_of(*[Example("", f"the {n} kings " * 40) for n in range(9)])
+    shared = shared_task(task, describe_pool(["zoo/t5-xs"]), max_bytes=90)
+    assert all(example.prompt for example in shared.train)
+    assert all(80 < example.num_bytes <= 90 for example in shared.train)
+    whole = shared_task(task, describe_pool(["zoo/gpt2-xs"]), max_bytes=90)
+    assert [joined(example)[0] for example in shared.train] == [
+        example.target for example in whole.train
+    ]
 
 
 def test_all_of_a_pool_read_the_same_cut_text_by_default():
