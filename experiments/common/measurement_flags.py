@@ -268,7 +268,7 @@ _TUNING = {
     "batch_size": "Examples per step.",
     "warmup_steps": "Steps over which the learning rate rises to its value.",
     "clip_norm": "Gradients are scaled down to this norm.",
-    "max_epochs": "Most passes over a subset.",
+    "max_epochs": "Most passes over a subset, rounded up to whole calls of 8 steps.",
     "patience": "Evaluations without a lower validation loss after which a fine-tune stops.",
 }
 

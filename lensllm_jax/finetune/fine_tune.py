@@ -67,7 +67,8 @@ class FineTuneConfig:
 
     Attributes:
         batch_size: examples a step.
-        max_epochs: passes over the subset at most.
+        max_epochs: passes over the subset, rounded up to whole calls: on few examples calls of
+            eight steps are several passes.
         patience: evaluations in a row without a new best after which training stops.
         steps_per_call: steps of one compiled call; evaluations fall on its multiples.
         evaluations_per_epoch: validation evaluations in a pass over the subset, where it is

@@ -75,7 +75,7 @@ class MeasurementConfig:
     weight_decay: float = 0.01  # of matrices
     batch_size: int = 32  # examples per step
     chat_template: str = "none"  # or "auto": a decoder that has one reads conversations
-    max_epochs: int = 5  # passes over a subset at most
+    max_epochs: int = 5  # passes over a subset at most, in whole calls of 8 steps
     patience: int = 2  # evaluations without a new best after which a fine-tune stops
     num_validation_examples: int | None = None  # decide when to stop: see validation_size
     num_kernel_examples: int = 64  # n of the kernel

@@ -12,7 +12,7 @@ import difflib
 import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_type_hints
 
 from lensllm_jax import checks
 from lensllm_jax.checkpoints.summary import CandidateSummary
@@ -36,6 +36,7 @@ from lensllm_jax.measurement.winner import Winner
 from lensllm_jax.runs import terminal
 from lensllm_jax.runs.progress import Progress
 from lensllm_jax.runs.run_folder import RunFolder
+from lensllm_jax.runs.values import as_declared
 
 _SPLITS = ("train", "validation", "test")
 _PASSES = "micro_batches.json"  # of the run folder: candidate -> passes of a step
@@ -252,7 +253,7 @@ def read_settings(
         call: the function to which they were given, for a reader who wants to repeat the run.
 
     Raises:
-        UserError: if no setting has one of the names, or a value cannot be.
+        UserError: if no setting has one of the names, or a value is of another type or cannot be.
     """
     known: dict[str, tuple[type, str]] = {}
     for group in (RunSettings, MeasurementConfig, ComputeConfig, kind):
@@ -268,7 +269,7 @@ def read_settings(
             meant = f"take {close[0]!r}" if close else "see the flags of the binary"
             raise checks.UserError(f"`settings` must have names of flags, got {name!r}: {meant}")
         group, field = known[name]
-        values[group][field] = value
+        values[group][field] = as_declared(name, value, get_type_hints(group)[field])
     values[RunSettings].setdefault("command", call and _call(call, given))
     values[MeasurementConfig].setdefault("learning_rate", AUTO)
     measurement = MeasurementConfig(

@@ -24,6 +24,10 @@ def encode(*examples, tokenizer=TOKENIZER, **settings):
     return encoding.encode_causal(examples, tokenizer, **settings)
 
 
+def of_fields(**fields):
+    return Task.from_records([{"prompt": "a", "target": "b"}] * 30, **fields)
+
+
 def with_template(template):
     tokenizer = word_tokenizer(eos_token="</s>")
     tokenizer.chat_template = template
@@ -67,6 +71,8 @@ def speeches_without_their_package():
 # (argument, key phrases, the mistake in an empty folder)
 MISTAKES = [
     ("name", "one of ... got 'glue'", lambda tmp: lens.load_task("glue")),
+    ("prompt_field", "a column as text, got 3", lambda tmp: of_fields(prompt_field=3)),
+    ("target_field", "a column as text, got b'a'", lambda tmp: of_fields(target_field=b"a")),
     (
         "name",
         "text or a path, got list: records become a task by `Task.from_records`",

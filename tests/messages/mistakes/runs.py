@@ -126,6 +126,8 @@ MISTAKES = [
     ),
     ("settings", "names of flags ... 'xyz': see the flags", lambda tmp: run_of(xyz=1)),
     ("candidates", "one or more distinct ... got ()", lambda tmp: run_of(candidates=())),
+    ("max_epochs", "a whole number, got 1.5", lambda tmp: run_of(max_epochs=1.5)),
+    ("buckets", "a list of whole numbers, got 8", lambda tmp: run_of(buckets=8)),
     (
         "checkpoint_seconds",
         "zero or positive ... got -1.0",
