@@ -10,8 +10,8 @@ Everything is of the sizes at which all candidates have a loss; --output_dir rec
 
 * orders.csv: each candidate's loss and place before fine-tuning, at the smallest size and at the
   largest, by kind of tuning;
-* crossings.csv: a row per pair of candidates and neighbouring sizes between which they change
-  places;
+* crossings.csv: a row per pair of candidates and sizes between which they change places: a tie in
+  between is no place;
 * predictions.csv: what each of --selectors predicted from a quarter of the largest size: loss,
   place (neither where it has no usable fit), and, by a selector that says so, the probability of
   being the best;
@@ -33,7 +33,12 @@ from absl import flags
 
 from experiments.common import cli
 from experiments.common.curves import digests, selectors_of
-from experiments.common.flags import define_curves, define_output_dir, define_selectors
+from experiments.common.flags import (
+    define_curves,
+    define_higher_is_better,
+    define_output_dir,
+    define_selectors,
+)
 from lensllm_jax import checks
 from lensllm_jax.runs import terminal
 from lensllm_jax.runs.run_folder import RunFolder, known
@@ -45,6 +50,7 @@ from lensllm_jax.selection.rank import rank
 CURVES = define_curves("Loss tables (CSV) of full tuning, of one task.")
 LORA_CURVES = flags.DEFINE_list("lora_curves", [], "Loss tables of LoRA, likewise.")
 CANDIDATES = flags.DEFINE_list("candidates", [], "Those of the tables to compare; all.")
+HIGHER_IS_BETTER = define_higher_is_better()
 SELECTORS = define_selectors("lensllm", "rectified", "pooled", "posterior")
 OUTPUT_DIR = define_output_dir()
 
@@ -55,10 +61,13 @@ def main(_: Sequence[str]) -> None:
     """Compares and writes the tables."""
     selectors = selectors_of(SELECTORS.value)
     paths = {"full": CURVES.value, "lora": LORA_CURVES.value}
-    tables = {kind: joined([load_loss_table(path) for path in of_kind], CANDIDATES.value)
-              for kind, of_kind in paths.items() if of_kind}  # fmt: skip
+    higher = HIGHER_IS_BETTER.value
+    read = {kind: [load_loss_table(path, higher_is_better=higher) for path in of_kind]
+            for kind, of_kind in paths.items() if of_kind}  # fmt: skip
+    tables = {kind: joined(some, CANDIDATES.value) for kind, some in read.items()}
     settings = {"curves": {kind: digests(of_kind) for kind, of_kind in paths.items()},
-                "candidates": CANDIDATES.value, "selectors": selectors}  # fmt: skip
+                "candidates": CANDIDATES.value, "selectors": selectors,
+                "higher_is_better": higher}  # fmt: skip
     folder = RunFolder.open(OUTPUT_DIR.value, settings)
     orders = [row for kind, table in tables.items() for row in order_rows(kind, table)]
     predictions = [row for kind, table in tables.items()
@@ -119,15 +128,18 @@ def order_rows(kind: str, table: LossTable) -> Iterator[dict[str, Any]]:
 def crossing_rows(kind: str, table: LossTable) -> Iterator[dict[str, Any]]:
     """Pairs that change places, with the one that is better afterwards first."""
     for i, j in itertools.combinations(range(len(table.names)), 2):
-        signs = np.sign(table.losses[i] - table.losses[j])
-        for at in np.flatnonzero(signs[:-1] * signs[1:] < 0):
-            first, second = (i, j) if signs[at + 1] < 0 else (j, i)
+        gaps = table.losses[i] - table.losses[j]
+        apart = np.flatnonzero(np.isfinite(gaps) & (gaps != 0.0))  # a tie is on neither side
+        for before, after in itertools.pairwise(apart.tolist()):
+            if gaps[before] * gaps[after] > 0:
+                continue
+            first, second = (i, j) if gaps[after] < 0 else (j, i)
             yield {
                 "tuning": kind,
                 "overtakes": table.names[first],
                 "is_overtaken": table.names[second],
-                "above_size": int(table.sizes[at]),
-                "by_size": int(table.sizes[at + 1]),
+                "above_size": int(table.sizes[before]),
+                "by_size": int(table.sizes[after]),
             }
 
 

@@ -7,7 +7,8 @@ more.  For each of --costs, a share of fine-tuning the whole pool on the table's
 parameters x examples, a race may spend that much (`race`, at --confidence); a fixed budget
 fine-tunes every candidate on every size up to one, and `ats`, `pooled` or `posterior` picks;
 `upwards` is successive halving with its line.  Fixed budgets cost powers of two: between them,
-regret is interpolated linearly in the logarithm of the cost.
+regret is interpolated linearly in the logarithm of the cost; below the cheapest, of three sizes,
+the cell is empty.
 
 --output_dir receives race_curves.csv (task, pool, selector, cost, regret_percent and its standard
 error over pools, top_1, relative_accuracy, dropped_best: the share of pools in which the best
@@ -27,6 +28,7 @@ from experiments.common.curves import digests, read_curves
 from experiments.common.flags import (
     define_confidence,
     define_curves,
+    define_higher_is_better,
     define_output_dir,
     define_quiet,
 )
@@ -43,6 +45,7 @@ from lensllm_jax.selection.race import RaceRule, replay
 from lensllm_jax.selection.selectors import SELECTORS
 
 CURVES = define_curves("Loss tables (CSV) without an empty cell, one per task.")
+HIGHER_IS_BETTER = define_higher_is_better()
 POOLS = flags.DEFINE_list("pools", ["6"], "Candidates of the pools that are drawn.")
 DRAWS = flags.DEFINE_integer("draws", 100, "Pools of each size drawn from each table.")
 COSTS = flags.DEFINE_list("costs", ["0.02", "0.05", "0.1"], "Shares of tuning the whole pool.")
@@ -66,12 +69,13 @@ def main(_: Sequence[str]) -> None:
     """Replays and writes."""
     costs = sorted(cli.numbers("costs", COSTS.value))
     pools = cli.whole_numbers("pools", POOLS.value)
-    tables = read_curves(CURVES.value)
+    tables = read_curves(CURVES.value, higher_is_better=HIGHER_IS_BETTER.value)
     for table in tables:
         _check(table, pools)
     settings = {
         "curves": digests(CURVES.value), "pools": list(pools), "draws": DRAWS.value,
         "costs": costs, "confidence": CONFIDENCE.value, "seed": 0,
+        "higher_is_better": HIGHER_IS_BETTER.value,
     }  # fmt: skip
     folder = RunFolder.open(OUTPUT_DIR.value, settings)
     rows = []
@@ -95,10 +99,16 @@ def _check(table: LossTable, pools: Sequence[int]) -> None:
     """Refuses a table that cannot be replayed.
 
     Raises:
-        UserError: if it has an empty cell, or fewer candidates than a pool.
+        UserError: if it has an empty cell, too few sizes, or fewer candidates than a pool.
     """
     for size in table.sizes:
         table.column(int(size))
+    count = int((table.sizes > 0).sum())
+    if count <= _FEWEST_SIZES:
+        raise checks.UserError(
+            f"`curves` must have {_FEWEST_SIZES + 1} sizes or more above 0, got {count} in "
+            f"{table.task}"
+        )
     if pools and not 2 <= min(pools) <= max(pools) <= len(table.names):
         raise checks.UserError(
             f"`pools` must be from 2 to {len(table.names)} (the candidates of {table.task}), "
@@ -139,10 +149,13 @@ def _measured(table: LossTable, costs: Sequence[float]) -> Measured:
 def _interpolated(
     points: list[tuple[float, ...]], costs: Sequence[float]
 ) -> list[tuple[float, ...]]:
-    """Metrics at costs between those of the points, linear in the logarithm of the cost."""
+    """Metrics at costs between those of the points, linear in the logarithm of the cost.
+
+    NaN below the first point, which nobody could pay; beyond the last one stays at it.
+    """
     x = np.log([point[-1] for point in points])
     at = np.log(costs)
-    columns = [np.interp(at, x, column) for column in zip(*points, strict=True)]
+    columns = [np.interp(at, x, column, left=math.nan) for column in zip(*points, strict=True)]
     return [*zip(*columns, strict=True)]
 
 
@@ -174,7 +187,8 @@ def _upwards(table: LossTable, target: int) -> Iterator[Pick]:
     """Successive halving up to each budget, then the lowest line of those that are left."""
     rule = DropRule(target_size=target)
     names, losses = table.names, {name: dict[int, float]() for name in table.names}
-    shares = dict(zip(names, table.num_params / table.num_params.sum(), strict=True))
+    params = table.num_params if np.isfinite(table.num_params).all() else np.ones(len(names))
+    shares = dict(zip(names, params / params.sum(), strict=True))
     best, spent = names[int(table.losses[:, -1].argmin())], 0.0
     by_name = dict(zip(names, table.losses, strict=True))
     column = {int(size): k for k, size in enumerate(table.sizes)}

@@ -20,7 +20,6 @@ from lensllm_jax.selection.uncertainty import Probability
 
 _SURE = 0.9  # P(best) from which nothing further is suggested
 _CANNOT_TELL = 0.5  # P(best) below which another candidate is more likely the best than the pick
-_LEAST_DOUBT = 0.01  # as far as probabilities are shown
 
 
 class NextStep(NamedTuple):
@@ -66,8 +65,11 @@ class Answer:
 
     @property
     def relative_loss_if_wrong(self) -> float:
-        """By which share the pick's loss is expected to exceed the best one's, if it is not it."""
-        return self.expected_regret / max(1.0 - self.probability, _LEAST_DOUBT)
+        """By which share the pick's loss is expected to exceed the best one's, if it is not it.
+
+        NaN where it is the best in every draw.
+        """
+        return self.expected_regret / (1.0 - self.probability) if self.probability < 1 else math.nan
 
     @property
     def loss_if_wrong(self) -> float:

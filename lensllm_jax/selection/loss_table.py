@@ -285,6 +285,12 @@ def _as_losses(
                 "accuracies must be shares below 1 or percent below 100 with "
                 f"higher_is_better=True, got {best:g}"
             )
+        falling, rows = _num_rising(-values)
+        if 2 * falling > rows:
+            raise checks.UserError(
+                f"accuracies must rise with data, got {falling} of {rows} rows that end below "
+                "where they begin; leave higher_is_better out (--higher_is_better) for losses"
+            )
         return 1 - values / ceiling
     rising, rows = _num_rising(values)
     if higher_is_better is None and 2 * rising > rows:

@@ -20,6 +20,7 @@ _NOT_MEASURED = frozenset(
 )
 _SCALES = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9, "t": 10**12}
 _MOST_DIGITS = 15  # what float64 holds exactly
+_LARGEST_COUNT = 10**_MOST_DIGITS
 _THOUSANDS = r"[0-9]{1,3}(?:,[0-9]{3})+"
 _COUNT = re.compile(rf"({_THOUSANDS}|[0-9]+)((?:\.[0-9]+)?) ?([kmbtKMBT]?)")
 _DECIMAL = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")
@@ -29,13 +30,14 @@ _GROUPED_DECIMAL = re.compile(rf"{_THOUSANDS}\.[0-9]+|[0-9]{{1,3}}(?:,[0-9]{{3}}
 
 
 def whole_number(text: str) -> int | None:
-    """A count such as 1600, "1,600" or "1.6k"; None if the text is no whole number."""
+    """A count such as 1600, "1,600" or "1.6k"; None if the text is none, or above 10^15."""
     match = _COUNT.fullmatch(text)
     if match is None or len(text) > _MOST_DIGITS:
         return None
     digits, fraction, suffix = match.groups()
     value = Decimal(digits.replace(",", "") + fraction) * _SCALES[suffix.lower()]
-    return int(value) if value == value.to_integral_value() else None
+    is_count = value == value.to_integral_value() and value <= _LARGEST_COUNT
+    return int(value) if is_count else None
 
 
 def read_cells(cells: Sequence[str]) -> list[float | None]:

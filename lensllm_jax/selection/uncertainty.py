@@ -127,11 +127,12 @@ def _backtest_log_std(
 def _backtest_concordance(problem: Problem, selector: Selector, scores: Scores) -> float | None:
     """Share of pairs in right order; None without two candidates and an earlier size."""
     truth = problem.table.losses[:, -1]
-    positive = [int(size) for size in problem.table.sizes if size > 0]
-    if len(positive) < 2 or len(truth) < 2:
+    is_whole = problem.measured[:, :-1].all(0)  # some selectors read the loss at the budget of all
+    earlier = [int(size) for size in problem.table.sizes[:-1][is_whole] if size > 0]
+    if not earlier or len(truth) < 2:
         return None
     wanted = problem.budget_size / 2.0**problem.octaves
-    origin = min(positive[:-1], key=lambda size: abs(math.log2(size / wanted)))
+    origin = min(earlier, key=lambda size: abs(math.log2(size / wanted)))
     if scores.reads_losses:
         scores = selector(problem.at_budget(origin, problem.budget_size))
     values = scores.ranks_by()
@@ -156,15 +157,16 @@ class NextMeasurement:
 
     candidate: str  # to fine-tune
     size: int  # examples
-    flops: float  # of that fine-tune
+    flops: float  # of that fine-tune; NaN if a number of parameters is unknown
     probability: float  # that the leader beats the runner-up, as known now
     gap_std_before: float  # of the difference of log losses, now
     gap_std_after: float  # expected once measured
 
     def __str__(self) -> str:
+        price = f" ({self.flops:.2g} FLOPs)" if math.isfinite(self.flops) else ""
         return (
             f"need more data to tell (P = {self.probability:.2f}): fine-tune {self.candidate} on "
-            f"{self.size} examples ({self.flops:.2g} FLOPs)"
+            f"{self.size} examples{price}"
         )
 
 

@@ -26,6 +26,15 @@ def test_a_curve_that_overtakes_is_named_with_the_sizes_between_which_it_does():
     assert not list(orders.crossing_rows("full", table("ab", [FLAT, WORST])))
 
 
+def test_a_tie_on_the_way_hides_no_crossing():
+    tied = table("ab", [[3.0, 2.0, 1.5, 1.4], [4.0, 2.0, 1.5, 1.2]], SIZES[1:])
+    (row,) = orders.crossing_rows("full", tied)
+    assert (row["overtakes"], row["is_overtaken"]) == ("b", "a")
+    assert (row["above_size"], row["by_size"]) == (200, 1600)
+    touched = table("ab", [[3.0, 2.0, 1.5, 1.4], [4.0, 2.0, 1.6, 1.5]], SIZES[1:])
+    assert not list(orders.crossing_rows("full", touched))  # a tie alone is no crossing
+
+
 def test_tables_are_joined_where_all_candidates_have_a_loss():
     first = table("ab", [FLAT, STEEP])
     longer = table("c", [[*WORST, 2.0]], sizes=[*SIZES, 3200])

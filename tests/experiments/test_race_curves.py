@@ -1,10 +1,12 @@
 """Replays of races next to fixed budgets: what each may spend, and how picks are judged."""
 
 import csv
+import dataclasses
 
 import numpy as np
 import pytest
 
+from lensllm_jax.checks import UserError
 from lensllm_jax.selection.loss_table import LossTable, write_loss_table
 from tests.messages.binaries import load
 
@@ -34,6 +36,8 @@ def test_between_two_budgets_regret_is_linear_in_the_logarithm_of_the_cost():
     points = [(4.0, 0.01), (2.0, 0.04)]
     found = CURVES._interpolated(points, [0.01, 0.02, 0.04, 0.5])
     assert [row[0] for row in found] == pytest.approx([4.0, 3.0, 2.0, 2.0])
+    (below,) = CURVES._interpolated(points, [0.009])
+    assert np.isnan(below).all()  # nobody could pay the cheapest budget
 
 
 def test_halving_upwards_costs_what_its_survivors_ran():
@@ -43,6 +47,20 @@ def test_halving_upwards_costs_what_its_survivors_ran():
     few = [*CURVES._upwards(table(), int(SIZES[-1]))]
     assert few[-1].cost < picks[-1].cost
     assert [pick.chosen for pick in few] == [4] * len(few)
+
+
+def test_candidates_of_unknown_size_count_alike():
+    known = table("abc")
+    unknown = dataclasses.replace(known, num_params=np.array([1.0, np.nan, 3.0]))
+    alike = dataclasses.replace(known, num_params=np.ones(3))
+    target = int(SIZES[-1])
+    assert [*CURVES._upwards(unknown, target)] == [*CURVES._upwards(alike, target)]
+
+
+def test_a_table_of_three_sizes_is_refused(tmp_path):
+    short = dataclasses.replace(table(), sizes=SIZES[:3], losses=table().losses[:, :3])
+    with pytest.raises(UserError, match="`curves` must have 4 sizes or more above 0, got 3 in toy"):
+        CURVES._check(short, [3])
 
 
 def test_the_binary_writes_a_table_and_a_figure(tmp_path):

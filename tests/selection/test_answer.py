@@ -40,6 +40,14 @@ def test_numbers_have_no_exponent(regret, cost, shown):
     assert all(part in said for part in shown)
 
 
+def test_near_certainty_is_no_reason_to_say_less_of_what_a_mistake_costs():
+    sure = dataclasses.replace(SURE, probability=0.999, expected_regret=0.0001)
+    assert sure.relative_loss_if_wrong == pytest.approx(0.1)
+    certain = dataclasses.replace(SURE, probability=1.0, expected_regret=0.0)
+    assert "expected to lose" not in str(certain)
+    assert certain.as_dict()["loss_if_wrong"] is None
+
+
 def test_a_failure_of_the_pick_is_said():
     assert "failed" not in str(SURE)
     failed = dataclasses.replace(SURE, failure="no memory")

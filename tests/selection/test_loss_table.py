@@ -194,6 +194,14 @@ def test_a_table_that_mostly_rises_is_refused_unless_it_is_said_which_is_better(
     assert parse_loss_table(io.StringIO(falling)).non_monotone == ("a", "b", "c")
 
 
+def test_losses_are_not_taken_for_accuracies():
+    losses = "config name,0,200,400\na,.9,.55,.4\nb,.8,.5,.3\nc,.4,.42,.5\n"
+    with pytest.raises(checks.UserError, match="must rise with data, got 2 of 3 rows"):
+        parse_loss_table(io.StringIO(losses), higher_is_better=True)
+    rising = losses.replace("b,.8,", "b,.2,")  # one of three falls: noise
+    assert parse_loss_table(io.StringIO(rising), higher_is_better=True).losses[1, 0] == 0.8
+
+
 @pytest.mark.parametrize(
     ("cells", "errors"),
     [

@@ -32,7 +32,21 @@ def test_suffixes(text, number):
 
 
 @pytest.mark.parametrize(
-    "text", ["", "1.5", "-1", "1_000", "1,60", "1e3", "k", "12,3456", "\u0663", "9" * 16, "1.3 GB"]
+    "text",
+    [
+        "",
+        "1.5",
+        "-1",
+        "1_000",
+        "1,60",
+        "1e3",
+        "k",
+        "12,3456",
+        "\u0663",
+        "9" * 16,
+        "1.3 GB",
+        "999999999999t",
+    ],
 )
 def test_what_is_no_whole_number(text):
     assert whole_number(text) is None

@@ -37,6 +37,9 @@ def test_close_candidates_need_more_data_and_the_cheaper_one_is_measured_next():
     assert r.advice.candidate == "m0"
     assert 6400 < r.advice.size <= 51200
     assert r.advice.gap_std_after < r.advice.gap_std_before
+    assert "FLOPs" in str(r.advice)
+    unknown = dataclasses.replace(r.advice, flops=float("nan"))
+    assert str(unknown).endswith(f"fine-tune m0 on {r.advice.size} examples")
     clear = dataclasses.replace(table, losses=table.losses[[0, 0]] * np.array([[1.0], [3.0]]))
     r = rank(clear, budget_size=6400, target_size=51200, selector="pooled")
     assert r.advice is None

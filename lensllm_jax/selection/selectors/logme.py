@@ -64,7 +64,8 @@ def _column_evidence(left: np.ndarray, singular: np.ndarray, y: np.ndarray, widt
         error = float((((1.0 - shrink) * along) ** 2).sum()) + outside
         gamma = float(shrink.sum())
         ratio = alpha / beta
-        alpha = min(gamma / max(weights, 1e-300), _PRECISION_LIMIT)
+        # features that are all zero have no weights, and any precision of them does
+        alpha = min(max(gamma, 1e-300) / max(weights, 1e-300), _PRECISION_LIMIT)
         beta = min((n - gamma) / max(error, 1e-300), _PRECISION_LIMIT)
         if abs(alpha / beta / ratio - 1.0) < _TOLERANCE:
             break

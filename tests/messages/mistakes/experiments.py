@@ -12,6 +12,7 @@ from tests.messages.binaries import load
 TASK = Task("toy", "", (Example("", "a"),), (Example("", "b"),), (Example("", "c"),), {}, "")
 TWO = np.ones(2)
 TABLE = "config name,0,200,400\na,3,2,1\nb,3,2,1\n"
+LONG_TABLE = "config name,0,200,400,800,1600\na,5,4,3,2,1\nb,5,4,3,2,1\n"
 UNEVEN = "config name,0,300,400\na,3,2,1\nb,3,2,1\n"
 
 
@@ -166,7 +167,12 @@ MISTAKES = [
         lambda tmp: binary("pretrain_zoo", CANDIDATES="gpt5").main([]),
     ),
     ("selectors", "one of ... got 'luck'", lambda tmp: curves(tmp, SELECTED=["luck"])),
-    ("pools", "from 2 to 2 ... got [9]", lambda tmp: curves(tmp, of="race_curves", POOLS=["9"])),
+    (
+        "pools",
+        "from 2 to 2 ... got [9]",
+        lambda tmp: curves(tmp, LONG_TABLE, of="race_curves", POOLS=["9"]),
+    ),
+    ("curves", "4 sizes or more above 0, got 2", lambda tmp: curves(tmp, of="race_curves")),
     (
         "curves",
         "have different file names ... got ['a', 'a']",

@@ -174,6 +174,11 @@ MISTAKES = [
         lambda tmp: parse_as(["config name,0", "a,100"], higher_is_better=True),
     ),
     (
+        "accuracies",
+        "rise with data ... got 1 of 1 rows",
+        lambda tmp: parse_as(["config name,0,200", "a,.9,.5"], higher_is_better=True),
+    ),
+    (
         "perplexities",
         "above 1 ... got 0.5",
         lambda tmp: parse_as(["config name,0", "a,.5"], perplexity=True),

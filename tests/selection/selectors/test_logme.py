@@ -28,6 +28,12 @@ def test_logme_is_the_maximum_of_the_dense_log_evidence(width):
     assert_close(got, oracles.maximum_log_evidence(features, LABELS), rel=1e-6)
 
 
+def test_features_that_are_all_zero_explain_nothing():
+    got = log_evidence(np.zeros((40, 6)), LABELS)
+    assert_close(got, oracles.maximum_log_evidence(np.zeros((40, 6)), LABELS), rel=1e-6)
+    assert got < log_evidence(FEATURES, LABELS)
+
+
 def test_logme_prefers_features_that_separate_the_labels():
     shuffled = np.random.default_rng(2).permutation(LABELS)
     assert log_evidence(FEATURES, LABELS) > log_evidence(FEATURES, shuffled)
