@@ -94,6 +94,17 @@ class Problem:
             evidence = dataclasses.replace(evidence, ntk_losses=ntk_losses)
         return dataclasses.replace(self, table=table, target_size=target_size, evidence=evidence)
 
+    def among(self, rows: Int[np.ndarray, " m"]) -> "Problem":
+        """The same problem of some of the candidates, with the losses alone as evidence."""
+        covariance = self.evidence.loss_covariance
+        if covariance is not None:
+            covariance = covariance[:, rows][:, :, rows]
+        return dataclasses.replace(
+            self,
+            table=self.table.select([self.table.names[row] for row in rows]),
+            evidence=Evidence(loss_covariance=covariance),
+        )
+
 
 @dataclasses.dataclass(frozen=True)
 class Scores:

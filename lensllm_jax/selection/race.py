@@ -271,7 +271,7 @@ class Race:
         center = whole.center.copy()
         for size in sorted({*largest[largest > 0].tolist()}, reverse=True)[1:]:
             then = self._center_at(self.table.up_to(size))
-            further, here = largest > size, largest == size
+            further, here = (largest > size) & ~self.table.is_diverged, largest == size
             moved = (center - then)[further]
             center[here] = then[here] + moved.sum() / (len(moved) + 1.0)
         return dataclasses.replace(whole, center=center)

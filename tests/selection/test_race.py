@@ -223,3 +223,16 @@ def test_who_stopped_takes_over_what_those_that_ran_on_show_of_the_task():
     moved = np.log(alone) - race.posterior.center
     assert moved[0] > 0.2
     assert moved[0] == pytest.approx(moved[1:].sum() / 3)
+
+
+def test_who_stopped_takes_nothing_over_from_one_that_diverged():
+    ragged = np.where(np.arange(9) > np.array([3, 6, 6])[:, None], np.nan, CLOSE.losses)
+    diverged = ragged.copy()
+    diverged[2, 6] *= 9.0
+
+    def center_of_a(losses):
+        rows = {n: {s: float(x) for s, x in zip(SIZES, row, strict=True) if np.isfinite(x)}
+                for n, row in zip(CLOSE.names, losses, strict=True)}  # fmt: skip
+        return Race(CLOSE.names, (1.0,) * 3, rule_of(), rows).posterior.center[0]
+
+    assert abs(center_of_a(diverged) - center_of_a(ragged)) < 0.1  # a third of log 9 is 0.7

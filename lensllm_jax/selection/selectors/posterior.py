@@ -14,6 +14,7 @@ left.
 
 A view that cannot answer for a candidate (two sizes above 0 are needed) leaves its weight to the
 slopes model, which always answers.  A candidate without a loss above size 0 has no answer.
+One whose last loss is a tenth above an earlier one has diverged, and moves no other's prediction.
 
 Curves of one task converge: on every table and at every budget but one of Gigaword's, a
 candidate's predicted distance from the pool's mean :math:`\bar\mu` came true by a share below 1,
@@ -51,6 +52,7 @@ Example:
 
 import dataclasses
 import math
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float
@@ -92,6 +94,7 @@ _SLOPES, _BUDGET = 1, 2  # rows of the views
 _SLOPE = "mean of its slopes, task-wide growth and its loss at the budget"
 _NO_SLOPE = "ranked by its loss: two sizes above 0 are needed for a slope"
 _UNSEEN = "not ranked: it has no loss above size 0"
+_DIVERGED = "its last loss is far above an earlier one: the others are compared without it"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -217,7 +220,23 @@ def _at_budget(log_losses: Float[np.ndarray, "num_candidates num_sizes"]) -> tup
 
 
 def score(problem: Problem) -> Scores:
-    """The mean of views, and its scale."""
+    """The mean of views, and its scale; one that diverged is no company for the others."""
+    scores, is_diverged = _score(problem), problem.table.is_diverged
+    steady = np.flatnonzero(~is_diverged)
+    if len(steady) in (0, len(is_diverged)):
+        return scores
+    alone = _score(problem.among(steady))
+    merged: dict[str, Any] = {}
+    for name in ("scores", "log_std", "distance_std"):
+        merged[name] = np.array(getattr(scores, name))
+        merged[name][steady] = getattr(alone, name)
+    messages = zip(is_diverged.tolist(), scores.messages or (), strict=True)
+    said = tuple(_DIVERGED if diverged else message for diverged, message in messages)
+    return dataclasses.replace(scores, **merged, messages=said)
+
+
+def _score(problem: Problem) -> Scores:
+    """Of candidates that are compared with each other."""
     views = Views.of(problem)
     posterior = views.posterior()
     return Scores(

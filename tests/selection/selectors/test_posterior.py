@@ -52,6 +52,34 @@ def gappy():
     return dataclasses.replace(table, losses=losses)
 
 
+@pytest.mark.parametrize(("rise", "is_diverged"), [(1.05, False), (1.2, True), (20.0, True)])
+def test_a_candidate_that_diverged_moves_no_other(rise, is_diverged):
+    table, budget = small_table(), 3200
+    column = int(np.flatnonzero(table.sizes == budget)[0])
+    losses = table.losses.copy()
+    losses[2, column] = rise * losses[2, : column + 1].min()
+    with_it = Problem(dataclasses.replace(table, losses=losses).up_to(budget), 51200)
+    covariance = np.broadcast_to(1e-4 * np.eye(len(losses)), (column + 1, *[len(losses)] * 2))
+    with_it = dataclasses.replace(with_it, evidence=Evidence(loss_covariance=covariance))
+    others = np.delete(np.arange(len(losses)), 2)
+    found, alone = posterior.score(with_it), posterior.score(with_it.among(others))
+    for name in ("scores", "log_std", "distance_std"):
+        whole, part = getattr(found, name)[others], getattr(alone, name)
+        assert np.array_equal(whole, part) == is_diverged, name  # control: a rise that is none
+    assert np.isfinite(found.scores).all()
+    assert (found.best_first()[-1] == 2) >= is_diverged
+    assert ("far above an earlier one" in found.messages[2]) == is_diverged
+    assert not any("far above" in found.messages[row] for row in others)
+
+
+def test_if_all_diverged_they_are_compared_as_they_are():
+    table = small_table()
+    losses = table.losses * np.linspace(1.0, 3.0, len(table.sizes))
+    problem = Problem(dataclasses.replace(table, losses=losses).up_to(3200), 51200)
+    assert problem.table.is_diverged.all()
+    assert np.isfinite(posterior.score(problem).scores).all()
+
+
 def test_gaps_cost_certainty_and_not_the_answer():
     whole, gaps = rank(small_table(), **SETTINGS), rank(gappy(), **SETTINGS)
     known = {name for name, score in gaps.scores.items() if np.isfinite(score)}
