@@ -42,7 +42,7 @@ from lensllm_jax.finetune.fine_tune import (
     resumed_settings,
     with_few_logits,
 )
-from lensllm_jax.finetune.loop import Loop, TrainState
+from lensllm_jax.finetune.loop import Loop, TrainState, awaited
 from lensllm_jax.finetune.objective import RecordNats, num_tokens
 from lensllm_jax.finetune.resume import Checkpoint
 from lensllm_jax.typing import Array, Batch, Params
@@ -278,5 +278,5 @@ class _Vmapped:
             self._evaluate(params, batch, self.loop.frozen, number).text
             for batch, number in self.loop.placed(records)
         ]
-        nats = np.concatenate(found, axis=1).sum(1, dtype=np.float64)
+        nats = np.concatenate([awaited(part) for part in found], axis=1).sum(1, dtype=np.float64)
         return np.where(np.isfinite(nats), nats / records.num_bytes.sum(), np.inf)
