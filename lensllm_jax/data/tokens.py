@@ -58,16 +58,17 @@ def causal_tokens(
     turns = conversation(tokenizer) if chat else None
     found = [turns.of(e) if turns and e.prompt else joined(e) for e in examples]
     texts, borders = zip(*found, strict=True)
-    ends = [start + len(e.target) for start, e in zip(borders, examples, strict=True)]
+    tails = [len(turns.end) if turns and e.prompt else 0 for e in examples]
+    ends = [len(text) - tail for text, tail in zip(texts, tails, strict=True)]
     rows = []
     for i, (ids, start, end) in enumerate(_divided(texts, borders, tokenizer, ends)):
         if start == end:
             raise _no_target(i, examples[i])
-        if not (turns and examples[i].prompt):
-            ids, start = [*special.head, *ids, tokenizer.eos_token_id], len(special.head) + start
-            rows.append(Tokens(ids, start) if start else Tokens([special.context, *ids], 1))
-        else:
+        if tails[i]:  # the template has all special tokens
             rows.append(Tokens(ids, start, num_end=len(ids) - end))
+            continue
+        ids, start = [*special.head, *ids, tokenizer.eos_token_id], len(special.head) + start
+        rows.append(Tokens(ids, start) if start else Tokens([special.context, *ids], 1))
     return rows
 
 
