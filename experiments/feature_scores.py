@@ -184,7 +184,8 @@ def cost(
 ) -> tuple[float, float]:
     """FLOPs and seconds of the pool; ``rank`` counts its own seconds.
 
-    A forward pass of the examples (logme), or every layer's singular values (nlp_metrics).
+    A forward pass of the examples (logme; of an encoder-decoder as if all of it read the prompt),
+    or every layer's singular values (nlp_metrics).
     """
     if selector == "logme":  # a forward pass is a third of a training step
         tokens = {name: sum(one.tokens[:size]) for name, one in features.items()}

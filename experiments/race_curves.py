@@ -55,6 +55,7 @@ QUIET = define_quiet()
 
 FIXED = ("ats", "pooled", "posterior")
 _FEWEST_SIZES = 3  # above 0, of a fixed budget
+_ROUNDING = 1e-12  # of logarithms of costs
 
 
 class Pick(NamedTuple):
@@ -154,7 +155,7 @@ def _interpolated(
     NaN below the first point, which nobody could pay; beyond the last one stays at it.
     """
     x = np.log([point[-1] for point in points])
-    at = np.log(costs)
+    at = np.log(costs) + _ROUNDING  # a sum of shares may be above its own cost
     columns = [np.interp(at, x, column, left=math.nan) for column in zip(*points, strict=True)]
     return [*zip(*columns, strict=True)]
 

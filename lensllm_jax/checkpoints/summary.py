@@ -20,9 +20,9 @@ from typing import Any
 from lensllm_jax.checkpoints.adapters import ADAPTER_FILES, is_adapter, read_adapter
 from lensllm_jax.checkpoints.candidate import notes_of
 from lensllm_jax.checkpoints.config import CONFIG, read_config
-from lensllm_jax.checkpoints.files import is_there
+from lensllm_jax.checkpoints.gguf.header import is_gguf
 from lensllm_jax.checkpoints.tensors import TensorFiles
-from lensllm_jax.checkpoints.tokenizer import TOKENIZER_FILES, has_tokenizer, read_tokenizer
+from lensllm_jax.checkpoints.tokenizer import has_tokenizer, read_tokenizer, tokenizer_files
 from lensllm_jax.checkpoints.weights import embedding_tensor, parameter_shapes, with_stored_head
 from lensllm_jax.checkpoints.zoo import base_of, folder_of
 from lensllm_jax.models.family import CONSTANT, ModelConfig
@@ -61,7 +61,7 @@ def describe_candidate(name: str | Path) -> CandidateSummary:
         UserError: if there is no such candidate, its config is not supported, or a weight file
             or the tokenizer is absent or damaged.
     """
-    folder = tokens = given = folder_of(name)
+    folder = tokens = folder_of(name)
     adapter = read_adapter(folder) if is_adapter(folder) else None
     if adapter is not None:
         folder = base_of(adapter)
@@ -79,7 +79,7 @@ def describe_candidate(name: str | Path) -> CandidateSummary:
     num_params = sum(map(math.prod, trained))
     notes = notes_of(folder, described, adapter)
     weights = (files.folder / file_name for file_name in sorted(set(files.file_of.values())))
-    others = [folder / CONFIG, *(given / file_name for file_name in ADAPTER_FILES)]
-    others += [tokens / file_name for file_name in TOKENIZER_FILES]
-    read = (*weights, *filter(is_there, others))
+    config_file = () if is_gguf(folder) else (folder / CONFIG,)
+    adapted = () if adapter is None else (adapter.folder / name for name in ADAPTER_FILES)
+    read = (*weights, *config_file, *adapted, *tokenizer_files(tokens))
     return CandidateSummary(str(name), family.name, num_params, config, tokenizer, notes, read)

@@ -29,12 +29,22 @@ TOKENIZER_FILES = (
 )  # fmt: skip
 
 
+# what is read of these beside a tokenizer.json
+_BESIDE_JSON = ("special_tokens_map.json", "tokenizer_config.json", "chat_template.jinja")
+
 _ROLES = tuple(f"{role}_token" for role in "bos eos unk sep pad cls mask".split())
 
 
 def has_tokenizer(folder: Path) -> bool:
     """Whether a folder holds a tokenizer."""
     return any((folder / name).exists() for name in VOCABULARIES)
+
+
+def tokenizer_files(folder: Path) -> tuple[Path, ...]:
+    """Those of a checkpoint folder that ``read_tokenizer`` reads."""
+    has_json = is_there(folder / VOCABULARIES[0])
+    names = (VOCABULARIES[0], *_BESIDE_JSON) if has_json else TOKENIZER_FILES
+    return tuple(folder / name for name in names if is_there(folder / name))
 
 
 def read_tokenizer(

@@ -62,10 +62,11 @@ def with_prompts(task: Task) -> Task:
     for name, examples in splits.items():
         kept = [e for e in examples if e.prompt or len(e.target.split()) > 1]
         if not kept:
+            cut = "" if task.max_bytes is None else f" in {task.max_bytes} bytes (`max_bytes`)"
             raise UserError(
                 f"`{name}` of task {task.name!r} must hold a record with a prompt or of two "
-                f"words, got {len(examples)} of one word: give them prompts, or rank a pool of "
-                "decoders alone"
+                f"words, got {len(examples)} of one word{cut}: give them prompts, or rank a pool "
+                "of decoders alone"
             )
         if left_out := len(examples) - len(kept):
             removed[f"{name}_one_word"] = left_out

@@ -68,8 +68,8 @@ def text_pairs(
         UserError: naming the record, if it is no mapping, or lacks a field, or its text is none;
             or if a field is not named by text.
     """
-    for argument, field in (("prompt_field", prompt_field), ("target_field", target_field)):
-        if not isinstance(field, str | None):
+    for argument, field in (("prompt_field", prompt_field or ""), ("target_field", target_field)):
+        if not isinstance(field, str):
             raise UserError(f"`{argument}` must name a column as text, got {field!r}")
     for number, row in enumerate(rows, start=1):
         place = _Place(source, number, row)

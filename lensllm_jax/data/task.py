@@ -133,7 +133,7 @@ class Task:
             ...     print(line)
             3 records left out (2 empty, 1 train repeats test)
             texts cut to 160 bytes (--max_bytes): the beginning of 8 test prompts
-            20 texts without a prompt divided for all: their first words are what encoders read
+            20 records have no prompt, or lost it to the cut: encoders read their first words
         """
         lines, ends = [], {"prompts": "beginning", "targets": "end"}
         if self.removed:
@@ -146,8 +146,8 @@ class Task:
             lines.append(f"texts cut to {self.max_bytes:,} bytes (--max_bytes): {', '.join(lost)}")
         if self.num_divided:
             lines.append(
-                f"{self.num_divided:,} texts without a prompt divided for all: their first words "
-                "are what encoders read"
+                f"{self.num_divided:,} records have no prompt, or lost it to the cut: encoders "
+                "read their first words"
             )
         return lines
 

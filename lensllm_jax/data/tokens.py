@@ -178,17 +178,14 @@ def _divided(
         )  # fmt: skip
     ends = [len(text) for text in texts] if ends is None else ends
     for text, border, end, encoding in zip(texts, borders, ends, found.encodings, strict=True):
-        count = len(encoding.ids)
         # some tokenizers drop white space, which no token then covers
-        start = _first_place(encoding, range(border, end), count) if border else 0
-        after = _first_place(encoding, range(end - 1, border - 1, -1), start - 1) + 1
-        yield encoding.ids, start, after if end < len(text) else count
-
-
-def _first_place(encoding: Any, characters: range, otherwise: int) -> int:
-    """Place of the token that covers the first of some characters that one covers."""
-    places = (encoding.char_to_token(i) for i in characters)
-    return next((place for place in places if place is not None), otherwise)
+        places = (encoding.char_to_token(i) for i in range(border, end)) if border else [0]
+        after = len(encoding.ids)
+        start = next((place for place in places if place is not None), after)
+        if end < len(text):  # the last token is an end, though it may take white space before it
+            spans = enumerate(encoding.offsets[:-1], start=1)
+            after = max((i for i, (a, b) in spans if border < b and a < end), default=start)
+        yield encoding.ids, start, after
 
 
 @contextlib.contextmanager

@@ -35,7 +35,7 @@ TILE_EXECUTORS = ("serial", "ray")
 class KernelSettings:
     """What a kernel takes beside the settings of every run."""
 
-    store_dir: str | None = None  # folder that keeps each finished tile
+    store_dir: str | Path | None = None  # folder that keeps each finished tile
     num_processes: int = 1  # that share it
     process_id: int = 0  # which of them this is
     coordinator_address: str | None = None  # host and port of process 0

@@ -15,6 +15,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -266,8 +267,8 @@ def save_weights(winner: Winner, job: Job, measurer: Measurer) -> None:
 
 
 def remember_kernel(
-    folder: RunFolder, path: str, load: Callable[[], Measurement], *, store: str | None = None,
-    map_tiles: TileMap | None = None,
+    folder: RunFolder, path: str, load: Callable[[], Measurement], *,
+    store: str | Path | None = None, map_tiles: TileMap | None = None,
 ) -> NtkSpectrum:  # fmt: skip
     """The spectrum of a kernel, computed now unless the folder holds it.
 

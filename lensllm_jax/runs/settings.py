@@ -53,7 +53,7 @@ class RunSettings:
     candidates: str | Sequence[str]  # as ``load_candidate`` takes them; "zoo": all bundled
     output_dir: str | Path  # of the run: the same settings resume in it
     task: str | Path | Task = "pydoc"  # as ``load_task`` takes it
-    prompt_field: str = "prompt"  # column of a file's prompts; empty: targets alone
+    prompt_field: str | None = "prompt"  # column of a file's prompts; empty: targets alone
     target_field: str = "target"  # column of a file's targets
     task_folder: str | Path | None = None  # copy of the hub's repository of the task
     mean_length: float | None = None  # average input, tokens of the first candidate

@@ -11,7 +11,7 @@ Example:
 import numbers
 import types
 import typing
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -54,8 +54,12 @@ def as_declared(name: str, value: Any, declared: Any) -> Any:
     kinds = [_kind_of(option) for option in options if option is not types.NoneType]
     if None in kinds:
         return value  # what it stands for is checked where it is used
+    given = value
+    if hasattr(value, "dtype") and hasattr(value, "tolist"):  # an array, or a scalar of one
+        value = value.tolist()
     if isinstance(value, Iterable) and not isinstance(value, str | bytes | Mapping):
         value = tuple(value)
+        given = value if isinstance(given, Iterator) else given  # which shows no number
     wanted = []
     for kind, is_list in filter(None, kinds):
         if is_list and isinstance(value, tuple) and all(_fits(kind, one) for one in value):
@@ -63,7 +67,7 @@ def as_declared(name: str, value: Any, declared: Any) -> Any:
         if not is_list and _fits(kind, value):
             return kind.read(value)
         wanted.append(f"a list of {kind.several}" if is_list else kind.one)
-    raise checks.UserError(f"`{name}` must be {' or '.join(wanted)}, got {value!r}")
+    raise checks.UserError(f"`{name}` must be {' or '.join(wanted)}, got {given!r}")
 
 
 def _kind_of(declared: Any) -> tuple[_Kind, bool] | None:
@@ -74,6 +78,12 @@ def _kind_of(declared: Any) -> tuple[_Kind, bool] | None:
 
 
 def _fits(kind: _Kind, value: Any) -> bool:
-    """Truth is no number."""
+    """Truth is no number; no number is beyond float64."""
     is_truth = isinstance(value, bool | np.bool_)
-    return isinstance(value, kind.accepted) and (not is_truth or kind is _KINDS[bool])
+    if not isinstance(value, kind.accepted) or (is_truth and kind is not _KINDS[bool]):
+        return False
+    try:
+        kind.read(value)
+    except OverflowError:
+        return False
+    return True

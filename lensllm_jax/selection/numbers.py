@@ -30,7 +30,10 @@ _GROUPED_DECIMAL = re.compile(rf"{_THOUSANDS}\.[0-9]+|[0-9]{{1,3}}(?:,[0-9]{{3}}
 
 
 def whole_number(text: str) -> int | None:
-    """A count such as 1600, "1,600" or "1.6k"; None if the text is none, or above 10^15."""
+    """A count such as 1600, "1,600" or "1.6k"; None if the text is none that float64 holds.
+
+    That is 15 characters at most, and 10^15.
+    """
     match = _COUNT.fullmatch(text)
     if match is None or len(text) > _MOST_DIGITS:
         return None

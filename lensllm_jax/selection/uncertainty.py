@@ -126,14 +126,15 @@ def _backtest_log_std(
 
 def _backtest_concordance(problem: Problem, selector: Selector, scores: Scores) -> float | None:
     """Share of pairs in right order; None without two candidates and an earlier size."""
-    truth = problem.table.losses[:, -1]
-    is_whole = problem.measured[:, :-1].all(0)  # some selectors read the loss at the budget of all
-    earlier = [int(size) for size in problem.table.sizes[:-1][is_whole] if size > 0]
+    truth, sizes = problem.table.losses[:, -1], problem.table.sizes[:-1]
+    if scores.reads_losses:  # some selectors read the losses of all at the budget
+        sizes = sizes[problem.measured[:, :-1].all(0)]
+    earlier = [int(size) for size in sizes if size > 0]
     if not earlier or len(truth) < 2:
         return None
-    wanted = problem.budget_size / 2.0**problem.octaves
-    origin = min(earlier, key=lambda size: abs(math.log2(size / wanted)))
     if scores.reads_losses:
+        wanted = problem.budget_size / 2.0**problem.octaves
+        origin = min(earlier, key=lambda size: abs(math.log2(size / wanted)))
         scores = selector(problem.at_budget(origin, problem.budget_size))
     values = scores.ranks_by()
     first, second = np.triu_indices(len(truth), 1)

@@ -5,6 +5,7 @@ import resource
 import sys
 
 import pytest
+from tokenizers import AddedToken
 
 from lensllm_jax.checkpoints.summary import describe_candidate
 from lensllm_jax.checks import UserError
@@ -70,6 +71,23 @@ def test_only_the_target_and_the_end_of_its_turn_are_scored(template, prompt, en
     assert encoded.num_target_bytes[0] == len(QUESTION.target)
     # a record without a prompt is no conversation
     assert fast.decode(encoded.labels[1][encoded.labels[1] != -100]) == "plain text<|endoftext|>"
+
+
+@pytest.mark.parametrize("target", ["ok", "日本。", "ok 😀", "naïve café", "ok ", "ok\n"])
+@pytest.mark.parametrize("strips", [False, True])
+@pytest.mark.parametrize("template", [CHATML, LLAMA_2])
+def test_the_end_begins_behind_the_last_byte_of_the_target(template, target, strips):
+    fast = tokenizer(template)
+    if strips:  # an end token that takes the white space before it
+        fast.add_tokens([AddedToken("<|im_end|>", lstrip=True, special=True)], special_tokens=True)
+    turns = conversation(fast)
+    encoded = encode_causal([Example("What?", target)], fast, chat=True)
+    labels, is_end = encoded.labels[0], encoded.is_end[0]
+    text = fast.decode(labels[(labels != -100) & ~is_end])
+    assert text.strip() == target.strip()  # white space of both sides may be one token
+    end = fast.decode(labels[is_end])
+    assert end.strip() == turns.end.strip()
+    assert labels[is_end][-1] == labels[labels != -100][-1]
 
 
 def test_it_is_the_text_that_transformers_renders():

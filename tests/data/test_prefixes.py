@@ -1,5 +1,7 @@
 """A text without a prompt is divided into a prompt and a target."""
 
+import dataclasses
+
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
@@ -37,11 +39,14 @@ def test_records_of_one_word_are_left_out_of_a_divided_task_and_counted():
     assert divided.train == divided.validation == divided.test == (Example("a", "b"),)
     assert divided.removed == {"empty": 1, "train_one_word": 2, "test_one_word": 1}
     assert divided.num_divided == 3
-    assert "3 texts without a prompt divided" in divided.notes()[-1]
+    assert "3 records have no prompt" in divided.notes()[-1]
     assert with_prompts(divided) is divided
 
 
 def test_a_split_of_single_words_cannot_be_divided():
     two, one = Example("", "a b"), Example("", "a")
+    task = Task("t", "", (two,), (one,), (two,), {}, "")
     with pytest.raises(UserError, match="`validation` of task 't' must hold a record"):
-        with_prompts(Task("t", "", (two,), (one,), (two,), {}, ""))
+        with_prompts(task)
+    with pytest.raises(UserError, match=r"got 1 of one word in 12 bytes \(`max_bytes`\)"):
+        with_prompts(dataclasses.replace(task, max_bytes=12))

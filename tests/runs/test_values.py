@@ -1,5 +1,6 @@
 """A setting that a caller gives in Python is what its field declares, or refused by name."""
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -18,6 +19,9 @@ from lensllm_jax.runs.values import as_declared
         ("all", int | str | None, "all"),
         (8, int | str | None, 8),
         (range(3), tuple[int, ...], (0, 1, 2)),
+        (np.array(3), int, 3),
+        (jnp.float32(0.5), float | str, 0.5),
+        (jnp.array([200, 400]), tuple[int, ...], (200, 400)),
         (np.array([200, 400]), tuple[int, ...], (200, 400)),
         ([], tuple[int, ...] | None, ()),
         ([1, 0.5], tuple[float, ...], (1.0, 0.5)),
@@ -42,7 +46,8 @@ def test_a_value_becomes_what_json_and_flags_make_of_it(given, declared, read):
         (2.5, int | str | None, "a whole number or text, got 2.5"),
         (20, tuple[int, ...], "a list of whole numbers, got 20"),
         ("0,200", tuple[int, ...], "a list of whole numbers, got '0,200'"),
-        ([200, 1.5], tuple[int, ...], r"a list of whole numbers, got \(200, 1.5\)"),
+        ([200, 1.5], tuple[int, ...], r"a list of whole numbers, got \[200, 1.5\]"),
+        (10**400, float, "a number, got 1(0)*"),
         ({1: 2}, tuple[int, ...], "a list of whole numbers, got {1: 2}"),
     ],
 )

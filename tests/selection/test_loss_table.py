@@ -194,6 +194,25 @@ def test_a_table_that_mostly_rises_is_refused_unless_it_is_said_which_is_better(
     assert parse_loss_table(io.StringIO(falling)).non_monotone == ("a", "b", "c")
 
 
+@pytest.mark.parametrize(
+    ("row", "is_diverged"),
+    [
+        ([9.0, 3.0, 2.5, 2.0], False),
+        ([1.0, 3.0, 2.5, 2.0], False),  # zero-shot is no fine-tune
+        ([9.0, 3.0, 2.0, 2.15], False),
+        ([9.0, 3.0, 2.0, 2.5], True),
+        ([9.0, 2.0, 3.0, 2.0], False),  # it came back
+        ([9.0, 2.0, np.nan, 3.0], True),
+        ([9.0, 2.0, 3.0, np.nan], True),
+        ([9.0, 0.05, 0.018, 0.021], False),  # errors: noise
+        ([9.0, np.nan, np.nan, np.nan], False),
+    ],
+)
+def test_a_last_loss_far_above_the_lowest_is_that_of_a_fine_tune_that_diverged(row, is_diverged):
+    table = LossTable(("a",), np.array([0, 200, 400, 800]), np.array([row]), np.ones(1), ("",))
+    assert table.is_diverged.tolist() == [is_diverged]
+
+
 def test_losses_are_not_taken_for_accuracies():
     losses = "config name,0,200,400\na,.9,.55,.4\nb,.8,.5,.3\nc,.4,.42,.5\n"
     with pytest.raises(checks.UserError, match="must rise with data, got 2 of 3 rows"):

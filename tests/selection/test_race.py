@@ -225,6 +225,15 @@ def test_who_stopped_takes_over_what_those_that_ran_on_show_of_the_task():
     assert moved[0] == pytest.approx(moved[1:].sum() / 3)
 
 
+def test_a_race_ends_whose_only_candidate_with_losses_diverged():
+    losses = np.array([[2.0, *[3.0] * 8], [np.nan] * 9])
+    table = LossTable(("a", "b"), np.array(SIZES), losses, np.ones(2), ("", ""))
+    *_, race = replay(table, rule_of())
+    assert race.leader == "a"
+    assert set(race.failed) == {"b"}
+    assert race.stop is not None
+
+
 def test_who_stopped_takes_nothing_over_from_one_that_diverged():
     ragged = np.where(np.arange(9) > np.array([3, 6, 6])[:, None], np.nan, CLOSE.losses)
     diverged = ragged.copy()

@@ -4,7 +4,7 @@ import dataclasses
 
 import numpy as np
 
-from lensllm_jax.selection.loss_table import read_loss_table
+from lensllm_jax.selection.loss_table import LossTable, read_loss_table
 from lensllm_jax.selection.rank import rank
 from tests.selection.fakes import small_table
 from tests.selection.tables import TABLES
@@ -21,6 +21,16 @@ def test_probabilities_are_better_than_a_coin_and_sure_ones_are_mostly_right():
         assert brier < 0.1 < 0.25  # a coin's
         sure = np.maximum(p, 1 - p) > 0.9
         assert np.mean((p > 0.5)[sure] == wins[sure]) > 0.9
+
+
+def test_scores_that_read_no_loss_need_no_earlier_one():
+    losses = np.array([[3.0, np.nan, 2.0], [3.1, 2.5, 2.2], [np.nan, 2.6, 2.4]])
+    params = np.array([3e6, 2e6, 1e6])
+    table = LossTable(("a", "b", "c"), np.array([200, 400, 800]), losses, params, ("",) * 3)
+    settings = {"budget_size": 800, "target_size": 3200}
+    by_size = rank(table, **settings, selector="model_size")
+    assert by_size.probability("a", "b") == 1.0
+    assert np.isnan(rank(table, **settings, selector="subtuning").probability("a", "b"))
 
 
 def test_close_candidates_need_more_data_and_the_cheaper_one_is_measured_next():

@@ -222,9 +222,10 @@ def _at_budget(log_losses: Float[np.ndarray, "num_candidates num_sizes"]) -> tup
 def score(problem: Problem) -> Scores:
     """The mean of views, and its scale; one that diverged is no company for the others."""
     scores, is_diverged = _score(problem), problem.table.is_diverged
-    steady = np.flatnonzero(~is_diverged)
-    if len(steady) in (0, len(is_diverged)):
+    is_tuned = problem.measured[:, problem.table.sizes > 0].any(1)
+    if not is_diverged.any() or not (is_tuned & ~is_diverged).any():
         return scores
+    steady = np.flatnonzero(~is_diverged)
     alone = _score(problem.among(steady))
     merged: dict[str, Any] = {}
     for name in ("scores", "log_std", "distance_std"):

@@ -73,6 +73,7 @@ MISTAKES = [
     ("name", "one of ... got 'glue'", lambda tmp: lens.load_task("glue")),
     ("prompt_field", "a column as text, got 3", lambda tmp: of_fields(prompt_field=3)),
     ("target_field", "a column as text, got b'a'", lambda tmp: of_fields(target_field=b"a")),
+    ("target_field", "a column as text, got None", lambda tmp: of_fields(target_field=None)),
     (
         "name",
         "text or a path, got list: records become a task by `Task.from_records`",

@@ -175,8 +175,8 @@ MISTAKES = [
     ),
     (
         "accuracies",
-        "rise with data ... got 1 of 1 rows",
-        lambda tmp: parse_as(["config name,0,200", "a,.9,.5"], higher_is_better=True),
+        "rise with data ... got 2 of 2 rows",
+        lambda tmp: parse_as(["config name,0,200", "a,.9,.5", "b,.8,.7"], higher_is_better=True),
     ),
     (
         "perplexities",
