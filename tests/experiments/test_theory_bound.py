@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from lensllm_jax import checks
+from lensllm_jax.measurement.pool import describe_pool
 from tests.experiments.test_rank_curves import run_binary
 from tests.messages.binaries import load
 
@@ -66,6 +67,8 @@ def test_several_candidates_have_a_folder_each_and_one_table_of_decays(measured,
     names = ["zoo/gpt2-xs", "zoo/opt-xs"]
     run = json.loads((measured / "run.json").read_text())
     run["settings"]["candidates"] = names
+    digests = {name: summary.sha256 for name, summary in describe_pool(names).items()}
+    run["settings"]["candidates_sha256"] = digests
     for name in names:
         shutil.copytree(measured / "cells", tmp_path / name.replace("/", "--") / "cells")
     (tmp_path / "run.json").write_text(json.dumps(run))
