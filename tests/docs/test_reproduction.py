@@ -167,6 +167,31 @@ def test_published_curves_are_those_of_the_tables():
     assert sum(len(published(task)) for task in TASKS) == len(CURVES_OF_PUBLISHED)
 
 
+def test_lora_of_a_published_model_is_that_of_its_table():
+    (losses,) = table("published_sotu_lora_losses")
+    sizes = SIZES_OF_PUBLISHED[:4]
+    shown = " / ".join(f"{float(losses[size]):.3f}" for size in sizes)
+    assert f"SmolLM2 has {shown} on sotu" in WORDS
+    full, lora = (
+        {row["size"]: row for row in rows if row["candidate"] == losses["config name"]}
+        for rows in (table("published_sotu_ledger"), table("published_sotu_lora_ledger"))
+    )
+    gaps = [float(lora[n]["test_loss"]) - float(full[n]["test_loss"]) for n in sizes[1:]]
+    behind, *ahead = (f"{abs(gap):.3f}".removeprefix("0") for gap in gaps)
+    assert [gap > 0 for gap in gaps] == [True, False, False]
+    expected = (
+        f"{behind} behind full fine-tuning on 200 examples, {ahead[0]} ahead on 400, {ahead[1]}"
+    )
+    assert f"{expected} on 800" in WORDS
+    assert all(lora[n]["num_steps"] == full[n]["num_steps"] for n in sizes[1:])
+    share = float(lora["800"]["flops"]) / float(full["800"]["flops"])
+    assert (
+        f"{share:.2f} of the FLOPs on 800. Its rate, {float(lora['200']['learning_rate']):.0e}"
+        in (WORDS.replace("e-4", "e-04"))
+    )
+    assert f"{total(lora.values(), 'seconds') / 60:.0f} min of one core" in WORDS
+
+
 def test_no_curves_of_published_models_cross():
     rows = {name: row for name, (row,) in published("sotu").items()}
     order = sorted(rows, key=lambda name: float(rows[name]["0"]))
