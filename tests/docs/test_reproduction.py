@@ -1,5 +1,6 @@
 """The numbers of docs/REPRODUCTION.md are those of the committed tables."""
 
+import itertools
 from collections import defaultdict
 from pathlib import Path
 
@@ -190,6 +191,37 @@ def test_lora_of_a_published_model_is_that_of_its_table():
         in (WORDS.replace("e-4", "e-04"))
     )
     assert f"{total(lora.values(), 'seconds') / 60:.0f} min of one core" in WORDS
+
+
+def test_lora_ranks_six_candidates_as_its_tables_say():
+    full = {row["config name"]: row for row in table("pydoc_losses")}
+    lora = {row["config name"]: row for row in table("pydoc_lora_losses")}
+    assert len(lora) == 6
+
+    def gaps(size):
+        return [float(row[size]) - float(full[name][size]) for name, row in lora.items()]
+
+    def alike(size):
+        return sum(
+            (float(lora[a][size]) < float(lora[b][size]))
+            == (float(full[a][size]) < float(full[b][size]))
+            for a, b in itertools.combinations(lora, 2)
+        )
+
+    assert max(map(abs, gaps("0"))) < 1e-6  # the same texts and weights, in float32
+    assert [alike(size) for size in ("0", "200", "400", "800")] == [15, 15, 15, 14]
+    shares = [float(row["same_order"]) for row in table("pydoc_lora_agreement")]
+    assert shares == pytest.approx([1, 1, 1, 14 / 15], abs=1e-4)  # four digits
+    for rows in (full, lora):
+        assert min(lora, key=lambda name: float(rows[name]["800"])) == "zoo/llama-xs"
+    ends = [
+        f"{end:.3f}".removeprefix("0")
+        for n in ("200", "800")
+        for end in (min(gaps(n)), max(gaps(n)))
+    ]
+    assert "{} to {} higher on 200 examples and {} to {} on 800".format(*ends) in WORDS
+    minutes = total(table("pydoc_lora_ledger"), "seconds") / 60
+    assert minutes < 13  # which are those of the whole run
 
 
 def test_no_curves_of_published_models_cross():
