@@ -14,7 +14,7 @@ left.
 
 A view that cannot answer for a candidate (two sizes above 0 are needed) leaves its weight to the
 slopes model, which always answers.  A candidate without a loss above size 0 has no answer.
-One whose last loss is a tenth above an earlier one has diverged, and moves no other's prediction.
+One that diverged (``LossTable.is_diverged``) moves no other's prediction.
 
 Curves of one task converge: on every table and at every budget but one of Gigaword's, a
 candidate's predicted distance from the pool's mean :math:`\bar\mu` came true by a share below 1,
