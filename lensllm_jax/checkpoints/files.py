@@ -4,6 +4,7 @@ A folder may come from anywhere.  Links out of it, git-lfs pointers, pipes, unfi
 and JSON that is none each end in one line.
 """
 
+import hashlib
 import json
 import os
 from pathlib import Path
@@ -26,6 +27,12 @@ def read_json(path: Path) -> Any:
     except (ValueError, RecursionError, OSError) as error:
         reason = "levels without end" if isinstance(error, RecursionError) else error
         raise checks.UserError(f"`{path}` must be JSON, got {reason}") from error
+
+
+def file_sha256(path: Path) -> str:
+    """The SHA-256 of a file's content, hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def is_there(path: Path) -> bool:

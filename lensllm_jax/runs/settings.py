@@ -261,6 +261,7 @@ def read_settings(
     known |= {flag: (ComputeConfig, field) for flag, field in _COMPUTE.items()}
     for name in ("measurement", "compute", *_COMPUTE.values()):
         del known[name]
+    declared = {group: get_type_hints(group) for group, _ in known.values()}
     values: dict[type, dict[str, Any]] = {kind: {}, RunSettings: {}}
     values |= {MeasurementConfig: {}, ComputeConfig: {}}
     for name, value in given.items():
@@ -269,7 +270,7 @@ def read_settings(
             meant = f"take {close[0]!r}" if close else "see the flags of the binary"
             raise checks.UserError(f"`settings` must have names of flags, got {name!r}: {meant}")
         group, field = known[name]
-        values[group][field] = as_declared(name, value, get_type_hints(group)[field])
+        values[group][field] = as_declared(name, value, declared[group][field])
     values[RunSettings].setdefault("command", call and _call(call, given))
     values[MeasurementConfig].setdefault("learning_rate", AUTO)
     measurement = MeasurementConfig(

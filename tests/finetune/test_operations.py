@@ -19,7 +19,10 @@ FULL = ComputeConfig(unroll_layers=True)  # XLA counts a loop's body once
 
 
 def counted_and_stated(candidate, data, compute=FULL):
-    """Of one gradient: operations as XLA counts them, and by parameters and tokens."""
+    """Of one gradient: operations as XLA counts them, by parameters and tokens, and if all trained.
+
+    The last as if every parameter of the tree were trained by full steps.
+    """
     start = start_of(candidate, compute, seed=0)
     apply_fn = config_apply_fn(candidate.config, compute)
     shift = not candidate.is_encoder_decoder
@@ -29,8 +32,12 @@ def counted_and_stated(candidate, data, compute=FULL):
 
     lowered = jax.jit(jax.grad(nats)).lower(start.params, start.frozen)
     trained, frozen = parameter_counts(candidate.config, candidate.num_params, compute)
-    stated = training_flops(trained, float(num_tokens(data)), num_frozen=frozen)
-    return lowered.cost_analysis()["flops"], stated
+    if shift:  # each token meets every parameter
+        assert trained == sum(leaf.size for leaf in jax.tree.leaves(start.params))
+        assert frozen == sum(leaf.size for leaf in jax.tree.leaves(start.frozen))
+    count = float(num_tokens(data))
+    stated = training_flops(trained, count, num_frozen=frozen)
+    return lowered.cost_analysis()["flops"], stated, training_flops(trained + frozen, count)
 
 
 def decoder_batch(length):
@@ -49,10 +56,9 @@ def test_operations_of_a_step_are_those_that_xla_counts(rank):
     compute, candidate = FULL, lens.load_candidate("zoo/gpt2-xs")
     if rank is not None:
         compute = ComputeConfig(tune="lora", lora_rank=rank, unroll_layers=True)
-    counted, stated = counted_and_stated(candidate, decoder_batch(16), compute)
+    counted, stated, as_if_full = counted_and_stated(candidate, decoder_batch(16), compute)
     assert counted == pytest.approx(stated, rel=0.03)
-    as_if_full = counted_and_stated(candidate, decoder_batch(16))[1]
-    assert (as_if_full > 1.15 * counted) == (rank is not None)  # control: what LoRA saves is seen
+    assert (as_if_full > 1.3 * counted) == (rank is not None)  # control: what LoRA saves is seen
 
 
 @pytest.mark.parametrize("name", ["zoo/t5-s", "zoo/bart-s"])
@@ -63,7 +69,7 @@ def test_operations_of_a_step_are_those_that_xla_counts(rank):
 )
 def test_a_token_meets_one_side_of_an_encoder_decoder(name, read, predicted, rel):
     data = pair_batch(read, predicted)
-    counted, stated = counted_and_stated(lens.load_candidate(name), data)
+    counted, stated, _ = counted_and_stated(lens.load_candidate(name), data)
     assert counted == pytest.approx(stated, rel=rel)
     assert 2 * stated > 1.7 * counted  # control: all parameters for each token
 
