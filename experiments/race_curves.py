@@ -38,7 +38,7 @@ from lensllm_jax.report import figures
 from lensllm_jax.runs import terminal
 from lensllm_jax.runs.progress import Progress
 from lensllm_jax.runs.run_folder import RunFolder, known
-from lensllm_jax.selection.loss_table import LossTable
+from lensllm_jax.selection.loss_table import LossTable, cost_shares
 from lensllm_jax.selection.orders import DropRule
 from lensllm_jax.selection.problem import Problem
 from lensllm_jax.selection.race import RaceRule, replay
@@ -188,8 +188,7 @@ def _upwards(table: LossTable, target: int) -> Iterator[Pick]:
     """Successive halving up to each budget, then the lowest line of those that are left."""
     rule = DropRule(target_size=target)
     names, losses = table.names, {name: dict[int, float]() for name in table.names}
-    params = table.num_params if np.isfinite(table.num_params).all() else np.ones(len(names))
-    shares = dict(zip(names, params / params.sum(), strict=True))
+    shares = dict(zip(names, cost_shares(table.num_params), strict=True))
     best, spent = names[int(table.losses[:, -1].argmin())], 0.0
     by_name = dict(zip(names, table.losses, strict=True))
     column = {int(size): k for k, size in enumerate(table.sizes)}
@@ -199,7 +198,7 @@ def _upwards(table: LossTable, target: int) -> Iterator[Pick]:
                 del losses[name]
         for name, row in losses.items():
             row[size] = float(by_name[name][column[size]])
-            spent += float(shares[name]) * size / target
+            spent += shares[name] * size / target
         if all(len(row) >= rule.gamma for row in losses.values()):
             chosen = min(losses, key=lambda name: rule.predicted(losses[name]))
             yield Pick(spent, names.index(chosen), best not in losses)

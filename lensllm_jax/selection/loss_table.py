@@ -327,6 +327,20 @@ def last_measured(
     return is_measured.shape[1] - 1 - is_measured[:, ::-1].argmax(1)
 
 
+def cost_shares(num_params: Float[np.ndarray, " num_candidates"]) -> list[float]:
+    """Each candidate's part of what one example costs the pool: its share of all parameters.
+
+    Where a size is unknown (NaN) the shares are equal.
+
+    Example:
+        >>> cost_shares(np.array([1e6, 3e6])), cost_shares(np.array([1e6, np.nan]))
+        ([0.25, 0.75], [0.5, 0.5])
+    """
+    if not np.isfinite(num_params).all():
+        num_params = np.ones(len(num_params))
+    return (num_params / num_params.sum()).tolist()
+
+
 def _num_rising(values: Float[np.ndarray, "num_candidates num_sizes"]) -> tuple[int, int]:
     """Rows whose last value is above their first, of the rows that have two or more."""
     measured = ~np.isnan(values)

@@ -52,7 +52,7 @@ from jaxtyping import Float
 from scipy import special
 
 from lensllm_jax import checks
-from lensllm_jax.selection.loss_table import LossTable
+from lensllm_jax.selection.loss_table import LossTable, cost_shares
 from lensllm_jax.selection.posterior import Odds, Posterior
 from lensllm_jax.selection.problem import Evidence, Problem
 from lensllm_jax.selection.selectors import posterior as posterior_selector
@@ -225,10 +225,8 @@ class Race:
 
     @cached_property
     def _shares(self) -> dict[str, float]:
-        params = np.array(self.num_params)
-        if not np.isfinite(params).all():
-            params = np.ones(len(params))
-        return dict(zip(self.names, (params / params.sum()).tolist(), strict=True))
+        shares = cost_shares(np.array(self.num_params, np.float64))
+        return dict(zip(self.names, shares, strict=True))
 
     @cached_property
     def cost(self) -> float:
