@@ -46,7 +46,8 @@ soak: .venv/tests
 	JAX_DISABLE_MOST_OPTIMIZATIONS=1 FUZZ_FIRST=$(FUZZ_FIRST) FUZZ_FILES=$(FUZZ_FILES) \
 	  $(BIN)/python -m pytest -v tests/test_readers.py
 
-# the examples in docstrings print float32: they are tests of the default mode alone
+# The examples in docstrings print float32: they are tests of the default mode alone, and so are
+# tests that choose float64 themselves (tests/conftest.py).
 test-x64: .venv/tests
 	JAX_ENABLE_X64=1 $(PYTEST) -m "not torch and not slow" tests/ntk tests/scaling tests/selection \
 	  tests/models tests/theory tests/test_linalg.py tests/test_metrics.py

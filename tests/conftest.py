@@ -35,6 +35,20 @@ def _few_memory_maps():
         jax.clear_caches()
 
 
+def pytest_collection_modifyitems(config, items):
+    """Tests that choose float64 are those of ``make test``: a suite in float64 leaves them out."""
+    if not jax.config.jax_enable_x64:
+        return
+    same = {
+        item
+        for item in items
+        if "x64" in getattr(item, "fixturenames", ()) and not item.get_closest_marker("float64")
+    }
+    if len(same) < len(items):  # asked for by name, they run
+        config.hook.pytest_deselected(items=[*same])
+        items[:] = [item for item in items if item not in same]
+
+
 @pytest.fixture
 def x64():
     """Float64 for the length of one test, whatever the suite runs in."""
