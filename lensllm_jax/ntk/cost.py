@@ -40,8 +40,6 @@ from lensllm_jax.typing import ApplyFn, Params
 
 # What compiling the stages holds at its peak, on JAX 0.10 and a CPU.
 COMPILER_BYTES = 170e6
-# Memory over what arrays need: freed memory is fragmented, and the next arrays do not fit into it.
-HEAP_OVERHEAD = 1.25
 
 
 class NtkCost(NamedTuple):
@@ -127,7 +125,7 @@ def _structured_cost(
     if timed:
         probes = _sweep_probes(program, params, x, passes / swept if swept else 1.0)
         seconds = timing.estimate_seconds(probes + timing.gram_probes(groups, trace=k == 1))
-    return NtkCost(int(HEAP_OVERHEAD * live + COMPILER_BYTES), float(flops), seconds)
+    return NtkCost(int(live + COMPILER_BYTES), float(flops), seconds)
 
 
 def _tiled_cost(
@@ -264,7 +262,7 @@ def spare_bytes(
 ) -> float:
     """What a tile leaves of a memory budget, for either of its sides."""
     left = memory_budget - _tile_bytes(f, params, x1, x2, block_size)
-    return left / HEAP_OVERHEAD / _num_sides(x1, x2, block_size)
+    return left / _num_sides(x1, x2, block_size)
 
 
 def _tile_bytes(f: ApplyFn, params: Params, x1: Any, x2: Any, block_size: int) -> int:
