@@ -40,6 +40,10 @@ from lensllm_jax.typing import ApplyFn, Params
 
 # What compiling the stages holds at its peak, on JAX 0.10 and a CPU.
 COMPILER_BYTES = 170e6
+# Memory over what arrays need: freed memory is fragmented, and the next arrays do not fit into it.
+# Those of MAPPED_BYTES and more are mapped one by one (glibc's DEFAULT_MMAP_THRESHOLD_MAX).
+HEAP_OVERHEAD = 1.25
+MAPPED_BYTES = 32 * 2**20
 
 
 class NtkCost(NamedTuple):
@@ -262,7 +266,7 @@ def spare_bytes(
 ) -> float:
     """What a tile leaves of a memory budget, for either of its sides."""
     left = memory_budget - _tile_bytes(f, params, x1, x2, block_size)
-    return left / _num_sides(x1, x2, block_size)
+    return left / HEAP_OVERHEAD / _num_sides(x1, x2, block_size)
 
 
 def _tile_bytes(f: ApplyFn, params: Params, x1: Any, x2: Any, block_size: int) -> int:
@@ -282,7 +286,7 @@ class _Snapshot(NamedTuple):
     """The backward sweep where some parameters' terms are complete."""
 
     groups: list[Group]  # of shapes
-    live_bytes: int  # values between stages, cotangents and terms
+    live_bytes: float  # values between stages, cotangents and terms
 
 
 def _walk(program: Program, leaves: list, examples: list) -> list[_Snapshot]:
@@ -293,7 +297,7 @@ def _walk(program: Program, leaves: list, examples: list) -> list[_Snapshot]:
     def walk(leaves: list, examples: list) -> list:
         block = sweeps.forward_sweep(program, leaves, examples, Plan(n, n, None))
         for _, (side,) in sweeps.backward_sweep(leaves, [block]):
-            live = _num_bytes([block.values, block.cotangents, block.terms, side])
+            live = _held_bytes([block.values, block.cotangents, block.terms, side])
             groups = [group for terms in side for group in gradients.group_terms(terms)]
             snapshots.append(_Snapshot(jax.tree.map(_shape, groups), live))
         return []
@@ -329,7 +333,8 @@ def _shapes(tree: Any) -> list[jax.ShapeDtypeStruct]:
     return [_shape(leaf) for leaf in jax.tree.leaves(tree)]
 
 
-def _num_bytes(tree: Any) -> int:
+def _held_bytes(tree: Any) -> float:
     # q, k and v share their factor: the same array counts once
     leaves = {id(leaf): leaf for leaf in jax.tree.leaves(tree)}.values()
-    return sum(math.prod(leaf.shape) * jnp.dtype(leaf.dtype).itemsize for leaf in leaves)
+    sizes = [math.prod(leaf.shape) * jnp.dtype(leaf.dtype).itemsize for leaf in leaves]
+    return math.fsum(size * (HEAP_OVERHEAD if size < MAPPED_BYTES else 1.0) for size in sizes)
