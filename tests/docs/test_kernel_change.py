@@ -13,28 +13,29 @@ STATES = ("before", "after")
 
 
 def rows(kind):
-    """Of the bundled candidates, then of the published one."""
-    return [*table(f"pydoc_kernel_{kind}"), *table(f"published_pydoc_kernel_{kind}")]
+    """(task and candidate, row) of the bundled candidates and of the published one."""
+    for stem in ("pydoc", "published_pydoc", "sotu"):
+        for row in table(f"{stem}_kernel_{kind}"):
+            yield f"{stem.removeprefix('published_')}, {row['candidate']}", row
 
 
 @pytest.fixture(scope="module")
 def eigenvalues():
-    return {(row["candidate"], row["state"]): [*map(float, row["eigenvalues"].split())]
-            for row in rows("states")}  # fmt: skip
+    return {(name, row["state"]): [*map(float, row["eigenvalues"].split())]
+            for name, row in rows("states")}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def shares():
-    """(candidate, state) -> layer -> share of the trace."""
+    """(task and candidate, state) -> layer -> share of the trace."""
     found = defaultdict(dict)
-    for row in rows("layers"):
-        found[row["candidate"], row["state"]][row["layer"]] = float(row["share"])
+    for name, row in rows("layers"):
+        found[name, row["state"]][row["layer"]] = float(row["share"])
     return found
 
 
 def test_rows_are_those_of_the_tables(eigenvalues, shares):
-    for row in rows("change"):
-        name = row["candidate"]
+    for name, row in rows("change"):
         columns = ("trace_ratio", "relative_change", "alignment", "centred_alignment")
         largest = [max(eigenvalues[name, s]) / sum(eigenvalues[name, s]) for s in STATES]
         layer = max(shares[name, "before"], key=shares[name, "before"].get)
@@ -47,21 +48,22 @@ def test_rows_are_those_of_the_tables(eigenvalues, shares):
 
 def test_traces_are_the_sums_of_the_eigenvalues(eigenvalues):
     """The kernel's own trace; layers' are measured by other code."""
-    for row in rows("change"):
-        before, after = (sum(eigenvalues[row["candidate"], state]) for state in STATES)
+    for name, row in rows("change"):
+        before, after = (sum(eigenvalues[name, state]) for state in STATES)
         assert after / before == pytest.approx(float(row["trace_ratio"]), rel=1e-4)
 
 
 def test_sentences_are_those_of_the_tables(eigenvalues, shares):
-    name = "published/smollm2-135m"
-    ratio = {row["candidate"]: float(row["trace_ratio"]) for row in rows("change")}
-    steps = {row["candidate"]: row["steps"] for row in rows("change")}
+    name = "pydoc, published/smollm2-135m"
+    ratio = {name: float(row["trace_ratio"]) for name, row in rows("change")}
+    steps = {name: row["steps"] for name, row in rows("change")}
     largest = max(eigenvalues[name, "after"]) / max(eigenvalues[name, "before"])
     assert (
         f"After {steps[name]} steps SmolLM2's kernel has {ratio[name]:.2f} of its trace and "
         f"{largest:.2f} of its largest eigenvalue"
     ) in WORDS
-    assert f"t5-xs keeps {ratio['zoo/t5-xs']:.3f} of its trace" in WORDS
+    pydoc, sotu = (f"{ratio[f'{task}, zoo/t5-xs']:.3f}" for task in ("pydoc", "sotu"))
+    assert f"t5-xs keeps {pydoc} of its trace on pydoc and {sotu} on sotu" in WORDS
     ordered = {state: sorted(shares[name, state], key=shares[name, state].get, reverse=True)
                for state in STATES}  # fmt: skip
     assert ordered["after"][0] == "embed"
