@@ -2,11 +2,43 @@
 
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import pytest
 
-from tests.conftest import COMPILED
+from tests.conftest import COMPILED, pytest_collection_modifyitems
+
+
+class _Item:
+    """A collected test."""
+
+    def __init__(self, *fixturenames, marker=None):
+        self.fixturenames, self._marker = fixturenames, marker
+
+    def get_closest_marker(self, name):
+        return name == self._marker or None
+
+
+def _left_of(items):
+    out = []
+    hook = SimpleNamespace(pytest_deselected=lambda items: out.extend(items))
+    left = [*items]
+    pytest_collection_modifyitems(SimpleNamespace(hook=hook), left)
+    assert {*left, *out} == {*items}
+    return left
+
+
+def test_a_suite_in_float64_leaves_out_what_float32_has_run(x64):
+    either, same, long = _Item(), _Item("tmp_path", "x64"), _Item("x64", marker="float64")
+    assert _left_of([either, same, long]) == [either, long]
+    assert _left_of([same]) == [same]  # asked for by name
+
+
+@pytest.mark.skipif(jax.config.jax_enable_x64, reason="of a suite in float32")
+def test_a_suite_in_float32_leaves_out_nothing():
+    items = [_Item(), _Item("x64"), _Item("x64", marker="float64")]
+    assert _left_of(items) == items
 
 
 def _compiled():
