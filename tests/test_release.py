@@ -28,5 +28,6 @@ def test_entries_of_the_changelog_are_short():
 def test_the_workflow_runs_what_everyone_runs():
     assert "- run: .ci/run\n" in (ROOT / ".github" / "workflows" / "ci.yml").read_text()
     targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
-    called = re.findall(r"^ *make ([a-z0-9 -]+)", (ROOT / ".ci" / "run").read_text(), re.MULTILINE)
-    assert set(" ".join(called).split()) == targets - {"demo", "figures", "fuzz", "lock", "soak"}
+    called = re.findall(r"^ *make (.+)", (ROOT / ".ci" / "run").read_text(), re.MULTILINE)
+    words = {word for line in called for word in line.split() if re.fullmatch(r"[a-z][\w-]*", word)}
+    assert words == targets - {"demo", "figures", "fuzz", "lock", "soak"}
