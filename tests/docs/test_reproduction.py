@@ -2,7 +2,6 @@
 
 import itertools
 from collections import defaultdict
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,20 +9,7 @@ import pytest
 from lensllm_jax.selection.public_tables import load_loss_table
 from lensllm_jax.selection.rank import rank
 from tests.committed import table
-
-ROOT = Path(__file__).parents[2]
-PAGE = (ROOT / "docs" / "REPRODUCTION.md").read_text()
-WORDS = " ".join(PAGE.split())
-
-
-def cells_of(line):
-    return [cell.strip() for cell in line.strip("|").split("|")]
-
-
-def row_of_page(start):
-    line = next(line for line in PAGE.splitlines() if line.startswith(f"| {start} |"))
-    return cells_of(line)[1:]
-
+from tests.docs.reproduction import WORDS, row_of_page, selector_rows
 
 TASKS = ("pydoc", "sotu")  # own curves
 
@@ -380,16 +366,6 @@ def mean_of(rows, name):
 def both_metrics(rows):
     cells = [mean_of(rows, name) for name in ("pearson", "relative_accuracy")]
     return " / ".join(cells) if None not in cells else "-"
-
-
-def selector_rows(header):
-    """First cell and the others of every row under a header of the page."""
-    lines = PAGE.splitlines()
-    start = next(i for i, line in enumerate(lines) if line.startswith(header)) + 2
-    end = next(i for i in range(start, len(lines)) if not lines[i].startswith("|"))
-    for line in lines[start:end]:
-        first, *cells = cells_of(line)
-        yield first, cells
 
 
 def test_table_3_is_the_means_of_the_selection_tables():
