@@ -60,7 +60,8 @@ def test_sentences_are_those_of_the_tables(eigenvalues, shares):
     largest = max(eigenvalues[name, "after"]) / max(eigenvalues[name, "before"])
     assert (
         f"After {change[name]['steps']} steps SmolLM2's kernel has {ratio[name]:.2f} of its trace "
-        f"and {largest:.2f} of its largest eigenvalue; the centred kernel turns less than the whole one"
+        f"and {largest:.2f} of its largest eigenvalue; the centred kernel turns less than the "
+        "whole one"
     ) in WORDS
     assert float(change[name]["centred_alignment"]) > float(change[name]["alignment"])
     pydoc, sotu = (f"{ratio[f'{task}, zoo/t5-xs']:.3f}" for task in ("pydoc", "sotu"))
