@@ -202,7 +202,8 @@ class _TuningFlags:
         self._buckets = flags.DEFINE_string(
             "buckets", AUTO,
             "Ascending lengths, tokens: training batches of short examples are cut to them; auto: "
-            "to what holds half, nine tenths and all of a candidate's test records; empty: none.",
+            "to what holds half, nine tenths and all of a candidate's test records, and others "
+            "a quarter apart behind them; empty: none.",
         )  # fmt: skip
         self._compute_dtype = define_compute_dtype()
         self._micro_batches = flags.DEFINE_string(

@@ -20,6 +20,7 @@ from lensllm_jax import checks
 from lensllm_jax.typing import IGNORE, Batch
 
 _HELD = (0.5, 0.9, 1.0)  # shares of the examples
+_GROWTH = 1.25  # of the lengths behind them
 
 
 def check_buckets(buckets: Sequence[int]) -> tuple[int, ...]:
@@ -43,9 +44,16 @@ def bucket_of(lengths: Int[np.ndarray, " n"], buckets: tuple[int, ...]) -> Int[n
 
 
 def few_lengths(data: Batch) -> tuple[int, ...]:
-    """Lengths (tokens) that hold half, nine tenths and all of the examples, in multiples of 8."""
-    quantiles = np.quantile(row_lengths(data), _HELD)
-    return tuple(sorted({_multiple(quantile) for quantile in quantiles}))
+    """Lengths (tokens) that hold half, nine tenths and all of the examples, in multiples of 8.
+
+    Behind them each is a quarter longer than the one before, up to the positions of the arrays: a
+    record that is longer than all of these examples needs not as many as the longest of the task.
+    """
+    lengths = {_multiple(quantile) for quantile in np.quantile(row_lengths(data), _HELD)}
+    width = max(np.shape(data[name])[-1] for name in ("attention_mask", "labels"))
+    while (longer := _multiple(_GROWTH * max(lengths))) < width:
+        lengths.add(longer)
+    return tuple(sorted(lengths))
 
 
 def without_padding(batch: Batch) -> Batch:
@@ -54,7 +62,7 @@ def without_padding(batch: Batch) -> Batch:
 
 
 def _multiple(length: float) -> int:
-    return 8 * math.ceil(length / 8)
+    return 8 * max(1, math.ceil(length / 8))
 
 
 def truncated(batch: Batch, length: int | None) -> Batch:

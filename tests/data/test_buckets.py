@@ -45,9 +45,21 @@ def test_lengths_count_the_targets_of_an_encoder_decoder():
 def test_few_lengths_hold_half_nine_tenths_and_all_of_the_examples():
     mask = np.arange(100) < np.arange(1, 61)[:, None]  # examples of 1 to 60 tokens
     batch = {"attention_mask": mask, "labels": np.where(mask, 5, -100)}
-    assert few_lengths(batch) == (32, 56, 64)
-    assert few_lengths({name: array[:40] for name, array in batch.items()}) == (24, 40)
-    assert few_lengths({name: array[:5] for name, array in batch.items()}) == (8,)
+    assert few_lengths(truncated(batch, 64)) == (32, 56, 64)
+    assert few_lengths({name: array[:40, :48] for name, array in batch.items()}) == (24, 40)
+    assert few_lengths({name: array[:5, :16] for name, array in batch.items()}) == (8,)
+
+
+def test_few_lengths_behind_all_of_the_examples_grow_by_a_quarter():
+    mask = np.arange(136) < np.array([[31], [48]])
+    batch = {"attention_mask": mask, "labels": np.where(mask, 5, -100)}
+    lengths = few_lengths(batch)
+    assert lengths == (40, 48, 64, 80, 104)  # 136 are all positions
+    assert lengths[bucket_of(np.array([56]), lengths)[0]] == 64  # of a longer training example
+    # the longer side of an encoder-decoder has the positions
+    assert few_lengths({**batch, "labels": batch["labels"][:, :8]}) == lengths
+    empty = {"attention_mask": 0 * mask, "labels": np.full(mask.shape, -100)}
+    assert few_lengths(empty)[:3] == (8, 16, 24)
 
 
 def test_without_padding_keeps_every_token_and_a_multiple_of_8():
