@@ -193,7 +193,7 @@ def trained(
 ) -> Position:  # fmt: skip
     """Where patience or epochs run out; arguments as those of ``fine_tune``."""
     check_splits(splits, shift=loop.shift)
-    loop = with_few_logits(loop, splits.test, config)
+    loop = with_few_positions(loop, splits.test, config)
     lengths = row_lengths(splits.train)
     num_calls = config.num_calls(len(lengths))
     calls_per_evaluation = config.calls_per_evaluation(len(lengths))
@@ -251,11 +251,12 @@ def evaluated(
     return concatenated(parts)
 
 
-def with_few_logits(loop: Loop, test: Batch, config: FineTuneConfig) -> Loop:
-    """The loop, which computes as many logits as batches of records like ``test`` need."""
+def with_few_positions(loop: Loop, test: Batch, config: FineTuneConfig) -> Loop:
+    """The loop, which computes as many logits and positions as records like ``test`` need."""
     rows = config.batch_size // loop.micro_batches
     numbers = num_logits_by_shape(test, rows=rows, shift=loop.shift, buckets=config.buckets)
-    return loop.computing(numbers | _num_logits_evaluated(test, shift=loop.shift))
+    numbers |= _num_logits_evaluated(test, shift=loop.shift)
+    return loop.computing(numbers, config.buckets)
 
 
 def _num_logits_evaluated(test: Batch, *, shift: bool) -> dict[tuple[int, int], int]:

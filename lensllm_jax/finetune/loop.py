@@ -1,13 +1,14 @@
 r"""Loop: optax AdamW (Loshchilov and Hutter, 2019) on token-weighted minibatches.
 
-One compiled call makes several steps.  Its shapes are those of a minibatch, so a candidate
-compiles once for every subset.  A step descends the mean over all target tokens of its batch,
+One compiled call makes several steps, or one pass of a step that has several.  Its shapes are those
+of a minibatch, so a candidate compiles once for every subset.  A step descends the mean over all
+target tokens of its batch,
 
 .. math:: \frac{1}{\sum_j c_j} \sum_j \ell_j,
 
-with :math:`\ell_j` the summed nats and :math:`c_j` the targets of micro-batch j.  The divisor is
-counted from the labels of the whole batch first, so that the sum of the gradients does not
-depend on how the batch is split.
+with :math:`\ell_j` the summed nats and :math:`c_j` the targets of pass j.  The divisor is counted
+from the labels of the whole batch first, so that the sum of the gradients does not depend on how
+the batch is split.
 
 Example:
     >>> import lensllm_jax as lens, numpy as np
@@ -23,8 +24,9 @@ Example:
 
 import copy
 import dataclasses
+import math
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -46,6 +48,7 @@ from lensllm_jax.finetune.objective import (
     batch_record_nats,
     num_targets,
 )
+from lensllm_jax.finetune.passes import passes_of
 from lensllm_jax.finetune.sharding import Shards
 from lensllm_jax.typing import ApplyFn, Array, Batch, Params
 
@@ -164,6 +167,7 @@ class Loop:
         shards: of every array over several devices; None where there is one.
         frozen: parameters that ``apply_fn`` reads beside those that are trained.
         num_logits: see ``computing``; empty computes all.
+        buckets: see ``computing``; without any, passes have all positions of their batch.
     """
 
     def __init__(
@@ -174,10 +178,13 @@ class Loop:
         self.shards = shards
         self.frozen: Params = {}
         self.num_logits: dict[tuple[int, int], int] = {}
+        self.buckets: tuple[int, ...] = ()
         self.micro_batches = checks.positive("micro_batches", micro_batches)
         # of its state alone, which no schedule changes
         self._optimizer = config.optimizer(last_step=1)
         self._train = jax.jit(self._steps, donate_argnums=0, static_argnums=5)
+        self._add = jax.jit(self.add_pass, donate_argnums=1, static_argnums=5)
+        self._update = jax.jit(self.update, donate_argnums=(0, 1))
         self._evaluate = jax.jit(self.record_nats, static_argnums=3)
         self._nats = jax.jit(self.nats)
 
@@ -190,14 +197,19 @@ class Loop:
             loop.frozen = self.shards.place(frozen)
         return loop
 
-    def computing(self, num_logits: dict[tuple[int, int], int]) -> "Loop":
-        """The same compiled steps, with so many logits of batches of these shapes (b, s).
+    def computing(
+        self, num_logits: dict[tuple[int, int], int], buckets: tuple[int, ...] = ()
+    ) -> "Loop":
+        """The same compiled steps, with fewer logits and positions.
 
-        Several devices compute all: each holds its own rows, and how many targets they have is
-        not known.
+        Args:
+            num_logits: of batches of these shapes (b, s).  Several devices compute all: each
+                holds its own rows, and how many targets they have is not known.
+            buckets: ascending lengths (tokens) to which the passes of a step are cut.
         """
         loop = copy.copy(self)
         loop.num_logits = num_logits if self.shards is None else {}
+        loop.buckets = buckets
         return loop
 
     def at(self, learning_rate: float) -> "Loop":
@@ -257,10 +269,16 @@ class Loop:
             raise checks.UserError(
                 f"`micro_batches` must divide the batch size {batch_size}, got {self.micro_batches}"
             )
-        num_logits = self.num_logits_of(batches, self.micro_batches)
-        batches = self.place_batch(batches, axis=1)
         rate = self.config.learning_rate
-        state, losses = self._train(state, batches, rate, last_step, self.frozen, num_logits)
+        if self.micro_batches == 1:
+            num_logits = self.num_logits_of(batches)
+            batches = self.place_batch(batches, axis=1)
+            state, losses = self._train(state, batches, rate, last_step, self.frozen, num_logits)
+        else:
+            state, losses = self.in_passes(
+                state, batches, self._add,
+                lambda state, gradient: self._update(state, gradient, rate, last_step),
+            )  # fmt: skip
         losses = awaited(losses)
         if not np.isfinite(losses).all():
             raise FloatingPointError(
@@ -287,18 +305,16 @@ class Loop:
         for batch in records.batches:
             yield self.place_batch(batch, axis=0), self.num_logits_of(batch)
 
-    def num_logits_of(self, batches: Batch, num_parts: int = 1) -> int | None:
-        """Those of each part of batches (b, s), doubled until none has more targets; None: all."""
+    def num_logits_of(self, batches: Batch) -> int | None:
+        """Those of each of batches (b, s), doubled until none has more targets; None: all."""
         labels = np.asarray(batches["labels"])
-        rows, width = labels.shape[-2:]
-        number = self.num_logits.get((rows // num_parts, width))
+        number = self.num_logits.get(labels.shape[-2:])
         if number is None:
             return None
-        counts = target_counts(labels, shift=self.shift)
-        most = counts.reshape(-1, rows // num_parts, num_parts).sum(1).max()
+        most = target_counts(labels, shift=self.shift).sum(-1).max()
         while number < most:
             number *= 2
-        return number if number < rows // num_parts * width else None
+        return number if number < math.prod(labels.shape[-2:]) else None
 
     def objective(self, params: Params, batches: Iterable[Batch]) -> float:
         """What steps descend: the mean over every target token of ``batches`` (b, s), in nats."""
@@ -339,38 +355,69 @@ class Loop:
         """
 
         def step(state, batch):
-            loss, gradient = self._loss_and_gradient(state.params, batch, frozen, num_logits)
-            updates, optimizer_state = optimizer.update(
-                gradient, state.optimizer_state, state.params
-            )
-            state = TrainState(optax.apply_updates(state.params, updates), optimizer_state)
-            return state if self.shards is None else self.shards.constrain(state), loss
+            divisor = jnp.maximum(num_targets(batch["labels"], shift=self.shift), 1)
+            loss, gradient = self._share(state.params, batch, divisor, frozen, num_logits)
+            return self._updated(state, gradient, optimizer), loss
 
         return jax.lax.scan(step, state, batches)
 
-    def _loss_and_gradient(
-        self, params: Params, batch: Batch, frozen: Params, num_logits: int | None
+    def in_passes(
+        self, state: TrainState, batches: Batch, add: Callable, update: Callable
+    ) -> tuple[TrainState, Float[Array, "t ..."]]:
+        """Several steps, each pass in a call of its own, as short as its examples.
+
+        Args:
+            state: before them; donated.
+            batches: arrays (steps, b, s).
+            add: ``add_pass``, compiled, or mapped over r rates as well.
+            update: ``update`` of a state and a gradient, likewise.
+
+        Returns:
+            The state after them, and the loss before each (nats per target token).
+        """
+        gradient, losses = jax.tree.map(jnp.zeros_like, state.params), []
+        for step in range(len(batches["labels"])):
+            batch = {name: np.asarray(array)[step] for name, array in batches.items()}
+            targets = target_counts(batch["labels"], shift=self.shift).sum()
+            divisor, shares = np.int32(max(targets, 1)), []
+            for part in passes_of(batch, self.micro_batches, buckets=self.buckets):
+                placed, number = self.place_batch(part, axis=0), self.num_logits_of(part)
+                gradient, share = add(state.params, gradient, placed, divisor, self.frozen, number)
+                shares.append(share)
+            state, gradient = update(state, gradient)
+            losses.append(sum(shares))
+        return state, jnp.stack(losses)
+
+    def add_pass(
+        self, params: Params, gradient: Params, part: Batch, divisor: Any, frozen: Params,
+        num_logits: int | None,
+    ) -> tuple[Params, Array]:  # fmt: skip
+        """The gradient with that of one pass, and the pass's share of the loss; pure."""
+        loss, more = self._share(params, part, divisor, frozen, num_logits)
+        return jax.tree.map(jnp.add, gradient, more), loss
+
+    def update(
+        self, state: TrainState, gradient: Params, rate: Any, last_step: Any
+    ) -> tuple[TrainState, Params]:
+        """The state after a step, and a gradient of nothing; pure."""
+        optimizer = self.config.optimizer(rate, last_step=last_step)
+        state = self._updated(state, gradient, optimizer)
+        return state, jax.tree.map(jnp.zeros_like, gradient)
+
+    def _share(
+        self, params: Params, batch: Batch, divisor: Any, frozen: Params, num_logits: int | None
     ) -> tuple[Array, Params]:
-        """Of the mean over all target tokens of the batch, accumulated over micro-batches."""
-        divisor = jnp.maximum(num_targets(batch["labels"], shift=self.shift), 1)
+        """Of the mean over ``divisor`` target tokens, what those of ``batch`` add; its gradient."""
+        return jax.value_and_grad(
+            lambda params: self.nats(params, batch, frozen, num_logits).nats / divisor
+        )(params)
 
-        def share(params, part):
-            return self.nats(params, part, frozen, num_logits).nats / divisor
-
-        if self.micro_batches == 1:
-            return jax.value_and_grad(share)(params, batch)
-        # every m-th row of the batch belongs to part m: no part is all long, all short examples
-        parts = {
-            name: jnp.swapaxes(array.reshape(-1, self.micro_batches, *array.shape[1:]), 0, 1)
-            for name, array in batch.items()
-        }
-
-        def add(total, part):
-            return jax.tree.map(jnp.add, total, jax.value_and_grad(share)(params, part)), None
-
-        shapes = jax.eval_shape(jax.value_and_grad(share), params, batch)
-        nothing = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
-        return jax.lax.scan(add, nothing, parts)[0]
+    def _updated(
+        self, state: TrainState, gradient: Params, optimizer: optax.GradientTransformation
+    ) -> TrainState:
+        updates, optimizer_state = optimizer.update(gradient, state.optimizer_state, state.params)
+        state = TrainState(optax.apply_updates(state.params, updates), optimizer_state)
+        return state if self.shards is None else self.shards.constrain(state)
 
 
 def awaited(array: Any) -> np.ndarray:

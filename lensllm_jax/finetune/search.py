@@ -40,7 +40,7 @@ from lensllm_jax.finetune.fine_tune import (
     Splits,
     check_splits,
     resumed_settings,
-    with_few_logits,
+    with_few_positions,
 )
 from lensllm_jax.finetune.loop import Loop, TrainState, awaited
 from lensllm_jax.finetune.objective import RecordNats, num_tokens
@@ -216,7 +216,7 @@ def _positions(
     lengths = row_lengths(splits.train)
     num_calls = config.num_calls(len(lengths))
     calls_per_evaluation = config.calls_per_evaluation(len(lengths))
-    vmapped.loop = with_few_logits(vmapped.loop, splits.test, config)
+    vmapped.loop = with_few_positions(vmapped.loop, splits.test, config)
     validation = EvaluationBatches.of(splits.validation, buckets=few_lengths(splits.test))
     last_step = vmapped.loop.last_step(num_calls * config.steps_per_call)
     for call in itertools.islice(config.calls(lengths), position.call, num_calls):
@@ -253,12 +253,23 @@ class _Vmapped:
 
             return jax.vmap(one)(states, rates)
 
+        def add(
+            params: Params, gradients: Params, part: Batch, divisor: Any, frozen: Params,
+            num_logits: int | None,
+        ) -> tuple[Params, Array]:  # fmt: skip
+            def one(params: Params, gradient: Params) -> tuple[Params, Array]:
+                return loop.add_pass(params, gradient, part, divisor, frozen, num_logits)
+
+            return jax.vmap(one)(params, gradients)
+
         def evaluate(
             params: Params, batch: Batch, frozen: Params, num_logits: int | None
         ) -> RecordNats:
             return jax.vmap(lambda one: loop.record_nats(one, batch, frozen, num_logits))(params)
 
         self._train = jax.jit(train, donate_argnums=0, static_argnums=5)
+        self._add = jax.jit(add, donate_argnums=1, static_argnums=5)
+        self._update = jax.jit(jax.vmap(loop.update, (0, 0, 0, None)), donate_argnums=(0, 1))
         self._evaluate = jax.jit(evaluate, static_argnums=3)
 
     def start(self, params: Params) -> TrainState:
@@ -268,7 +279,12 @@ class _Vmapped:
 
     def train(self, state: TrainState, batches: Batch, last_step: np.int32 | None) -> TrainState:
         """The state after the steps of one call."""
-        number = self.loop.num_logits_of(batches, self.loop.micro_batches)
+        if self.loop.micro_batches > 1:
+            return self.loop.in_passes(
+                state, batches, self._add,
+                lambda state, gradient: self._update(state, gradient, self.rates, last_step),
+            )[0]  # fmt: skip
+        number = self.loop.num_logits_of(batches)
         batches = self.loop.place_batch(batches, axis=1)
         return self._train(state, batches, self.rates, last_step, self.loop.frozen, number)
 

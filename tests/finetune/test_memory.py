@@ -1,7 +1,6 @@
 """The plan's bytes, which need no device, are those of XLA's account of the compiled step."""
 
 import dataclasses
-import functools
 
 import jax
 import jax.numpy as jnp
@@ -36,7 +35,10 @@ NUM_LOGITS = {"gpt2": 400}  # of the positions; the others compute all
 
 
 def compiled_bytes(config, compute, num_logits):
-    """Arguments, temporaries and results of two compiled steps, as XLA places them."""
+    """Arguments, temporaries and results of two compiled steps, as XLA places them.
+
+    Of a step in several passes they are those of a pass, beside the moments, which it leaves alone.
+    """
     loop = Loop(
         config_apply_fn(config, compute), OptimizerConfig(1e-3),
         shift=not config.is_encoder_decoder, micro_batches=compute.passes,
@@ -53,10 +55,23 @@ def compiled_bytes(config, compute, num_logits):
         )  # fmt: skip
     names = ["input_ids", "attention_mask", "labels"]
     names += ["decoder_input_ids"] if config.is_encoder_decoder else []
-    batches = {name: jax.ShapeDtypeStruct((2, ROWS, TOKENS), jnp.int32) for name in names}
     state = jax.eval_shape(loop.start, params)
-    steps = functools.partial(loop._steps, num_logits=num_logits)
-    lowered = jax.jit(steps, donate_argnums=0).lower(state, batches, 1e-3, None, frozen)
+
+    def batch(*axes):
+        return {name: jax.ShapeDtypeStruct((*axes, TOKENS), jnp.int32) for name in names}
+
+    if compute.passes == 1:
+        return bytes_of(loop._train.lower(state, batch(2, ROWS), 1e-3, None, frozen, num_logits))
+    part, divisor = batch(ROWS // compute.passes), jax.ShapeDtypeStruct((), jnp.int32)
+    gradient = state.params
+    a_pass = loop._add.lower(state.params, gradient, part, divisor, frozen, num_logits)
+    moments = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state[1]))
+    return max(
+        bytes_of(a_pass) + moments, bytes_of(loop._update.lower(state, gradient, 1e-3, None))
+    )
+
+
+def bytes_of(lowered):
     found = lowered.compile().memory_analysis()
     return (
         found.argument_size_in_bytes + found.temp_size_in_bytes

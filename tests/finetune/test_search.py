@@ -20,8 +20,8 @@ def splits():
     return Splits(tiny.examples(24), tiny.examples(24, seed=1), tiny.examples(8))
 
 
-def search(**grid):
-    loop = Loop(tiny.apply_fn, OPTIMIZER, shift=True)
+def search(micro_batches=1, **grid):
+    loop = Loop(tiny.apply_fn, OPTIMIZER, shift=True, micro_batches=micro_batches)
     return search_rates(loop, tiny.params(), splits(), SearchGrid(**grid), config=CONFIG)
 
 
@@ -52,6 +52,13 @@ def test_the_lowest_loss_names_rate_and_batch_size(found):
     row, column = np.unravel_index(np.argmin(found.losses), (2, 3))
     assert (found.batch_size, found.learning_rate) == ((4, 8)[row], (1e-4, 3e-2, 0.5)[column])
     assert found.losses.min() < found.losses.max() - 0.1
+
+
+def test_steps_in_two_passes_find_the_same(found):
+    parts = search(micro_batches=2, rates=(1e-4, 3e-2, 0.5), batch_sizes=(4, 8))
+    # another order of sums, carried through tens of steps
+    np.testing.assert_allclose(parts.losses[:, :2], found.losses[:, :2], rtol=1e-4)
+    assert parts.num_tokens == found.num_tokens
 
 
 def test_a_rate_that_diverges_stops_no_other(found):
