@@ -40,7 +40,7 @@ from lensllm_jax import checks
 from lensllm_jax.finetune import lora
 from lensllm_jax.finetune.evaluation import Evaluation, EvaluationBatches
 from lensllm_jax.finetune.moments import with_bfloat16_state
-from lensllm_jax.finetune.num_logits import target_counts
+from lensllm_jax.finetune.num_logits import enough, target_counts
 from lensllm_jax.finetune.objective import (
     NatsAndCount,
     RecordNats,
@@ -306,14 +306,13 @@ class Loop:
             yield self.place_batch(batch, axis=0), self.num_logits_of(batch)
 
     def num_logits_of(self, batches: Batch) -> int | None:
-        """Those of each of batches (b, s), doubled until none has more targets; None: all."""
+        """Those of each of batches (b, s), as many as any has targets at least; None: all."""
         labels = np.asarray(batches["labels"])
         number = self.num_logits.get(labels.shape[-2:])
         if number is None:
             return None
         most = target_counts(labels, shift=self.shift).sum(-1).max()
-        while number < most:
-            number *= 2
+        number = enough(number, int(most))
         return number if number < math.prod(labels.shape[-2:]) else None
 
     def objective(self, params: Params, batches: Iterable[Batch]) -> float:

@@ -6,7 +6,8 @@ deviation :math:`\sigma`; r of them have at most
 
 .. math:: r t + 4 \sigma \sqrt r
 
-but for one batch in thousands, for which twice as many logits are computed.
+but for one batch in thousands, and for those that longer records of other buckets fill up: for
+them a quarter more logits are computed until there are enough.
 
 Example:
     >>> labels = np.array([[-100, 5, 6, -100], [-100, 5, -100, -100]] * 8)
@@ -25,6 +26,7 @@ from lensllm_jax.typing import IGNORE, Batch
 
 _STANDARD_DEVIATIONS = 4.0
 _STEP = 8  # logits: what differs by fewer shares a program
+_GROWTH = 1.25  # where a batch has more targets
 
 
 def num_logits_by_shape(
@@ -49,6 +51,18 @@ def num_logits_by_shape(
         number = _STEP * math.ceil(min(most, rows * inside.max()) / _STEP)
         numbers[shape] = max(number, _STEP, numbers.get(shape, 0))
     return {shape: number for shape, number in numbers.items() if number < math.prod(shape)}
+
+
+def enough(number: int, most: int) -> int:
+    """A number of logits, a quarter more at a time until no batch has more targets.
+
+    Example:
+        >>> enough(32, 30), enough(32, 33), enough(32, 41)
+        (32, 40, 56)
+    """
+    while number < most:
+        number = _STEP * math.ceil(_GROWTH * number / _STEP)
+    return number
 
 
 def target_counts(labels: Int[np.ndarray, "*rows s"], *, shift: bool) -> Int[np.ndarray, "*rows"]:
