@@ -31,6 +31,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jaxtyping import Bool, Float, Int
 
 from lensllm_jax import checks
@@ -61,16 +62,27 @@ def activation_fn(name: str) -> Callable:
     return ACTIVATIONS[checks.one_of("activation_function", name, ACTIVATIONS)]
 
 
-def dense(features: int, *, use_bias: bool, name: str, dtype: jnp.dtype | None = None) -> nn.Dense:
-    """A dense layer :math:`x W + c` with this project's initial weights."""
+def dense(
+    features: int, *, use_bias: bool, name: str, dtype: jnp.dtype | None = None, wide: bool = False
+) -> nn.Dense:
+    """A dense layer :math:`x W + c` with this project's initial weights.
+
+    ``wide``: c is added in float32 at least, and the sum stays so.
+    """
+    dot = dense_dot if is_bfloat16_on_cpu(dtype) else lax.dot_general
     return nn.Dense(
         features,
         use_bias=use_bias,
         dtype=dtype,
-        dot_general=dense_dot if is_bfloat16_on_cpu(dtype) else None,
+        dot_general=partial(_widened, dot) if wide else dot,
         kernel_init=nn.initializers.normal(INITIAL_STDDEV),
         name=name,
     )
+
+
+def _widened(dot: Callable, *args: Any, **kwargs: Any) -> Array:
+    product = dot(*args, **kwargs)
+    return product.astype(jnp.promote_types(product.dtype, jnp.float32))
 
 
 def embedding(
@@ -232,8 +244,12 @@ class Attention(nn.Module):
             factor: a further factor of the scores, before the cap.
         """
         b, memory = mask.shape[0], x if memory is None else memory
+        # Biases of queries and keys may be a hundred times what they are added to (Qwen2.5), and
+        # cancel in the softmax: with them bfloat16 would round away what decides.
         query, key, value = (
-            self._project(name, states, num_heads).reshape(b, -1, num_heads, self.head_dim)
+            self._project(name, states, num_heads, wide=name != "value").reshape(
+                b, -1, num_heads, self.head_dim
+            )
             for name, states, num_heads in (
                 ("query", x, self.num_heads),
                 ("key", memory, self.num_kv_heads),
@@ -261,9 +277,14 @@ class Attention(nn.Module):
         joint = states.reshape(*states.shape[:-2], -1) if self.joint_norm else states
         return norm(joint).reshape(states.shape)
 
-    def _project(self, name, states, num_heads):
-        features = num_heads * self.head_dim
-        return dense(features, use_bias=self.use_bias, dtype=self.dtype, name=name)(states)
+    def _project(self, name, states, num_heads, *, wide):
+        return dense(
+            num_heads * self.head_dim,
+            use_bias=self.use_bias,
+            dtype=self.dtype,
+            wide=wide,
+            name=name,
+        )(states)
 
 
 class FeedForward(nn.Module):

@@ -3,7 +3,9 @@
 import jax
 import numpy as np
 import pytest
+from flax import traverse_util
 
+from lensllm_jax.models import layers
 from tests.models.compiling import least_compile_seconds
 from tests.models.tiny import tiny_candidate
 from tests.models.variants import VARIANTS, batch
@@ -60,6 +62,30 @@ def test_bfloat16_stays_bfloat16_and_near(variant):
         difference = relative_difference(np.asarray(got, np.float32)[real], exact)
         # bfloat16 keeps 8 bits: 0.4 % an operation, through layers of weights far from small
         assert 1e-4 < difference < 0.15
+
+
+def test_large_biases_of_queries_and_keys_cost_bfloat16_no_digits(monkeypatch):
+    """As those of Qwen2.5, up to 158: a key and its bias, or their rotation, rounded together."""
+    candidate, data = tiny_candidate(VARIANTS["qwen2"]), batch()
+    flat_params = traverse_util.flatten_dict(candidate.params, sep="/")
+    for name, large in (("query", 80.0), ("key", 150.0)):
+        bias = np.array(flat_params[f"blocks/attention/{name}/bias"])
+        # of each head's last feature, which hardly rotates: they add the same to all scores
+        bias.reshape(len(bias), -1, candidate.config.head_dim)[..., -1] = large
+        flat_params[f"blocks/attention/{name}/bias"] = bias
+    params = traverse_util.unflatten_dict(flat_params, sep="/")
+    real = data["attention_mask"] == 1
+
+    def logits(**settings):
+        module = candidate.config.module(**settings)
+        found = module.apply({"params": params}, data["input_ids"], data["attention_mask"])
+        return np.asarray(found, np.float32)[real]
+
+    half, exact = {"dtype": jax.numpy.dtype("bfloat16")}, logits()
+    near = relative_difference(logits(**half), exact)
+    monkeypatch.setattr(layers, "_widened", lambda dot, *args, **kwargs: dot(*args, **kwargs))
+    rounded = relative_difference(logits(**half), exact)  # the control
+    assert near < 0.05 < 3 * near < rounded
 
 
 @pytest.mark.parametrize("variant", FAMILIES)
