@@ -131,7 +131,7 @@ CURVES_OF_PUBLISHED = (
 def published(task, kind="losses"):
     """Rows of the published models by candidate."""
     rows = defaultdict(list)
-    of_qwen = ("qwen_",) if task == "sotu" else ()  # of a single size, in a table of its own
+    of_qwen = ("qwen_",) if task == "sotu" else ()  # of fewer sizes, in a table of its own
     for whose in ("", *of_qwen):
         for row in table(f"published_{whose}{task}_{kind}"):
             rows[row.get("candidate") or row["config name"]].append(row)
@@ -238,13 +238,23 @@ def test_costs_of_published_curves_are_those_of_the_ledgers():
     )
     assert f"{expected}, {{:.0f}} % on pydoc.".format(*shares[:2], shares[-1]) in WORDS
     smollm2, gemma, qwen, pydoc = minutes
-    assert f"on sotu, {qwen:.0f} Qwen on its 200 examples" in WORDS
+    assert f"without AMX {qwen:.0f} Qwen up to 800" in WORDS
     expected = (
         f"{smollm2:.0f} min of fine-tuning SmolLM2 on sotu, {pydoc:.0f} on pydoc, {gemma:.0f} Gemma"
     )
     assert expected in WORDS
     ends = [f"{min(errors[task])} to {max(errors[task])} on {task}" for task in ("sotu", "pydoc")]
     assert f"standard errors {', '.join(ends)};" in WORDS
+
+
+def test_best_steps_of_qwen_are_those_of_the_ledger():
+    (_, *tuned) = published("sotu", "ledger")["published/qwen2.5-coder-0.5b"]
+    best, made = ([row[name] for row in tuned] for name in ("best_step", "num_steps"))
+    assert f"are the first {listed(best)} of {listed(made)}." in WORDS
+
+
+def listed(words):
+    return f"{', '.join(words[:-1])} and {words[-1]}"
 
 
 def test_predictions_of_published_curves_are_those_of_their_tables(tmp_path):
@@ -278,27 +288,38 @@ def test_predictions_of_published_curves_are_those_of_their_tables(tmp_path):
 def test_races_of_published_and_bundled_models_are_those_of_the_tables():
     leaders = {"sotu": "published/gemma-3-270m", "pydoc": "published/smollm2-135m"}
     shares, flops, minutes = [], [], []
-    for task, largest in (("sotu", 1600), ("pydoc", 3200)):
-        first, *others = race = table(f"published_{task}_race")
+    for task, race, largest, pool in (
+        ("sotu", "race", 1600, ("", "published_")),
+        ("pydoc", "race", 3200, ("", "published_")),
+        ("sotu", "race_of_16", 800, ("", "published_", "published_qwen_")),
+    ):
+        first, *others = race = table(f"published_{task}_{race}")
         ran_to = {row["candidate"]: int(row["ran_to"]) for row in race}
         assert {*ran_to.values()} == {400}
         assert (first["candidate"], first["dropped"]) == (leaders[task], "False")
         assert float(first["probability_best"]) > 0.99
         dropped = {row["candidate"] for row in others if row["dropped"] == "True"}
-        assert dropped == {row["config name"] for row in table(f"{task}_losses")}
+        assert dropped >= {row["config name"] for row in table(f"{task}_losses")}
         measured = {row["config name"]: float(row[str(largest)])
-                    for row in table(f"published_{task}_losses")}  # fmt: skip
+                    for name in pool for row in table(f"{name}{task}_losses")}  # fmt: skip
+        assert ran_to.keys() == measured.keys()
         assert min(measured, key=measured.__getitem__) == leaders[task]
-        ledger = [row for name in ("", "published_") for row in table(f"{name}{task}_ledger")]
+        ledger = [row for name in pool for row in table(f"{name}{task}_ledger")]
         shares.append(100 * sum(float(row["cost"]) for row in race))
         raced = [r for r in ledger if 0 < int(r["size"]) <= ran_to[r["candidate"]]]
         whole = [r for r in ledger if int(r["size"]) == largest]
         flops.append(100 * total(raced, "flops") / total(whole, "flops"))
         minutes += [total(raced, "seconds") / 60, total(whole, "seconds") / 60]
+    assert len(measured) == 16
     assert "costs {:.0f} and {:.0f} % of fine-tuning all".format(*shares) in WORDS
     assert "In FLOPs it is {:.0f} and {:.0f} %,".format(*flops) in WORDS
     expected = "{:.0f} in place of {:.0f} minutes on sotu, {:.0f} in place of {:.0f} on pydoc,"
     assert expected.format(*minutes) in WORDS
+    of_16 = f"{shares[2]:.0f} % of fine-tuning all on 800, counted in examples, {flops[2]:.0f} % in"
+    assert (
+        f"costs {of_16} FLOPs, and {{:.0f}} minutes in place of {{:.0f}}:".format(*minutes[4:])
+        in WORDS
+    )
 
 
 def predicted_of_published(task, budget, candidate, folder):
