@@ -182,7 +182,7 @@ class Loop:
         self.micro_batches = checks.positive("micro_batches", micro_batches)
         # of its state alone, which no schedule changes
         self._optimizer = config.optimizer(last_step=1)
-        self._train = jax.jit(self._steps, donate_argnums=0, static_argnums=5)
+        self._train = jax.jit(self.steps, donate_argnums=0, static_argnums=5)
         self._add = jax.jit(self.add_pass, donate_argnums=1, static_argnums=5)
         self._update = jax.jit(self.update, donate_argnums=(0, 1))
         self._evaluate = jax.jit(self.record_nats, static_argnums=3)
@@ -337,16 +337,9 @@ class Loop:
             self.apply_fn, joined(params, frozen), batch, shift=self.shift, num_logits=num_logits
         )
 
-    def _steps(
+    def steps(
         self, state: TrainState, batches: Batch, rate: Any, last_step: Any, frozen: Params,
         num_logits: int | None = None,
-    ):  # fmt: skip
-        optimizer = self.config.optimizer(rate, last_step=last_step)
-        return self.steps(state, batches, optimizer, frozen, num_logits)
-
-    def steps(
-        self, state: TrainState, batches: Batch, optimizer: optax.GradientTransformation,
-        frozen: Params, num_logits: int | None = None,
     ) -> tuple[TrainState, Float[Array, " t"]]:  # fmt: skip
         """Several steps on ``batches`` (steps, b, s); pure, to be compiled by its caller.
 
@@ -356,7 +349,7 @@ class Loop:
         def step(state, batch):
             divisor = jnp.maximum(num_targets(batch["labels"], shift=self.shift), 1)
             loss, gradient = self._share(state.params, batch, divisor, frozen, num_logits)
-            return self._updated(state, gradient, optimizer), loss
+            return self._updated(state, gradient, rate, last_step), loss
 
         return jax.lax.scan(step, state, batches)
 
@@ -399,8 +392,7 @@ class Loop:
         self, state: TrainState, gradient: Params, rate: Any, last_step: Any
     ) -> tuple[TrainState, Params]:
         """The state after a step, and a gradient of nothing; pure."""
-        optimizer = self.config.optimizer(rate, last_step=last_step)
-        state = self._updated(state, gradient, optimizer)
+        state = self._updated(state, gradient, rate, last_step)
         return state, jax.tree.map(jnp.zeros_like, gradient)
 
     def _share(
@@ -412,8 +404,9 @@ class Loop:
         )(params)
 
     def _updated(
-        self, state: TrainState, gradient: Params, optimizer: optax.GradientTransformation
+        self, state: TrainState, gradient: Params, rate: Any, last_step: Any
     ) -> TrainState:
+        optimizer = self.config.optimizer(rate, last_step=last_step)
         updates, optimizer_state = optimizer.update(gradient, state.optimizer_state, state.params)
         state = TrainState(optax.apply_updates(state.params, updates), optimizer_state)
         return state if self.shards is None else self.shards.constrain(state)

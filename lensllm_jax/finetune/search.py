@@ -22,6 +22,7 @@ Example:
 """
 
 import dataclasses
+import functools
 import itertools
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -248,8 +249,7 @@ class _Vmapped:
             num_logits: int | None,
         ) -> TrainState:  # fmt: skip
             def one(state: TrainState, rate: Array) -> TrainState:
-                optimizer = loop.config.optimizer(rate, last_step=last_step)
-                return loop.steps(state, batches, optimizer, frozen, num_logits)[0]
+                return loop.steps(state, batches, rate, last_step, frozen, num_logits)[0]
 
             return jax.vmap(one)(states, rates)
 
@@ -257,9 +257,9 @@ class _Vmapped:
             params: Params, gradients: Params, part: Batch, divisor: Any, frozen: Params,
             num_logits: int | None,
         ) -> tuple[Params, Array]:  # fmt: skip
-            def one(params: Params, gradient: Params) -> tuple[Params, Array]:
-                return loop.add_pass(params, gradient, part, divisor, frozen, num_logits)
-
+            one = functools.partial(
+                loop.add_pass, part=part, divisor=divisor, frozen=frozen, num_logits=num_logits
+            )
             return jax.vmap(one)(params, gradients)
 
         def evaluate(
