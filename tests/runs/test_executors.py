@@ -98,7 +98,7 @@ def test_processes_give_the_table_of_one(tmp_path):
         tmp_path / "local", executor="local", processes=processes, compiled_dir=compiled
     )
     assert done.returncode == 0, done.stderr
-    assert list(compiled.glob("jit__steps*"))  # by the processes that measure
+    assert list(compiled.glob("jit_steps*"))  # by the processes that measure
     tuned = [s for s in done.stderr.splitlines() if "32 examples" in s or "64 examples" in s]
     assert len(tuned) == 2
     assert not any("?" in line for line in tuned)  # the time left is known
