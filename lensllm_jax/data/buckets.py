@@ -43,6 +43,11 @@ def bucket_of(lengths: Int[np.ndarray, " n"], buckets: tuple[int, ...]) -> Int[n
     return np.searchsorted(np.asarray(buckets, int), lengths)
 
 
+def smallest_bucket(length: int, buckets: tuple[int, ...]) -> int | None:
+    """The smallest bucket that holds a length (tokens); None where none does."""
+    return next((bucket for bucket in buckets if bucket >= length), None)
+
+
 def few_lengths(data: Batch) -> tuple[int, ...]:
     """Lengths (tokens) that hold half, nine tenths and all of the examples, in multiples of 8.
 

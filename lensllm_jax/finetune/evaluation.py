@@ -36,7 +36,7 @@ import numpy as np
 from jaxtyping import Float, Int, Shaped
 
 from lensllm_jax import checks
-from lensllm_jax.data.buckets import bucket_of, row_lengths, truncated
+from lensllm_jax.data.buckets import bucket_of, row_lengths, smallest_bucket, truncated
 from lensllm_jax.typing import IGNORE, Batch
 
 ROWS = 16  # examples of a batch: few, or padding would fill that of a short validation
@@ -162,11 +162,12 @@ class EvaluationBatches:
         order = np.argsort(bucket_of(lengths, buckets), kind="stable")
         missing = -count % ROWS
         filled = {name: _filled(name, np.asarray(v)[order], missing) for name, v in data.items()}
-        starts, limits = range(0, count, ROWS), (*buckets, None)
-        longest = np.array([lengths[order[i : i + ROWS]].max() for i in starts])
         batches = tuple(
-            truncated({k: v[i : i + ROWS] for k, v in filled.items()}, limits[bucket])
-            for i, bucket in zip(starts, bucket_of(longest, buckets), strict=True)
+            truncated(
+                {k: v[i : i + ROWS] for k, v in filled.items()},
+                smallest_bucket(lengths[order[i : i + ROWS]].max(), buckets),
+            )
+            for i in range(0, count, ROWS)
         )
         return cls(
             batches, order, np.asarray(data["num_target_bytes"], np.int64),

@@ -20,7 +20,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Int
 
-from lensllm_jax.data.buckets import bucket_of
+from lensllm_jax.data.buckets import bucket_of, smallest_bucket
 from lensllm_jax.data.subsets import subset_order
 from lensllm_jax.typing import Batch
 
@@ -46,8 +46,7 @@ def calls_of(
         seed: of the order within passes.
     """
     bucket = bucket_of(lengths, buckets)
-    limits = (*buckets, None)
-    waiting: list[list[int]] = [[] for _ in limits]
+    waiting: list[list[int]] = [[] for _ in range(len(buckets) + 1)]
     num_rows = steps * batch_size
     epoch = 0
 
@@ -55,7 +54,7 @@ def calls_of(
         while len(waiting[index]) >= num_rows:
             rows = np.array(waiting[index][:num_rows]).reshape(steps, batch_size)
             del waiting[index][:num_rows]
-            yield Call(rows, limits[bucket[rows].max()])
+            yield Call(rows, smallest_bucket(lengths[rows].max(), buckets))
 
     while True:
         for row in subset_order(len(lengths), seed=(seed, epoch)):

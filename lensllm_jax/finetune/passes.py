@@ -18,7 +18,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from lensllm_jax.data.buckets import bucket_of, row_lengths, truncated
+from lensllm_jax.data.buckets import row_lengths, smallest_bucket, truncated
 from lensllm_jax.typing import Batch
 
 
@@ -31,8 +31,8 @@ def passes_of(batch: Batch, num_passes: int, *, buckets: tuple[int, ...]) -> Ite
         buckets: ascending lengths (tokens), to the smallest of which that holds it each part is
             cut; longer ones keep all positions.
     """
-    lengths, limits = row_lengths(batch), (*buckets, None)
+    lengths = row_lengths(batch)
     order = np.argsort(lengths, kind="stable")
     for rows in np.split(order, num_passes):
         part = {name: array[rows] for name, array in batch.items()}
-        yield truncated(part, limits[bucket_of(lengths[rows].max(keepdims=True), buckets)[0]])
+        yield truncated(part, smallest_bucket(lengths[rows].max(), buckets))
