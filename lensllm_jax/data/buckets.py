@@ -43,9 +43,9 @@ def bucket_of(lengths: Int[np.ndarray, " n"], buckets: tuple[int, ...]) -> Int[n
     return np.searchsorted(np.asarray(buckets, int), lengths)
 
 
-def smallest_bucket(length: int, buckets: tuple[int, ...]) -> int | None:
-    """The smallest bucket that holds a length (tokens); None where none does."""
-    return next((bucket for bucket in buckets if bucket >= length), None)
+def smallest_bucket(lengths: Int[np.ndarray, "..."], buckets: tuple[int, ...]) -> int | None:
+    """The smallest bucket that holds all the lengths; None where none does."""
+    return next((bucket for bucket in buckets if bucket >= lengths.max()), None)
 
 
 def few_lengths(data: Batch) -> tuple[int, ...]:

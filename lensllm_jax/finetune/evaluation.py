@@ -165,7 +165,7 @@ class EvaluationBatches:
         batches = tuple(
             truncated(
                 {k: v[i : i + ROWS] for k, v in filled.items()},
-                smallest_bucket(lengths[order[i : i + ROWS]].max(), buckets),
+                smallest_bucket(lengths[order[i : i + ROWS]], buckets),
             )
             for i in range(0, count, ROWS)
         )

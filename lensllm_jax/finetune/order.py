@@ -54,7 +54,7 @@ def calls_of(
         while len(waiting[index]) >= num_rows:
             rows = np.array(waiting[index][:num_rows]).reshape(steps, batch_size)
             del waiting[index][:num_rows]
-            yield Call(rows, smallest_bucket(lengths[rows].max(), buckets))
+            yield Call(rows, smallest_bucket(lengths[rows], buckets))
 
     while True:
         for row in subset_order(len(lengths), seed=(seed, epoch)):

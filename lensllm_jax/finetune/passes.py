@@ -35,4 +35,4 @@ def passes_of(batch: Batch, num_passes: int, *, buckets: tuple[int, ...]) -> Ite
     order = np.argsort(lengths, kind="stable")
     for rows in np.split(order, num_passes):
         part = {name: array[rows] for name, array in batch.items()}
-        yield truncated(part, smallest_bucket(lengths[rows].max(), buckets))
+        yield truncated(part, smallest_bucket(lengths[rows], buckets))
