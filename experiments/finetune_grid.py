@@ -11,7 +11,8 @@ token, which no other loss holds; and of a fine-tune its seed, learning rate and
 steps and the best of them, tokens, seconds, FLOPs, and a digest of the examples in the order of
 training.  run.json holds how many records of the task were left out and why.  Subsets
 are nested prefixes of one order.  The same command resumes a killed run, also inside a fine-tune
-or a search, and makes none of them twice.  A fine-tune that fails (a loss that is not finite, a
+or a search, and makes none of them twice; with more --candidates or --sizes it measures what is
+new.  A fine-tune that fails (a loss that is not finite, a
 damaged checkpoint, a full disk) leaves its cell empty and its reason in failures.csv; the rest is
 measured, and the exit code is 1.
 

@@ -107,7 +107,7 @@ def user_cache(name: str) -> Path:
 
 def open_folder(
     argument: str, path: str | Path, settings: Mapping[str, Any], *, record: str,
-    notes: Mapping[str, Any] | None = None,
+    notes: Mapping[str, Any] | None = None, growing: Iterable[str] = (),
 ) -> Path:  # fmt: skip
     """A folder that belongs to one set of settings: a new one, or an earlier one of the same.
 
@@ -117,6 +117,8 @@ def open_folder(
         settings: JSON values that decide everything in it.
         record: file within it that holds them; of several processes the first writes it.
         notes: further JSON values of a new record, which may differ later.
+        growing: lists and dictionaries of the settings that may hold more than those of the record,
+            which stays as it is.
 
     Raises:
         UserError: if the path is a file or can be no folder, or the folder holds something else.
@@ -146,7 +148,11 @@ def open_folder(
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError, OSError):
         before = lost = None
     is_ours = isinstance(before, dict)
-    different = differences(before, json.loads(content)["settings"]) if is_ours else []
+    different = []
+    if isinstance(before, dict):
+        now = json.loads(content)["settings"]
+        grown = {name: now[name] for name in growing if _holds(now.get(name), before.get(name))}
+        different = differences({**before, **grown}, now)
     if not is_ours or (lost and not different):
         raise checks.UserError(
             f"`{argument}` must hold a {record} of ours, got one that does not read: {path}; "
@@ -186,6 +192,13 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
         elif one != other:
             found.append(f"{name}={one!r} there, {other!r} now")
     return found
+
+
+def _holds(more: Any, less: Any) -> bool:
+    """Whether a list has all values of another one, or a dictionary all items."""
+    if isinstance(more, dict) and isinstance(less, dict):
+        return more | less == more
+    return isinstance(more, list) and isinstance(less, list) and all(x in more for x in less)
 
 
 def remove_partials(target: Path) -> None:

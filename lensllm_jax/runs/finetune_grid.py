@@ -39,6 +39,9 @@ from lensllm_jax.runs.settings import RunSettings, WinnerSettings, read_settings
 from lensllm_jax.selection.flops import training_flops
 from lensllm_jax.selection.loss_table import LossTable, write_loss_table
 
+# settings that may gain entries in a folder: each cell is of one candidate and one size
+_GROWING = ("candidates", "candidates_sha256", "sizes")
+
 Number = TypeVar("Number", int, float)
 
 
@@ -108,7 +111,8 @@ def finetune_grid(
     Args:
         candidates: as ``load_candidate`` takes them; "zoo": all bundled.
         task: as ``load_task`` takes it, or one that is loaded.
-        output_dir: folder of the run; the same call resumes a run that was stopped.
+        output_dir: folder of the run; the same call resumes a run that was stopped, one with more
+            candidates or sizes measures what is new.
         on_progress: called with the share of the work that is done and a message, in place of the
             bar.
         **settings: those of ``python -m experiments.finetune_grid --help``, as Python values:
@@ -131,7 +135,7 @@ def finetune_grid(
     decided = grid.settings(executor)
     winner = wanted.winner(decided, grid.pool, run)
     grid = grid._replace(keep=winner.keep if winner else None)
-    folder = run.open_folder(decided, grid.task, grid.pool)
+    folder = run.open_folder(decided, grid.task, grid.pool, growing=_GROWING)
     if any(grid.sizes):  # at 0 alone no step is made
         configs = run.fitted(
             grid.task, grid.pool, folder, batch_sizes=grid.search.batch_sizes,
@@ -263,7 +267,7 @@ def _save_best(grid: Grid, folder: RunFolder, losses: Losses, winner: Winner) ->
         return
     best = min(measured, key=lambda name: found[name][grid.sizes[-1]])
     save_weights(winner, by_name[best], Measurer(grid.task))
-    for job in by_name.values():
+    for job in grid.jobs(folder):  # a run of fewer sizes kept those of its own largest
         forget(job)
 
 

@@ -61,14 +61,17 @@ class RunFolder:
 
     @classmethod
     def open(
-        cls, path: str | Path, settings: Mapping[str, Any], *, shared: bool = False, **notes: Any
-    ) -> "RunFolder":
+        cls, path: str | Path, settings: Mapping[str, Any], *, shared: bool = False,
+        growing: Sequence[str] = (), **notes: Any,
+    ) -> "RunFolder":  # fmt: skip
         """Opens a new folder, or one of the same settings, for this process alone.
 
         Args:
             path: where it is or will be.
             settings: JSON values that decide all results.
             shared: for all processes that open it so.
+            growing: lists and dictionaries of the settings that may gain entries; ``run.json`` is
+                then written anew.
             **notes: further JSON values for a reader of ``run.json``.
 
         Raises:
@@ -76,11 +79,23 @@ class RunFolder:
                 has it open.
         """
         about = {"command": command(), **versions(), **notes}
-        folder = durable.open_folder("output_dir", path, settings, record=RUN, notes=about)
-        lock = _Lock.of(folder, shared=shared)
-        if lock is not None and not shared:
+        folder = durable.open_folder(
+            "output_dir", path, settings, record=RUN, notes=about, growing=growing
+        )
+        run = cls(folder, _Lock.of(folder, shared=shared))
+        if run._lock is not None and not shared:
             durable.remove_all_partials(folder)
-        return cls(folder, lock)
+        if growing:
+            run._grow(settings, about)
+        return run
+
+    def _grow(self, settings: Mapping[str, Any], notes: Mapping[str, Any]) -> None:
+        """Writes settings that have grown, and the lock moves to the new file."""
+        before = durable.json_bytes(self.read_json(RUN)["settings"])
+        if durable.json_bytes(settings) != before:
+            self.write_json(RUN, {"settings": settings, **notes})
+            if self._lock is not None:
+                self._lock.move(self.path)
 
     def remember(self, name: str, compute: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:
         """The finished piece ``name`` (.json), computed now if the folder lacks it."""
@@ -213,16 +228,35 @@ class _Lock:
             return held
         lock = cls(folder / RUN)
         try:
-            fcntl.flock(lock._opened, fcntl.LOCK_NB | (fcntl.LOCK_SH if shared else fcntl.LOCK_EX))
-        except BlockingIOError:
-            raise checks.UserError(
-                f"`output_dir` must belong to one process at a time, got {folder}, which another "
-                "one has open: wait until it ends, or name another folder"
-            ) from None
+            lock.take(folder, fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
         except OSError:
             return None
         cls.held[key] = lock
         return lock
+
+    def move(self, folder: Path) -> None:
+        """From a record, locked for one process, to the one that took its place."""
+        fresh = _Lock(folder / RUN)
+        fresh.take(folder, fcntl.LOCK_EX)
+        os.dup2(fresh._opened, self._opened)
+
+    def take(self, folder: Path, kind: int) -> None:
+        """Locks the record, as long as the file is open.
+
+        Raises:
+            UserError: if another process holds it.
+            OSError: if there are no such locks.
+        """
+        try:
+            fcntl.flock(self._opened, fcntl.LOCK_NB | kind)
+            is_it = os.path.samestat(os.fstat(self._opened), os.stat(folder / RUN))
+        except BlockingIOError:
+            is_it = False
+        if not is_it:  # or its holder has put another record in its place meanwhile
+            raise checks.UserError(
+                f"`output_dir` must belong to one process at a time, got {folder}, which another "
+                "one has open: wait until it ends, or name another folder"
+            )
 
 
 def read_rows(path: str | Path) -> list[dict[str, str]]:

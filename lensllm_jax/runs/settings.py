@@ -9,7 +9,6 @@ Example:
 
 import dataclasses
 import difflib
-import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
@@ -112,7 +111,7 @@ class RunSettings:
 
     def open_folder(
         self, settings: Mapping[str, Any], task: Task, pool: Mapping[str, CandidateSummary], *,
-        shared: bool = False,
+        shared: bool = False, growing: Sequence[str] = (),
     ) -> RunFolder:  # fmt: skip
         """The run's folder; what a reader wants to know of task and candidates is noted and shown.
 
@@ -121,6 +120,7 @@ class RunSettings:
             task: as the pool reads it.
             pool: candidates by name.
             shared: for all processes that open it so.
+            growing: as in ``RunFolder.open``.
 
         Raises:
             UserError: as ``RunFolder.open``; nothing was shown then.
@@ -137,7 +137,7 @@ class RunSettings:
             "altered_targets": altered,  # of the first test records, for the candidates with any
             "checkpoints": checkpoints,
         }
-        folder = RunFolder.open(self.output_dir, settings, shared=shared, **notes)
+        folder = RunFolder.open(self.output_dir, settings, shared=shared, growing=growing, **notes)
         if not self.quiet:
             for name, lines in (*checkpoints.items(), (task.name, task.notes())):
                 for line in lines:
@@ -155,7 +155,7 @@ class RunSettings:
     ) -> dict[str, MeasurementConfig]:  # fmt: skip
         """The settings of each candidate: where they leave it open, in as many passes as fit.
 
-        The number is kept in the run folder: a resumed run has the same, whatever is free then.
+        Their numbers are kept in the run folder: a resumed run has the same, whatever is free then.
 
         Args:
             task: as the pool reads it.
@@ -172,11 +172,13 @@ class RunSettings:
         }
         passes: dict[str, int] = {}
         if config.compute.micro_batches is None and steps:
-            find = functools.partial(fewest_passes, compute=config.compute, free=free)
-            found = folder.remember(
-                _PASSES, lambda: {"passes": {k: find(v) for k, v in steps.items()}}
-            )
-            passes = found["passes"]
+            passes = folder.read_piece(_PASSES)["passes"] if folder.has(_PASSES) else {}
+            if missing := steps.keys() - passes.keys():
+                passes |= {
+                    name: fewest_passes(steps[name], compute=config.compute, free=free)
+                    for name in missing
+                }
+                folder.write_piece(_PASSES, {"passes": passes})
         fitted = {name: self._in_passes(passes.get(name, config.compute.passes)) for name in pool}
         if not self.quiet:
             self._tell_of_memory(steps, fitted, free)

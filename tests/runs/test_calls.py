@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import lensllm_jax as lens
+from lensllm_jax.checks import UserError
 from lensllm_jax.finetune.fine_tune import FineTuned, FineTuneResult
 from lensllm_jax.measurement.measurement import Measurement
 from lensllm_jax.ntk import store
@@ -113,6 +114,52 @@ def test_a_grid_is_a_table_and_a_second_call_measures_nothing(tmp_path, task, by
     call = json.loads((tmp_path / "out" / "run.json").read_text())["command"]
     assert call.startswith("lensllm_jax.finetune_grid(candidates=['zoo/gpt2-xs', 'zoo/opt-xs'], ")
     assert "sizes=(0, 4, 8)" in call
+
+
+def test_a_grid_grows_by_candidates_and_sizes(tmp_path, task, by_formula):
+    def grid(pool, sizes, folder):
+        settings = {"learning_rate": 1e-3, "output_dir": tmp_path / folder, "quiet": True}
+        return lens.finetune_grid(pool, task, sizes=sizes, **settings)
+
+    grid(POOL[:1], (0, 8), "out")
+    grown = grid(POOL[::-1], (0, 4, 8, 16), "out")
+    first, second = POOL
+    expected = [*((second, size) for size in (4, 8, 16)), (first, 4), (first, 16)]
+    assert by_formula == [(first, 8), *expected]
+    whole = grid(POOL[::-1], (0, 4, 8, 16), "whole")
+    assert grown.losses.losses.tolist() == whole.losses.losses.tolist()
+    timed = {"seconds", "tokens_per_second"}
+    assert [{k: v for k, v in row.items() if k not in timed} for row in grown.ledger] == [
+        {k: v for k, v in row.items() if k not in timed} for row in whole.ledger
+    ]
+    stored = json.loads((tmp_path / "out" / "run.json").read_text())
+    assert "sizes=(0, 4, 8, 16)" in stored["command"]
+    with pytest.raises(UserError, match=r"sizes=\[0, 4, 8, 16\] there, \[0, 4\] now"):
+        grid(POOL, (0, 4), "out")
+
+
+def test_a_new_candidate_is_fitted_and_the_others_keep_their_passes(
+    tmp_path, task, by_formula, monkeypatch
+):
+    found = {"zoo/gpt2-xs": 2, "zoo/opt-xs": 4}
+    asked = []
+
+    def fewest_passes(step, *, compute, free):
+        del compute, free
+        asked.append(step)
+        return found[step]
+
+    where = "lensllm_jax.runs.settings"
+    monkeypatch.setattr(f"{where}.is_large", lambda _: True)
+    monkeypatch.setattr(f"{where}.fewest_passes", fewest_passes)
+    monkeypatch.setattr(f"{where}.LargestStep.of", lambda one, *_, **__: one.name)
+    for pool in (POOL[:1], POOL):
+        lens.finetune_grid(
+            pool, task, sizes=(4,), learning_rate=1e-3, output_dir=tmp_path / "out", quiet=True
+        )
+    assert asked == POOL  # each once
+    stored = json.loads((tmp_path / "out" / "micro_batches.json").read_text())
+    assert stored["passes"] == found
 
 
 def test_a_selection_is_its_answer(tmp_path, task, by_formula):

@@ -1,5 +1,6 @@
 """A run folder: a file name for every candidate, one process at a time, nothing damaged is read."""
 
+import fcntl
 import itertools
 import json
 import os
@@ -12,7 +13,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from lensllm_jax.checks import UserError
-from lensllm_jax.durable import PARTIAL
+from lensllm_jax.durable import PARTIAL, replace
 from lensllm_jax.measurement.jobs import Job
 from lensllm_jax.measurement.measurement import MeasurementConfig
 from lensllm_jax.runs import run_folder
@@ -26,7 +27,7 @@ import sys
 from experiments.common import cli
 from lensllm_jax.runs.run_folder import RunFolder
 def main(argv):
-    folder = RunFolder.open("{path}", {{}}, shared={shared})
+    folder = RunFolder.open("{path}", {settings}, shared={shared})
     print("open", flush=True)
     sys.stdin.readline()
 sys.argv = ["x"]
@@ -132,9 +133,9 @@ def test_a_record_that_is_not_ours_is_refused(tmp_path, record):
         RunFolder.open(tmp_path, {})
 
 
-def opened(path, *, shared):
+def opened(path, *, shared, settings=None):
     """A process that has the folder open, or has said why not."""
-    script = OPENS.format(path=path, shared=shared)
+    script = OPENS.format(path=path, shared=shared, settings=settings or {})
     process = subprocess.Popen(
         [sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
         stderr=subprocess.PIPE, text=True,
@@ -162,6 +163,60 @@ def test_a_folder_is_open_in_one_process_at_a_time(tmp_path):
     RunFolder.open(tmp_path, {})  # a killed process holds nothing
 
 
+GROWING = ("sizes", "sha256")
+
+
+def test_settings_that_may_grow_are_written_anew(tmp_path):
+    small, large = {"sizes": [0, 8], "sha256": {"a": "1"}}, {"sizes": [0, 4, 8], "sha256": {}}
+    large["sha256"] = {"b": "2", "a": "1"}
+    folder = RunFolder.open(tmp_path, small, growing=GROWING, command="first")
+    folder.write_piece("a.json", PIECE)
+    with pytest.raises(UserError, match=r"with sha256 of b=None there, '2' now; sizes=\[0, 8\]"):
+        RunFolder.open(tmp_path, large)  # the control
+    folder = RunFolder.open(tmp_path, large, growing=GROWING, command="second")
+    assert folder.remember("a.json", lambda: 1 / 0) == PIECE
+    stored = folder.read_json(RUN)
+    assert (stored["settings"], stored["command"]) == (large, "second")
+    for different in (
+        small,
+        {**large, "sizes": [4, 8, 16]},
+        {**large, "sha256": {"a": "3", "b": "2"}},
+        {**large, "sizes": None},
+        {**large, "seed": 1},
+    ):
+        with pytest.raises(UserError, match="must hold results of these settings"):
+            RunFolder.open(tmp_path, different, growing=GROWING)
+    assert folder.read_json(RUN) == stored
+    RunFolder.open(tmp_path, large, growing=GROWING, command="third")
+    assert folder.read_json(RUN) == stored  # as long as nothing grows
+
+
+def test_the_lock_of_a_folder_goes_to_its_new_record(tmp_path):
+    large = {"sizes": [8, 16]}
+    before = RunFolder.open(tmp_path, {"sizes": [8]}, growing=GROWING)
+    folder = RunFolder.open(tmp_path, large, growing=GROWING)
+    del before  # which had it first, in this process
+    process, line = opened(tmp_path, shared=False, settings=large)
+    assert "one process at a time" in process.communicate()[1]
+    assert line == ""
+    del folder
+    process, line = opened(tmp_path, shared=False, settings=large)
+    assert line == "open\n"
+    with pytest.raises(UserError, match="one process at a time"):  # and nothing is written
+        RunFolder.open(tmp_path, {"sizes": [8, 16, 32]}, growing=GROWING)
+    process.communicate()
+    assert RunFolder.open(tmp_path, large).read_json(RUN)["settings"] == large
+
+
+def test_a_record_that_was_replaced_is_not_locked(tmp_path):
+    """Another process may put its own there between opening and locking."""
+    RunFolder.open(tmp_path, {})
+    lock = run_folder._Lock(tmp_path / RUN)
+    replace(tmp_path / RUN, (tmp_path / RUN).read_bytes())
+    with pytest.raises(UserError, match="one process at a time"):
+        lock.take(tmp_path, fcntl.LOCK_EX)
+
+
 def test_a_file_system_without_locks_is_used_without(tmp_path, monkeypatch):
     def unsupported(*_):
         raise OSError(95, "Operation not supported")
@@ -169,6 +224,9 @@ def test_a_file_system_without_locks_is_used_without(tmp_path, monkeypatch):
     monkeypatch.setattr(run_folder.fcntl, "flock", unsupported)
     assert RunFolder.open(tmp_path, {}).remember("a.json", lambda: PIECE) == PIECE
     assert sorted(os.listdir(tmp_path)) == ["a.json", RUN]
+    for settings in ({"sizes": [8]}, {"sizes": [8, 16]}):
+        grown = RunFolder.open(tmp_path / "grown", settings, growing=GROWING)
+        assert grown.read_json(RUN)["settings"] == settings
 
 
 def test_the_command_can_be_pasted(monkeypatch):
