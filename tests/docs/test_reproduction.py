@@ -6,9 +6,10 @@ from collections import defaultdict
 import numpy as np
 import pytest
 
+from experiments.pool_orders import joined
 from lensllm_jax.selection.public_tables import load_loss_table
 from lensllm_jax.selection.rank import rank
-from tests.committed import table
+from tests.committed import RESULTS, table
 from tests.docs.reproduction import WORDS, row_of_page, selector_rows
 
 TASKS = ("pydoc", "sotu")  # own curves
@@ -282,6 +283,29 @@ def test_predictions_of_published_curves_are_those_of_their_tables(tmp_path):
     expected = "a mean of {posterior} nats per byte, those of `pooled` of {pooled}, of `lensllm` of"
     assert f"{expected} {{lensllm}}.".format(**means) in WORDS
     assert f"two sizes, and {predicted['rectified']:.3f} for SmolLM2 from three" in WORDS
+
+
+def test_predictions_of_three_alone_are_those_of_their_table():
+    both = [load_loss_table(str(RESULTS / f"{name}.csv"))
+            for name in ("published_sotu_losses", "sotu_losses")]  # fmt: skip
+    names = [name for task, _, name in CURVES_OF_PUBLISHED if task == "sotu"]
+    measured = both[0].by_name(1600)
+    predicted = {
+        (selector, n): rank(
+            joined(both[:n]), budget_size=400, target_size=1600, selector=selector
+        ).predicted
+        for selector in ("lensllm", "pooled", "posterior")
+        for n in (1, 2)
+    }
+    for selector in ("lensllm", "pooled"):
+        few, many = ([predicted[selector, n][name] for name in names] for n in (1, 2))
+        assert few == pytest.approx(many)
+    off = {n: np.mean([abs(predicted["posterior", n][name] - measured[name]) for name in names])
+           for n in (1, 2)}  # fmt: skip
+    said = [f"{predicted['posterior', 1][name]:.3f}" for name in names]
+    errors = [f"{off[n]:.3f}".removeprefix("0") for n in (1, 2)]
+    expected = f"have {listed(said)} by `posterior`, {errors[0]} off in the mean in place of"
+    assert f"{expected} {errors[1]};" in WORDS
 
 
 def test_races_of_published_and_bundled_models_are_those_of_the_tables():
