@@ -14,13 +14,13 @@ of the nested order, before and after fine-tuning on the first --size (of which 
 * <task>_kernel_layers.csv: the share of each layer in the kernel's trace, before and after: blocks
   by their number, embeddings, heads and final norms by their names.
 
-The same command resumes: a finished fine-tune is read from its weights.
+The same command resumes, also inside a fine-tune or a kernel.
 """
 
 import re
+import shutil
 from collections.abc import Iterator, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -34,16 +34,16 @@ from experiments.common.flags import define_num_examples
 from experiments.common.measurement_flags import measurement_flags
 from experiments.common.stored_kernels import has_kernel, read_kernel, write_kernel
 from lensllm_jax import checks
-from lensllm_jax.checkpoints.candidate import Candidate
-from lensllm_jax.checkpoints.zoo import load_candidate
 from lensllm_jax.data.task import Task
-from lensllm_jax.measurement.measurement import Measurement, MeasurementConfig
+from lensllm_jax.measurement.jobs import WHOLE, Job, Measurer, ProgressUpdate
+from lensllm_jax.measurement.measurement import Measurement
 from lensllm_jax.measurement.pool import describe_pool
 from lensllm_jax.ntk.candidate import candidate_ntk
 from lensllm_jax.ntk.loss import ntk_spectrum
 from lensllm_jax.ntk.readout import Readout, ReadoutFn
 from lensllm_jax.ntk.velocity import kernel_alignment, relative_change
 from lensllm_jax.runs import terminal
+from lensllm_jax.runs.progress import Progress
 from lensllm_jax.runs.resume import task_settings
 from lensllm_jax.runs.run_folder import RunFolder, file_name_of
 from lensllm_jax.theory.blocks import weight_blocks
@@ -55,6 +55,8 @@ SIZE = flags.DEFINE_integer("size", 800, "Examples of the fine-tune.")
 
 STATES = ("before", "after")
 BLOCK = 32  # examples of a tile's side
+# of SmolLM2-135M with 128 and 800 examples the fine-tune takes about as long as both kernels
+KERNEL_WORK, FINE_TUNE_WORK = 1.0, 2.0
 
 
 def main(_: Sequence[str]) -> None:
@@ -69,11 +71,16 @@ def main(_: Sequence[str]) -> None:
         "size": SIZE.value,
     }
     folder = run.open_folder(settings, task, pool)
+    configs = run.fitted(task, pool, folder)
     change, spectra, layers = [], [], []
-    with run.progress(total=float(len(run.names))) as progress:
-        for name in run.names:
-            progress.at(0.0, f"{name}: kernels")
-            steps = _remember_states(name, task, run.measurement, folder)
+    measurer = Measurer(task)
+    with run.progress(total=len(pool) * (2 * KERNEL_WORK + FINE_TUNE_WORK)) as progress:
+        for name, one in pool.items():
+            job = Job(
+                name, one.num_params, SIZE.value, configs[name], path=folder.path / _tuned(name),
+                checkpoint_seconds=run.checkpoint_seconds, keep=WHOLE,
+            )  # fmt: skip
+            steps = _remember_states(job, measurer, folder, progress)
             kernels = [read_kernel(folder, _stem(name, state)) for state in STATES]
             thetas = (theta for theta, _ in kernels)
             change.append({"candidate": name, **change_row(*thetas, steps=steps)})
@@ -82,7 +89,6 @@ def main(_: Sequence[str]) -> None:
                 spectra.append({**key, **_spectrum_row(theta, residual)})
                 trace = folder.read_piece(f"{_stem(name, state)}.json")["trace"]
                 layers += [{**key, **row} for row in layer_rows(trace)]
-            progress.finish(1.0, f"{name}: kernels measured")
     stem = file_name_of(task.name)
     folder.write_rows(f"{stem}_kernel_change.csv", change)
     folder.write_rows(f"{stem}_kernel_states.csv", spectra)
@@ -105,39 +111,52 @@ def _stem(name: str, state: str) -> str:
     return f"kernels/{file_name_of(name)}/{state}"
 
 
-def _remember_states(name: str, task: Task, config: MeasurementConfig, folder: RunFolder) -> int:
+def _tuned(name: str) -> str:
+    """The piece of a fine-tune, next to its weights."""
+    return f"tuned/{file_name_of(name)}.json"
+
+
+def _remember_states(job: Job, measurer: Measurer, folder: RunFolder, progress: Progress) -> int:
     """Kernels of both states; returns the steps of the fine-tune between them."""
-    fine_tune = f"tuned/{file_name_of(name)}.json"
-    weights = folder.path / "tuned" / file_name_of(name)
-    has = {state: has_kernel(folder, _stem(name, state)) for state in STATES}
-    if not all(has.values()) or not folder.has(fine_tune):
-        candidate = load_candidate(name)
-        measurement = Measurement(candidate, task, config=config)
-        batch = measurement.kernel_texts(NUM_EXAMPLES.value)
-        if not has["before"]:
-            _store_kernel(name, "before", candidate, batch, folder)
-        if not folder.has(fine_tune):
-            _fine_tune(measurement, weights, fine_tune, folder)
-        if not has["after"]:
-            _store_kernel(name, "after", load_candidate(str(weights)), batch, folder)
-    return int(folder.read_piece(fine_tune)["best_step"])
+    sources = (job.name, str(job.kept))
+    for state, source in zip(STATES, sources, strict=True):
+        if state == "after":
+            _remember_fine_tune(job, measurer, folder, progress)
+        message = f"{job.name}: kernel {state} fine-tuning"
+        if has_kernel(folder, stem := _stem(job.name, state)):
+            progress.skip(KERNEL_WORK)
+        else:
+            progress.at(0.0, message)
+            _store_kernel(stem, measurer.measurement(source, job.config), folder)
+            progress.finish(KERNEL_WORK, message)
+    return int(folder.read_piece(_tuned(job.name))["best_step"])
 
 
-def _fine_tune(measurement: Measurement, weights: Path, piece: str, folder: RunFolder) -> None:
-    found = measurement.fine_tune(SIZE.value)
-    measurement.save(found.params, weights)
-    folder.write_piece(
-        piece, {"best_step": found.result.best_step, "test_loss": found.result.test_loss}
-    )
-
-
-def _store_kernel(
-    name: str, state: str, candidate: Candidate, batch: Batch, folder: RunFolder
+def _remember_fine_tune(
+    job: Job, measurer: Measurer, folder: RunFolder, progress: Progress
 ) -> None:
-    kernel = candidate_ntk(candidate, batch, block_size=BLOCK)
+    if folder.has(_tuned(job.name)):
+        progress.skip(FINE_TUNE_WORK)
+        return
+
+    def show(update: ProgressUpdate) -> None:
+        progress.at(FINE_TUNE_WORK * update.share, update.message)
+
+    cell = measurer.measure(job, on_progress=show)
+    columns = ("best_step", "test_loss", "learning_rate")
+    folder.write_piece(_tuned(job.name), {column: cell[column] for column in columns})
+    job.discard()
+    progress.finish(FINE_TUNE_WORK, f"{job}, test loss {cell['test_loss']:.4f}")
+
+
+def _store_kernel(stem: str, measurement: Measurement, folder: RunFolder) -> None:
+    candidate, batch = measurement.candidate, measurement.kernel_texts(NUM_EXAMPLES.value)
+    tiles = folder.path / f"{stem}.tiles"
+    kernel = candidate_ntk(candidate, batch, block_size=BLOCK, store=tiles)
     f = ReadoutFn(candidate.apply_fn, Readout.TARGET_LOGPROB, not candidate.is_encoder_decoder)
     trace = layer_traces(f, candidate.params, batch)
-    write_kernel(folder, _stem(name, state), kernel, trace=trace)
+    write_kernel(folder, stem, kernel, trace=trace)
+    shutil.rmtree(tiles)
 
 
 def layer_traces(f: ReadoutFn, params: Params, batch: Batch) -> dict[str, float]:

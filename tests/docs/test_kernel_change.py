@@ -12,7 +12,7 @@ STATES = ("before", "after")
 
 def rows(kind):
     """(task and candidate, row) of the bundled candidates and of the published one."""
-    for stem in ("pydoc", "published_pydoc", "sotu"):
+    for stem in ("pydoc", "published_pydoc", "sotu", "published_sotu"):
         for row in table(f"{stem}_kernel_{kind}"):
             yield f"{stem.removeprefix('published_')}, {row['candidate']}", row
 
@@ -54,19 +54,23 @@ def test_traces_are_the_sums_of_the_eigenvalues(eigenvalues):
 
 
 def test_sentences_are_those_of_the_tables(eigenvalues, shares):
-    name = "pydoc, published/smollm2-135m"
+    name, on_sotu = (f"{task}, published/smollm2-135m" for task in ("pydoc", "sotu"))
     change = dict(rows("change"))
     ratio = {name: float(row["trace_ratio"]) for name, row in change.items()}
-    largest = max(eigenvalues[name, "after"]) / max(eigenvalues[name, "before"])
+    largest = {one: max(eigenvalues[one, "after"]) / max(eigenvalues[one, "before"])
+               for one in (name, on_sotu)}  # fmt: skip
     assert (
-        f"After {change[name]['steps']} steps SmolLM2's kernel has {ratio[name]:.2f} of its trace "
-        f"and {largest:.2f} of its largest eigenvalue; the centred kernel turns less than the "
-        "whole one"
+        f"After {change[name]['steps']} steps on pydoc SmolLM2's kernel has {ratio[name]:.2f} of "
+        f"its trace and {largest[name]:.2f} of its largest eigenvalue; the centred kernel turns "
+        f"less than the whole one. After {change[on_sotu]['steps']} on sotu, at three times the "
+        f"rate, it has {ratio[on_sotu]:.2f} of its trace and {largest[on_sotu]:.2f} times its"
     ) in WORDS
     assert float(change[name]["centred_alignment"]) > float(change[name]["alignment"])
+    assert float(change[on_sotu]["alignment"]) < 0.15  # "hardly any of its direction"
     pydoc, sotu = (f"{ratio[f'{task}, zoo/t5-xs']:.3f}" for task in ("pydoc", "sotu"))
     assert f"t5-xs keeps {pydoc} of its trace on pydoc and {sotu} on sotu" in WORDS
-    ordered = {state: sorted(shares[name, state], key=shares[name, state].get, reverse=True)
-               for state in STATES}  # fmt: skip
-    assert ordered["after"][0] == "embed"
-    assert ordered["before"][:3] == ["embed", "block 0", "block 29"]  # of 30
+    ordered = {(one, state): sorted(by_layer, key=by_layer.get, reverse=True)
+               for (one, state), by_layer in shares.items()}  # fmt: skip
+    assert ordered[name, "after"][0] == "embed"
+    assert ordered[name, "before"][:3] == ["embed", "block 0", "block 29"]  # of 30
+    assert {ordered[on_sotu, state][0] for state in STATES} == {"block 0"}

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import lensllm_jax as lens
+from lensllm_jax.measurement.jobs import Measurer, ProgressUpdate
 from tests.experiments.pools import toy_texts
 from tests.messages.binaries import load
 from tests.tolerances import assert_close
@@ -63,22 +64,24 @@ def test_a_second_run_reads_what_the_first_measured(tmp_path, monkeypatch):
     ).module
     done = []
 
-    def kernel(candidate, batch, *, block_size):
-        done.append("kernel")
+    def kernel(candidate, batch, *, block_size, store):
+        store.mkdir(parents=True)
+        done.append(f"kernel of {len(batch['labels'])}")
         g = np.random.default_rng(len(done)).standard_normal((len(batch["labels"]), 20))
         return SimpleNamespace(theta=g @ g.T, residual=g[:, 0])
 
-    def fine_tune(measurement, weights, piece, folder):
-        done.append("fine-tune")
-        measurement.candidate.save(weights)
-        folder.write_piece(piece, {"best_step": 4, "test_loss": 1.0})
+    def fine_tune(measurer, job, *, on_progress):
+        done.append(f"fine-tune on {job.size}")
+        measurer.measurement(job.name, job.config).candidate.save(job.kept)
+        on_progress(ProgressUpdate(0.5, "half way"))
+        return {"best_step": 4, "test_loss": 1.0, "learning_rate": 0.1, "num_steps": 8}
 
     monkeypatch.setattr(module, "candidate_ntk", kernel)
-    monkeypatch.setattr(module, "_fine_tune", fine_tune)
+    monkeypatch.setattr(Measurer, "measure", fine_tune)
     monkeypatch.setattr(module, "layer_traces", lambda *_: {"embed": 1.0, "block 0": 3.0})
     for _ in range(2):
         module.main([])
-        assert done == ["kernel", "fine-tune", "kernel"]
+        assert done == ["kernel of 6", "fine-tune on 8", "kernel of 6"]
     tables = {}
     for name in ("kernel_change", "kernel_states", "kernel_layers"):
         with (tmp_path / "out" / f"toy_{name}.csv").open() as file:
