@@ -153,6 +153,27 @@ def test_published_curves_are_those_of_the_tables():
     assert sum(len(published(task)) for task in TASKS) == len(CURVES_OF_PUBLISHED)
 
 
+def test_another_seed_of_a_published_model_is_that_of_its_table():
+    (losses,) = table("published_sotu_seed_1_losses")
+    sizes = SIZES_OF_PUBLISHED[1:4]
+    shown = " / ".join(f"{float(losses[size]):.3f}" for size in sizes)
+    first, second = (
+        {row["size"]: row for row in table(f"published_sotu_{name}")
+         if row["candidate"] == losses["config name"]}
+        for name in ("ledger", "seed_1_ledger")
+    )  # fmt: skip
+    gaps = [float(second[n]["test_loss"]) - float(first[n]["test_loss"]) for n in sizes]
+    words = [f"{abs(gap):.3f} {'above' if gap > 0 else 'below'}".removeprefix("0") for gap in gaps]
+    assert f"SmolLM2 has {shown} on sotu: {', '.join(words)} the first, less than" in WORDS
+    for gap, n in zip(gaps, sizes, strict=True):
+        assert abs(gap) < min(float(row[n]["loss_se"]) for row in (first, second))
+        assert first[n]["num_steps"] == second[n]["num_steps"]
+        assert first[n]["data_order_sha256"] != second[n]["data_order_sha256"]
+        assert second[n]["learning_rate"] == first[n]["learning_rate"]
+    minutes = total(second.values(), "seconds") / 60
+    assert f"numbers of steps. {minutes:.0f} min of one core" in WORDS
+
+
 def test_lora_of_a_published_model_is_that_of_its_table():
     (losses,) = table("published_sotu_lora_losses")
     sizes = SIZES_OF_PUBLISHED[:4]
