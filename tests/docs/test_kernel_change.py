@@ -69,6 +69,21 @@ def test_sentences_are_those_of_the_tables(eigenvalues, shares):
     assert float(change[on_sotu]["alignment"]) < 0.15  # "hardly any of its direction"
     pydoc, sotu = (f"{ratio[f'{task}, zoo/t5-xs']:.3f}" for task in ("pydoc", "sotu"))
     assert f"t5-xs keeps {pydoc} of its trace on pydoc and {sotu} on sotu" in WORDS
+    bundled = [row for one, row in change.items() if one.startswith("pydoc, zoo/")]
+    assert len(bundled) == 13
+    ends = [f"{end:.2f}" for column in ("trace_ratio", "alignment")
+            for values in [[float(row[column]) for row in bundled]]
+            for end in (min(values), max(values))]  # fmt: skip
+    assert (
+        "none keeps its trace ({} to {} of it) or its direction (alignment {} to {}), and the "
+        "largest eigenvalue's share of the trace falls for each; T5 and mT5 change most"
+    ).format(*ends) in WORDS
+    for row in bundled:
+        of_one = (eigenvalues[f"pydoc, {row['candidate']}", state] for state in STATES)
+        before, after = (max(values) / sum(values) for values in of_one)
+        assert after < before
+    most = sorted(bundled, key=lambda row: float(row["trace_ratio"]))[:3]
+    assert {row["candidate"] for row in most} == {"zoo/t5-xs", "zoo/t5-s", "zoo/mt5-xs"}
     ordered = {(one, state): sorted(by_layer, key=by_layer.get, reverse=True)
                for (one, state), by_layer in shares.items()}  # fmt: skip
     assert ordered[name, "after"][0] == "embed"
