@@ -71,9 +71,8 @@ def test_sentences_are_those_of_the_tables(eigenvalues, shares):
     assert f"t5-xs keeps {pydoc} of its trace on pydoc and {sotu} on sotu" in WORDS
     bundled = [row for one, row in change.items() if one.startswith("pydoc, zoo/")]
     assert len(bundled) == 13
-    ends = [f"{end:.2f}" for column in ("trace_ratio", "alignment")
-            for values in [[float(row[column]) for row in bundled]]
-            for end in (min(values), max(values))]  # fmt: skip
+    values = [[float(row[column]) for row in bundled] for column in ("trace_ratio", "alignment")]
+    ends = [f"{end(of_one):.2f}" for of_one in values for end in (min, max)]
     assert (
         "none keeps its trace ({} to {} of it) or its direction (alignment {} to {}), and the "
         "largest eigenvalue's share of the trace falls for each; T5 and mT5 change most"

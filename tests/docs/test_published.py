@@ -6,12 +6,13 @@ from collections import defaultdict
 import numpy as np
 import pytest
 
-from experiments.pool_orders import joined
 from lensllm_jax.selection.public_tables import load_loss_table
 from lensllm_jax.selection.rank import rank
 from tests.committed import RESULTS, table
 from tests.docs.reproduction import WORDS, row_of_page
+from tests.messages.binaries import load
 
+joined = load("pool_orders").module.joined
 TASKS = ("pydoc", "sotu")
 
 SIZES_OF_PUBLISHED = ("0", "200", "400", "800", "1600", "3200")
@@ -29,6 +30,15 @@ def published(task, kind="losses"):
     for row in table(f"published_{task}_{kind}"):
         rows[row.get("candidate") or row["config name"]].append(row)
     return rows
+
+
+def losses_of(name):
+    return load_loss_table(str(RESULTS / f"{name}_losses.csv"))
+
+
+def by_size(ledger, candidate):
+    """Rows of a ledger."""
+    return {row["size"]: row for row in table(ledger) if row["candidate"] == candidate}
 
 
 def total(rows, column):
@@ -52,10 +62,9 @@ def test_another_seed_of_a_published_model_is_that_of_its_table():
     sizes = SIZES_OF_PUBLISHED[1:4]
     shown = " / ".join(f"{float(losses[size]):.3f}" for size in sizes)
     first, second = (
-        {row["size"]: row for row in table(f"published_sotu_{name}")
-         if row["candidate"] == losses["config name"]}
+        by_size(f"published_sotu_{name}", losses["config name"])
         for name in ("ledger", "seed_1_ledger")
-    )  # fmt: skip
+    )
     gaps = [float(second[n]["test_loss"]) - float(first[n]["test_loss"]) for n in sizes]
     words = [f"{abs(gap):.3f} {'above' if gap > 0 else 'below'}".removeprefix("0") for gap in gaps]
     assert f"SmolLM2 has {shown} on sotu: {', '.join(words)} the first, less than" in WORDS
@@ -74,8 +83,8 @@ def test_lora_of_a_published_model_is_that_of_its_table():
     shown = " / ".join(f"{float(losses[size]):.3f}" for size in sizes)
     assert f"SmolLM2 has {shown} on sotu" in WORDS
     full, lora = (
-        {row["size"]: row for row in rows if row["candidate"] == losses["config name"]}
-        for rows in (table("published_sotu_ledger"), table("published_sotu_lora_ledger"))
+        by_size(f"published_sotu_{name}", losses["config name"])
+        for name in ("ledger", "lora_ledger")
     )
     gaps = [float(lora[n]["test_loss"]) - float(full[n]["test_loss"]) for n in sizes[1:]]
     behind, *ahead = (f"{abs(gap):.3f}".removeprefix("0") for gap in gaps)
@@ -171,7 +180,7 @@ def listed(words):
     return f"{', '.join(words[:-1])} and {words[-1]}"
 
 
-def test_predictions_of_published_curves_are_those_of_their_tables(tmp_path):
+def test_predictions_of_published_curves_are_those_of_their_tables():
     errors = defaultdict(list)
     for task, name, budget in (
         ("sotu", "SmolLM2", 400),
@@ -181,7 +190,7 @@ def test_predictions_of_published_curves_are_those_of_their_tables(tmp_path):
         ("pydoc", "SmolLM2", 800),
     ):
         (candidate,) = (c for t, n, c in CURVES_OF_PUBLISHED if (t, n) == (task, name))
-        measured, rankings = predicted_of_published(task, budget, candidate, tmp_path)
+        measured, rankings = predicted_of_published(task, budget, candidate)
         predicted = {key: r.predicted[candidate] for key, r in rankings.items()}
         cells = [f"{predicted[key]:.3f}" for key in ("lensllm", "pooled", "posterior")]
         row = row_of_page(f"{name}, {task}, from {budget} at {4 * budget:,}")
@@ -201,8 +210,7 @@ def test_predictions_of_published_curves_are_those_of_their_tables(tmp_path):
 
 
 def test_predictions_of_three_alone_are_those_of_their_table():
-    both = [load_loss_table(str(RESULTS / f"{name}.csv"))
-            for name in ("published_sotu_losses", "sotu_losses")]  # fmt: skip
+    both = [losses_of(name) for name in ("published_sotu", "sotu")]
     names = [name for task, _, name in CURVES_OF_PUBLISHED if task == "sotu"]
     measured = both[0].by_name(1600)
     predicted = {
@@ -255,15 +263,9 @@ def test_races_of_published_and_bundled_models_are_those_of_the_tables():
     assert expected.format(*minutes) in WORDS
 
 
-def predicted_of_published(task, budget, candidate, folder):
+def predicted_of_published(task, budget, candidate):
     """Its loss at four budgets, and by selector the ranking beside the others of the task."""
-    sizes = [size for size in SIZES_OF_PUBLISHED if int(size) <= 4 * budget]
-    columns = ("config name", *sizes, "size", "family")
-    rows = [row for name in ("", "published_") for row in table(f"{name}{task}_losses")]
-    lines = [",".join(columns), *(",".join(row[name] for name in columns) for row in rows)]
-    file = folder / f"{task}.csv"
-    file.write_text("\n".join(lines))
-    both = load_loss_table(str(file))
+    both = joined([losses_of(f"{name}{task}") for name in ("", "published_")])
     rankings = {
         name: rank(both, budget_size=budget, target_size=4 * budget, selector=name)
         for name in ("lensllm", "rectified", "pooled", "posterior")
