@@ -35,17 +35,15 @@ from experiments.common.measurement_flags import measurement_flags
 from experiments.common.stored_kernels import has_kernel, read_kernel, write_kernel
 from lensllm_jax import checks
 from lensllm_jax.data.task import Task
-from lensllm_jax.measurement.jobs import WHOLE, Job, Measurer, ProgressUpdate
-from lensllm_jax.measurement.measurement import Measurement
+from lensllm_jax.measurement.jobs import WHOLE, Job, Measurer
 from lensllm_jax.measurement.pool import describe_pool
 from lensllm_jax.ntk.candidate import candidate_ntk
 from lensllm_jax.ntk.loss import ntk_spectrum
 from lensllm_jax.ntk.readout import Readout, ReadoutFn
 from lensllm_jax.ntk.velocity import kernel_alignment, relative_change
 from lensllm_jax.runs import terminal
-from lensllm_jax.runs.progress import Progress
-from lensllm_jax.runs.resume import task_settings
-from lensllm_jax.runs.run_folder import RunFolder, file_name_of
+from lensllm_jax.runs.resume import Cells, task_settings
+from lensllm_jax.runs.run_folder import file_name_of
 from lensllm_jax.theory.blocks import weight_blocks
 from lensllm_jax.typing import Array, Batch, Params
 
@@ -55,8 +53,8 @@ SIZE = flags.DEFINE_integer("size", 800, "Examples of the fine-tune.")
 
 STATES = ("before", "after")
 BLOCK = 32  # examples of a tile's side
-# of SmolLM2-135M with 128 and 800 examples the fine-tune takes about as long as both kernels
-KERNEL_WORK, FINE_TUNE_WORK = 1.0, 2.0
+# of a kernel, per fine-tune: of SmolLM2-135M with 128 and 800 examples both take as long as that
+KERNEL_WORK = 0.5
 
 
 def main(_: Sequence[str]) -> None:
@@ -74,13 +72,19 @@ def main(_: Sequence[str]) -> None:
     configs = run.fitted(task, pool, folder)
     change, spectra, layers = [], [], []
     measurer = Measurer(task)
-    with run.progress(total=len(pool) * (2 * KERNEL_WORK + FINE_TUNE_WORK)) as progress:
-        for name, one in pool.items():
-            job = Job(
-                name, one.num_params, SIZE.value, configs[name], path=folder.path / _tuned(name),
-                checkpoint_seconds=run.checkpoint_seconds, keep=WHOLE,
-            )  # fmt: skip
-            steps = _remember_states(job, measurer, folder, progress)
+    jobs = {
+        name: Job(
+            name, one.num_params, SIZE.value, configs[name],
+            path=folder.path / f"tuned/{file_name_of(name)}.json",
+            checkpoint_seconds=run.checkpoint_seconds, keep=WHOLE,
+        )
+        for name, one in pool.items()
+    }  # fmt: skip
+    work = sum(job.work for job in jobs.values()) * (1 + 2 * KERNEL_WORK)
+    with run.progress(total=work) as progress:
+        cells = Cells(folder, progress)
+        for name, job in jobs.items():
+            steps = _remember_states(job, measurer, cells)
             kernels = [read_kernel(folder, _stem(name, state)) for state in STATES]
             thetas = (theta for theta, _ in kernels)
             change.append({"candidate": name, **change_row(*thetas, steps=steps)})
@@ -111,52 +115,32 @@ def _stem(name: str, state: str) -> str:
     return f"kernels/{file_name_of(name)}/{state}"
 
 
-def _tuned(name: str) -> str:
-    """The piece of a fine-tune, next to its weights."""
-    return f"tuned/{file_name_of(name)}.json"
-
-
-def _remember_states(job: Job, measurer: Measurer, folder: RunFolder, progress: Progress) -> int:
+def _remember_states(job: Job, measurer: Measurer, cells: Cells) -> int:
     """Kernels of both states; returns the steps of the fine-tune between them."""
-    sources = (job.name, str(job.kept))
-    for state, source in zip(STATES, sources, strict=True):
-        if state == "after":
-            _remember_fine_tune(job, measurer, folder, progress)
-        message = f"{job.name}: kernel {state} fine-tuning"
-        if has_kernel(folder, stem := _stem(job.name, state)):
-            progress.skip(KERNEL_WORK)
-        else:
-            progress.at(0.0, message)
-            _store_kernel(stem, measurer.measurement(source, job.config), folder)
-            progress.finish(KERNEL_WORK, message)
-    return int(folder.read_piece(_tuned(job.name))["best_step"])
+    before, after = STATES
+    _remember_kernel(job, before, job.name, measurer, cells)
+    tuned = cells.measured(job, measurer)
+    _remember_kernel(job, after, str(job.kept), measurer, cells)
+    return int(tuned["best_step"])
 
 
-def _remember_fine_tune(
-    job: Job, measurer: Measurer, folder: RunFolder, progress: Progress
-) -> None:
-    if folder.has(_tuned(job.name)):
-        progress.skip(FINE_TUNE_WORK)
+def _remember_kernel(job: Job, state: str, source: str, measurer: Measurer, cells: Cells) -> None:
+    """The kernel of ``source``, a candidate or its tuned weights."""
+    work, stem = KERNEL_WORK * job.work, _stem(job.name, state)
+    if has_kernel(cells.folder, stem):
+        cells.progress.skip(work)
         return
-
-    def show(update: ProgressUpdate) -> None:
-        progress.at(FINE_TUNE_WORK * update.share, update.message)
-
-    cell = measurer.measure(job, on_progress=show)
-    columns = ("best_step", "test_loss", "learning_rate")
-    folder.write_piece(_tuned(job.name), {column: cell[column] for column in columns})
-    job.discard()
-    progress.finish(FINE_TUNE_WORK, f"{job}, test loss {cell['test_loss']:.4f}")
-
-
-def _store_kernel(stem: str, measurement: Measurement, folder: RunFolder) -> None:
+    message = f"{job.name}: kernel {state} fine-tuning"
+    cells.progress.at(0.0, message)
+    measurement = measurer.measurement(source, job.config)
     candidate, batch = measurement.candidate, measurement.kernel_texts(NUM_EXAMPLES.value)
-    tiles = folder.path / f"{stem}.tiles"
+    tiles = cells.folder.path / f"{stem}.tiles"
     kernel = candidate_ntk(candidate, batch, block_size=BLOCK, store=tiles)
     f = ReadoutFn(candidate.apply_fn, Readout.TARGET_LOGPROB, not candidate.is_encoder_decoder)
     trace = layer_traces(f, candidate.params, batch)
-    write_kernel(folder, stem, kernel, trace=trace)
+    write_kernel(cells.folder, stem, kernel, trace=trace)
     shutil.rmtree(tiles)
+    cells.progress.finish(work, message)
 
 
 def layer_traces(f: ReadoutFn, params: Params, batch: Batch) -> dict[str, float]:

@@ -148,8 +148,8 @@ def open_folder(
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError, OSError):
         before = lost = None
     is_ours = isinstance(before, dict)
-    different = []
-    if isinstance(before, dict):
+    different: list[str] = []
+    if is_ours:
         now = json.loads(content)["settings"]
         grown = {name: now[name] for name in growing if _holds(now.get(name), before.get(name))}
         different = differences({**before, **grown}, now)

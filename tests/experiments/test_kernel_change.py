@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import lensllm_jax as lens
-from lensllm_jax.measurement.jobs import Measurer, ProgressUpdate
+from lensllm_jax.measurement.jobs import RECORDS, Measurer, ProgressUpdate
 from tests.experiments.pools import toy_texts
 from tests.messages.binaries import load
 from tests.tolerances import assert_close
@@ -74,7 +74,7 @@ def test_a_second_run_reads_what_the_first_measured(tmp_path, monkeypatch):
         done.append(f"fine-tune on {job.size}")
         measurer.measurement(job.name, job.config).candidate.save(job.kept)
         on_progress(ProgressUpdate(0.5, "half way"))
-        return {"best_step": 4, "test_loss": 1.0, "learning_rate": 0.1, "num_steps": 8}
+        return {"best_step": 4, "test_loss": 1.0, RECORDS: np.ones((2, 3))}
 
     monkeypatch.setattr(module, "candidate_ntk", kernel)
     monkeypatch.setattr(Measurer, "measure", fine_tune)
