@@ -48,6 +48,7 @@ CURVES = define_curves("Loss tables (CSV) without an empty cell, one per task.")
 HIGHER_IS_BETTER = define_higher_is_better()
 POOLS = flags.DEFINE_list("pools", ["6"], "Candidates of the pools that are drawn.")
 DRAWS = flags.DEFINE_integer("draws", 100, "Pools of each size drawn from each table.")
+SEED = flags.DEFINE_integer("seed", 0, "Seed of the pools that are drawn.")
 COSTS = flags.DEFINE_list("costs", ["0.02", "0.05", "0.1"], "Shares of tuning the whole pool.")
 CONFIDENCE = define_confidence()
 OUTPUT_DIR = define_output_dir()
@@ -70,12 +71,14 @@ def main(_: Sequence[str]) -> None:
     """Replays and writes."""
     costs = sorted(cli.numbers("costs", COSTS.value))
     pools = cli.whole_numbers("pools", POOLS.value)
+    checks.positive("draws", DRAWS.value)
+    checks.not_negative("seed", SEED.value)
     tables = read_curves(CURVES.value, higher_is_better=HIGHER_IS_BETTER.value)
     for table in tables:
         _check(table, pools)
     settings = {
         "curves": digests(CURVES.value), "pools": list(pools), "draws": DRAWS.value,
-        "costs": costs, "confidence": CONFIDENCE.value, "seed": 0,
+        "costs": costs, "confidence": CONFIDENCE.value, "seed": SEED.value,
         "higher_is_better": HIGHER_IS_BETTER.value,
     }  # fmt: skip
     folder = RunFolder.open(OUTPUT_DIR.value, settings)
@@ -83,7 +86,7 @@ def main(_: Sequence[str]) -> None:
     total = float(len(tables) * (len(pools) * DRAWS.value + 1))
     with Progress(total=total, quiet=QUIET.value) as progress:
         for table in tables:
-            for pool, members in _drawn(table, pools, DRAWS.value).items():
+            for pool, members in _drawn(table, pools, DRAWS.value, SEED.value).items():
                 measured = []
                 for part in members:
                     measured.append(_measured(part, costs))
@@ -117,9 +120,11 @@ def _check(table: LossTable, pools: Sequence[int]) -> None:
         )
 
 
-def _drawn(table: LossTable, pools: Sequence[int], draws: int) -> dict[int, list[LossTable]]:
+def _drawn(
+    table: LossTable, pools: Sequence[int], draws: int, seed: int
+) -> dict[int, list[LossTable]]:
     """Pools by their number of candidates; the whole table last."""
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(seed)
     drawn = {}
     for pool in pools:
         rows = [np.sort(rng.choice(len(table.names), pool, replace=False)) for _ in range(draws)]

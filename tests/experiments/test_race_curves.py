@@ -59,6 +59,13 @@ def test_candidates_of_unknown_size_count_alike():
     assert [*CURVES._upwards(unknown, target)] == [*CURVES._upwards(alike, target)]
 
 
+def test_a_seed_names_the_pools_and_another_draws_others():
+    def drawn(seed):
+        return [part.names for part in CURVES._drawn(table("abcdefgh"), [3], 6, seed)[3]]
+
+    assert drawn(1) == drawn(1) != drawn(2)
+
+
 def test_a_table_of_three_sizes_is_refused(tmp_path):
     short = dataclasses.replace(table(), sizes=SIZES[:3], losses=table().losses[:, :3])
     with pytest.raises(UserError, match="`curves` must have 4 sizes or more above 0, got 3 in toy"):
