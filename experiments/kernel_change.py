@@ -127,14 +127,15 @@ def _remember_states(job: Job, measurer: Measurer, cells: Cells) -> int:
 def _remember_kernel(job: Job, state: str, source: str, measurer: Measurer, cells: Cells) -> None:
     """The kernel of ``source``, a candidate or its tuned weights."""
     work, stem = KERNEL_WORK * job.work, _stem(job.name, state)
+    tiles = cells.folder.path / f"{stem}.tiles"
     if has_kernel(cells.folder, stem):
+        shutil.rmtree(tiles, ignore_errors=True)  # left by a kill once the kernel was written
         cells.progress.skip(work)
         return
     message = f"{job.name}: kernel {state} fine-tuning"
     cells.progress.at(0.0, message)
     measurement = measurer.measurement(source, job.config)
     candidate, batch = measurement.candidate, measurement.kernel_texts(NUM_EXAMPLES.value)
-    tiles = cells.folder.path / f"{stem}.tiles"
     kernel = candidate_ntk(candidate, batch, block_size=BLOCK, store=tiles)
     f = ReadoutFn(candidate.apply_fn, Readout.TARGET_LOGPROB, not candidate.is_encoder_decoder)
     trace = layer_traces(f, candidate.params, batch)

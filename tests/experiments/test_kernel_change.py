@@ -79,8 +79,11 @@ def test_a_second_run_reads_what_the_first_measured(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "candidate_ntk", kernel)
     monkeypatch.setattr(Measurer, "measure", fine_tune)
     monkeypatch.setattr(module, "layer_traces", lambda *_: {"embed": 1.0, "block 0": 3.0})
+    left = tmp_path / "out" / f"{module._stem('zoo/gpt2-xs', 'before')}.tiles"
     for _ in range(2):
         module.main([])
+        assert not list((tmp_path / "out").rglob("*.tiles"))
+        left.mkdir()  # as a kill between writing a kernel and removing its tiles does
         assert done == ["kernel of 6", "fine-tune on 8", "kernel of 6"]
     tables = {}
     for name in ("kernel_change", "kernel_states", "kernel_layers"):
