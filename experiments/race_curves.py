@@ -159,10 +159,12 @@ def _interpolated(
 
     NaN below the first point, which nobody could pay; beyond the last one stays at it.
     """
-    x = np.log([point[-1] for point in points])
+    *columns, paid = zip(*points, strict=True)
+    x = np.log(paid)
     at = np.log(costs) + _ROUNDING  # a sum of shares may be above its own cost
-    columns = [np.interp(at, x, column, left=math.nan) for column in zip(*points, strict=True)]
-    return [*zip(*columns, strict=True)]
+    metrics = [np.interp(at, x, column, left=math.nan) for column in columns]
+    spent = np.where(at < x[0], math.nan, np.minimum(costs, paid[-1]))
+    return [*zip(*metrics, spent, strict=True)]
 
 
 def _race(table: LossTable, target: int, cost: float) -> Pick:
@@ -230,7 +232,7 @@ def _rows_of(
 
 
 def _figure(table: LossTable, rows: Sequence[Mapping[str, Any]]) -> bytes:
-    """Regret by cost, a panel per pool size."""
+    """Regret by what was spent, a panel per pool size."""
     mine = [row for row in rows if row["task"] == table.task]
     pools = list(dict.fromkeys(row["pool"] for row in mine))
     labels = [("cost (% of tuning all)", "regret (% of the lowest loss)")] * len(pools)
@@ -238,10 +240,11 @@ def _figure(table: LossTable, rows: Sequence[Mapping[str, Any]]) -> bytes:
     for axes, pool in zip(panels, pools, strict=True):
         for name in dict.fromkeys(row["selector"] for row in mine):
             line = [row for row in mine if row["pool"] == pool and row["selector"] == name]
-            costs = [100.0 * row["cost"] for row in line]
+            spent = [100.0 * row["spent"] for row in line]
             regrets = [row["regret_percent"] for row in line]
-            axes.plot(costs, regrets, label=name, **figures.style_of_selector(name))
+            axes.plot(spent, regrets, label=name, **figures.style_of_selector(name))
         axes.set_xscale("log")
+        costs = sorted({100.0 * row["cost"] for row in mine})
         axes.set_xticks(costs, [f"{cost:g}" for cost in costs])
         axes.minorticks_off()
         axes.set_ylim(bottom=0.0)

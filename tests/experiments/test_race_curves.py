@@ -36,6 +36,7 @@ def test_between_two_budgets_regret_is_linear_in_the_logarithm_of_the_cost():
     points = [(4.0, 0.01), (2.0, 0.04)]
     found = CURVES._interpolated(points, [0.01, 0.02, 0.04, 0.5])
     assert [row[0] for row in found] == pytest.approx([4.0, 3.0, 2.0, 2.0])
+    assert [row[1] for row in found] == [0.01, 0.02, 0.04, 0.04]  # what the regret costs
     (rounded,) = CURVES._interpolated([(4.0, 0.01 + 2e-18), (2.0, 0.04)], [0.01])
     assert rounded[0] == pytest.approx(4.0)
     (below,) = CURVES._interpolated(points, [0.009])
