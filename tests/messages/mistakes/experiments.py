@@ -174,12 +174,12 @@ MISTAKES = [
     ),
     (
         "seed",
-        "must be zero or positive, got -1",
+        "zero or positive and finite, got -1",
         lambda tmp: curves(tmp, LONG_TABLE, of="race_curves", SEED=-1),
     ),
     (
         "draws",
-        "must be positive, got 0",
+        "positive and finite, got 0",
         lambda tmp: curves(tmp, LONG_TABLE, of="race_curves", DRAWS=0),
     ),
     ("curves", "4 sizes or more above 0, got 2", lambda tmp: curves(tmp, of="race_curves")),
