@@ -128,9 +128,12 @@ def test_rows_of_a_published_model_are_those_of_its_tables():
 
 
 def test_row_of_races_is_the_table_of_them():
-    regret = {}  # selector, cost -> mean over both tables
+    regret, errors = {}, []  # selector, cost -> mean over both tables; shares of races' regrets
     for row in table("race_public"):
         if row["pool"] == "6":
+            assert f"({row['draws']} pools of 6 of each table;" in README
+            if row["selector"] == "race":
+                errors.append(float(row["standard_error"]) / float(row["regret_percent"]))
             key = row["selector"], float(row["cost"])
             regret[key] = regret.get(key, 0.0) + float(row["regret_percent"]) / 2
     costs = (0.02, 0.05, 0.1)
@@ -138,6 +141,8 @@ def test_row_of_races_is_the_table_of_them():
     fixed = [f"{min(regret[s, cost] for s in ('ats', 'pooled', 'posterior')):.2f}"
              for cost in costs]  # fmt: skip
     assert f"{', '.join(race)} % against {', '.join(fixed)} %" in README
+    low, high = (f"{100 * end(errors):.0f}" for end in (min, max))
+    assert f"the race's figures have standard errors of {low} to {high} % on each table" in README
 
 
 def test_row_of_the_kernels_use_is_that_of_the_claims():

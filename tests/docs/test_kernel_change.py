@@ -32,11 +32,16 @@ def shares():
     return found
 
 
+def largest_shares(eigenvalues, name):
+    """The largest eigenvalue's share of the trace, in each state."""
+    return [max(eigenvalues[name, state]) / sum(eigenvalues[name, state]) for state in STATES]
+
+
 def test_rows_are_those_of_the_tables(eigenvalues, shares):
     expected = []
     for name, row in rows("change"):
         columns = ("trace_ratio", "relative_change", "alignment", "centred_alignment")
-        largest = [max(eigenvalues[name, s]) / sum(eigenvalues[name, s]) for s in STATES]
+        largest = largest_shares(eigenvalues, name)
         layer = max(shares[name, "before"], key=shares[name, "before"].get)
         carried = [shares[name, state][layer] for state in STATES]
         cells = [row["steps"], *(f"{float(row[column]):.2f}" for column in columns)]
@@ -85,8 +90,7 @@ def test_sentences_of_the_bundled_candidates_are_those_of_the_tables(eigenvalues
             values = [float(row[column]) for row in bundled.values()]
             ends[task, column] = f"{min(values):.2f} to {max(values):.2f}"
         for name in bundled:
-            of_one = (eigenvalues[name, state] for state in STATES)
-            before, after = (max(values) / sum(values) for values in of_one)
+            before, after = largest_shares(eigenvalues, name)
             assert after < before
         most = sorted(bundled, key=lambda name: float(bundled[name]["trace_ratio"]))[:3]
         assert {*most} == {f"{task}, zoo/{name}" for name in ("t5-xs", "t5-s", "mt5-xs")}
